@@ -1,0 +1,391 @@
+"""Typed settings: what is computed (`Experiment`) and where and how it runs (`Deployment`).
+
+`Experiment` values change what an artifact *is*, so they feed asset code versions. `Deployment` values never do.
+A profile is a YAML file holding both; `load_settings` reads the one named by `SBP_PROFILE` (a name in
+`sbp_assets/profiles/` or a path) and applies environment overrides such as `SBP_EXPERIMENT__CORPUS__SHARDS=8`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+PROFILES_DIR = Path(__file__).parent / "profiles"
+ENV_PREFIX = "SBP_"
+ENV_SEPARATOR = "__"
+DEFAULT_PROFILE = "demo"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class SettingsError(ValueError):
+    """A profile or an environment override that cannot be used; the message names the key and the reason."""
+
+
+class Section(BaseModel):
+    """A settings section: immutable, and unknown keys are refused."""
+
+    # protected_namespaces=(): `model` is the field's own word for the thing pretrained here.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ConceptsSource(Section):
+    """The embedded corpus: seeded documents about invented concepts, the truth of every sentence known."""
+
+    kind: Literal["concepts"] = "concepts"
+    documents: PositiveInt = Field(description="Documents generated over all shards.")
+    concepts: PositiveInt = Field(150, description="Invented concepts the documents are about.")
+    attributes: Annotated[int, Field(ge=2, le=8)] = Field(6, description="Facts that exist per concept.")
+    facts_per_document: Annotated[int, Field(ge=1, le=8)] = Field(3, description="Facts one document states.")
+    zipf_exponent: Annotated[float, Field(ge=0)] = Field(0.8, description="Popularity of concept r is r**-exponent.")
+    seed: NonNegativeInt = 0
+
+
+class FilesSource(Section):
+    """Files under a path or fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or .txt (one document a file)."""
+
+    kind: Literal["files"] = "files"
+    path: str = Field(min_length=1, description="A file, a directory (read recursively), a glob, or an fsspec URL.")
+    text_field: str = "text"
+    id_field: str | None = Field("id", description="Null, or absent from a row: the id is made from file and line.")
+    url_field: str = "url"
+    files_per_shard: PositiveInt | None = Field(
+        None, description="Null: files are dealt over the shards. A number keeps assignments as files are added."
+    )
+
+
+class HubSource(Section):
+    """A Hugging Face data set, streamed."""
+
+    kind: Literal["hub"] = "hub"
+    name: str = Field(min_length=1)
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = Field(None, description="Pin a commit for a reproducible corpus.")
+    text_field: str = "text"
+    id_field: str | None = "id"
+    url_field: str = "url"
+    max_documents: PositiveInt | None = None
+
+
+class Dedup(Section):
+    """MinHash-LSH proposes duplicate candidates; the exact Jaccard similarity of word shingles decides."""
+
+    shingle_words: PositiveInt = 5
+    permutations: PositiveInt = 128
+    bands: PositiveInt = 32
+    threshold: Fraction = Field(0.8, description="Exact Jaccard similarity at or above which a document is dropped.")
+    seed: NonNegativeInt = 42
+
+    @model_validator(mode="after")
+    def _bands_divide(self) -> Dedup:
+        if self.permutations % self.bands:
+            raise ValueError(f"permutations ({self.permutations}) must be a multiple of bands ({self.bands})")
+        return self
+
+
+class Split(Section):
+    """Shares of the de-duplicated documents, by salted hash of the id; what is left over is not used."""
+
+    unique: Fraction = Field(description="D: the fixed corpus that the baseline repeats and the synthesizer learns from.")
+    oracle: Fraction = Field(description="Further real documents that only the oracle arm reads.")
+    heldout: Fraction = Field(description="Documents no arm trains on.")
+    salt: str = "sbp"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Split:
+        if self.heldout <= 0:
+            raise ValueError("heldout must be above 0: without held-out documents no arm can be compared")
+        if self.unique <= 0:
+            raise ValueError("unique must be above 0: it is the corpus to learn from")
+        if self.unique + self.oracle + self.heldout > 1 + 1e-9:
+            raise ValueError(f"unique + oracle + heldout is {self.unique + self.oracle + self.heldout:g}, above 1")
+        return self
+
+
+class Tokenizer(Section):
+    """A byte-level BPE trained on D, or a named Hugging Face tokenizer (name or path)."""
+
+    name: str | None = None
+    vocab_size: Annotated[int, Field(ge=300)] = Field(4096, description="Of the trained tokenizer, specials included.")
+
+
+class Corpus(Section):
+    source: Annotated[ConceptsSource | FilesSource | HubSource, Field(discriminator="kind")]
+    shards: Annotated[int, Field(ge=1, le=100_000)]
+    max_chars: PositiveInt | None = Field(None, description="Longer documents are cut here, at a word boundary.")
+    dedup: Dedup = Dedup()
+    split: Split
+    tokenizer: Tokenizer = Tokenizer()
+
+
+class Pairing(Section):
+    """Nearest-neighbour pairing (paper section 2.1)."""
+
+    embedding_model: str = Field("all-MiniLM-L6-v2", description="sentence-transformers name or path.")
+    embedding_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_tokens: PositiveInt = Field(256, description="Tokens of a document that are embedded.")
+    index: Literal["flat", "ivf"] = Field("flat", description="Both store 8-bit scalar-quantised vectors.")
+    nprobe: PositiveInt = Field(16, description="Cells searched per query, for ivf.")
+    neighbors: PositiveInt = Field(20, description="k: nearest neighbours kept per document before filtering.")
+    min_similarity: Fraction = Field(0.7, description="Cosine at or above which documents count as related.")
+    max_similarity: Fraction = Field(1.0, description="Cosine above which a pair is dropped as a near-duplicate.")
+    shingle_tokens: PositiveInt = Field(13, description="Words per shingle of the near-duplicate filter.")
+    max_shared_shingles: Fraction = Field(0.1, description="Share of d2's shingles found in d1 above which a pair goes.")
+    max_pairs_per_document: PositiveInt = Field(8, description="Pairs in which one document may be d1; and, apart, d2.")
+    both_directions: bool = Field(True, description="(a, b) also gives (b, a).")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Pairing:
+        if self.min_similarity >= self.max_similarity:
+            raise ValueError(f"min_similarity ({self.min_similarity}) must be below max_similarity ({self.max_similarity})")
+        return self
+
+
+class Model(Section):
+    """A Llama-3-style decoder with QK-norm (transformers' Qwen3ForCausalLM built from a config)."""
+
+    hidden_size: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
+    intermediate_size: PositiveInt
+    context_length: Annotated[int, Field(ge=32)]
+    rope_theta: PositiveFloat = 500_000.0
+    tie_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _geometry(self) -> Model:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary embeddings turn pairs")
+        return self
+
+    def parameters(self, vocab_size: int) -> int:
+        """Trainable parameters of the model with this vocabulary; equals the built model's count (tested)."""
+        attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads) + 2 * self.head_dim
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+        return self.layers * layer + embeddings + self.hidden_size
+
+    def flops_per_token(self, vocab_size: int) -> float:
+        """Training FLOPs per token: 6 per matmul parameter plus attention (PaLM, appendix B)."""
+        matmul = self.parameters(vocab_size) - (0 if self.tie_embeddings else vocab_size * self.hidden_size)
+        return 6 * matmul + 12 * self.layers * self.heads * self.head_dim * self.context_length
+
+
+class Optimizer(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: PositiveFloat
+    tokens_per_step: PositiveInt = Field(description="Global batch in tokens; a multiple of the context length.")
+    warmup: Fraction = Field(0.02, description="Share of the steps.")
+    final_learning_rate: Fraction = Field(0.1, description="As a share of the peak.")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    gradient_clip: PositiveFloat = 1.0
+
+
+class Pretraining(Optimizer):
+    """The compute-matched comparison: every arm reads exactly the baseline's number of tokens."""
+
+    repetitions: PositiveFloat = Field(20, description="Times the baseline reads D: the token budget of every arm.")
+    synthetic_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="Of the SBP arm's token budget.")
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    evaluations: PositiveInt = Field(20, description="Held-out loss measurements along a run.")
+    heldout_tokens: PositiveInt = Field(50_000, description="At most so many held-out tokens per measurement.")
+
+    @model_validator(mode="after")
+    def _budget(self) -> Pretraining:
+        if self.repetitions < 1:
+            raise ValueError(f"repetitions is {self.repetitions:g}: a budget below one pass leaves part of D unread")
+        if self.repetitions * (1 - self.synthetic_share) < 1:
+            raise ValueError(
+                f"synthetic_share {self.synthetic_share:g} of {self.repetitions:g} repetitions leaves the SBP arm "
+                "less than one pass over D; lower synthetic_share or raise repetitions"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds repeat: {list(self.seeds)}")
+        return self
+
+
+class Synthesizer(Optimizer):
+    """Synthesizer-tuning (paper section 2.2): loss on d2 alone, from the first seed's baseline checkpoint."""
+
+    epochs: PositiveFloat = 1
+    max_document_tokens: PositiveInt | None = Field(None, description="d1 and d2 are cut here; null: half the context.")
+
+
+class Synthesis(Section):
+    """Synthesis at scale (paper section 2.3)."""
+
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    salt: str = Field("sbp", description="Changes every per-request sampling seed.")
+    quality_sample: PositiveInt = Field(1000, description="Documents per shard that the quality metrics read.")
+
+
+class Evaluation(Section):
+    heldout_documents: PositiveInt = Field(500, description="Held-out documents scored for perplexity, at most.")
+    concept_questions: NonNegativeInt = Field(500, description="Multiple-choice questions, for the concepts source.")
+    benchmarks: tuple[
+        Literal[
+            "openwebtext2", "lambada", "mmlu", "arc_challenge", "arc_easy", "sciq", "winogrande", "triviaqa", "webqs"
+        ],
+        ...,
+    ] = Field((), description="Stock benchmarks (paper section 4); empty for none.")
+    benchmark_limit: PositiveInt | None = Field(None, description="Examples per stock benchmark; null for all.")
+
+
+class Experiment(Section):
+    """Everything that decides what the artifacts are. Two equal experiments make the same artifacts."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    corpus: Corpus
+    pairing: Pairing = Pairing()
+    model: Model
+    pretraining: Pretraining
+    synthesizer: Synthesizer
+    synthesis: Synthesis = Synthesis()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Experiment:
+        context = self.model.context_length
+        if self.pair_tokens > context:
+            raise ValueError(
+                f"model.context_length ({context}) is shorter than a pair: two documents of "
+                f"synthesizer.max_document_tokens and three special tokens take {self.pair_tokens}"
+            )
+        for key in ("pretraining", "synthesizer"):
+            if (step := getattr(self, key).tokens_per_step) % context:
+                raise ValueError(f"{key}.tokens_per_step ({step}) must be a multiple of model.context_length ({context})")
+        if self.evaluation.concept_questions and self.corpus.source.kind != "concepts":
+            # Questions exist only where the truth is known.
+            object.__setattr__(self, "evaluation", self.evaluation.model_copy(update={"concept_questions": 0}))
+        return self
+
+    @property
+    def max_document_tokens(self) -> int:
+        """Tokens of d1 and of d2 that a tuning example or a prompt may hold, without special tokens."""
+        return self.synthesizer.max_document_tokens or (self.model.context_length - 3) // 2
+
+    @property
+    def pair_tokens(self) -> int:
+        """Tokens of the longest tuning example: <bos> d1 <related> d2 <eos>."""
+        return 2 * self.max_document_tokens + 3
+
+    @cached_property
+    def shard_keys(self) -> list[str]:
+        """Partition keys of the corpus shards: '00000', '00001', …"""
+        return [f"{shard:05d}" for shard in range(self.corpus.shards)]
+
+    @cached_property
+    def seed_keys(self) -> list[str]:
+        """Partition keys of the training seeds: '0', …"""
+        return [str(seed) for seed in self.pretraining.seeds]
+
+    def version(self, code: str, *keys: str) -> str:
+        """Code version of an asset: its own `code` revision and a digest of the settings `keys` it depends on.
+
+        Keys are dotted ('corpus.dedup'); a key that does not exist raises AttributeError.
+        """
+        values = {}
+        for key in keys:
+            value: Any = self
+            for part in key.split("."):
+                value = getattr(value, part)
+            values[key] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:12]
+        return f"{code}-{digest}"
+
+
+class Deployment(Section):
+    """Where and how the experiment runs. Never part of an artifact's identity."""
+
+    data_dir: str = Field(".sbp/{profile}/artifacts", description="Artifact store; {profile} is filled in.")
+    work_dir: str = Field(".sbp/{profile}/work", description="Local scratch: training checkpoints, generation ledgers.")
+    instance_dir: str = Field(".sbp/{profile}/instance", description="Dagster's own records (SQLite).")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    training_processes: PositiveInt = Field(1, description="torchrun processes: GPUs, or CPU processes.")
+    training_dtype: Literal["float32", "bfloat16"] = "float32"
+    microbatch_tokens: PositiveInt = Field(4096, description="Tokens per forward pass of one process.")
+    checkpoint_minutes: PositiveFloat = 5
+    engine_processes: PositiveInt = Field(1, description="vLLM engines, each a process: GPUs, or CPU processes.")
+    engine_max_sequences: PositiveInt = 256
+    gpu_memory_utilization: Fraction = 0.9
+    embedding_batch_size: PositiveInt = 16
+    evaluation_batch_size: PositiveInt = 32
+    memory_limit: str = Field("4GB", description="DuckDB's, before it spills to work_dir.")
+    benchmarks_dir: str | None = Field(None, description="Local parquet files of the stock benchmarks; null: the hub.")
+    owners: tuple[str, ...] = ("team:pretraining",)
+
+
+class Settings(Section):
+    """A loaded profile. `profile` is its file stem; relative deployment paths are resolved at the load."""
+
+    profile: str
+    experiment: Experiment
+    deployment: Deployment = Deployment()
+
+
+def profile_path(profile: str) -> Path:
+    """File of a profile given by name or path; SettingsError names the known ones."""
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES_DIR / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES_DIR.glob("*.yaml")))
+        raise SettingsError(f"profile {profile!r}: no file {path}. Known profiles: {known}; or give a path ending in .yaml")
+    return path
+
+
+def load_settings(profile: str | None = None, environ: dict[str, str] | None = None) -> Settings:
+    """Settings of `profile` (default: $SBP_PROFILE, then 'demo') with environment overrides applied.
+
+    An override is `SBP_` + the path with `__` between levels, its value read as YAML:
+    `SBP_EXPERIMENT__PRETRAINING__REPETITIONS=4`. Raises SettingsError naming every key that is wrong and why.
+    """
+    environ = dict(os.environ) if environ is None else environ
+    profile = profile or environ.get("SBP_PROFILE") or DEFAULT_PROFILE
+    path = profile_path(profile)
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: expected a mapping with `experiment` and `deployment`, got {type(values).__name__}")
+    for name, value in environ.items():
+        if not name.startswith(ENV_PREFIX) or ENV_SEPARATOR not in name:
+            continue
+        *parents, key = name.removeprefix(ENV_PREFIX).lower().split(ENV_SEPARATOR)
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {}) if isinstance(section, dict) else {}
+        if not isinstance(section, dict):
+            raise SettingsError(f"environment variable {name}: {'.'.join(parents)} is a value, not a section")
+        try:
+            section[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"environment variable {name}: not YAML: {value!r}") from error
+    values.setdefault("profile", path.stem)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in e['loc']) or '(profile)'}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(f"profile {profile} ({path}) cannot be used:\n" + "\n".join(lines)) from error
+    directories = {}
+    for key in ("data_dir", "work_dir", "instance_dir"):
+        filled = getattr(settings.deployment, key).format(profile=settings.profile)
+        directories[key] = filled if "://" in filled else str(Path(filled).resolve())
+    return settings.model_copy(update={"deployment": settings.deployment.model_copy(update=directories)})

@@ -1,0 +1,15 @@
+"""The active settings, and the partitions they define: corpus shards and training seeds."""
+
+import dagster as dg
+
+from sbp_assets.experiment import load_settings
+
+SETTINGS = load_settings()
+EXPERIMENT = SETTINGS.experiment
+DEPLOYMENT = SETTINGS.deployment
+
+SHARDS = dg.StaticPartitionsDefinition(EXPERIMENT.shard_keys)
+SEEDS = dg.StaticPartitionsDefinition(EXPERIMENT.seed_keys)
+
+ALL = dg.AllPartitionMapping()
+FIRST_SEED = dg.SpecificPartitionsPartitionMapping([EXPERIMENT.seed_keys[0]])

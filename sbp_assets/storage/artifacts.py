@@ -1,0 +1,68 @@
+"""Atomic writes and content versions of artifacts. Plain code: no dagster."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# How an artifact was made (timings, host) is kept beside it but is not part of what it is.
+RUN_RECORD = "run.json"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`, renamed onto it when the block ends well and removed when it does not.
+
+    Works for a file or a directory; an existing `path` is replaced. A reader sees the old artifact or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
+    try:
+        yield temporary
+        _sync(temporary)
+        if path.is_dir() or temporary.is_dir():
+            replaced = path.parent / f".{path.name}.{uuid.uuid4().hex}.replaced"
+            if path.exists():
+                path.rename(replaced)
+            temporary.rename(path)
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            temporary.replace(path)
+    finally:
+        _remove(temporary)
+
+
+def content_version(path: Path) -> str:
+    """SHA-256 over the names and bytes of a file or of a directory's files, run records left out (16 hex digits)."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if file.name == RUN_RECORD:
+            continue
+        digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Size of a file, or of all files of a directory, in bytes."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _sync(path: Path) -> None:
+    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

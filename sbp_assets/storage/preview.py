@@ -1,0 +1,30 @@
+"""Markdown previews of untrusted text for the Dagster UI: nothing in a document can become markup."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+import polars as pl
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
+
+
+def escape(text: str, max_chars: int = 300) -> str:
+    """One line of plain text, safe inside a markdown table cell, cut to `max_chars` characters."""
+    line = " ".join(text.split())
+    cut = line if len(line) <= max_chars else line[: max_chars - 1] + "…"
+    return _MARKDOWN.sub(r"\\\1", html.escape(cut, quote=False))
+
+
+def table_preview(rows: pl.DataFrame, max_chars: int = 300) -> str:
+    """Markdown table of `rows` (take a head or a sample first); text cells are escaped and cut."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        return escape(str(value), max_chars)
+
+    header = "| " + " | ".join(rows.columns) + " |\n|" + "---|" * len(rows.columns)
+    return "\n".join([header, *("| " + " | ".join(map(cell, row)) + " |" for row in rows.iter_rows())])

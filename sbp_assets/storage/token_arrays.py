@@ -1,0 +1,55 @@
+"""Token arrays: a directory with tokens.npy, offsets.npy and documents.parquet, memory-mapped when read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+
+@dataclass(frozen=True)
+class TokenArrays:
+    """Documents as one flat token array; document i is tokens[offsets[i]:offsets[i + 1]]."""
+
+    tokens: np.ndarray  # (total tokens,), uint16 or uint32, memory-mapped
+    offsets: np.ndarray  # (documents + 1,), int64
+    documents: pl.DataFrame  # one row per document, in order; has `id`
+
+    @classmethod
+    def load(cls, directory: Path) -> TokenArrays:
+        """Arrays of `directory`; ValueError where the three files do not belong together."""
+        # allow_pickle stays False: an artifact store is not a place to run code from.
+        tokens = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        offsets = np.load(directory / "offsets.npy", allow_pickle=False)
+        documents = pl.read_parquet(directory / "documents.parquet")
+        if len(offsets) != len(documents) + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
+            raise ValueError(
+                f"{directory}: {len(documents)} documents, {len(offsets)} offsets ending at {offsets[-1]} and "
+                f"{len(tokens)} tokens do not belong together; materialise it again"
+            )
+        return cls(tokens, offsets, documents)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per document, (documents,) int64."""
+        return np.diff(self.offsets)
+
+
+def write_token_arrays(
+    directory: Path, documents: pl.DataFrame, encoded: Iterable[np.ndarray], vocab_size: int
+) -> int:
+    """Write arrays for `documents` (in order) from their token ids, one array each; returns the token count."""
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    parts = [np.asarray(ids, dtype=dtype) for ids in encoded]
+    if len(parts) != len(documents):
+        raise ValueError(f"{len(parts)} token lists for {len(documents)} documents")
+    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    np.save(directory / "tokens.npy", np.concatenate(parts) if parts else np.zeros(0, dtype=dtype))
+    np.save(directory / "offsets.npy", offsets)
+    documents.write_parquet(directory / "documents.parquet")
+    return int(offsets[-1])
