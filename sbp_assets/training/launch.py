@@ -1,0 +1,29 @@
+"""The command and environment of a training run's processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+WORKER = "sbp_assets.training.worker"
+
+
+def training_command(spec_path: Path, processes: int = 1) -> list[str]:
+    """Command that trains what `spec_path` describes in `processes` processes (GPUs, or CPU processes) of this host."""
+    if processes == 1:
+        # Without torchrun a single process starts seconds earlier.
+        return [sys.executable, "-m", WORKER, str(spec_path)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--max-restarts=0"]
+    return [sys.executable, *launcher, "-m", WORKER, str(spec_path)]
+
+
+def training_environment(threads: int = 1) -> dict[str, str]:
+    """Environment variables to add to the caller's for a training command."""
+    return {
+        # One thread per process: more threads on busy cores are several times slower than one.
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        # The run reads local directories only.
+        "HF_HUB_OFFLINE": "1",
+    }
