@@ -25,6 +25,7 @@ class ArtifactIOManager(UPathIOManager):
     def __init__(self, base: str, cache: str) -> None:
         super().__init__(base_path=UPath(base))
         self._cache = Path(cache)
+        self._bytes = 0
 
     @property
     def is_local(self) -> bool:
@@ -50,11 +51,14 @@ class ArtifactIOManager(UPathIOManager):
         version = dg.DataVersion(content_version(local))
         if context.has_asset_key:
             context.step_context.set_data_version(context.asset_key, version)
-        context.add_output_metadata({"bytes": bytes_on_disk(local), "path": dg.MetadataValue.path(str(path))})
+        self._bytes = bytes_on_disk(local)
         if not self.is_local:
             # A put of one object is atomic on object stores; a directory's version is recorded only after all of it.
             self.fs.put(str(local), path.path, recursive=local.is_dir())
             shutil.rmtree(local.parent)
+
+    def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, Any]:
+        return {"bytes": self._bytes}  # called right after dump_to_path, which adds `path` itself
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         if self.is_local:

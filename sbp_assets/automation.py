@@ -1,0 +1,74 @@
+"""The pipeline as an ordered list of jobs: the shard-wise parts, each unpartitioned step, each model.
+
+A job holds assets of one partitioning only: an unpartitioned asset inside a shard job would run again for each shard.
+Steps are in the order of the data flow, so running them one after another materialises everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dagster as dg
+
+# `sbp run` configures its runs to log here, and shows what arrives.
+DISPLAY_LOGGER = "sbp_display"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job of the pipeline: assets that are materialised together, once or once per partition."""
+
+    name: str
+    title: str
+    assets: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[dg.AssetKey]:
+        return [dg.AssetKey(name.split("/")) for name in self.assets]
+
+    def job(self) -> dg.UnresolvedAssetJobDefinition:
+        """The Dagster job; in-process, so that an engine loaded for one asset serves the next."""
+        return dg.define_asset_job(
+            self.name,
+            selection=dg.AssetSelection.assets(*self.keys),
+            description=f"{self.title}: {', '.join(self.assets)}",
+            executor_def=dg.in_process_executor,
+        )
+
+
+PIPELINE = (
+    Step("manifest", "Find source files", ("corpus/source_manifest",)),
+    Step(
+        "ingest",
+        "Read and sign documents",
+        ("corpus/raw_documents", "corpus/rejected_rows", "corpus/minhash_signatures"),
+    ),
+    Step("deduplicate", "Find duplicates", ("corpus/duplicates",)),
+    Step("split", "Split documents", ("corpus/documents",)),
+    Step("train_tokenizer", "Train the tokenizer", ("corpus/tokenizer",)),
+    Step("tokenise", "Tokenise", ("corpus/tokens",)),
+    Step("embed", "Embed and index", ("pairing/embeddings", "pairing/ann_index")),
+    Step("pair", "Pair neighbours", ("pairing/neighbor_candidates", "pairing/neighbor_pairs")),
+    Step("pretrain_baseline", "Pretrain the baseline", ("pretraining/baseline_model",)),
+    Step("tune_synthesizer", "Tune the synthesizer", ("synthesizer/tuning_examples", "synthesizer/checkpoint")),
+    Step(
+        "synthesise",
+        "Synthesise documents",
+        ("synthesis/synthetic_documents", "synthesis/synthetic_tokens", "synthesis/quality"),
+    ),
+    Step("account", "Measure quality and budget", ("synthesis/quality_table", "pretraining/token_budget")),
+    Step("pretrain_sbp", "Pretrain SBP", ("pretraining/sbp_model",)),
+    Step("pretrain_oracle", "Pretrain the oracle", ("pretraining/oracle_model",)),
+    Step(
+        "score",
+        "Score the arms",
+        ("evaluation/baseline_scores", "evaluation/sbp_scores", "evaluation/oracle_scores"),
+    ),
+    Step(
+        "compare",
+        "Compare and report",
+        ("evaluation/comparison", "evaluation/training_dynamics", "evaluation/report"),
+    ),
+)
+
+JOBS = [step.job() for step in PIPELINE]

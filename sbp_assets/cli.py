@@ -1,0 +1,131 @@
+"""The command line: `sbp run` materialises everything, `sbp plan` says what it would take, `sbp ui` opens Dagster."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sbp_assets.experiment import Settings, SettingsError, load_settings
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+
+Profile = Annotated[
+    str | None, typer.Option("--profile", "-p", help="Profile name or YAML path; default $SBP_PROFILE, then demo.")
+]
+
+
+def _activate(profile: str | None) -> Settings:
+    """Load the profile and put what Dagster reads into the environment; a bad profile ends the command."""
+    if profile:
+        os.environ["SBP_PROFILE"] = profile
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from None
+    for name, value in dagster_environment(settings).items():
+        os.environ.setdefault(name, value)
+    Path(settings.deployment.instance_dir).mkdir(parents=True, exist_ok=True)
+    return settings
+
+
+def dagster_environment(settings: Settings) -> dict[str, str]:
+    """Environment variables under which Dagster's own commands use this profile's instance."""
+    home = Path(__file__).resolve().parent.parent
+    if not (home / "dagster.yaml").is_file():
+        raise typer.BadParameter(f"no dagster.yaml in {home}: install the project from its checkout (pip install -e .)")
+    return {
+        "DAGSTER_HOME": str(home),
+        "SBP_PROFILE": os.environ.get("SBP_PROFILE", settings.profile),
+        "SBP_INSTANCE_DIR": settings.deployment.instance_dir,
+    }
+
+
+@app.command()
+def run(
+    profile: Profile = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this step (a job's name).")] = None,
+) -> None:
+    """Materialise every missing or stale asset, then print the comparison and the report's path."""
+    settings = _activate(profile)
+    started = time.monotonic()
+    import dagster as dg
+
+    from sbp_assets.automation import PIPELINE
+    from sbp_assets.definitions import defs
+    from sbp_assets.pairing.embed import release
+    from sbp_assets.run import PipelineError, run_pipeline
+    from sbp_assets.synthesis.engine import shutdown
+
+    names = [step.name for step in PIPELINE]
+    if until and until not in names:
+        raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
+    with dg.DagsterInstance.get() as instance:
+        try:
+            states = run_pipeline(defs, instance, {"embed": release, "synthesise": shutdown}, until)
+        except PipelineError as error:
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(1) from None
+        finally:
+            shutdown()
+    wall = time.monotonic() - started
+    typer.echo(f"\n{'step':<28}{'partitions':>11}{'seconds':>9}{'own work':>10}")
+    for state in states:
+        if state.status == "done":
+            share = f"{state.own_seconds / max(state.seconds, 1e-9):.0%}"
+            typer.echo(f"{state.step.title:<28}{len(state.partitions):>11}{state.seconds:>9.1f}{share:>10}")
+    own = sum(state.own_seconds for state in states)
+    if own:
+        typer.echo(f"{'all':<28}{'':>11}{wall:>9.1f}{own / wall:>10.0%}")
+    if until:
+        return
+    from sbp_assets.evaluation.comparison import render_table
+
+    data = settings.deployment.data_dir
+    if "://" not in data:
+        import polars as pl
+
+        typer.echo("\n" + render_table(pl.read_parquet(f"{data}/evaluation/comparison.parquet")))
+    typer.echo(f"\nreport: {data}/evaluation/report/index.html")
+    typer.echo("records: `make ui` (or `sbp ui`) opens this instance in Dagster's UI")
+
+
+@app.command()
+def plan(profile: Profile = None) -> None:
+    """Print what a run would make and cost, without running anything."""
+    settings = _activate(profile)
+    from sbp_assets.definitions import defs
+    from sbp_assets.plan import plan as make_plan
+    from sbp_assets.plan import render
+
+    graph = defs.resolve_asset_graph()
+    assets = {}
+    for key in graph.toposorted_asset_keys:
+        partitions = graph.get(key).partitions_def
+        assets[key.to_user_string()] = len(partitions.get_partition_keys()) if partitions else 1
+    typer.echo(render(make_plan(settings, assets)))
+
+
+@app.command()
+def ui(profile: Profile = None, port: int = 3000) -> None:
+    """Open the Dagster UI and daemon on the profile's instance, on loopback."""
+    _activate(profile)
+    workspace = Path(os.environ["DAGSTER_HOME"]) / "workspace.yaml"
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def env(profile: Profile = None) -> None:
+    """Print export lines for bare `dagster` commands: eval "$(sbp env)"."""
+    for name, value in dagster_environment(_activate(profile)).items():
+        typer.echo(f"export {name}={value!r}")
+
+
+if __name__ == "__main__":
+    app()

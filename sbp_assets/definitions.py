@@ -1,0 +1,50 @@
+"""The pipeline at a glance: the stages in the order data flows through them, with their resources and automation."""
+
+import logging
+
+import dagster as dg
+
+import sbp_assets.corpus.assets
+import sbp_assets.corpus.checks
+import sbp_assets.evaluation.assets
+import sbp_assets.evaluation.checks
+import sbp_assets.pairing.assets
+import sbp_assets.pairing.checks
+import sbp_assets.pretraining.assets
+import sbp_assets.pretraining.checks
+import sbp_assets.synthesis.assets
+import sbp_assets.synthesis.checks
+import sbp_assets.synthesizer.assets
+import sbp_assets.synthesizer.checks
+from sbp_assets.automation import DISPLAY_LOGGER, JOBS
+from sbp_assets.partitions import DEPLOYMENT
+from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
+
+STAGES = [
+    sbp_assets.corpus,
+    sbp_assets.pairing,
+    sbp_assets.pretraining,
+    sbp_assets.synthesizer,
+    sbp_assets.synthesis,
+    sbp_assets.evaluation,
+]
+
+RESOURCES = {
+    "parquet": ParquetIOManager(DEPLOYMENT.data_dir, cache=f"{DEPLOYMENT.work_dir}/cache"),
+    "directory": DirectoryIOManager(DEPLOYMENT.data_dir, cache=f"{DEPLOYMENT.work_dir}/cache"),
+    "pipes": dg.PipesSubprocessClient(),
+}
+
+
+@dg.logger(description="Feeds the progress display of `sbp run`.")
+def display_logger(_: dg.InitLoggerContext) -> logging.Logger:
+    return logging.getLogger(DISPLAY_LOGGER)
+
+
+defs = dg.Definitions(
+    assets=dg.load_assets_from_modules([stage.assets for stage in STAGES]),
+    asset_checks=dg.load_asset_checks_from_modules([stage.checks for stage in STAGES]),
+    jobs=JOBS,
+    loggers={"console": dg.colored_console_logger, "display": display_logger},
+    resources=RESOURCES,
+).map_resolved_asset_specs(func=lambda spec: spec.replace_attributes(owners=list(DEPLOYMENT.owners)))

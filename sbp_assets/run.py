@@ -1,0 +1,227 @@
+"""Materialise the whole pipeline in one process, step by step, leaving out what is fresh.
+
+One process means each engine is loaded once for all shards. Every materialisation is a run of the Dagster instance,
+so the UI shows it like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContext
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.event_log.base import PartitionKeyFilter
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sbp_assets.automation import DISPLAY_LOGGER, PIPELINE, Step
+
+
+class PipelineError(RuntimeError):
+    """A step failed; the message names the partitions, the reason and how to go on."""
+
+
+@dataclass
+class StepState:
+    """What the display shows of a step, and what it took."""
+
+    step: Step
+    partitions: list[str | None]
+    status: str = "waiting"  # waiting, running, done, fresh, failed
+    finished: int = 0
+    seconds: float = 0.0
+    line: str = ""
+    own_seconds: float = 0.0
+    failures: dict[str | None, str] = field(default_factory=dict)
+
+
+class _Loading(LoadingContext):
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._loaders: dict = {}
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        return self._instance
+
+    @property
+    def loaders(self) -> dict:
+        return self._loaders
+
+
+def pending_partitions(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step) -> list[str | None]:
+    """Partitions of `step` (None: unpartitioned) with an asset missing or stale, or a blocking check not passed."""
+    graph = defs.resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, _Loading(instance))
+    blocking = [
+        key
+        for key in graph.asset_check_keys
+        if key.asset_key in step.keys and graph.get(key).blocking
+    ]
+    pending: list[str | None] = []
+    for partition in step_partitions(defs, step):
+        if any(resolver.get_status(key, partition) != StaleStatus.FRESH for key in step.keys):
+            pending.append(partition)
+            continue
+        latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+            blocking, PartitionKeyFilter(partition) if partition is not None else None
+        )
+        if any(
+            key not in latest or latest[key].status != AssetCheckExecutionRecordStatus.SUCCEEDED for key in blocking
+        ):
+            pending.append(partition)
+    return pending
+
+
+def step_partitions(defs: dg.Definitions, step: Step) -> list[str | None]:
+    """All partition keys of the step's assets; [None] where they are unpartitioned."""
+    partitions = defs.resolve_asset_graph().get(step.keys[0]).partitions_def
+    return list(partitions.get_partition_keys()) if partitions else [None]
+
+
+def run_pipeline(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    after_step: dict[str, Callable[[], None]],
+    until: str | None = None,
+) -> list[StepState]:
+    """Run every step in order for its pending partitions; returns what each took.
+
+    A failing partition does not stop the others of its step; it does stop the steps after it with a PipelineError.
+    `after_step` maps step names to functions called when a step ends, to release its engine.
+    """
+    states = [StepState(step, step_partitions(defs, step)) for step in PIPELINE]
+    with _display(states) as listen:
+        for state in states:
+            _run_step(defs, instance, state, listen)
+            if release := after_step.get(state.step.name):
+                release()
+            if state.failures:
+                break
+            if until == state.step.name:
+                break
+    for state in states:
+        if state.failures:
+            reasons = "\n".join(f"  {p or state.step.name}: {reason}" for p, reason in state.failures.items())
+            raise PipelineError(
+                f"{state.step.title} failed for {len(state.failures)} of {len(state.partitions)}:\n{reasons}\n"
+                "What was made is kept. Run the same command again to go on from here; `sbp ui` shows the failed runs."
+            )
+    return states
+
+
+def _run_step(
+    defs: dg.Definitions, instance: dg.DagsterInstance, state: StepState, listen: Callable[[StepState], None]
+) -> None:
+    listen(state)
+    pending = pending_partitions(defs, instance, state.step)
+    state.finished = len(state.partitions) - len(pending)
+    if not pending:
+        state.status = "fresh"
+        listen(state)
+        return
+    state.status, started = "running", time.monotonic()
+    listen(state)
+    job = defs.resolve_job_def(state.step.name)
+    for partition in pending:
+        result = job.execute_in_process(
+            instance=instance,
+            partition_key=partition,
+            raise_on_error=False,
+            run_config={"loggers": {"display": {}}},
+            tags={"sbp/command": "run"},
+        )
+        if result.success:
+            state.finished += 1
+        else:
+            state.failures[partition] = _failure(result)
+        state.own_seconds += sum(_wall_seconds(result))
+        state.seconds = time.monotonic() - started
+        listen(state)
+    state.status = "failed" if state.failures else "done"
+    listen(state)
+
+
+def _wall_seconds(result: dg.ExecuteInProcessResult) -> Iterator[float]:
+    for event in result.get_asset_materialization_events():
+        value = event.materialization.metadata.get("wall_seconds")
+        if value is not None:
+            yield float(str(value.value))
+
+
+def _failure(result: dg.ExecuteInProcessResult) -> str:
+    for event in result.all_events:
+        if event.is_step_failure and (error := event.step_failure_data.error):
+            cause = error
+            while cause.cause is not None:
+                cause = cause.cause
+            return f"{event.step_key}: {cause.message.strip()}"
+    checks = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]
+    return f"check failed: {', '.join(checks)}" if checks else "the run failed; see its log in the UI"
+
+
+@contextmanager
+def _display(states: list[StepState]) -> Iterator[Callable[[StepState], None]]:
+    """Live table on a terminal; plain lines, at most one each 10 s per step, elsewhere."""
+    console = Console(stderr=True)
+    logger = logging.getLogger(DISPLAY_LOGGER)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    current: list[StepState] = []
+    started = time.monotonic()
+    last_printed = [0.0]
+
+    def render() -> Group:
+        table = Table(box=None, pad_edge=False)
+        for column in ("step", "shards", "time", "progress"):
+            table.add_column(column, justify="right" if column in ("shards", "time") else "left", overflow="ellipsis")
+        styles = {"waiting": "dim", "running": "bold cyan", "done": "green", "fresh": "dim green", "failed": "bold red"}
+        for state in states:
+            note = state.line if state.status == "running" else {"fresh": "up to date"}.get(state.status, "")
+            count = f"{state.finished}/{len(state.partitions)}"
+            clock = f"{state.seconds:.0f} s" if state.seconds else ""
+            table.add_row(Text(state.step.title, styles[state.status]), count, clock, Text(note, no_wrap=True))
+        return Group(table, Text(f"{time.monotonic() - started:.0f} s", "dim"))
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            meta: dict[str, Any] = getattr(record, "dagster_meta", {})
+            message = str(meta.get("orig_message", ""))
+            if record.levelno >= logging.WARNING and not meta.get("dagster_event"):
+                console.print(f"[yellow]{record.levelname.lower()}[/] ", Text(message))
+            if " · " not in message or not current:
+                return
+            current[-1].line = message
+            if not console.is_terminal and time.monotonic() - last_printed[0] >= 10:
+                last_printed[0] = time.monotonic()
+                print(f"  {message}", file=sys.stderr, flush=True)
+
+    handler = Lines()
+    logger.addHandler(handler)
+
+    def listen(state: StepState) -> None:
+        if not current or current[-1] is not state:
+            current.append(state)
+        if not console.is_terminal and state.status in ("done", "fresh", "failed", "running"):
+            note = f"{state.seconds:.1f} s" if state.seconds else ""
+            count = f"{state.finished}/{len(state.partitions)}"
+            print(f"[{state.status:>7}] {state.step.title} {count} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    try:
+        if console.is_terminal:
+            with Live(get_renderable=render, console=console, refresh_per_second=4, redirect_stdout=False):
+                yield listen
+        else:
+            yield listen
+    finally:
+        logger.removeHandler(handler)

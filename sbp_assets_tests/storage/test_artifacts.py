@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbp_assets.storage.artifacts import RUN_RECORD, atomic_path, content_version
+
+
+def test_a_failed_write_leaves_the_old_artifact_and_no_debris(tmp_path: Path):
+    target = tmp_path / "table.parquet"
+    with atomic_path(target) as path:
+        path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_directory_is_replaced_as_a_whole(tmp_path: Path):
+    target = tmp_path / "model"
+    for name in ("first", "second"):
+        with atomic_path(target) as path:
+            path.mkdir()
+            (path / name).write_text(name)
+    assert [p.name for p in target.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b", "c/d"]), st.binary(max_size=8), min_size=1))
+def test_version_follows_names_and_bytes_alone(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]):
+    def write(extra: dict[str, bytes]) -> str:
+        root = tmp_path_factory.mktemp("v")
+        for name, data in {**files, **extra}.items():
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_bytes(data)
+        return content_version(root)
+
+    assert write({}) == write({}) == write({RUN_RECORD: b"seconds"})
+    assert write({}) != write({"e": b""})
+    name = next(iter(files))
+    assert write({}) != write({name: files[name] + b"!"})

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
+
+
+def pipeline(shards: int, tmp_path: Path, base: str | None = None):
+    partitions = dg.StaticPartitionsDefinition([str(i) for i in range(shards)])
+    every = dg.AllPartitionMapping()
+
+    @dg.asset(key=["s", "table"], partitions_def=partitions, io_manager_key="parquet")
+    def table(context: dg.AssetExecutionContext):
+        return dg.MaterializeResult(value=pl.DataFrame({"x": [int(context.partition_key)]}))
+
+    @dg.asset(key=["s", "folder"], partitions_def=partitions, io_manager_key="directory", ins={"table": dg.AssetIn(["s", "table"])})
+    def folder(context: dg.AssetExecutionContext, table: pl.LazyFrame):
+        made = tmp_path / "staging" / context.partition_key
+        made.mkdir(parents=True)
+        (made / "sum.txt").write_text(str(table.collect()["x"].sum()))
+        return dg.MaterializeResult(value=made)
+
+    @dg.asset(
+        key=["s", "total"],
+        io_manager_key="parquet",
+        ins={
+            "tables": dg.AssetIn(["s", "table"], partition_mapping=every),
+            "folders": dg.AssetIn(["s", "folder"], partition_mapping=every),
+        },
+    )
+    def total(tables: dict[str, pl.LazyFrame], folders: dict[str, Path]):
+        rows = [(key, frame.collect()["x"][0], int((folders[key] / "sum.txt").read_text())) for key, frame in tables.items()]
+        return dg.MaterializeResult(value=pl.LazyFrame(rows, schema=["shard", "x", "sum"], orient="row"))
+
+    base = base or str(tmp_path / "store")
+    resources = {
+        "parquet": ParquetIOManager(base, cache=str(tmp_path / "cache")),
+        "directory": DirectoryIOManager(base, cache=str(tmp_path / "cache")),
+    }
+    instance = dg.DagsterInstance.ephemeral()
+    assets = [table, folder, total]
+    for key in partitions.get_partition_keys():
+        assert dg.materialize(assets, selection=[table, folder], partition_key=key, resources=resources, instance=instance).success
+    result = dg.materialize(assets, selection=[total], resources=resources, instance=instance)
+    assert result.success
+    return instance, Path(base)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_fan_in_is_a_dict_whatever_the_number_of_shards(shards: int, tmp_path: Path):
+    _, store = pipeline(shards, tmp_path)
+    total = pl.read_parquet(store / "s" / "total.parquet")
+    assert total["shard"].to_list() == [str(i) for i in range(shards)]
+    assert total["x"].to_list() == total["sum"].to_list() == list(range(shards))
+
+
+def test_equal_content_has_equal_data_versions(tmp_path: Path):
+    versions = []
+    for run in ("a", "b"):
+        instance, _ = pipeline(2, tmp_path / run)
+        event = instance.get_latest_materialization_event(dg.AssetKey(["s", "total"]))
+        assert event is not None and event.asset_materialization is not None
+        versions.append(event.asset_materialization.tags["dagster/data_version"])
+    assert versions[0] == versions[1]
+
+
+def test_a_missing_artifact_is_named(tmp_path: Path):
+    manager = ParquetIOManager(str(tmp_path), cache=str(tmp_path))
+    context = dg.build_input_context(asset_key=dg.AssetKey(["s", "table"]))
+    with pytest.raises(FileNotFoundError, match="materialise s/table first"):
+        manager.load_input(context)
+
+
+def test_artifacts_may_live_on_an_fsspec_url(tmp_path: Path):
+    import fsspec
+
+    pipeline(2, tmp_path, base="memory://store")
+    assert fsspec.filesystem("memory").exists("/store/s/total.parquet")
+    assert fsspec.filesystem("memory").exists("/store/s/folder/1/sum.txt")

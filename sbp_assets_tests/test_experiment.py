@@ -1,0 +1,90 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sbp_assets.experiment import PROFILES_DIR, Experiment, SettingsError, load_settings
+
+TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
+
+
+def load(profile: str = "tiny", **environ: str):
+    return load_settings(profile, environ)
+
+
+@pytest.mark.parametrize("path", sorted(PROFILES_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_loads(path: Path):
+    settings = load(path.stem, SBP_EXPERIMENT__CORPUS__SOURCE__PATH="/corpus") if path.stem == "text" else load(path.stem)
+    assert settings.profile == path.stem
+    assert settings.experiment.name == path.stem
+
+
+def test_environment_overrides_single_values_and_feed_versions():
+    plain, changed = load(), load(SBP_EXPERIMENT__PAIRING__NEIGHBORS="9")
+    assert changed.experiment.pairing.neighbors == 9
+    assert plain.experiment.version("1", "pairing") != changed.experiment.version("1", "pairing")
+    assert plain.experiment.version("1", "corpus") == changed.experiment.version("1", "corpus")
+
+
+def test_deployment_never_reaches_a_version():
+    versions = [
+        load(SBP_DEPLOYMENT__ENGINE_PROCESSES=processes).experiment.version("1", "synthesis", "model")
+        for processes in ("1", "2")
+    ]
+    assert versions[0] == versions[1]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("SBP_EXPERIMENT__PAIRING__NIEGHBORS", "9", "experiment.pairing.nieghbors"),
+        ("SBP_EXPERIMNT__PAIRING__NEIGHBORS", "9", "experimnt"),
+        ("SBP_EXPERIMENT__CORPUS__SHARDS", "many", "experiment.corpus.shards"),
+        ("SBP_EXPERIMENT__CORPUS__SPLIT__HELDOUT", "0", "without held-out documents"),
+        ("SBP_EXPERIMENT__CORPUS__SPLIT__ORACLE", "0.9", "above 1"),
+        ("SBP_EXPERIMENT__SYNTHESIZER__MAX_DOCUMENT_TOKENS", "200", "shorter than a pair"),
+        ("SBP_EXPERIMENT__PRETRAINING__REPETITIONS", "0.5", "below one pass"),
+        ("SBP_EXPERIMENT__PRETRAINING__SYNTHETIC_SHARE", "0.9", "less than one pass"),
+        ("SBP_EXPERIMENT__PRETRAINING__TOKENS_PER_STEP", "700", "multiple of model.context_length"),
+        ("SBP_EXPERIMENT__PAIRING__MIN_SIMILARITY", "1.0", "must be below max_similarity"),
+        ("SBP_EXPERIMENT__MODEL__KV_HEADS", "3", "multiple of kv_heads"),
+        ("SBP_EXPERIMENT__CORPUS__SOURCE", "7", "experiment.corpus.source"),
+        ("SBP_EXPERIMENT__NAME__X", "7", "is a value, not a section"),
+        ("SBP_EXPERIMENT__NAME", "{", "not YAML"),
+    ],
+)
+def test_impossible_settings_are_refused_with_key_and_reason(variable: str, value: str, says: str):
+    with pytest.raises(SettingsError, match=says):
+        load(**{variable: value})
+
+
+def test_unknown_profile_names_the_known_ones():
+    with pytest.raises(SettingsError, match="demo"):
+        load("nonsense")
+
+
+def test_a_profile_of_ones_own_is_a_path(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(TINY))
+    settings = load(str(tmp_path / "mine.yaml"))
+    assert settings.profile == "mine"
+    assert settings.deployment.data_dir.endswith(".sbp/mine/artifacts")
+
+
+def test_version_of_an_unknown_key_is_an_error():
+    with pytest.raises(AttributeError):
+        Experiment.model_validate(TINY["experiment"]).version("1", "pairing.nothing")
+
+
+def test_cli_prints_the_reason_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "sbp_assets.cli", "plan"],
+        env={**os.environ, "SBP_EXPERIMENT__CORPUS__SHARDS": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "experiment.corpus.shards" in done.stderr
+    assert "Traceback" not in done.stderr
