@@ -1,0 +1,242 @@
+"""Pretraining: the three arms' models and the token budget that proves their compute equal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from sbp_assets.experiment import Optimizer
+from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
+from sbp_assets.pretraining.budget import (
+    HELDOUT,
+    Arm,
+    BudgetError,
+    arm_rows,
+    generation_cost,
+    plan_arm,
+    plan_mismatch,
+    tuning_cost,
+)
+from sbp_assets.pretraining.curves import loss_curve, loss_summary
+from sbp_assets.storage.preview import table_preview
+from sbp_assets.storage.progress import Progress
+from sbp_assets.training.launch import training_command, training_environment
+from sbp_assets.training.spec import Source, TrainingSpec
+
+TRAINING_SETTINGS = (
+    "model",
+    "pretraining.repetitions",
+    "pretraining.evaluations",
+    "pretraining.heldout_tokens",
+    *(f"pretraining.{field}" for field in Optimizer.model_fields),
+)
+SHARDS_OF_TOKENS = dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL, dagster_type=dict[str, Path])
+SHARDS_OF_SYNTHETIC_TOKENS = dg.AssetIn(
+    ["synthesis", "synthetic_tokens"], partition_mapping=ALL, dagster_type=dict[str, Path]
+)
+TOKENIZER = dg.AssetIn(["corpus", "tokenizer"], dagster_type=Path)
+
+DESCRIPTIONS: dict[Arm, str] = {
+    "baseline": """The repetition arm: D read `repetitions` times. The first seed's model is also what the synthesizer is tuned from.""",
+    "sbp": """The SBP arm: every synthetic document once, and D repeated for the rest of the budget.""",
+    "oracle": """The oracle arm: D and the oracle split, as many unique real documents as the budget asks for.""",
+}
+DIRECTORY = """
+
+A Hugging Face model directory (safetensors, config, tokenizer) with metrics.parquet (step, tokens, train_loss, heldout_loss,
+learning_rate, gradient_norm) and run.json (what was run, where, how long). Trained from random weights on exactly the
+token budget that the other arms have. A run that was interrupted resumes from its last checkpoint."""
+
+
+def optimizer_of(section: Optimizer) -> Optimizer:
+    """The optimizer's own fields of a settings section that extends it."""
+    return Optimizer.model_validate({field: getattr(section, field) for field in Optimizer.model_fields})
+
+
+def fresh_staging(asset: str, partition: str) -> Path:
+    """Path, not yet existing, where a finished directory is left for the IO manager."""
+    directory = Path(DEPLOYMENT.work_dir) / "staging" / asset / partition
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def vocab_size(model: Path) -> int:
+    """Vocabulary size of a model directory."""
+    return int(json.loads((model / "config.json").read_text())["vocab_size"])
+
+
+def execution_fields(asset: str, partition: str) -> dict[str, Any]:
+    """Deployment's part of a training spec: how and where it runs."""
+    return {
+        "device": DEPLOYMENT.device,
+        "dtype": DEPLOYMENT.training_dtype,
+        "microbatch_tokens": DEPLOYMENT.microbatch_tokens,
+        "checkpoint_minutes": DEPLOYMENT.checkpoint_minutes,
+        "work_dir": Path(DEPLOYMENT.work_dir) / asset / partition,
+        "output_dir": fresh_staging(asset, partition),
+    }
+
+
+def train(
+    context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, spec: TrainingSpec
+) -> tuple[Path, dict[str, Any]]:
+    """Run `spec` in worker processes, and return the model directory and its metadata.
+
+    The worker's progress lines appear in the run's log. A failed worker raises, its checkpoints stay in `work_dir`.
+    """
+    spec_path = spec.write(spec.work_dir / "spec.json")
+    with Progress(spec.name, "tokens") as progress:
+        pipes.run(
+            command=training_command(spec_path, DEPLOYMENT.training_processes),
+            context=context,
+            env=training_environment(),
+        )
+    metrics = pl.read_parquet(spec.output_dir / "metrics.parquet")
+    record = json.loads((spec.output_dir / "run.json").read_text())
+    evenly = metrics.gather_every(max(1, len(metrics) // 10))
+    return spec.output_dir, {
+        **progress.metadata(),
+        **loss_summary(metrics),
+        # The worker's own rate: without start-up, and without what an earlier, interrupted run did.
+        "tokens_per_second": float(record["tokens_per_second"]),
+        "parameters": spec.model.parameters(vocab_size(spec.output_dir)),
+        "flops": float(record["flops"]),
+        "loss_curve": dg.MetadataValue.md(loss_curve(metrics, spec.name)),
+        "preview": dg.MetadataValue.md(table_preview(evenly)),
+    }
+
+
+def _arm_model(arm: Arm) -> dg.AssetsDefinition:
+    ins = {"tokens": SHARDS_OF_TOKENS, "tokenizer": TOKENIZER}
+    if arm == "sbp":
+        ins["synthetic_tokens"] = SHARDS_OF_SYNTHETIC_TOKENS
+    if arm != "baseline":
+        # The baseline cannot wait for the budget: what synthesis yields depends on the baseline.
+        ins["token_budget"] = dg.AssetIn(["pretraining", "token_budget"], dagster_type=pl.LazyFrame)
+
+    @dg.asset(
+        key=["pretraining", f"{arm}_model"],
+        description=DESCRIPTIONS[arm] + DIRECTORY,
+        ins=ins,
+        partitions_def=SEEDS,
+        group_name="pretraining",
+        kinds={"pytorch", "huggingface"},
+        io_manager_key="directory",
+        pool="training",
+        code_version=EXPERIMENT.version("1", *TRAINING_SETTINGS),
+    )
+    def model(
+        context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, **inputs: Any
+    ) -> dg.MaterializeResult[Path]:
+        tokens = inputs["tokens"]
+        plan = plan_arm(arm, EXPERIMENT.pretraining, tokens, inputs.get("synthetic_tokens"))
+        if "token_budget" in inputs and (mismatch := plan_mismatch(inputs["token_budget"].collect(), plan)):
+            raise BudgetError(f"{mismatch}: materialise pretraining/token_budget again before the {arm} model")
+        spec = TrainingSpec(
+            name=f"{arm}_model seed {context.partition_key}",
+            model=EXPERIMENT.model,
+            optimizer=optimizer_of(EXPERIMENT.pretraining),
+            tokenizer_dir=inputs["tokenizer"],
+            data=plan.data,
+            steps=plan.steps,
+            seed=int(context.partition_key),
+            heldout=[Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)],
+            heldout_tokens=EXPERIMENT.pretraining.heldout_tokens,
+            evaluations=EXPERIMENT.pretraining.evaluations,
+            **execution_fields(f"{arm}_model", context.partition_key),
+        )
+        directory, metadata = train(context, pipes, spec)
+        return dg.MaterializeResult(value=directory, metadata=metadata)
+
+    return model
+
+
+baseline_model = _arm_model("baseline")
+sbp_model = _arm_model("sbp")
+oracle_model = _arm_model("oracle")
+
+COLUMN_DESCRIPTIONS = {
+    "arm": "baseline, sbp, oracle; 'synthesizer' for the ledger of what synthesis cost on top",
+    "source": "unique (D), synthetic, oracle; of the ledger: tuning, generation",
+    "unique_documents": "Documents of the source",
+    "unique_tokens": "Tokens of the source",
+    "passes": "Times the source is read: tokens_read / unique_tokens; epochs for tuning",
+    "tokens_read": "Tokens of the source the arm trains on, counted along the first seed's reading order",
+    "steps": "Optimizer steps of the arm",
+    "flops": "Training FLOPs; of generation, forward FLOPs",
+    "most_reads": "Times that the document read most often is begun",
+    "note": "Where the arm departs from the plan, and by how much",
+}
+COLUMN_TYPES = {"unique_documents": "int", "unique_tokens": "int", "passes": "float", "tokens_read": "int", "steps": "int",
+                "flops": "float", "most_reads": "int"}
+
+
+@dg.asset(
+    key=["pretraining", "token_budget"],
+    ins={
+        "tokens": SHARDS_OF_TOKENS,
+        "synthetic_tokens": SHARDS_OF_SYNTHETIC_TOKENS,
+        "checkpoint": dg.AssetIn(["synthesizer", "checkpoint"]),
+    },
+    group_name="pretraining",
+    kinds={"polars", "parquet"},
+    io_manager_key="parquet",
+    code_version=EXPERIMENT.version(
+        "1",
+        "model",
+        "pretraining.repetitions",
+        "pretraining.tokens_per_step",
+        "pretraining.synthetic_share",
+        "pretraining.seeds",
+        "max_document_tokens",
+    ),
+    metadata={
+        "dagster/column_schema": dg.TableSchema(
+            [
+                dg.TableColumn(name, COLUMN_TYPES.get(name, "string"), description)
+                for name, description in COLUMN_DESCRIPTIONS.items()
+            ]
+        )
+    },
+)
+def token_budget(
+    tokens: dict[str, Path], synthetic_tokens: dict[str, Path], checkpoint: Path
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """What each arm reads and how often, one row per arm and source: the proof of matched compute.
+
+    The tokens read are counted along the training order itself. Two more rows (arm 'synthesizer') are the ledger of
+    what synthesis costs beyond the arms: synthesizer-tuning and generation.
+    """
+    pretraining = EXPERIMENT.pretraining
+    vocabulary = vocab_size(checkpoint)
+    flops = EXPERIMENT.model.flops_per_token(vocabulary)
+    with Progress("token_budget", "arms", 3) as progress:
+        frames = []
+        arms: tuple[Arm, ...] = ("baseline", "sbp", "oracle")
+        for arm in arms:
+            plan = plan_arm(arm, pretraining, tokens, synthetic_tokens if arm == "sbp" else None)
+            frames.append(arm_rows(plan, EXPERIMENT.model.context_length, pretraining.seeds[0], flops))
+            progress.advance()
+        frames.append(tuning_cost(checkpoint))
+        frames.append(
+            generation_cost(tokens, synthetic_tokens, EXPERIMENT.max_document_tokens, EXPERIMENT.model, vocabulary)
+        )
+    table = pl.concat(frames)
+    budget = plan.tokens
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "dagster/row_count": len(table),
+            "tokens_per_arm": budget,
+            "steps_per_arm": plan.steps,
+            "synthetic_share": table.filter(pl.col("source") == "synthetic")["tokens_read"].sum() / budget,
+            **progress.metadata(),
+            "preview": dg.MetadataValue.md(table_preview(table)),
+        },
+    )

@@ -1,0 +1,253 @@
+"""The compute-matched comparison: what each arm reads, how often, and what synthesis cost on top. No dagster.
+
+Every arm trains on B = floor(repetitions * |D| / tokens_per_step) * tokens_per_step tokens (paper section 3.1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import polars as pl
+
+from sbp_assets.experiment import Model, Pretraining
+from sbp_assets.training.spec import Source, StreamData
+
+Arm = Literal["baseline", "sbp", "oracle"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+LEDGER = "synthesizer"
+
+UNIQUE = "unique"
+ORACLE = "oracle"
+HELDOUT = "heldout"
+SYNTHETIC = "synthetic"
+
+COLUMNS = {
+    "arm": pl.String,
+    "source": pl.String,
+    "unique_documents": pl.Int64,
+    "unique_tokens": pl.Int64,
+    "passes": pl.Float64,
+    "tokens_read": pl.Int64,
+    "steps": pl.Int64,
+    "flops": pl.Float64,
+    "most_reads": pl.Int64,
+    "note": pl.String,
+}
+
+
+class BudgetError(ValueError):
+    """A corpus or settings for which no matched token budget exists; the message says what is needed."""
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """What one arm trains on: `steps` optimizer steps of `data`, `tokens` tokens in all."""
+
+    arm: Arm
+    data: StreamData
+    steps: int
+    tokens: int
+    unique: dict[str, tuple[int, int]]  # source -> (documents, tokens), each counted once
+    note: str
+
+
+def count_tokens(directories: Mapping[str, Path], split: str | None = None) -> pl.DataFrame:
+    """Documents and tokens per shard and split of token-array directories: shard, split, documents, tokens.
+
+    `split` names the split of arrays without such a column. Reads offsets and documents.parquet, not the tokens.
+    """
+    frames = []
+    for shard, directory in sorted(directories.items()):
+        documents = pl.read_parquet(directory / "documents.parquet").lazy()
+        lengths = np.diff(np.load(directory / "offsets.npy", allow_pickle=False))
+        named = pl.lit(split, dtype=pl.String) if split else pl.col("split")
+        frames.append(
+            documents.select(shard=pl.lit(shard), split=named, length=pl.lit(pl.Series(lengths, dtype=pl.Int64)))
+            .group_by("shard", "split")
+            .agg(documents=pl.len().cast(pl.Int64), tokens=pl.col("length").sum())
+            .sort("split")
+            .collect()
+        )
+    return pl.concat(frames)
+
+
+def budget_steps(unique_tokens: int, repetitions: float, tokens_per_step: int) -> int:
+    """Optimizer steps of every arm: whole steps in `repetitions` readings of D. BudgetError where there is not one."""
+    steps = int(repetitions * unique_tokens // tokens_per_step)
+    if steps < 1:
+        needed = math.ceil(tokens_per_step / repetitions)
+        raise BudgetError(
+            f"D has {unique_tokens:,} tokens: {repetitions:g} repetitions are less than one step of {tokens_per_step:,} "
+            f"tokens. At least {needed:,} tokens are needed: add documents, raise corpus.split.unique or "
+            "pretraining.repetitions, or lower pretraining.tokens_per_step"
+        )
+    return steps
+
+
+def plan_arm(
+    arm: Arm, settings: Pretraining, tokens: Mapping[str, Path], synthetic: Mapping[str, Path] | None = None
+) -> ArmPlan:
+    """What `arm` reads, from corpus/tokens and (SBP alone) synthesis/synthetic_tokens directories by shard.
+
+    The SBP arm reads every synthetic document once, spread evenly over `passes` readings of D, and D for the rest.
+    Raises BudgetError where the budget holds less than one step or synthetic tokens fill it.
+    """
+    counts = count_tokens(tokens)
+    unique = {split: _total(counts, split) for split in (UNIQUE, ORACLE)}
+    d_tokens = unique[UNIQUE][1]
+    steps = budget_steps(d_tokens, settings.repetitions, settings.tokens_per_step)
+    budget = steps * settings.tokens_per_step
+    shards = sorted(tokens)
+    d_sources = [Source(directory=tokens[shard], split=UNIQUE) for shard in shards]
+
+    if arm == "baseline":
+        return ArmPlan(arm, StreamData(repeated=d_sources), steps, budget, {UNIQUE: unique[UNIQUE]}, "")
+
+    if arm == "oracle":
+        real_tokens = d_tokens + unique[ORACLE][1]
+        note = "" if real_tokens >= budget else (
+            f"D and the oracle split hold {real_tokens:,} tokens, less than the budget: they are read "
+            f"{budget / real_tokens:.2f} times; raise corpus.split.oracle for an oracle without repetition"
+        )
+        sources = d_sources + [Source(directory=tokens[shard], split=ORACLE) for shard in shards]
+        return ArmPlan(arm, StreamData(repeated=sources), steps, budget, unique, note)
+
+    if synthetic is None:
+        raise ValueError("the SBP arm needs the synthetic tokens")
+    synthetic_total = _total(count_tokens(synthetic, SYNTHETIC), SYNTHETIC)
+    share = synthetic_total[1] / budget
+    if not 0 < share < 1:
+        raise BudgetError(
+            f"{synthetic_total[1]:,} synthetic tokens do not fit a budget of {budget:,}"
+            + (": none was generated" if not share else ", which leaves no room for D")
+            + "; materialise synthesis/synthetic_documents with the present pretraining.synthetic_share "
+            f"({settings.synthetic_share:g}) and pretraining.repetitions ({settings.repetitions:g}), or change them"
+        )
+    note = f"{share:.1%} of the budget is synthetic, {settings.synthetic_share:.1%} was planned"
+    passes = int((budget - synthetic_total[1]) // d_tokens)
+    if passes < 1:
+        note += "; the budget ends within the first pass: some documents are never read"
+        passes = 1
+    data = StreamData(
+        repeated=d_sources, once=[Source(directory=synthetic[shard]) for shard in sorted(synthetic)], passes=passes
+    )
+    return ArmPlan(arm, data, steps, budget, {UNIQUE: unique[UNIQUE], SYNTHETIC: synthetic_total}, note)
+
+
+def plan_mismatch(table: pl.DataFrame, plan: ArmPlan) -> str | None:
+    """How `plan` differs from its rows in the token_budget `table`: a sentence, or None where they agree."""
+    rows = table.filter(pl.col("arm") == plan.arm)
+    listed = {source: (documents, tokens) for source, documents, tokens in rows.select(
+        "source", "unique_documents", "unique_tokens"
+    ).iter_rows()}
+    if listed != plan.unique:
+        return f"pretraining/token_budget lists {listed} (documents, tokens) for {plan.arm}, its inputs hold {plan.unique}"
+    if rows["steps"].unique().to_list() != [plan.steps] or rows["tokens_read"].sum() != plan.tokens:
+        return (
+            f"pretraining/token_budget gives {plan.arm} {rows['tokens_read'].sum():,} tokens, the settings and inputs "
+            f"{plan.tokens:,} in {plan.steps:,} steps"
+        )
+    return None
+
+
+def budget_problems(table: pl.DataFrame) -> list[str]:
+    """Why the arms of a token_budget `table` are not compute-matched; empty where they are."""
+    rows = table.filter(pl.col("arm") != LEDGER)
+    arms = rows.group_by("arm").agg(pl.col("tokens_read").sum(), pl.col("steps").min(), last=pl.col("steps").max())
+    problems = [f"the {arm} arm is missing" for arm in ARMS if arm not in arms["arm"]]
+    for column in ("tokens_read", "steps"):
+        if arms[column].n_unique() > 1:
+            problems.append(f"{column} differ: " + ", ".join(f"{r['arm']} {r[column]:,}" for r in arms.iter_rows(named=True)))
+    if (arms["steps"] != arms["last"]).any():
+        problems.append("steps differ within an arm")
+    return problems
+
+
+def leaked_documents(data: StreamData, heldout: list[Source]) -> list[str]:
+    """Ids of held-out documents among an arm's training documents, or the seeds of its synthetic ones (sorted)."""
+    held = pl.concat([_ids(source, "id") for source in heldout])
+    trained = [_ids(source, "id") for source in data.repeated] + [_ids(source, "seed_id") for source in data.once]
+    leaked = pl.concat(trained).join(held, on="id", how="semi").unique().sort("id")
+    return leaked.collect(engine="streaming")["id"].to_list()
+
+
+def foreign_seeds(synthetic: Mapping[str, Path], tokens: Mapping[str, Path]) -> list[str]:
+    """Seed ids of synthetic documents that are not documents of D (sorted)."""
+    seeds = pl.concat([_ids(Source(directory=path), "seed_id") for _, path in sorted(synthetic.items())])
+    unique = pl.concat([_ids(Source(directory=path, split=UNIQUE), "id") for _, path in sorted(tokens.items())])
+    return seeds.join(unique, on="id", how="anti").unique().sort("id").collect(engine="streaming")["id"].to_list()
+
+
+def repeated_ids(synthetic: Mapping[str, Path]) -> list[str]:
+    """Ids that more than one synthetic document has (sorted)."""
+    ids = pl.concat([_ids(Source(directory=path), "id") for _, path in sorted(synthetic.items())])
+    counts = ids.group_by("id").len().filter(pl.col("len") > 1).sort("id")
+    return counts.collect(engine="streaming")["id"].to_list()
+
+
+def generation_cost(
+    tokens: Mapping[str, Path],
+    synthetic: Mapping[str, Path],
+    max_document_tokens: int,
+    model: Model,
+    vocab_size: int,
+) -> pl.DataFrame:
+    """Ledger row of generation: prompts read and tokens sampled for every synthetic document.
+
+    A forward pass takes a third of a training step's FLOPs per token. Prompts are counted for each rollout: an engine that
+    caches shared prefixes does less.
+    """
+    lengths = pl.concat([_d_lengths(tokens[shard]) for shard in sorted(tokens)])
+    prompts = generated = documents = 0
+    for shard in sorted(synthetic):
+        seeds = pl.read_parquet(synthetic[shard] / "documents.parquet", columns=["seed_id"])
+        known = seeds.join(lengths, left_on="seed_id", right_on="id", how="inner")
+        # <bos> d1 <related>: d1 without its own <bos> and <eos>, cut.
+        prompts += int((known["length"] - 2).clip(upper_bound=max_document_tokens).sum()) + 2 * len(known)
+        offsets = np.load(synthetic[shard] / "offsets.npy", allow_pickle=False)
+        documents += len(seeds)
+        generated += int(offsets[-1]) - len(seeds)
+    flops = (prompts + generated) * model.flops_per_token(vocab_size) / 3
+    return _ledger("generation", documents, generated, 1.0, prompts + generated, None, flops,
+                   f"{generated:,} tokens sampled after {prompts:,} prompt tokens")
+
+
+def tuning_cost(checkpoint: Path) -> pl.DataFrame:
+    """Ledger row of synthesizer-tuning, from the records in the checkpoint's directory."""
+    record = json.loads((checkpoint / "run.json").read_text())
+    last = pl.read_parquet(checkpoint / "metrics.parquet").row(-1, named=True)
+    epochs = float(record["spec"]["data"]["epochs"])
+    return _ledger("tuning", None, None, epochs, int(last["tokens"]), int(last["step"]), float(record["flops"]),
+                   "tokens trained on, prompts included")
+
+
+def _ledger(
+    source: str, documents: int | None, unique: int | None, passes: float, read: int, steps: int | None,
+    flops: float, note: str,
+) -> pl.DataFrame:
+    row = (LEDGER, source, documents, unique, passes, read, steps, flops, None, note)
+    return pl.DataFrame([row], schema=COLUMNS, orient="row")
+
+
+def _total(counts: pl.DataFrame, split: str) -> tuple[int, int]:
+    rows = counts.filter(pl.col("split") == split)
+    return int(rows["documents"].sum()), int(rows["tokens"].sum())
+
+
+def _d_lengths(directory: Path) -> pl.DataFrame:
+    offsets = np.load(directory / "offsets.npy", allow_pickle=False)
+    documents = pl.read_parquet(directory / "documents.parquet", columns=["id", "split"])
+    return documents.with_columns(length=pl.Series(np.diff(offsets))).filter(pl.col("split") == UNIQUE).drop("split")
+
+
+def _ids(source: Source, column: str) -> pl.LazyFrame:
+    documents = pl.scan_parquet(source.directory / "documents.parquet", glob=False)
+    if source.split is not None:
+        documents = documents.filter(pl.col("split") == source.split)
+    return documents.select(id=pl.col(column))

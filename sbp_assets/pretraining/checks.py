@@ -1,0 +1,134 @@
+"""Checks of the token budget and of the three arms' models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
+from sbp_assets.pretraining.budget import (
+    ARMS,
+    HELDOUT,
+    SYNTHETIC,
+    Arm,
+    budget_problems,
+    foreign_seeds,
+    leaked_documents,
+    plan_arm,
+    repeated_ids,
+)
+from sbp_assets.pretraining.curves import loss_problems, loss_summary
+from sbp_assets.pretraining.model_files import model_problems
+from sbp_assets.training.spec import Source
+
+BUDGET = dg.AssetKey(["pretraining", "token_budget"])
+TOKENS = dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL, dagster_type=dict[str, Path])
+SYNTHETIC_TOKENS = dg.AssetIn(["synthesis", "synthetic_tokens"], partition_mapping=ALL, dagster_type=dict[str, Path])
+
+
+@dg.asset_check(asset=BUDGET, blocking=True, description="The three arms train on exactly equal numbers of tokens.")
+def arms_are_matched(token_budget: pl.LazyFrame) -> dg.AssetCheckResult:
+    table = token_budget.collect()
+    problems = budget_problems(table)
+    per_arm = table.filter(pl.col("arm").is_in(ARMS)).group_by("arm").agg(pl.col("tokens_read").sum())
+    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems, **dict(per_arm.iter_rows())})
+
+
+@dg.asset_check(
+    asset=BUDGET,
+    blocking=True,
+    additional_ins={"synthetic_tokens": SYNTHETIC_TOKENS},
+    description="The SBP arm reads no synthetic document twice: none is begun twice, and no two have the same id.",
+)
+def synthetic_documents_are_read_once(
+    token_budget: pl.LazyFrame, synthetic_tokens: dict[str, Path]
+) -> dg.AssetCheckResult:
+    row = token_budget.filter(pl.col("source") == SYNTHETIC).collect()
+    most_reads = int(row["most_reads"].max() or 0)  # type: ignore[arg-type]
+    repeated = repeated_ids(synthetic_tokens)
+    return dg.AssetCheckResult(
+        passed=len(row) == 1 and most_reads <= 1 and not repeated,
+        metadata={"most_reads": most_reads, "repeated": len(repeated), "repeated_ids": repeated[:10]},
+    )
+
+
+@dg.asset_check(
+    asset=BUDGET,
+    blocking=True,
+    additional_ins={"tokens": TOKENS, "synthetic_tokens": SYNTHETIC_TOKENS},
+    description="No arm trains on a held-out document, nor on a synthesis from one: every seed document is in D.",
+)
+def heldout_is_unseen(
+    token_budget: pl.LazyFrame, tokens: dict[str, Path], synthetic_tokens: dict[str, Path]
+) -> dg.AssetCheckResult:
+    heldout = [Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)]
+    leaked = {
+        arm: leaked_documents(plan_arm(arm, EXPERIMENT.pretraining, tokens, synthetic_tokens).data, heldout)
+        for arm in ARMS
+    }
+    foreign = foreign_seeds(synthetic_tokens, tokens)
+    return dg.AssetCheckResult(
+        passed=not foreign and not any(leaked.values()),
+        metadata={
+            **{f"leaked_{arm}": len(ids) for arm, ids in leaked.items()},
+            "leaked_ids": sorted({id_ for ids in leaked.values() for id_ in ids})[:10],
+            "seeds_outside_d": len(foreign),
+            "seeds_outside_d_ids": foreign[:10],
+        },
+    )
+
+
+def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
+    asset = dg.AssetKey(["pretraining", f"{arm}_model"])
+
+    @dg.asset_check(
+        asset=asset,
+        partitions_def=SEEDS,
+        blocking=True,
+        description="The training loss is finite at every step, and lower at the end than at the start.",
+    )
+    def loss_falls(model: Path) -> dg.AssetCheckResult:
+        metrics = pl.read_parquet(model / "metrics.parquet")
+        problems = loss_problems(metrics)
+        return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
+
+    # The baseline comes before the budget table, so its tokens are held against the corpus.
+    budget_ins = {"tokens": TOKENS} if arm == "baseline" else {
+        "token_budget": dg.AssetIn(["pretraining", "token_budget"], dagster_type=pl.LazyFrame)
+    }
+
+    @dg.asset_check(
+        asset=asset,
+        partitions_def=SEEDS,
+        blocking=True,
+        additional_ins=budget_ins,
+        description="The model was trained on exactly the tokens of the budget.",
+    )
+    def budget_is_met(model: Path, **inputs: Any) -> dg.AssetCheckResult:
+        trained = loss_summary(pl.read_parquet(model / "metrics.parquet"))["tokens"]
+        if "tokens" in inputs:
+            budget = plan_arm(arm, EXPERIMENT.pretraining, inputs["tokens"]).tokens
+        else:
+            budget = inputs["token_budget"].filter(pl.col("arm") == arm).collect()["tokens_read"].sum()
+        return dg.AssetCheckResult(passed=trained == budget, metadata={"trained": trained, "budget": budget})
+
+    @dg.asset_check(
+        asset=asset,
+        partitions_def=SEEDS,
+        blocking=True,
+        additional_ins={"tokenizer": dg.AssetIn(["corpus", "tokenizer"])},
+        description="The directory loads: every tensor in its shape, the vocabulary that of corpus/tokenizer.",
+    )
+    def model_loads(model: Path, tokenizer: Path) -> dg.AssetCheckResult:
+        problems = model_problems(model, tokenizer)
+        return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
+
+    return [loss_falls, budget_is_met, model_loads]
+
+
+baseline_checks = _model_checks("baseline")
+sbp_checks = _model_checks("sbp")
+oracle_checks = _model_checks("oracle")

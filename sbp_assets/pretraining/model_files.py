@@ -1,0 +1,47 @@
+"""Whether a model directory is one that transformers, vLLM and lm-eval load. No dagster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def model_problems(directory: Path, tokenizer_dir: Path) -> list[str]:
+    """What is wrong with a Hugging Face model directory: empty where nothing is.
+
+    Reads the config, the tokenizer and the safetensors headers, never the weights: every tensor of the architecture
+    must be there in its shape, and the vocabulary must be that of `tokenizer_dir`.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    problems = []
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        return [f"{directory} does not load: {error}"]
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        # A tied output head is stored once, as the embedding.
+        expected.pop("lm_head.weight", None)
+
+    found: dict[str, tuple[int, ...]] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except Exception as error:  # safetensors raises its own type, built in Rust.
+            problems.append(f"{file.name} does not open: {error}")
+    for name, shape in expected.items():
+        if found.get(name) != shape:
+            problems.append(f"tensor {name} should have shape {shape}, and is {found.get(name, 'missing')}")
+
+    vocabulary = AutoTokenizer.from_pretrained(tokenizer_dir).get_vocab()
+    if tokenizer.get_vocab() != vocabulary:
+        problems.append("the tokenizer beside the model is not corpus/tokenizer")
+    if config.vocab_size != len(vocabulary):
+        problems.append(f"config.vocab_size is {config.vocab_size}, the tokenizer has {len(vocabulary)} tokens")
+    return problems

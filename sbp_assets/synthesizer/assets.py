@@ -1,0 +1,118 @@
+"""Synthesizer-tuning: the examples made from neighbour pairs, and the model tuned on them (paper section 2.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from sbp_assets.corpus.tokenizer import RELATED, load_tokenizer
+from sbp_assets.experiment import Optimizer
+from sbp_assets.partitions import ALL, EXPERIMENT, FIRST_SEED
+from sbp_assets.pretraining.assets import execution_fields, fresh_staging, optimizer_of, train
+from sbp_assets.storage.preview import escape
+from sbp_assets.storage.progress import Progress
+from sbp_assets.storage.token_arrays import TokenArrays
+from sbp_assets.synthesizer.examples import HELDOUT, TRAIN, write_examples
+from sbp_assets.training.spec import ExamplesData, Source, TrainingSpec
+
+
+@dg.asset(
+    key=["synthesizer", "tuning_examples"],
+    ins={
+        "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
+        "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
+        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+    },
+    group_name="synthesizer",
+    kinds={"polars", "numpy"},
+    io_manager_key="directory",
+    code_version=EXPERIMENT.version("1", "max_document_tokens"),
+)
+def tuning_examples(
+    neighbor_pairs: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
+) -> dg.MaterializeResult[Path]:
+    """Token arrays of `<bos> d1 <related> d2 <eos>`, one per neighbour pair; the loss is on d2 alone.
+
+    documents.parquet: id ("d1->d2"), d1, d2, prompt_tokens (tokens up to and with `<related>`), cut (d2 was cut, so
+    there is no `<eos>`), split ("train", or "heldout": the pairs of 2% of the seed documents, to measure the
+    conditional loss on).
+    """
+    directory = fresh_staging("tuning_examples", "all")
+    loaded = load_tokenizer(tokenizer)
+    with Progress("tuning_examples", "examples") as progress:
+        documents = write_examples(
+            directory,
+            neighbor_pairs,
+            tokens,
+            loaded.convert_tokens_to_ids(RELATED),
+            EXPERIMENT.max_document_tokens,
+            len(loaded),
+            progress,
+        )
+    arrays = TokenArrays.load(directory)
+    first = loaded.decode(arrays.tokens[: arrays.offsets[1]].tolist())
+    return dg.MaterializeResult(
+        value=directory,
+        metadata={
+            "examples": len(documents),
+            "heldout_examples": int((documents["split"] == HELDOUT).sum()),
+            "seed_documents": documents["d1"].n_unique(),
+            "cut_share": float(documents["cut"].cast(pl.Float64).mean()),  # type: ignore[arg-type]
+            "tokens": len(arrays.tokens),
+            "loss_tokens": int(len(arrays.tokens) - documents["prompt_tokens"].sum()),
+            **progress.metadata(),
+            "preview": dg.MetadataValue.md(escape(first, 2000)),
+        },
+    )
+
+
+@dg.asset(
+    key=["synthesizer", "checkpoint"],
+    ins={
+        "baseline_model": dg.AssetIn(["pretraining", "baseline_model"], partition_mapping=FIRST_SEED),
+        "tuning_examples": dg.AssetIn(["synthesizer", "tuning_examples"]),
+        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+    },
+    group_name="synthesizer",
+    kinds={"pytorch", "huggingface"},
+    io_manager_key="directory",
+    pool="training",
+    code_version=EXPERIMENT.version(
+        "1",
+        "model",
+        "synthesizer.epochs",
+        "pretraining.seeds",
+        "pretraining.evaluations",
+        "pretraining.heldout_tokens",
+        *(f"synthesizer.{field}" for field in Optimizer.model_fields),
+    ),
+)
+def checkpoint(
+    context: dg.AssetExecutionContext,
+    pipes: dg.PipesSubprocessClient,
+    baseline_model: Path,
+    tuning_examples: Path,
+    tokenizer: Path,
+) -> dg.MaterializeResult[Path]:
+    """The synthesizer: the first seed's baseline, tuned to continue a seed document with a related one, p(d2 | d1).
+
+    A Hugging Face model directory like the arms', with the same records. Held-out loss is that of d2 given d1 on the
+    held-out examples.
+    """
+    spec = TrainingSpec(
+        name="synthesizer",
+        model=EXPERIMENT.model,
+        optimizer=optimizer_of(EXPERIMENT.synthesizer),
+        tokenizer_dir=tokenizer,
+        initial_model=baseline_model,
+        data=ExamplesData(source=Source(directory=tuning_examples, split=TRAIN), epochs=EXPERIMENT.synthesizer.epochs),
+        seed=EXPERIMENT.pretraining.seeds[0],
+        heldout=[Source(directory=tuning_examples, split=HELDOUT)],
+        heldout_tokens=EXPERIMENT.pretraining.heldout_tokens,
+        evaluations=EXPERIMENT.pretraining.evaluations,
+        **execution_fields("synthesizer", "checkpoint"),
+    )
+    directory, metadata = train(context, pipes, spec)
+    return dg.MaterializeResult(value=directory, metadata=metadata)

@@ -1,0 +1,71 @@
+"""Checks of the tuning examples and of the synthesizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from sbp_assets.corpus.tokenizer import RELATED, load_tokenizer
+from sbp_assets.partitions import ALL, EXPERIMENT
+from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
+from sbp_assets.pretraining.model_files import model_problems
+from sbp_assets.storage.token_arrays import TokenArrays
+from sbp_assets.synthesizer.examples import check_examples
+
+EXAMPLES = dg.AssetKey(["synthesizer", "tuning_examples"])
+CHECKPOINT = dg.AssetKey(["synthesizer", "checkpoint"])
+TOKENIZER = dg.AssetIn(["corpus", "tokenizer"])
+
+
+@dg.asset_check(
+    asset=EXAMPLES,
+    blocking=True,
+    additional_ins={
+        "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
+        "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
+        "tokenizer": TOKENIZER,
+    },
+    description="One example per pair, inside the context, the prompt ending at <related>, <eos> at the end unless d2 "
+    "was cut, both documents in D.",
+)
+def examples_are_well_formed(
+    tuning_examples: Path, neighbor_pairs: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
+) -> dg.AssetCheckResult:
+    arrays = TokenArrays.load(tuning_examples)
+    loaded = load_tokenizer(tokenizer)
+    pairs = int(pl.concat([frame.select(pl.len()) for frame in neighbor_pairs.values()]).collect()["len"].sum())
+    documents = pl.concat([pl.scan_parquet(path / "documents.parquet", glob=False) for path in tokens.values()])
+    unique = documents.filter(pl.col("split") == "unique").select("id").collect()["id"]
+    broken = check_examples(
+        arrays,
+        pairs,
+        unique,
+        EXPERIMENT.model.context_length,
+        loaded.convert_tokens_to_ids(RELATED),
+        loaded.eos_token_id,
+    )
+    return dg.AssetCheckResult(passed=not broken, metadata={"examples": len(arrays.documents), "pairs": pairs, **broken})
+
+
+@dg.asset_check(
+    asset=CHECKPOINT,
+    blocking=True,
+    description="The tuning loss is finite and falls, and d2 given d1 is more likely on held-out examples than at the start.",
+)
+def conditional_loss_falls(checkpoint: Path) -> dg.AssetCheckResult:
+    metrics = pl.read_parquet(checkpoint / "metrics.parquet")
+    problems = loss_problems(metrics) + heldout_problems(metrics)
+    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
+
+
+@dg.asset_check(
+    asset=CHECKPOINT,
+    blocking=True,
+    additional_ins={"tokenizer": TOKENIZER},
+    description="The directory loads: every tensor in its shape, the vocabulary that of corpus/tokenizer.",
+)
+def synthesizer_loads(checkpoint: Path, tokenizer: Path) -> dg.AssetCheckResult:
+    problems = model_problems(checkpoint, tokenizer)
+    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})

@@ -1,0 +1,171 @@
+"""Synthesizer-tuning examples `<bos> d1 <related> d2 <eos>` from neighbour pairs (paper section 2.2). No dagster."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from sbp_assets.storage.progress import Progress
+from sbp_assets.storage.token_arrays import TokenArrays
+
+TRAIN = "train"
+HELDOUT = "heldout"
+HELDOUT_SHARE = 0.02
+
+
+class ExamplesError(ValueError):
+    """Pairs that make no tuning examples; the message names the setting or the asset to look at."""
+
+
+def format_prompt(document: Sequence[int] | np.ndarray, related_id: int, max_document_tokens: int) -> list[int]:
+    """`<bos> d1 <related>`: what the synthesizer is conditioned on, in tuning and in synthesis alike.
+
+    `document` is d1 as corpus/tokens holds it, `<bos>` ids `<eos>`; its ids are cut to `max_document_tokens`.
+    """
+    bos, *ids = document[:-1]
+    return [int(token) for token in (bos, *ids[:max_document_tokens], related_id)]
+
+
+def format_example(
+    d1: Sequence[int] | np.ndarray, d2: Sequence[int] | np.ndarray, related_id: int, max_document_tokens: int
+) -> tuple[list[int], int]:
+    """Tokens of `<bos> d1 <related> d2 <eos>` and the length of the prompt, which takes no loss.
+
+    Both documents come as corpus/tokens holds them and are cut to `max_document_tokens` ids. A cut d2 gets no
+    `<eos>`: the synthesizer would learn to stop in mid-sentence.
+    """
+    prompt = format_prompt(d1, related_id, max_document_tokens)
+    # With one position more than the cut, an uncut d2 keeps its <eos> and a cut one cannot.
+    continuation = d2[1:] if len(d2) - 2 <= max_document_tokens else d2[1 : 1 + max_document_tokens]
+    return prompt + [int(token) for token in continuation], len(prompt)
+
+
+def write_examples(
+    directory: Path,
+    pairs: Mapping[str, pl.LazyFrame],
+    tokens: Mapping[str, Path],
+    related_id: int,
+    max_document_tokens: int,
+    vocab_size: int,
+    progress: Progress | None = None,
+) -> pl.DataFrame:
+    """Write every pair as an example, in token-array format, and return the rows of documents.parquet.
+
+    `pairs` (d1, d2, d2_shard) and `tokens` are keyed by shard; a pair lies in the shard of its d1. Rows: id
+    ("d1->d2"), d1, d2, prompt_tokens, cut (d2 was cut), split ("train" | "heldout"); in order of shard, d1, d2. The index of
+    documents and pairs is held in memory, the tokens are not.
+
+    Raises ExamplesError where there are no pairs or a pair names a document outside D.
+    """
+    index = pl.concat([_locations(shard, tokens[shard]) for shard in sorted(tokens)])
+    rows = pl.concat([_located(shard, pairs[shard].collect(), index) for shard in sorted(pairs)])
+    if rows.is_empty():
+        raise ExamplesError(
+            "no neighbour pairs, so there is nothing to tune the synthesizer on: lower pairing.min_similarity, raise "
+            "pairing.neighbors, or use a corpus with more related documents (pairing/neighbor_pairs says what each "
+            "filter dropped)"
+        )
+
+    def held(document: str) -> pl.Expr:
+        return (pl.col(f"{document}_stop") - pl.col(f"{document}_start") - 2).clip(upper_bound=max_document_tokens)
+
+    rows = rows.with_columns(
+        id=pl.col("d1") + "->" + pl.col("d2"),
+        prompt_tokens=held("d1") + 2,
+        cut=pl.col("d2_stop") - pl.col("d2_start") - 2 > max_document_tokens,
+    ).with_columns(tokens=pl.col("prompt_tokens") + held("d2") + (~pl.col("cut")).cast(pl.Int64))
+    heldout = heldout_seeds(rows["d1"].unique().sort().to_list())
+    rows = rows.with_columns(split=pl.when(pl.col("d1").is_in(pl.Series(heldout, dtype=pl.String).implode())).then(pl.lit(HELDOUT)).otherwise(pl.lit(TRAIN)))
+
+    directory.mkdir(parents=True, exist_ok=True)
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(rows["tokens"].to_numpy(), out=offsets[1:])
+    out = np.lib.format.open_memmap(
+        directory / "tokens.npy",
+        mode="w+",
+        dtype=np.uint16 if vocab_size <= 2**16 else np.uint32,
+        shape=(int(offsets[-1]),),
+    )
+    sources = {
+        shard: np.load(path / "tokens.npy", mmap_mode="r", allow_pickle=False) for shard, path in tokens.items()
+    }
+    columns = ("d1_shard", "d1_start", "d1_stop", "d2_shard", "d2_start", "d2_stop")
+    for position, (s1, a1, b1, s2, a2, b2) in enumerate(rows.select(columns).iter_rows()):
+        example, _ = format_example(sources[s1][a1:b1], sources[s2][a2:b2], related_id, max_document_tokens)
+        out[offsets[position] : offsets[position + 1]] = example
+        if progress:
+            progress.advance()
+    out.flush()
+    np.save(directory / "offsets.npy", offsets)
+    documents = rows.select("id", "d1", "d2", "prompt_tokens", "cut", "split")
+    documents.write_parquet(directory / "documents.parquet")
+    return documents
+
+
+def heldout_seeds(seeds: Sequence[str]) -> list[str]:
+    """The d1 whose examples are held out of tuning: about 2% by hash, and one at least where there are two.
+
+    A stable hash, so that a seed document stays on its side as shards are added.
+    """
+    ranked = sorted((hashlib.sha256(f"tuning-heldout:{seed}".encode()).digest(), seed) for seed in set(seeds))
+    below = int(HELDOUT_SHARE * 2**64)
+    chosen = [seed for digest, seed in ranked if int.from_bytes(digest[:8], "big") < below]
+    if len(chosen) == len(ranked):
+        chosen = chosen[:-1]
+    return chosen or [seed for _, seed in ranked[:1] if len(ranked) > 1]
+
+
+def check_examples(
+    arrays: TokenArrays, pairs: int, unique_ids: pl.Series, context_length: int, related_id: int, eos_id: int
+) -> dict[str, list[str]]:
+    """Ids (up to ten each) of examples that break a rule, by rule; empty where all hold.
+
+    Rules: as many examples as `pairs`, no example twice, within the context, prompt_tokens points just behind
+    `<related>` with d2 to follow, `<eos>` at the end exactly where d2 was not cut, d1 and d2 in D.
+    """
+    documents, lengths = arrays.documents, arrays.lengths
+    prompt = documents["prompt_tokens"].to_numpy()
+    inside = (prompt >= 2) & (prompt < lengths)
+    starts = arrays.offsets[:-1]
+    last_of_prompt = arrays.tokens[np.where(inside, starts + prompt - 1, starts)]
+    ends = np.asarray(arrays.tokens[arrays.offsets[1:] - 1]) == eos_id
+    in_corpus = documents.select(pl.col("d1").is_in(unique_ids.implode()) & pl.col("d2").is_in(unique_ids.implode())).to_series()
+    broken = {
+        "prompt_tokens": ~inside | (last_of_prompt != related_id),
+        "longer than the context": lengths > context_length,
+        "eos": ends == documents["cut"].to_numpy(),
+        "not in D": ~in_corpus.to_numpy(),
+        "repeated": documents["id"].is_duplicated().to_numpy(),
+    }
+    found = {rule: documents["id"].filter(pl.Series(mask)).head(10).to_list() for rule, mask in broken.items()}
+    if len(documents) != pairs:
+        found["count"] = [f"{len(documents)} examples for {pairs} pairs"]
+    return {rule: ids for rule, ids in found.items() if ids}
+
+
+def _locations(shard: str, directory: Path) -> pl.DataFrame:
+    """Where each D document of a shard lies in its token array: id, shard, start, stop."""
+    offsets = np.load(directory / "offsets.npy", allow_pickle=False)
+    return (
+        pl.read_parquet(directory / "documents.parquet", columns=["id", "split"])
+        .with_columns(shard=pl.lit(shard), start=pl.Series(offsets[:-1]), stop=pl.Series(offsets[1:]))
+        .filter(pl.col("split") == "unique")
+        .drop("split")
+    )
+
+
+def _located(shard: str, pairs: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
+    rows = pairs.select("d1", "d2").sort("d1", "d2")
+    for column in ("d1", "d2"):
+        named = index.rename({"id": column, **{name: f"{column}_{name}" for name in ("shard", "start", "stop")}})
+        rows = rows.join(named, on=column, how="left", maintain_order="left")
+        if len(unknown := rows.filter(pl.col(f"{column}_start").is_null())):
+            raise ExamplesError(
+                f"pairing/neighbor_pairs, shard {shard}: {column} {unknown[column][0]!r} and {len(unknown) - 1} more are "
+                "not documents of D in corpus/tokens; materialise pairing and corpus/tokens from the same corpus"
+            )
+    return rows

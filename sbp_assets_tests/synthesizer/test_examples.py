@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
+from sbp_assets.synthesizer.examples import (
+    ExamplesError,
+    check_examples,
+    format_example,
+    format_prompt,
+    heldout_seeds,
+    write_examples,
+)
+
+BOS, EOS, RELATED = 0, 1, 3
+DOCUMENTS = {
+    "00000": {"a": [10, 11], "b": [20, 21, 22, 23, 24], "x": [90]},
+    "00001": {"c": [30, 31, 32], "d": [40]},
+}
+PAIRS = {
+    "00000": [("b", "c", "00001"), ("a", "b", "00000"), ("a", "c", "00001")],
+    "00001": [("c", "a", "00000"), ("d", "c", "00001")],
+}
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> dict[str, Path]:
+    for shard, documents in DOCUMENTS.items():
+        frame = pl.DataFrame(
+            {"id": list(documents), "split": ["heldout" if name == "x" else "unique" for name in documents]}
+        )
+        write_token_arrays(tmp_path / shard, frame, [[BOS, *ids, EOS] for ids in documents.values()], 100)
+    return {shard: tmp_path / shard for shard in DOCUMENTS}
+
+
+def frames(pairs: dict[str, list[tuple[str, str, str]]]) -> dict[str, pl.LazyFrame]:
+    schema = {"d1": pl.String, "d2": pl.String, "d2_shard": pl.String}
+    return {shard: pl.LazyFrame(rows, schema=schema, orient="row") for shard, rows in pairs.items()}
+
+
+def examples(arrays: TokenArrays) -> dict[str, list[int]]:
+    return {
+        name: arrays.tokens[start:stop].tolist()
+        for name, start, stop in zip(arrays.documents["id"], arrays.offsets[:-1], arrays.offsets[1:], strict=True)
+    }
+
+
+def test_examples_join_documents_across_shards_and_cut_them(tokens: dict[str, Path], tmp_path: Path) -> None:
+    write_examples(tmp_path / "out", frames(PAIRS), tokens, RELATED, 3, 100)
+    arrays = TokenArrays.load(tmp_path / "out")
+    assert examples(arrays) == {
+        "a->b": [BOS, 10, 11, RELATED, 20, 21, 22],
+        "a->c": [BOS, 10, 11, RELATED, 30, 31, 32, EOS],
+        "b->c": [BOS, 20, 21, 22, RELATED, 30, 31, 32, EOS],
+        "c->a": [BOS, 30, 31, 32, RELATED, 10, 11, EOS],
+        "d->c": [BOS, 40, RELATED, 30, 31, 32, EOS],
+    }
+    assert arrays.documents["prompt_tokens"].to_list() == [4, 4, 5, 5, 3]
+    assert arrays.documents["cut"].to_list() == [True, False, False, False, False]
+    # One seed document's pairs at least are held out, and not all of them.
+    assert arrays.documents.group_by("split").agg(pl.col("d1").n_unique()).sort("split")["d1"].to_list() == [1, 3]
+
+
+def test_writing_twice_gives_the_same_bytes(tokens: dict[str, Path], tmp_path: Path) -> None:
+    shuffled = {shard: rows[::-1] for shard, rows in reversed(PAIRS.items())}
+    write_examples(tmp_path / "one", frames(PAIRS), tokens, RELATED, 3, 100)
+    write_examples(tmp_path / "two", frames(shuffled), tokens, RELATED, 3, 100)
+    for name in ("tokens.npy", "offsets.npy", "documents.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_no_pairs_name_the_setting(tokens: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExamplesError, match=r"pairing\.min_similarity"):
+        write_examples(tmp_path / "out", frames({"00000": [], "00001": []}), tokens, RELATED, 3, 100)
+
+
+def test_a_pair_outside_d_is_named(tokens: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExamplesError, match="shard 00000: d2 'x'"):
+        write_examples(tmp_path / "out", frames({"00000": [("a", "x", "00000")]}), tokens, RELATED, 3, 100)
+
+
+documents = st.lists(st.integers(4, 99), max_size=12).map(lambda ids: np.array([BOS, *ids, EOS], dtype=np.uint16))
+
+
+@given(documents, documents, st.integers(1, 10))
+def test_tuning_and_synthesis_share_the_prefix(d1: np.ndarray, d2: np.ndarray, most: int) -> None:
+    example, prompt_tokens = format_example(d1, d2, RELATED, most)
+    assert example[:prompt_tokens] == format_prompt(d1, RELATED, most)
+    assert len(example) <= 2 * most + 3
+    assert (example[-1] == EOS) == (len(d2) - 2 <= most)
+
+
+@given(st.lists(st.text(max_size=5), unique=True))
+def test_held_out_seeds_leave_something_on_both_sides(seeds: list[str]) -> None:
+    chosen = heldout_seeds(seeds)
+    assert set(chosen) <= set(seeds)
+    if len(seeds) > 1:
+        assert 0 < len(chosen) < len(seeds)
+
+
+def test_held_out_share_is_about_two_percent_and_stable() -> None:
+    chosen = set(heldout_seeds([str(i) for i in range(10_000)]))
+    assert 120 < len(chosen) < 290
+    assert chosen <= set(heldout_seeds([str(i) for i in range(20_000)]))
+
+
+def test_check_sees_every_broken_rule(tokens: dict[str, Path], tmp_path: Path) -> None:
+    write_examples(tmp_path / "out", frames(PAIRS), tokens, RELATED, 3, 100)
+    arrays = TokenArrays.load(tmp_path / "out")
+    unique = pl.Series(["a", "b", "c", "d"])
+    assert check_examples(arrays, 5, unique, 9, RELATED, EOS) == {}
+    assert set(check_examples(arrays, 6, unique, 9, RELATED, EOS)) == {"count"}
+    assert check_examples(arrays, 5, unique, 8, RELATED, EOS) == {"longer than the context": ["b->c"]}
+    assert check_examples(arrays, 5, unique.head(3), 9, RELATED, EOS) == {"not in D": ["d->c"]}
+
+    def changed(**columns: pl.Expr) -> TokenArrays:
+        return TokenArrays(arrays.tokens, arrays.offsets, arrays.documents.with_columns(**columns))
+
+    assert set(check_examples(changed(cut=~pl.col("cut")), 5, unique, 9, RELATED, EOS)) == {"eos"}
+    assert set(check_examples(changed(prompt_tokens=pl.lit(2)), 5, unique, 9, RELATED, EOS)) == {"prompt_tokens"}
+    assert set(check_examples(changed(prompt_tokens=pl.lit(99)), 5, unique, 9, RELATED, EOS)) == {"prompt_tokens"}
+    assert set(check_examples(changed(id=pl.lit("a->b")), 5, unique, 9, RELATED, EOS)) == {"repeated"}
