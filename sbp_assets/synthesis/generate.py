@@ -1,0 +1,299 @@
+"""Which syntheses make a shard, in which order they are sampled, and how a stopped run goes on. No dagster.
+
+Requests are ordered rollout by rollout: every seed document's rollout 0 in order of id, then every rollout 1, and so on.
+A shard's rows are the shortest prefix of that order whose tokens reach the shard's budget. Rows are thus a pure function
+of the outputs: neither the order in which engines finish nor a restart can change which are kept.
+
+Finished requests wait in `<work>/<shard>/<fingerprint>/*.jsonl`, the fingerprint being that of the synthesizer and
+the sampling settings, so that another synthesizer's are never taken. They stay after the artifact is stored (storing may
+fail) and go when the shard is generated with another fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import count
+from pathlib import Path
+
+import polars as pl
+
+from sbp_assets.experiment import Synthesis
+from sbp_assets.storage.progress import Progress
+from sbp_assets.synthesis.engine import EngineSpec, Request, Sampling, get_engines
+
+logger = logging.getLogger("sbp_assets.synthesis.generate")
+
+SCHEMA: dict[str, pl.DataType] = {
+    "id": pl.String(),
+    "seed_id": pl.String(),
+    "rollout": pl.Int64(),
+    "sampling_seed": pl.Int64(),
+    "text": pl.String(),
+    "n_tokens": pl.Int64(),
+    "finish_reason": pl.String(),
+    "synthesizer_version": pl.String(),
+}
+FINISH_REASONS = ("stop", "length")
+
+Key = tuple[str, int]  # (seed document, rollout)
+Count = Callable[[list[str]], list[int]]  # tokens of each text, <bos> and <eos> included
+
+# A wave is what the engines work on between two looks at the budget. A longer one wastes a smaller share on its tail, a
+# bounded one bounds the memory of the queue.
+SEQUENCES_PER_WAVE = 16
+# Few enough to throw away, enough to keep an engine busy.
+MIN_WAVE_PER_ENGINE = 4
+# Of the budget, while the length of a synthesis is a guess.
+FIRST_WAVE = 0.25
+# So many syntheses in a row without a single word mean a synthesizer that cannot write.
+EMPTY_LIMIT = 200
+
+
+class SynthesisError(ValueError):
+    """Seeds, settings or a synthesizer from which no shard can be generated; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished request. `n_tokens` counts the text as synthetic_tokens holds it, 0 where the text is empty."""
+
+    seed_id: str
+    rollout: int
+    sampling_seed: int
+    text: str
+    finish_reason: str
+    n_tokens: int
+
+
+RECORDED = [field.name for field in fields(Generation) if field.name != "n_tokens"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A shard's rows and what it took to make them."""
+
+    rows: pl.DataFrame
+    budget: int  # tokens asked for
+    requests: int  # in the prefix, empty ones included
+    empty: int  # of those, without text: not rows
+    discarded: int  # finished, but behind the prefix
+    resumed: int  # found finished in the ledger
+    startup_seconds: float | None  # of the engines; null where none was needed
+    engine_reused: bool | None
+
+
+def sampling_seed(salt: str, seed_id: str, rollout: int) -> int:
+    """Seed of a request's random numbers, in [0, 2**63): a stable hash, the same on every machine."""
+    digest = hashlib.sha256(json.dumps([salt, seed_id, rollout]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def request_order(seed_ids: Iterable[str]) -> Iterator[Key]:
+    """Endless: rollout 0 of every seed document in order of id, then rollout 1, …"""
+    ids = sorted(seed_ids)
+    if not ids:
+        return
+    for rollout in count():
+        for seed_id in ids:
+            yield seed_id, rollout
+
+
+def budget_prefix(seed_ids: Iterable[str], tokens: Mapping[Key, int], budget: int) -> tuple[list[Key], bool]:
+    """The shortest prefix of the request order whose tokens reach `budget`, and whether it does.
+
+    `tokens` holds the finished requests. Where the first missing one comes before the budget is reached, the prefix up
+    to it is returned with False.
+    """
+    prefix: list[Key] = []
+    reached = 0
+    if budget <= 0:
+        return prefix, True
+    for key in request_order(seed_ids):
+        if key not in tokens:
+            return prefix, False
+        prefix.append(key)
+        reached += tokens[key]
+        if reached >= budget:
+            return prefix, True
+    return prefix, False
+
+
+def fingerprint(synthesizer_version: str, settings: Synthesis, max_document_tokens: int, context_length: int) -> str:
+    """Digest of everything that decides what a request samples (16 hex digits)."""
+    sampled = settings.model_dump(mode="json", include={"temperature", "top_p", "dtype", "salt"})
+    values = [synthesizer_version, sampled, max_document_tokens, context_length]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Ledger:
+    """Finished requests of one shard and fingerprint: one JSON line each, a file per engine and session.
+
+    A line that does not parse was torn by a kill and counts as unfinished. A request recorded twice keeps its first
+    record, in order of file name.
+    """
+
+    def __init__(self, directory: Path, count_tokens: Count) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        for other in directory.parent.iterdir():
+            if other != directory and other.is_dir():
+                logger.info("removing the generation ledger of another synthesizer or other settings: %s", other)
+                shutil.rmtree(other)
+        self.directory = directory
+        self.finished: dict[Key, Generation] = {}
+        self._count = count_tokens
+        self._read: dict[Path, int] = {}
+        # Never continue a file: its last line may be torn.
+        self._session = f"{len(list(directory.glob('*.jsonl'))):06d}-{uuid.uuid4().hex[:8]}"
+        self.refresh()
+
+    def session_files(self, engines: int) -> list[Path]:
+        """A file per engine for what this process generates."""
+        return [self.directory / f"{self._session}-engine{engine}.jsonl" for engine in range(engines)]
+
+    def refresh(self) -> list[Generation]:
+        """Read what was written since; returns the newly finished."""
+        rows: list[dict] = []
+        for path in sorted(self.directory.glob("*.jsonl")):
+            with path.open("rb") as stream:
+                stream.seek(self._read.get(path, 0))
+                data = stream.read()
+            # The line without an end is being written, or was when its writer died.
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(whole)
+            for line in whole.splitlines():
+                try:
+                    row = json.loads(line)
+                    rows.append({name: row[name] for name in RECORDED})
+                except (ValueError, KeyError, TypeError):
+                    logger.warning("%s: a line that is no record is dropped and its request sampled again", path)
+        counts = iter(self._count([row["text"] for row in rows]))
+        new = []
+        for row in rows:
+            # Blank text teaches nothing, and the tokens of nothing but <bos> and <eos> would still fill the budget.
+            n_tokens = next(counts)
+            generation = Generation(**row, n_tokens=n_tokens if row["text"].strip() else 0)
+            if (key := (generation.seed_id, generation.rollout)) not in self.finished:
+                self.finished[key] = generation
+                new.append(generation)
+        return new
+
+
+def generate_shard(
+    prompts: Mapping[str, list[int]],
+    budget: int,
+    expected_tokens: float,
+    spec: EngineSpec,
+    settings: Synthesis,
+    eos_id: int,
+    ledger: Ledger,
+    progress: Progress,
+) -> Outcome:
+    """Sample the shard's syntheses until `budget` tokens are reached.
+
+    `prompts`: token ids of each seed document's prompt, by id. `expected_tokens`: of a synthesis, a guess for the first
+    wave. `progress` counts tokens. Engines start only where something is left to sample.
+
+    Raises SynthesisError for a budget without seeds, a prompt that leaves no room in the context, or a synthesizer that
+    writes nothing; EngineError where an engine cannot start or dies.
+    """
+    if budget > 0 and not prompts:
+        raise SynthesisError(f"a budget of {budget} tokens and no seed document")
+    for seed_id, prompt in prompts.items():
+        if len(prompt) >= spec.context_length:
+            raise SynthesisError(
+                f"document {seed_id}: its prompt of {len(prompt)} tokens fills the context of {spec.context_length}; "
+                "lower synthesizer.max_document_tokens"
+            )
+    resumed = len(ledger.finished)
+    if resumed:
+        logger.info("%d syntheses are in the ledger %s and are not sampled again", resumed, ledger.directory)
+    startup_seconds: float | None = None
+    reused: bool | None = None
+    sampling = Sampling(settings.temperature, settings.top_p, eos_id)
+
+    def poll() -> None:
+        progress.advance(sum(generation.n_tokens for generation in ledger.refresh()))
+
+    while True:
+        tokens = {key: generation.n_tokens for key, generation in ledger.finished.items()}
+        prefix, met = budget_prefix(prompts, tokens, budget)
+        if met:
+            break
+        reached = sum(tokens[key] for key in prefix)
+        if not reached and len(prefix) >= EMPTY_LIMIT:
+            raise SynthesisError(
+                f"the first {len(prefix)} syntheses are all empty: the synthesizer ends every document at once. Look at "
+                "synthesizer/checkpoint (was it tuned, and on enough pairs?)"
+            )
+        engines, was_running = get_engines(spec)
+        if startup_seconds is None:
+            startup_seconds, reused = (0.0 if was_running else engines.startup_seconds), was_running
+        keys = next_wave(prompts, tokens, budget, expected_tokens, spec.processes, spec.max_sequences)
+        wave = [
+            Request(key[0], key[1], sampling_seed(settings.salt, *key), prompts[key[0]])
+            for key in keys
+        ]
+        engines.generate(wave, sampling, ledger.session_files(spec.processes), poll)
+
+    kept = [ledger.finished[key] for key in prefix]
+    rows = pl.DataFrame(
+        [
+            {
+                "id": f"syn-{generation.seed_id}-{generation.rollout}",
+                **asdict(generation),
+                "synthesizer_version": spec.version,
+            }
+            for generation in kept
+            if generation.n_tokens
+        ],
+        schema=SCHEMA,
+    )
+    return Outcome(
+        rows=rows,
+        budget=budget,
+        requests=len(prefix),
+        empty=len(prefix) - len(rows),
+        discarded=len(ledger.finished) - len(prefix),
+        resumed=resumed,
+        startup_seconds=startup_seconds,
+        engine_reused=reused,
+    )
+
+
+def next_wave(
+    seed_ids: Iterable[str],
+    tokens: Mapping[Key, int],
+    budget: int,
+    expected_tokens: float,
+    engines: int,
+    max_sequences: int,
+) -> list[Key]:
+    """Unfinished requests to sample next: those up to where the budget should be reached, judging by the mean so far.
+
+    Before anything is finished the mean is a guess, so the first wave aims at a part of the budget.
+    """
+    total = sum(tokens.values())
+    mean = total / len(tokens) if total else max(expected_tokens, 1)
+    aim = budget if total else budget * FIRST_WAVE
+    least, most = MIN_WAVE_PER_ENGINE * engines, SEQUENCES_PER_WAVE * max_sequences * engines
+    wave: list[Key] = []
+    reached = 0.0
+    for key in request_order(seed_ids):
+        if len(wave) >= most or (reached >= aim and len(wave) >= least):
+            break
+        if key not in tokens:
+            wave.append(key)
+        reached += tokens.get(key, mean)
+    return wave
+
+
+def shard_budget(seed_tokens: int, repetitions: float, synthetic_share: float) -> int:
+    """Synthetic tokens of a shard: its share of the SBP arm's budget, by its tokens of D (see pretraining/token_budget)."""
+    return math.floor(synthetic_share * repetitions * seed_tokens)

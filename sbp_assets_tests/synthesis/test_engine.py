@@ -1,0 +1,129 @@
+"""Real vLLM engines: results, reuse, a kill in the middle."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from sbp_assets.experiment import Synthesis
+from sbp_assets.storage.progress import Progress
+from sbp_assets.synthesis import engine as engine_module
+from sbp_assets.synthesis.engine import Engines, EngineError, EngineSpec, Request, Sampling, get_engines
+from sbp_assets.synthesis.generate import Ledger, Outcome, generate_shard
+from sbp_assets_tests.synthesis.conftest import BOS, CONTEXT, EOS, RELATED
+
+SETTINGS = Synthesis(dtype="float32")
+PROMPTS = {f"d{number:02d}": [BOS, *range(10 + number, 20 + number), RELATED] for number in range(12)}
+
+
+def byte_tokens(texts: list[str]) -> list[int]:
+    """The test tokenizer has one token per byte."""
+    return [len(text.encode()) + 2 for text in texts]
+
+
+def shard(directory: Path, spec: EngineSpec, budget: int) -> tuple[Outcome, Ledger]:
+    ledger = Ledger(directory, byte_tokens)
+    with Progress("test", "tokens", budget) as progress:
+        outcome = generate_shard(PROMPTS, budget, 40, spec, SETTINGS, EOS, ledger, progress)
+    return outcome, ledger
+
+
+def test_two_engines_share_the_work_and_seeds_fix_the_text(engines: Engines, spec: EngineSpec, tmp_path: Path) -> None:
+    first, _ = shard(tmp_path / "a" / "f", spec, 1500)
+    again, _ = shard(tmp_path / "b" / "f", spec, 1500)
+    assert len(set(engines.pids)) == 2
+    assert again.engine_reused and again.startup_seconds == 0
+    written = [path for path in (tmp_path / "a" / "f").iterdir() if path.stat().st_size]
+    assert len(written) == 2, "each engine keeps a ledger of its own"
+    assert first.rows.equals(again.rows)
+    assert first.rows["n_tokens"].sum() >= 1500 > first.rows["n_tokens"][:-1].sum()
+    assert set(first.rows["finish_reason"]) <= {"stop", "length"}
+    assert first.rows["text"].n_unique() > len(first.rows) * 0.9, "rollouts of one seed differ"
+    prompt = len(PROMPTS["d00"])
+    full = first.rows.filter(pl.col("finish_reason") == "length")
+    assert len(full) and full["n_tokens"].max() >= (CONTEXT - prompt) // 2
+
+
+def test_context_is_filled_and_eos_stops(engines: Engines, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    other = tmp_path / "other.jsonl"
+    long = Request("long", 0, 1, [BOS] + [50] * (CONTEXT - 2))
+    engines.generate([long], Sampling(1.0, 1.0, EOS), [ledger, other], lambda: None)
+    row = json.loads(ledger.read_text())
+    assert row["seed_id"] == "long" and len(row["text"]) <= 1, "one token of room is left"
+    assert not other.exists()
+
+
+def test_killed_worker_loses_and_repeats_nothing(engines: Engines, spec: EngineSpec, tmp_path: Path) -> None:
+    """Kill -9 one engine in the middle: a clear error, then the rest is sampled and the rows are the same."""
+    budget = 6000
+    whole, _ = shard(tmp_path / "whole" / "f", spec, budget)
+    directory = tmp_path / "killed" / "f"
+    victim = get_engines(spec)[0].pids[1]
+
+    def kill_once_some_are_done() -> None:
+        while sum(path.read_bytes().count(b"\n") for path in directory.glob("*.jsonl")) < 20:
+            time.sleep(0.005)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_once_some_are_done)
+    killer.start()
+    with pytest.raises(EngineError, match="run this partition again"):
+        shard(directory, spec, budget)
+    killer.join()
+    before = {}
+    for path in directory.glob("*.jsonl"):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            row = json.loads(line)
+            before[row["seed_id"], row["rollout"]] = row["text"]
+    assert 20 <= len(before) < whole.requests
+    # As a kill of the machine would leave it.
+    torn = next(path for path in directory.glob("*.jsonl") if path.stat().st_size)
+    with torn.open("a") as stream:
+        stream.write('{"seed_id": "d00", "rol')
+
+    outcome, _ = shard(directory, spec, budget)
+    assert outcome.resumed == len(before)
+    assert outcome.engine_reused is False, "a dead engine is started again"
+    recorded = [
+        (row["seed_id"], row["rollout"])
+        for path in directory.glob("*.jsonl")
+        for line in path.read_text().splitlines()
+        if line.endswith("}") and (row := json.loads(line))
+    ]
+    assert len(recorded) == len(set(recorded)), "nothing is sampled twice"
+    kept = {(seed_id, rollout): text for seed_id, rollout, text in outcome.rows.select("seed_id", "rollout", "text").rows()}
+    assert all(before[key] == text for key, text in kept.items() if key in before)
+    assert outcome.rows.equals(whole.rows)
+
+
+def test_finished_ledger_needs_no_engine(spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = tmp_path / "f" / "000000-x-engine0.jsonl"
+    ledger.parent.mkdir()
+    rows = [
+        {"seed_id": seed_id, "rollout": 0, "sampling_seed": 0, "text": "four", "finish_reason": "stop"}
+        for seed_id in sorted(PROMPTS)
+    ]
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("sbp_assets.synthesis.generate.get_engines", lambda spec: pytest.fail("an engine was started"))
+    outcome, _ = shard(ledger.parent, spec, 60)
+    assert outcome.rows["n_tokens"].to_list() == [6] * 10
+    assert outcome.discarded == 2 and outcome.startup_seconds is None
+
+
+def test_errors_say_what_to_do(spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"head_dim": 16}')
+    with pytest.raises(EngineError, match="head_dim 16"):
+        Engines(dataclasses.replace(spec, checkpoint=tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(EngineError, match="engine_processes is 2 and there are 1 GPUs"):
+        Engines(dataclasses.replace(spec, device="cuda"))
+    monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"sbp-assets\[cpu\]"):
+        Engines(spec)
