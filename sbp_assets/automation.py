@@ -6,12 +6,18 @@ Steps are in the order of the data flow, so running them one after another mater
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import dagster as dg
 
 # `sbp run` configures its runs to log here, and shows what arrives.
 DISPLAY_LOGGER = "sbp_display"
+
+
+@dg.logger(description="Feeds the progress display of `sbp run`.")
+def display_logger(_: dg.InitLoggerContext) -> logging.Logger:
+    return logging.getLogger(DISPLAY_LOGGER)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The pipeline at a glance: the stages in the order data flows through them, with their resources and automation."""
 
-import logging
-
 import dagster as dg
 
 import sbp_assets.corpus.assets
@@ -16,7 +14,7 @@ import sbp_assets.synthesis.assets
 import sbp_assets.synthesis.checks
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
-from sbp_assets.automation import DISPLAY_LOGGER, JOBS
+from sbp_assets.automation import JOBS, display_logger
 from sbp_assets.partitions import DEPLOYMENT
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
@@ -34,12 +32,6 @@ RESOURCES = {
     "directory": DirectoryIOManager(DEPLOYMENT.data_dir, cache=f"{DEPLOYMENT.work_dir}/cache"),
     "pipes": dg.PipesSubprocessClient(),
 }
-
-
-@dg.logger(description="Feeds the progress display of `sbp run`.")
-def display_logger(_: dg.InitLoggerContext) -> logging.Logger:
-    return logging.getLogger(DISPLAY_LOGGER)
-
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules([stage.assets for stage in STAGES]),

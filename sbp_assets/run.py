@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +74,7 @@ def pending_partitions(defs: dg.Definitions, instance: dg.DagsterInstance, step:
             pending.append(partition)
             continue
         latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
-            blocking, PartitionKeyFilter(partition) if partition is not None else None
+            blocking, PartitionKeyFilter(key=partition) if partition is not None else None
         )
         if any(
             key not in latest or latest[key].status != AssetCheckExecutionRecordStatus.SUCCEEDED for key in blocking
@@ -94,21 +94,20 @@ def run_pipeline(
     instance: dg.DagsterInstance,
     after_step: dict[str, Callable[[], None]],
     until: str | None = None,
+    pipeline: Sequence[Step] = PIPELINE,
 ) -> list[StepState]:
     """Run every step in order for its pending partitions; returns what each took.
 
     A failing partition does not stop the others of its step; it does stop the steps after it with a PipelineError.
     `after_step` maps step names to functions called when a step ends, to release its engine.
     """
-    states = [StepState(step, step_partitions(defs, step)) for step in PIPELINE]
+    states = [StepState(step, step_partitions(defs, step)) for step in pipeline]
     with _display(states) as listen:
         for state in states:
             _run_step(defs, instance, state, listen)
             if release := after_step.get(state.step.name):
                 release()
-            if state.failures:
-                break
-            if until == state.step.name:
+            if state.failures or until == state.step.name:
                 break
     for state in states:
         if state.failures:
@@ -197,7 +196,7 @@ def _display(states: list[StepState]) -> Iterator[Callable[[StepState], None]]:
         def emit(self, record: logging.LogRecord) -> None:
             meta: dict[str, Any] = getattr(record, "dagster_meta", {})
             message = str(meta.get("orig_message", ""))
-            if record.levelno >= logging.WARNING and not meta.get("dagster_event"):
+            if record.levelno == logging.WARNING:  # errors are told once, by PipelineError
                 console.print(f"[yellow]{record.levelname.lower()}[/] ", Text(message))
             if " · " not in message or not current:
                 return

@@ -1,0 +1,85 @@
+"""The step runner on a three-step toy pipeline with real runs on an ephemeral instance."""
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from sbp_assets.automation import Step
+from sbp_assets.automation import display_logger
+from sbp_assets.run import PipelineError, pending_partitions, run_pipeline
+from sbp_assets.storage.io_managers import ParquetIOManager
+
+PIPELINE = (Step("one", "One", ("t/rows",)), Step("two", "Two", ("t/sum",)))
+
+
+def definitions(tmp_path: Path, version: str = "1", fail: str = "", check_passes: bool = True) -> dg.Definitions:
+    shards = dg.StaticPartitionsDefinition(["a", "b", "c"])
+
+    @dg.asset(key=["t", "rows"], partitions_def=shards, io_manager_key="parquet", code_version=version)
+    def rows(context: dg.AssetExecutionContext):
+        if context.partition_key == fail:
+            raise ValueError(f"file-{fail}.jsonl cannot be read")
+        return dg.MaterializeResult(value=pl.DataFrame({"v": [version]}), metadata={"wall_seconds": 0.25})
+
+    @dg.asset_check(asset=rows.key, blocking=True, partitions_def=shards)
+    def sound():
+        return dg.AssetCheckResult(passed=check_passes)
+
+    ins = {"frames": dg.AssetIn(rows.key, partition_mapping=dg.AllPartitionMapping())}
+
+    @dg.asset(key=["t", "sum"], io_manager_key="parquet", ins=ins, code_version="1")
+    def total(frames: dict[str, pl.LazyFrame]):
+        return dg.MaterializeResult(value=pl.concat([f.collect() for f in frames.values()]))
+
+    return dg.Definitions(
+        assets=[rows, total],
+        asset_checks=[sound],
+        jobs=[step.job() for step in PIPELINE],
+        loggers={"display": display_logger},
+        resources={"parquet": ParquetIOManager(str(tmp_path / "store"), cache=str(tmp_path))},
+    )
+
+
+def run(defs: dg.Definitions, instance: dg.DagsterInstance) -> list[str]:
+    return [state.status for state in run_pipeline(defs, instance, {}, pipeline=PIPELINE)]
+
+
+def test_second_run_redoes_nothing_and_a_new_version_redoes_what_follows(tmp_path: Path):
+    instance = dg.DagsterInstance.ephemeral()
+    assert run(definitions(tmp_path), instance) == ["done", "done"]
+    assert run(definitions(tmp_path), instance) == ["fresh", "fresh"]
+    assert run(definitions(tmp_path, version="2"), instance) == ["done", "done"]
+    assert len(instance.get_runs()) == 8
+
+
+def test_a_failing_shard_spares_the_others_and_is_named(tmp_path: Path):
+    instance = dg.DagsterInstance.ephemeral()
+    broken = definitions(tmp_path, fail="b")
+    with pytest.raises(PipelineError, match=r"1 of 3.*\n.*b: .*file-b.jsonl cannot be read"):
+        run(broken, instance)
+    assert pending_partitions(broken, instance, PIPELINE[0]) == ["b"]
+    mended = definitions(tmp_path)
+    assert run(mended, instance) == ["done", "done"]
+
+
+def test_a_failed_blocking_check_keeps_the_step_pending(tmp_path: Path):
+    instance = dg.DagsterInstance.ephemeral()
+    with pytest.raises(PipelineError, match="sound"):
+        run(definitions(tmp_path, check_passes=False), instance)
+    assert pending_partitions(definitions(tmp_path), instance, PIPELINE[0]) == ["a", "b", "c"]
+
+
+def test_release_is_called_and_work_is_counted(tmp_path: Path):
+    released: list[str] = []
+    states = run_pipeline(
+        definitions(tmp_path),
+        dg.DagsterInstance.ephemeral(),
+        {"one": lambda: released.append("one")},
+        until="one",
+        pipeline=PIPELINE,
+    )
+    assert released == ["one"]
+    assert states[0].own_seconds == pytest.approx(0.75)
+    assert states[1].status == "waiting"
