@@ -1,0 +1,76 @@
+"""The pretrained model: a Llama-3-style decoder with QK-norm, as transformers' Qwen3ForCausalLM built from a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from sbp_assets.experiment import Model
+
+
+def model_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
+    """Config of `model` for the tokenizer's vocabulary and special tokens; ValueError where one is missing."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(tokenizer, name) is None:
+            raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no {name}: training needs bos, eos and pad")
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        max_position_embeddings=model.context_length,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        tie_word_embeddings=model.tie_embeddings,
+        use_sliding_window=False,
+        attention_bias=False,
+        attention_dropout=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+
+
+def build_model(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
+    """Randomly initialised float32 model on the CPU; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM._from_config(model_config(model, tokenizer), attn_implementation="sdpa")
+
+
+def load_model(directory: Path) -> Qwen3ForCausalLM:
+    """Float32 model of a saved directory, on the CPU."""
+    return Qwen3ForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def load_training_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Tokenizer of a directory; OSError where it holds none."""
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory))
+
+
+def save_model(
+    directory: Path,
+    config: Qwen3Config,
+    state: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write a Hugging Face directory (safetensors, config, generation config, tokenizer) that vLLM and lm-eval load.
+
+    `state` holds the full weights on the CPU, by the model's parameter names.
+    """
+    # On the meta device the shell takes no memory: the weights come from `state`.
+    with torch.device("meta"):
+        shell = Qwen3ForCausalLM(config)
+    shell.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+    shell.save_pretrained(directory, state_dict=state)
+    tokenizer.save_pretrained(directory)

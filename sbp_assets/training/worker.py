@@ -1,0 +1,151 @@
+"""One training process: `python -m sbp_assets.training.worker SPEC.json`, alone or under torchrun.
+
+The leading process reports progress to Dagster where Dagster Pipes launched it, and to standard error otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
+from pydantic import ValidationError
+
+from sbp_assets.storage.artifacts import atomic_path
+from sbp_assets.training.checkpoint import RUN_RECORD
+from sbp_assets.training.loop import Trained, World, finish, train
+from sbp_assets.training.model import load_training_tokenizer, model_config, save_model
+from sbp_assets.training.spec import TrainingSpec
+
+logger = logging.getLogger("sbp_assets.training")
+
+# Dense bf16 FLOP/s of a device, from the makers' data sheets, by a part of its name.
+_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+_WORLD_TIMEOUT = timedelta(minutes=30)  # The leader may write a large checkpoint while the others wait.
+
+
+class _PipesHandler(logging.Handler):
+    def __init__(self, pipes: PipesContext) -> None:
+        super().__init__()
+        self._pipes = pipes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = self._pipes.log.warning if record.levelno >= logging.WARNING else self._pipes.log.info
+        log(self.format(record))
+
+
+@contextmanager
+def open_world(spec: TrainingSpec) -> Iterator[World]:
+    """This process's place, from torchrun's environment variables; RuntimeError where CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if spec.device == "cuda" and not available:
+        raise RuntimeError("device is 'cuda', but torch finds no CUDA device; set deployment.device to auto or cpu")
+    kind = "cuda" if available and spec.device != "cpu" else "cpu"
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        if (local := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > torch.cuda.device_count():
+            raise RuntimeError(f"{local} training processes need as many GPUs, not {torch.cuda.device_count()}")
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    torch.set_num_threads(spec.threads)
+    if size == 1:
+        yield World(device)
+        return
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_WORLD_TIMEOUT)
+    try:
+        yield World(device, rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+def write_output(spec: TrainingSpec, world: World, trained: Trained) -> None:
+    """Write the finished model directory: Hugging Face files, metrics.parquet and run.json, whole or not at all."""
+    tokenizer = load_training_tokenizer(spec.tokenizer_dir)
+    with atomic_path(spec.output_dir) as temporary:
+        save_model(temporary, model_config(spec.model, tokenizer), trained.state, tokenizer)
+        trained.metrics.write_parquet(temporary / "metrics.parquet")
+        record = _run_record(spec, world, trained, len(tokenizer))
+        (temporary / RUN_RECORD).write_text(json.dumps(record, indent=1))
+
+
+def _run_record(spec: TrainingSpec, world: World, trained: Trained, vocab_size: int) -> dict[str, Any]:
+    flops = spec.model.flops_per_token(vocab_size) * trained.tokens
+    rate = trained.tokens / max(trained.seconds, 1e-9)
+    hardware = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine()
+    peak = next((peak for name, peak in _PEAK_FLOPS.items() if name in hardware), None)
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "fingerprint": trained.fingerprint,
+        "host": platform.node(),
+        "hardware": hardware,
+        "processes": world.size,
+        "tokens": trained.tokens,
+        "seconds": round(trained.seconds, 3),
+        "tokens_per_second": round(rate, 1),
+        "flops": flops,
+        "mfu": round(flops / trained.seconds / (peak * world.size), 4) if peak else None,
+        "final_train_loss": trained.metrics["train_loss"].drop_nulls().last(),
+        "final_heldout_loss": trained.metrics["heldout_loss"].drop_nulls().last()
+        if trained.metrics["heldout_loss"].drop_nulls().len()
+        else None,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def run(spec: TrainingSpec) -> None:
+    """Train and write the output, or return at once where it is there already. Every process calls this."""
+    with open_world(spec) as world:
+        trained = train(spec, world)
+        if world.leads and trained is None:
+            logger.info("%s: %s already holds this run's model", spec.name, spec.output_dir)
+        if trained is None:
+            return
+        if world.leads:
+            write_output(spec, world, trained)
+            finish(spec)
+            rate = trained.tokens / trained.seconds
+            logger.info("%s: %d tokens in %.0f s (%.0f tokens/s)", spec.name, trained.tokens, trained.seconds, rate)
+        world.barrier()
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0 after success; 1 with one readable message for a run that cannot go on."""
+    if len(arguments) != 1:
+        print("usage: python -m sbp_assets.training.worker SPEC.json", file=sys.stderr)
+        return 2
+    leads = os.environ.get("RANK", "0") == "0"
+    root = logging.getLogger("sbp_assets")
+    root.setLevel(logging.INFO if leads else logging.WARNING)
+    with ExitStack() as stack:
+        handler: logging.Handler = logging.StreamHandler()
+        if leads and DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ:
+            handler = _PipesHandler(stack.enter_context(open_dagster_pipes()))
+        root.addHandler(handler)
+        try:
+            run(TrainingSpec.read(Path(arguments[0])))
+        except (ValueError, RuntimeError, OSError, ValidationError) as error:
+            # Under Pipes the message must also reach the process's own output, which the launcher shows on failure.
+            logger.error("%s: %s", type(error).__name__, error)
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
