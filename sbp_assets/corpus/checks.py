@@ -1,0 +1,194 @@
+"""Checks of the corpus assets: thin wrappers of `audit`."""
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from sbp_assets.corpus import audit
+from sbp_assets.corpus.tokenizer import load_tokenizer
+from sbp_assets.partitions import ALL, EXPERIMENT, SHARDS
+from sbp_assets.storage.preview import escape
+from sbp_assets.storage.token_arrays import TokenArrays
+
+SHOWN = 20
+MAX_REJECTED_SHARE = 0.05
+
+
+def _key(name: str) -> dg.AssetKey:
+    return dg.AssetKey(["corpus", name])
+
+
+def _result(
+    offending: list[str], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float
+) -> dg.AssetCheckResult:
+    """Passed where nothing offends; the first offending ids are shown."""
+    return dg.AssetCheckResult(
+        passed=not offending,
+        severity=severity,
+        metadata={"offending": len(offending), "first": [escape(name, 100) for name in offending[:SHOWN]], **numbers},
+    )
+
+
+@dg.asset_check(asset=_key("source_manifest"), description="Every source file belongs to a shard.")
+def files_assigned(source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
+    unassigned = source_manifest.filter(pl.col("shard").is_null()).collect()["file"].to_list()
+    return _result(unassigned, dg.AssetCheckSeverity.WARN, shards=EXPERIMENT.corpus.shards)
+
+
+@dg.asset_check(
+    asset=_key("raw_documents"), partitions_def=SHARDS, blocking=True, description="Ids are non-null and unique."
+)
+def raw_ids_unique(raw_documents: pl.LazyFrame) -> dg.AssetCheckResult:
+    ids = raw_documents.select("id").collect()["id"]
+    return _result(audit.bad_ids(ids), documents=len(ids))
+
+
+@dg.asset_check(
+    asset=_key("rejected_rows"),
+    partitions_def=SHARDS,
+    additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
+    description="Every row that was read is a document or a rejected row.",
+)
+def rows_accounted_for(
+    context: dg.AssetCheckExecutionContext, rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame
+) -> dg.AssetCheckResult:
+    read = _rows_read(context)
+    documents = raw_documents.select(pl.len()).collect().item()
+    rejects = rejected_rows.select(pl.len()).collect().item()
+    missing = audit.unaccounted_rows(read, documents, rejects)
+    return dg.AssetCheckResult(
+        passed=missing == 0,
+        metadata={"rows_read": read, "documents": documents, "rejected": rejects, "missing": missing},
+    )
+
+
+def _rows_read(context: dg.AssetCheckExecutionContext) -> int:
+    """rows_read as the ingest of this partition recorded it."""
+    records = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(_key("rejected_rows"), asset_partitions=[context.partition_key]), limit=1
+    ).records
+    materialization = records[0].asset_materialization if records else None
+    if materialization is None:
+        raise ValueError(f"corpus/rejected_rows of shard {context.partition_key} was never materialised")
+    return int(materialization.metadata["rows_read"].value)  # type: ignore[arg-type]
+
+
+@dg.asset_check(
+    asset=_key("rejected_rows"),
+    partitions_def=SHARDS,
+    additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
+    description=f"At most {MAX_REJECTED_SHARE:.0%} of the rows are rejected; above it, a field name is probably wrong.",
+)
+def few_rejected(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame) -> dg.AssetCheckResult:
+    rejects = rejected_rows.select(pl.len()).collect().item()
+    rows = rejects + raw_documents.select(pl.len()).collect().item()
+    share = rejects / max(rows, 1)
+    return dg.AssetCheckResult(
+        passed=share <= MAX_REJECTED_SHARE,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"rejected": rejects, "rows": rows, "share": share},
+    )
+
+
+@dg.asset_check(
+    asset=_key("duplicates"),
+    additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"), partition_mapping=ALL)},
+    blocking=True,
+    description="Every duplicate is dropped once and points at an earlier document that is itself kept: no chains.",
+)
+def kept_documents_exist(duplicates: pl.LazyFrame, raw_documents: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
+    dropped = duplicates.collect()
+    return _result(audit.dangling_duplicates(dropped, raw_documents), duplicates=len(dropped))
+
+
+@dg.asset_check(
+    asset=_key("documents"),
+    partitions_def=SHARDS,
+    additional_ins={
+        "raw_documents": dg.AssetIn(_key("raw_documents")),
+        "duplicates": dg.AssetIn(_key("duplicates")),
+    },
+    blocking=True,
+    description="Every raw document is dropped as a duplicate, outside every split, or here once in its own split.",
+)
+def documents_reconcile(
+    context: dg.AssetCheckExecutionContext,
+    documents: pl.LazyFrame,
+    raw_documents: pl.LazyFrame,
+    duplicates: pl.LazyFrame,
+) -> dg.AssetCheckResult:
+    kept, raw = documents.collect(), raw_documents.select("id").collect()
+    wrong = audit.unreconciled(raw, duplicates.collect(), kept, int(context.partition_key), EXPERIMENT.corpus.split)
+    return _result(wrong + audit.bad_ids(kept["id"]), raw=len(raw), documents=len(kept))
+
+
+@dg.asset_check(
+    asset=_key("tokenizer"),
+    additional_ins={"documents": dg.AssetIn(_key("documents"), partition_mapping=ALL)},
+    blocking=True,
+    description="No held-out text or id is in a training split of any shard.",
+)
+def heldout_not_in_training(tokenizer: Path, documents: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
+    return _result(audit.leaked_heldout(documents), shards=len(documents))
+
+
+@dg.asset_check(
+    asset=_key("tokenizer"),
+    additional_ins={
+        "documents": dg.AssetIn(_key("documents"), partition_mapping=ALL),
+        "raw_documents": dg.AssetIn(_key("raw_documents"), partition_mapping=ALL),
+        "duplicates": dg.AssetIn(_key("duplicates")),
+    },
+    description="Over all shards the splits have the asked shares, within five standard deviations of sampling.",
+)
+def split_shares_as_asked(
+    tokenizer: Path,
+    documents: dict[str, pl.LazyFrame],
+    raw_documents: dict[str, pl.LazyFrame],
+    duplicates: pl.LazyFrame,
+) -> dg.AssetCheckResult:
+    raw = sum(frame.select(pl.len()).collect().item() for frame in raw_documents.values())
+    kept = raw - duplicates.select(pl.len()).collect().item()
+    shares = audit.split_shares(documents, kept, EXPERIMENT.corpus.split)
+    numbers = {f"{name}_share": found for name, (found, _, _) in shares.items()}
+    numbers |= {f"{name}_asked": asked for name, (_, asked, _) in shares.items()}
+    return _result([name for name, (_, _, fits) in shares.items() if not fits], kept=kept, **numbers)
+
+
+@dg.asset_check(
+    asset=_key("tokenizer"),
+    blocking=True,
+    description="Texts of many scripts survive encoding and decoding, and never become special tokens.",
+)
+def tokenizer_round_trip(tokenizer: Path) -> dg.AssetCheckResult:
+    return _result(audit.lossy_texts(load_tokenizer(tokenizer)), texts=len(audit.ROUND_TRIP))
+
+
+@dg.asset_check(
+    asset=_key("tokens"),
+    partitions_def=SHARDS,
+    additional_ins={
+        "documents": dg.AssetIn(_key("documents")),
+        "tokenizer": dg.AssetIn(_key("tokenizer")),
+    },
+    blocking=True,
+    description="Every document is there, in order, from bos to eos.",
+)
+def tokens_complete(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
+    arrays, frame = TokenArrays.load(tokens), documents.collect()
+    return _result(audit.bad_token_documents(arrays, frame, load_tokenizer(tokenizer)), tokens=len(arrays.tokens))
+
+
+@dg.asset_check(
+    asset=_key("tokens"),
+    partitions_def=SHARDS,
+    additional_ins={
+        "documents": dg.AssetIn(_key("documents")),
+        "tokenizer": dg.AssetIn(_key("tokenizer")),
+    },
+    blocking=True,
+    description="The tokens of a sample of documents decode to their text.",
+)
+def tokens_decode(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
+    return _result(audit.undecodable(TokenArrays.load(tokens), documents.collect(), load_tokenizer(tokenizer)))

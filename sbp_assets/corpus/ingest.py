@@ -1,0 +1,151 @@
+"""From a source's settings to its manifest, and from a shard's manifest rows to its documents and rejected rows."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.corpus.errors import CorpusError
+from sbp_assets.corpus.readers import Document, Fields, Reject, Root, RowMaker, cut_at_word, excerpt, read_rows
+from sbp_assets.experiment import ConceptsSource, FilesSource, HubSource
+from sbp_assets.storage.progress import Progress
+
+logger = logging.getLogger("sbp_assets.corpus.ingest")
+
+Source = ConceptsSource | FilesSource | HubSource
+
+MANIFEST_SCHEMA = {"file": pl.String, "shard": pl.Int64, "bytes": pl.Int64, "sha256": pl.String, "modified": pl.String}
+DOCUMENT_SCHEMA = {
+    "id": pl.String, "text": pl.String, "url": pl.String, "source": pl.String, "file": pl.String, "line": pl.Int64,
+}  # fmt: skip
+REJECT_SCHEMA = {"file": pl.String, "line": pl.Int64, "reason": pl.String, "excerpt": pl.String}
+DUPLICATE_ID = "duplicate id in this shard"
+
+
+def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl.DataFrame, list[str]]:
+    """The manifest (columns MANIFEST_SCHEMA) and the files of unknown type that it leaves out.
+
+    Files go to shards in order of their path: dealt round-robin, or `files_per_shard` at a time, where a file beyond
+    the last shard gets a null shard. `concepts` and `hub` have one row per shard; what stands for their content is the
+    digest of the settings, and of the revision for `hub`.
+    """
+    if not isinstance(source, FilesSource):
+        prefix, digest = _identity(source)
+        rows = [(f"{prefix}:{shard}", shard, 0, digest, None) for shard in range(shards)]
+        return pl.DataFrame(rows, schema=MANIFEST_SCHEMA, orient="row"), []
+    root = Root(source.path)
+    files, ignored = root.files()
+    progress.total = len(files)
+    described = []
+    for index, file in enumerate(files):
+        shard = index % shards if source.files_per_shard is None else index // source.files_per_shard
+        described.append((file, shard if shard < shards else None, *root.describe(file)))
+        progress.advance()
+    return pl.DataFrame(described, schema=MANIFEST_SCHEMA, orient="row"), ignored
+
+
+def read_shard(
+    source: Source, manifest: pl.DataFrame, shard: int, shards: int, max_chars: int | None, progress: Progress
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """Documents (DOCUMENT_SCHEMA), rejected rows (REJECT_SCHEMA) and counts {rows_read, rows_cut} of a shard.
+
+    Reads the manifest's files of `shard` and nothing else. Raises CorpusError naming the file that cannot be read or
+    has changed; the shard is then not made at all.
+    """
+    mine = manifest.filter(pl.col("shard") == shard)
+    documents: list[Document] = []
+    rejects: list[Reject] = []
+    seen: set[str] = set()
+    counts = {"rows_read": 0, "rows_cut": 0}
+    for row in itertools.chain.from_iterable(_rows(source, file, shard, shards) for file in mine.iter_rows(named=True)):
+        counts["rows_read"] += 1
+        progress.advance()
+        if isinstance(row, Reject):
+            rejects.append(row)
+        elif row.id in seen:
+            rejects.append(Reject(row.file, row.line, f"{DUPLICATE_ID}: {row.id!r}", excerpt(row.text)))
+        else:
+            seen.add(row.id)
+            text = cut_at_word(row.text, max_chars)
+            counts["rows_cut"] += len(text) < len(row.text)
+            documents.append(Document(**{**asdict(row), "text": text}))
+    return (
+        pl.DataFrame([astuple(d) for d in documents], schema=DOCUMENT_SCHEMA, orient="row"),
+        pl.DataFrame([astuple(r) for r in rejects], schema=REJECT_SCHEMA, orient="row"),
+        counts,
+    )
+
+
+def _identity(source: ConceptsSource | HubSource) -> tuple[str, str]:
+    """Prefix of a manifest row's `file`, and the digest that stands for the source's content."""
+    if isinstance(source, ConceptsSource):
+        return "concepts", hashlib.sha256(source.model_dump_json().encode()).hexdigest()
+    pinned = f"hub:{source.name}@{_revision(source)}"
+    return pinned, hashlib.sha256(f"{pinned} {source.model_dump_json()}".encode()).hexdigest()
+
+
+def _revision(source: HubSource) -> str:
+    """The commit a hub data set is at, so that every shard reads the same; 'local' for a directory."""
+    if Path(source.name).exists():
+        return "local"
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise CorpusError(
+            f"corpus.source.name {source.name!r} (revision {source.revision or 'latest'}) cannot be looked up on the hub: "
+            f"{error}"
+        ) from error
+
+
+def _rows(source: Source, entry: dict[str, Any], shard: int, shards: int) -> Iterator[Document | Reject]:
+    file = entry["file"]
+    if isinstance(source, FilesSource):
+        logger.info("reading %s", file)
+        fields = Fields(source.text_field, source.id_field, source.url_field)
+        yield from read_rows(Root(source.path), file, fields, entry["sha256"])
+    elif isinstance(source, ConceptsSource):
+        world = ConceptWorld(source)
+        for number in range(shard, source.documents, shards):
+            yield Document(**world.document(number), file=file, line=number + 1)
+    else:
+        yield from _hub(source, file, shard, shards)
+
+
+def _hub(source: HubSource, file: str, shard: int, shards: int) -> Iterator[Document | Reject]:
+    """Rows of a streamed data set. With at least as many files as shards a shard reads its own files only;
+
+    with fewer, every shard streams all rows and takes each `shards`-th. `line` is the row's number in what is read.
+    """
+    from datasets import load_dataset
+
+    revision = file.removeprefix(f"hub:{source.name}@").rpartition(":")[0]
+    try:
+        rows = load_dataset(
+            source.name, source.config, split=source.split, streaming=True,
+            revision=None if revision == "local" else revision,
+        )  # fmt: skip
+        own_files = rows.num_shards >= shards
+        limit = source.max_documents
+        if own_files:
+            rows = rows.shard(num_shards=shards, index=shard)
+            limit = None if limit is None else limit // shards + (shard < limit % shards)
+            numbered = itertools.islice(enumerate(rows, start=1), limit)
+        else:
+            numbered = itertools.islice(enumerate(rows, start=1), shard, limit, shards)
+        make = RowMaker(file, source.name, Fields(source.text_field, source.id_field, source.url_field))
+        for line, row in numbered:
+            yield make.from_row(row, line, str(row.get(source.text_field)))
+    except Exception as error:
+        # datasets raises its builders' and the network's own errors; all mean that this shard cannot be read.
+        raise CorpusError(f"{file} (split {source.split}) cannot be read: {type(error).__name__}: {error}") from error

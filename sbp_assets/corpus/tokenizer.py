@@ -1,0 +1,137 @@
+"""The tokenizer: a byte-level BPE trained on D, or a named one, with the special tokens that the other stages use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sbp_assets.corpus.errors import CorpusError
+from sbp_assets.corpus.split import HELDOUT, ORACLE, UNIQUE
+from sbp_assets.experiment import Split
+
+BOS = "<|bos|>"
+EOS = "<|eos|>"
+PAD = "<|pad|>"
+RELATED = "<|related|>"  # Stands between d1 and d2.
+SPECIALS = (BOS, EOS, PAD, RELATED)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `vocab_size` entries, specials included, trained on `texts` (streamed).
+
+    All 256 bytes are in the vocabulary, so every text is encoded without loss.
+    """
+    raw = RawTokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        additional_special_tokens=[RELATED],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer `name` (hub name or path); special tokens that it lacks are added, those it has stay its own."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"corpus.tokenizer.name {name!r} cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise CorpusError(f"corpus.tokenizer.name {name!r} has no fast (tokenizers) version, which is needed")
+    for key, token in (("bos_token", BOS), ("eos_token", EOS), ("pad_token", PAD)):
+        if getattr(tokenizer, key) is None:
+            tokenizer.add_special_tokens({key: token})
+    tokenizer.add_tokens([RELATED], special_tokens=True)
+    tokenizer.clean_up_tokenization_spaces = False
+    return tokenizer
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer saved in `directory`; ValueError where it lacks a special token."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    if None in ids or RELATED not in tokenizer.get_added_vocab():
+        raise ValueError(
+            f"{directory}: the tokenizer lacks bos, eos, pad or {RELATED}; materialise corpus/tokenizer again"
+        )
+    return tokenizer
+
+
+def related_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Token id of RELATED."""
+    return int(tokenizer.get_added_vocab()[RELATED])
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text without special tokens, int64. A special token's name in a text is ordinary text."""
+    if not len(texts):
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False,
+        return_token_type_ids=False, verbose=False,
+    )  # fmt: skip
+    return [np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"]]
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
+    """[bos] + ids + [eos] of each text, int64."""
+    return [np.array([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]) for ids in encode_texts(tokenizer, texts)]
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int] | np.ndarray) -> str:
+    """Text of token ids: the inverse of `encode_texts`. Special tokens would show as their names."""
+    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def stream_texts(documents: Mapping[str, pl.LazyFrame], split: str, batch: int = 1000) -> Iterator[list[str]]:
+    """Batches of texts of `split` over all shards in order; one shard's texts are in memory at a time."""
+    for key in sorted(documents):
+        for rows in documents[key].filter(pl.col("split") == split).select("text").collect().iter_slices(batch):
+            yield rows["text"].to_list()
+
+
+def require_splits(documents: Mapping[str, pl.LazyFrame], split: Split) -> dict[str, int]:
+    """Documents per split over all shards. Raises CorpusError where a split that is asked for is too small."""
+    counts = dict.fromkeys((UNIQUE, ORACLE, HELDOUT), 0)
+    for frame in documents.values():
+        counts |= {name: counts[name] + n for name, n in frame.group_by("split").len().collect().iter_rows()}
+    needed = {UNIQUE: 2, HELDOUT: 1, ORACLE: int(split.oracle > 0)}
+    for name, least in needed.items():
+        if counts[name] < least:
+            raise CorpusError(
+                f"split {name!r} holds {counts[name]} of {sum(counts.values())} documents but needs at least {least}; "
+                f"give more documents or raise corpus.split.{name} ({getattr(split, name):g})"
+            )
+    return counts
+
+
+def require_tokens(
+    tokenizer: PreTrainedTokenizerFast, documents: Mapping[str, pl.LazyFrame], tokens_per_step: int
+) -> None:
+    """Refuse a D of less than one optimizer step; raises CorpusError. Stops reading as soon as there is enough."""
+    tokens = 0
+    for texts in stream_texts(documents, UNIQUE, batch=100):
+        tokens += sum(map(len, encode_documents(tokenizer, texts)))
+        if tokens >= tokens_per_step:
+            return
+    raise CorpusError(
+        f"D (split 'unique') holds {tokens} tokens, less than one optimizer step of pretraining.tokens_per_step "
+        f"({tokens_per_step}); give more documents, raise corpus.split.unique, or lower tokens_per_step"
+    )
