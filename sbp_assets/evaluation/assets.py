@@ -1,0 +1,250 @@
+"""Evaluation: the arms' scores, their comparison, the training curves and the report."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from base64 import b64encode
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.evaluation import dynamics, report_data, suite
+from sbp_assets.evaluation.comparison import compare, render_markdown
+from sbp_assets.evaluation.report import render
+from sbp_assets.experiment import ConceptsSource
+from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
+from sbp_assets.pretraining.budget import ARMS, Arm
+from sbp_assets.storage.preview import table_preview
+from sbp_assets.storage.progress import Progress
+
+SCORE_COLUMNS = [
+    dg.TableColumn("task", "string", "heldout, concept_questions, or a stock benchmark"),
+    dg.TableColumn(
+        "metric",
+        "string",
+        "perplexity is per token: of the text (heldout, openwebtext2) or of the right answer (mmlu, concept_questions); "
+        "of lambada, per last word. nats_per_token is its logarithm. bits_per_byte does not depend on the tokenizer",
+    ),
+    dg.TableColumn("value", "float", "The score; accuracies in [0, 1]"),
+    dg.TableColumn(
+        "stderr", "float", "Standard error: bootstrap over documents for perplexities, of the mean for accuracies"
+    ),
+    dg.TableColumn("samples", "int", "Documents or questions scored"),
+    dg.TableColumn("higher_is_better", "bool", "Direction of the metric"),
+]
+
+
+def configured_tasks() -> list[str]:
+    """Tasks that every score table must hold."""
+    questions = [suite.CONCEPT_QUESTIONS] if EXPERIMENT.evaluation.concept_questions else []
+    return [suite.HELDOUT, *questions, *EXPERIMENT.evaluation.benchmarks]
+
+
+def _scores(arm: Arm) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=["evaluation", f"{arm}_scores"],
+        description=f"One row per task and metric: what the {arm} model of this seed scores in lm-eval.\n\n"
+        "All arms answer the same held-out documents, questions and few-shot prompts on the same backend. Each text "
+        "starts with <bos>, as in training. A document's perplexity counts its own tokens, without <bos> and <eos>. "
+        "Five-shot MMLU perplexity is exp of the mean negative log-likelihood per token of the right answer's letter.",
+        ins={
+            "model": dg.AssetIn(["pretraining", f"{arm}_model"]),
+            "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+        },
+        partitions_def=SEEDS,
+        group_name="evaluation",
+        kinds={"huggingface", "parquet"},
+        io_manager_key="parquet",
+        code_version=EXPERIMENT.version("1", "evaluation", "corpus.source"),
+        metadata={"dagster/column_schema": dg.TableSchema(SCORE_COLUMNS)},
+    )
+    def scores(
+        context: dg.AssetExecutionContext, model: Path, documents: dict[str, pl.LazyFrame]
+    ) -> dg.MaterializeResult[pl.DataFrame]:
+        evaluation, source = EXPERIMENT.evaluation, EXPERIMENT.corpus.source
+        questions = (
+            ConceptWorld(source).questions(evaluation.concept_questions, seed=suite.SEED)
+            if evaluation.concept_questions and isinstance(source, ConceptsSource)
+            else []
+        )
+        work_dir = Path(DEPLOYMENT.work_dir) / "lm_eval"
+        work_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=work_dir) as folder:
+            result = suite.evaluate(
+                model,
+                Path(folder),
+                suite.sample_heldout(documents, evaluation.heldout_documents),
+                questions=questions,
+                benchmarks=evaluation.benchmarks,
+                benchmarks_dir=Path(DEPLOYMENT.benchmarks_dir) if DEPLOYMENT.benchmarks_dir else None,
+                benchmark_limit=evaluation.benchmark_limit,
+                device=DEPLOYMENT.device,
+                batch_size=DEPLOYMENT.evaluation_batch_size,
+                name=f"{arm} model, seed {context.partition_key}",
+            )
+        for problem in result.problems:
+            context.log.warning(f"not scored: {problem}")
+        # Numeric, one entry per score: Dagster plots them over time.
+        values = {f"{row['task']}_{row['metric']}": row["value"] for row in result.table.iter_rows(named=True)}
+        return dg.MaterializeResult(
+            value=result.table,
+            metadata={
+                "dagster/row_count": len(result.table),
+                **values,
+                **result.run,
+                "tasks_not_scored": result.problems,
+                "notes": result.notes,
+                "scores": dg.MetadataValue.md(table_preview(result.table)),
+            },
+        )
+
+    return scores
+
+
+baseline_scores, sbp_scores, oracle_scores = map(_scores, ARMS)
+
+
+@dg.asset(
+    key=["evaluation", "comparison"],
+    ins={f"{arm}_scores": dg.AssetIn(["evaluation", f"{arm}_scores"], partition_mapping=ALL) for arm in ARMS}
+    | {"training_dynamics": dg.AssetIn(["evaluation", "training_dynamics"])},
+    group_name="evaluation",
+    kinds={"polars", "parquet"},
+    io_manager_key="parquet",
+    code_version=EXPERIMENT.version("1", "pretraining.seeds"),
+    metadata={
+        "dagster/column_schema": dg.TableSchema([
+            dg.TableColumn("task", "string", "As in the scores; heldout_during_training: from the training curves"),
+            dg.TableColumn("metric", "string", "As in the scores; best_nats_per_token: what early stopping would keep"),
+            dg.TableColumn("higher_is_better", "bool", "Direction of the metric"),
+            *(dg.TableColumn(arm, "float", f"Mean of the {arm} arm over the seeds") for arm in ARMS),
+            dg.TableColumn("delta_sbp", "float", "sbp - baseline"),
+            dg.TableColumn("delta_oracle", "float", "oracle - baseline"),
+            dg.TableColumn(
+                "share_of_oracle_gain", "float", "delta_sbp / delta_oracle; null where the oracle does not beat the baseline"
+            ),
+            dg.TableColumn("seeds", "int", "Seeds that all arms have"),
+            *(
+                dg.TableColumn(f"{name}_stderr", "float", f"Standard error of {name}: over seeds, with one of its examples")
+                for name in (*ARMS, "delta_sbp", "delta_oracle")
+            ),
+            *(dg.TableColumn(f"{arm}_samples", "int", f"Examples scored per seed of {arm}") for arm in ARMS),
+        ])
+    },
+)  # fmt: skip
+def comparison(
+    baseline_scores: dict[str, pl.LazyFrame],
+    sbp_scores: dict[str, pl.LazyFrame],
+    oracle_scores: dict[str, pl.LazyFrame],
+    training_dynamics: pl.LazyFrame,
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The three arms side by side, one row per task and metric: deltas to the baseline, share of the oracle's gain."""
+    arms = dict(zip(ARMS, (baseline_scores, sbp_scores, oracle_scores), strict=True))
+    with Progress("comparison", "rows") as progress:
+        scores = {arm: {seed: frame.collect() for seed, frame in seeds.items()} for arm, seeds in arms.items()}
+        table = compare(scores, training_dynamics.collect())
+        progress.advance(len(table))
+    shares = {
+        f"{row['task']}_{row['metric']}_share": row["share_of_oracle_gain"]
+        for row in table.iter_rows(named=True)
+        if row["share_of_oracle_gain"] is not None
+    }
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "dagster/row_count": len(table),
+            "seeds": int(table["seeds"].max() or 0),  # type: ignore[call-overload]
+            **shares,
+            **progress.metadata(),
+            "comparison": dg.MetadataValue.md(render_markdown(table)),
+        },
+    )
+
+
+@dg.asset(
+    key=["evaluation", "training_dynamics"],
+    ins={f"{arm}_model": dg.AssetIn(["pretraining", f"{arm}_model"], partition_mapping=ALL) for arm in ARMS},
+    group_name="evaluation",
+    kinds={"polars", "parquet"},
+    io_manager_key="parquet",
+    code_version=EXPERIMENT.version("1", "pretraining.seeds"),
+    metadata={
+        "dagster/column_schema": dg.TableSchema([
+            dg.TableColumn("arm", "string", "baseline, sbp or oracle"),
+            dg.TableColumn("seed", "string", "Training seed"),
+            dg.TableColumn("tokens", "int", "Training tokens read so far"),
+            dg.TableColumn("heldout_loss", "float", "Mean loss on held-out documents, nats per token"),
+        ])
+    },
+)  # fmt: skip
+def training_dynamics(
+    baseline_model: dict[str, Path], sbp_model: dict[str, Path], oracle_model: dict[str, Path]
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """Held-out loss along training, one row per arm, seed and measurement; the plot is in the metadata."""
+    with Progress("training dynamics", "rows") as progress:
+        table = dynamics.collect(dict(zip(ARMS, (baseline_model, sbp_model, oracle_model), strict=True)))
+        progress.advance(len(table))
+    image = b64encode(dynamics.png(table)).decode()
+    final = {
+        f"{arm}_final_heldout_loss": float(rows.sort("tokens").group_by("seed").last()["heldout_loss"].mean())  # type: ignore[arg-type]
+        for arm in ARMS
+        if not (rows := table.filter(pl.col("arm") == arm)).is_empty()
+    }
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "dagster/row_count": len(table),
+            **final,
+            **progress.metadata(),
+            "plot": dg.MetadataValue.md(f"![held-out loss against training tokens](data:image/png;base64,{image})"),
+        },
+    )
+
+
+@dg.asset(
+    key=["evaluation", "report"],
+    ins={
+        "comparison": dg.AssetIn(["evaluation", "comparison"]),
+        "training_dynamics": dg.AssetIn(["evaluation", "training_dynamics"]),
+        "token_budget": dg.AssetIn(["pretraining", "token_budget"]),
+        "quality_table": dg.AssetIn(["synthesis", "quality_table"]),
+        "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
+        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+    },
+    group_name="evaluation",
+    kinds={"jinja", "html"},
+    io_manager_key="directory",
+    # The page prints all of the experiment.
+    code_version=EXPERIMENT.version("1", *type(EXPERIMENT).model_fields),
+)
+def report(
+    comparison: pl.LazyFrame,
+    training_dynamics: pl.LazyFrame,
+    token_budget: pl.LazyFrame,
+    quality_table: pl.LazyFrame,
+    neighbor_pairs: dict[str, pl.LazyFrame],
+    documents: dict[str, pl.LazyFrame],
+    synthetic_documents: dict[str, pl.LazyFrame],
+) -> dg.MaterializeResult[Path]:
+    """A directory with index.html: the experiment on one self-contained page, for a person to read."""
+    directory = Path(DEPLOYMENT.work_dir) / "staging" / "report"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    with Progress("report", "pages", 1) as progress:
+        page = render(
+            EXPERIMENT,
+            comparison=comparison.collect(),
+            dynamics=training_dynamics.collect(),
+            token_budget=token_budget.collect(),
+            quality=quality_table.collect(),
+            similarities=report_data.similarity_counts(neighbor_pairs),
+            pairs=report_data.example_pairs(neighbor_pairs, documents),
+            syntheses=report_data.example_syntheses(synthetic_documents, documents),
+        )
+        (directory / "index.html").write_text(page, encoding="utf-8")
+        progress.advance()
+    return dg.MaterializeResult(value=directory, metadata={"characters": len(page), **progress.metadata()})

@@ -1,0 +1,111 @@
+"""Training dynamics: held-out loss against training tokens, three arms, every seed a thin line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import polars as pl
+
+from sbp_assets.pretraining.budget import ARMS
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+SCHEMA = {"arm": pl.String, "seed": pl.String, "tokens": pl.Int64, "heldout_loss": pl.Float64}
+# Okabe-Ito: told apart under the common colour-vision deficiencies; dashes and labels tell them apart without colour.
+STYLES = {"baseline": ("#D55E00", "--"), "sbp": ("#0072B2", "-"), "oracle": ("#009E73", "-.")}
+LABELS = {"baseline": "baseline", "sbp": "SBP", "oracle": "oracle"}
+
+
+def collect(models: Mapping[str, Mapping[str, Path]]) -> pl.DataFrame:
+    """Held-out losses measured along training, from {arm: {seed: model directory}} and its metrics.parquet."""
+    frames = []
+    for arm, seeds in models.items():
+        for seed, directory in seeds.items():
+            path = directory / "metrics.parquet"
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} does not exist: materialise pretraining/{arm}_model again")
+            frames.append(
+                pl.read_parquet(path, columns=["tokens", "heldout_loss"])
+                .drop_nulls()
+                .select(
+                    arm=pl.lit(arm), seed=pl.lit(seed), tokens=pl.col("tokens").cast(pl.Int64),
+                    heldout_loss=pl.col("heldout_loss").cast(pl.Float64),
+                )
+                .sort("tokens")
+            )  # fmt: skip
+    return pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA)
+
+
+def dynamics_problems(table: pl.DataFrame) -> list[str]:
+    """Where the curves cannot be laid side by side: an arm is absent, or starts or ends at another token count."""
+    problems = [f"no measurements of {arm}" for arm in ARMS if arm not in set(table["arm"])]
+    ends = (
+        table.group_by("arm", "seed").agg(first=pl.col("tokens").min(), last=pl.col("tokens").max()).sort("arm", "seed")
+    )
+    for column, verb in (("first", "starts"), ("last", "ends")):
+        if ends[column].n_unique() > 1:
+            counts = ", ".join(
+                f"{row['arm']} seed {row['seed']} {verb} at {row[column]:,}" for row in ends.iter_rows(named=True)
+            )
+            problems.append(f"token counts differ: {counts}")
+    if bad := table.filter(~pl.col("heldout_loss").is_finite()).height:
+        problems.append(f"{bad} held-out losses are not finite")
+    return problems
+
+
+def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
+    """Held-out loss (nats per token) against training tokens; thick lines are means over seeds. `ink`: text and axes."""
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    ends = []
+    for arm in ARMS:
+        rows = table.filter(pl.col("arm") == arm)
+        if rows.is_empty():
+            continue
+        colour, dashes = STYLES[arm]
+        if rows["seed"].n_unique() > 1:
+            for (_,), seed in rows.group_by("seed", maintain_order=True):
+                axes.plot(seed["tokens"], seed["heldout_loss"], color=colour, linewidth=0.7, alpha=0.5)
+        mean = rows.group_by("tokens").agg(pl.col("heldout_loss").mean()).sort("tokens")
+        axes.plot(mean["tokens"], mean["heldout_loss"], dashes, color=colour, linewidth=2, label=LABELS[arm])
+        ends.append((float(mean["heldout_loss"][-1]), arm))
+    axes.set_xlabel("training tokens", color=ink)
+    axes.set_ylabel("held-out loss, nats per token", color=ink)
+    axes.tick_params(colors=ink, length=3)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(ink)
+    axes.grid(axis="y", color=ink, alpha=0.12, linewidth=0.8)
+    if ends:
+        axes.legend(frameon=False, labelcolor=ink, handlelength=3)
+    return figure
+
+
+def png(table: pl.DataFrame) -> bytes:
+    """The plot as a PNG on white."""
+    figure = plot(table)
+    figure.patch.set(alpha=1, facecolor="white")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def svg(table: pl.DataFrame) -> str:
+    """The plot as an SVG element for a page: transparent, its text and axes in the page's own colour."""
+    sentinel = "#123456"
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sbp", "font.family": "sans-serif"}):
+        plot(table, ink=sentinel).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    # From the element on: the XML declaration and doctype do not belong in a page, and name an external address.
+    text = text[text.index("<svg") :]
+    metadata_start, metadata_end = text.find("<metadata>"), text.find("</metadata>")
+    if metadata_start >= 0:
+        text = text[:metadata_start] + text[metadata_end + len("</metadata>") :]
+    return text.replace(sentinel, "currentColor")
