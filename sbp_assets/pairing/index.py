@@ -1,0 +1,81 @@
+"""FAISS indexes over 8-bit scalar-quantised vectors: the key side of the neighbour search (paper section 2.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import faiss
+import numpy as np
+import polars as pl
+
+INDEX_FILE = "index.faiss"
+IDS_FILE = "ids.parquet"
+
+# FAISS's own guidance: about 4 √n cells, and at least 39 training vectors for each.
+_CELLS_PER_ROOT = 4
+_VECTORS_PER_CELL = 39
+
+
+@dataclass(frozen=True)
+class KeyShard:
+    """The index of one shard and the document id of each of its rows."""
+
+    index: faiss.Index
+    ids: pl.Series
+
+    @classmethod
+    def load(cls, directory: Path, nprobe: int) -> KeyShard:
+        """Read an index directory; ValueError where ids and index do not belong together."""
+        index = faiss.read_index(str(directory / INDEX_FILE))
+        ids = pl.read_parquet(directory / IDS_FILE)["id"]
+        if index.ntotal != len(ids):
+            raise ValueError(
+                f"{directory}: {index.ntotal} vectors but {len(ids)} ids; materialise pairing/ann_index again"
+            )
+        if isinstance(index, faiss.IndexIVF):
+            index.nprobe = min(nprobe, index.nlist)
+        return cls(index, ids)
+
+
+def cells(vectors: int) -> int:
+    """IVF cells (nlist) for so many vectors: 4 √n, fewer where they could not be trained, never below 1."""
+    return max(1, min(int(_CELLS_PER_ROOT * math.sqrt(vectors)), vectors // _VECTORS_PER_CELL))
+
+
+def build_index(vectors: np.ndarray, kind: Literal["flat", "ivf"]) -> faiss.Index:
+    """Inner-product index of `vectors`, (n, dim) float32, one byte per component; n = 0 gives an empty index."""
+    count, dim = vectors.shape
+    metric, code = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
+    if kind == "flat":
+        index = faiss.IndexScalarQuantizer(dim, code, metric)
+    else:
+        index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, cells(count), code, metric)
+        index.cp.min_points_per_centroid = 1  # silences a warning about small shards
+    if count:
+        index.train(vectors)
+        index.add(vectors)
+    return index
+
+
+def write_index(directory: Path, index: faiss.Index, ids: pl.Series) -> None:
+    """Write `index` and its row ids into the existing `directory`."""
+    faiss.write_index(index, str(directory / INDEX_FILE))
+    pl.DataFrame({"id": ids}).write_parquet(directory / IDS_FILE)
+
+
+def self_recall(index: faiss.Index, vectors: np.ndarray, sample: int, seed: int = 0) -> float:
+    """Share of sampled `vectors` whose nearest key is itself, or a key as near as itself; 1 for an empty index.
+
+    Rows of `vectors` are the index's rows. Equal documents have equal codes, so nearness decides, not the row.
+    """
+    if not index.ntotal:
+        return 1.0
+    rows = np.sort(np.random.default_rng(seed).choice(len(vectors), min(sample, len(vectors)), replace=False))
+    _, nearest = index.search(vectors[rows], 1)
+    found = np.where(nearest[:, 0] < 0, rows[0], nearest[:, 0])
+    # An inner product between unit vectors is 1 only for the vector itself; the slack is far below any real gap.
+    itself = np.einsum("ij,ij->i", vectors[found], vectors[rows])
+    return float(np.mean((nearest[:, 0] == rows) | ((nearest[:, 0] >= 0) & (itself > 1 - 1e-4))))

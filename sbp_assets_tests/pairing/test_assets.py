@@ -1,0 +1,73 @@
+"""The stage under Dagster: two shards of the tiny profile, real engines, every check green."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from sbp_assets.pairing import assets, checks
+from sbp_assets.partitions import EXPERIMENT, SHARDS
+from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
+from sbp_assets_tests.pairing.conftest import make_documents
+
+
+@dg.asset(key=["corpus", "documents"], partitions_def=SHARDS, io_manager_key="parquet")
+def documents(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Stands in for the corpus stage."""
+    return dg.MaterializeResult(value=make_documents().filter(pl.col("shard") == context.partition_key).drop("shard"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dg.ExecuteInProcessResult]]:
+    base, cache = tmp_path_factory.mktemp("artifacts"), tmp_path_factory.mktemp("cache")
+    resources: dict[str, Any] = {
+        "parquet": ParquetIOManager(str(base), str(cache)),
+        "directory": DirectoryIOManager(str(base), str(cache)),
+    }
+    definitions = [documents, *dg.load_assets_from_modules([assets]), *dg.load_asset_checks_from_modules([checks])]
+    instance = dg.DagsterInstance.ephemeral()
+    results: dict[str, list[dg.ExecuteInProcessResult]] = {}
+    # In shard order by stage, as a backfill does: the search reads every shard's index.
+    for names in (["corpus/documents", "pairing/embeddings"], ["pairing/ann_index"],
+                  ["pairing/neighbor_candidates"], ["pairing/neighbor_pairs"]):  # fmt: skip
+        for shard in EXPERIMENT.shard_keys:
+            selection = dg.AssetSelection.assets(*(name.split("/") for name in names))
+            results.setdefault(names[-1], []).append(
+                dg.materialize(
+                    definitions, selection=selection, resources=resources, instance=instance, partition_key=shard
+                )
+            )
+    return results
+
+
+def metadata_of(result: dg.ExecuteInProcessResult, name: str) -> dict[str, Any]:
+    events = result.asset_materializations_for_node("__".join(name.split("/")))
+    return {key: value.value for key, value in events[0].metadata.items()}
+
+
+def test_every_shard_passes_its_checks(runs: dict[str, list[dg.ExecuteInProcessResult]]) -> None:
+    for name, results in runs.items():
+        for result in results:
+            evaluations = result.get_asset_check_evaluations()
+            assert [e.asset_key.to_user_string() for e in evaluations] == [name]
+            assert all(e.passed for e in evaluations), evaluations
+
+
+def test_rows_and_figures_are_recorded(runs: dict[str, list[dg.ExecuteInProcessResult]]) -> None:
+    first, second = (metadata_of(result, "pairing/embeddings") for result in runs["pairing/embeddings"])
+    assert first["dagster/row_count"] + second["dagster/row_count"] == 40 and first["dimensions"] == 384
+    assert second["engine_reused"] is True and second["engine_startup_seconds"] == 0
+    assert first["documents_per_second"] > 0
+    pairs = metadata_of(runs["pairing/neighbor_pairs"][0], "pairing/neighbor_pairs")
+    assert pairs["dagster/row_count"] == pairs["pairs"] > 0
+    assert pairs["pairs_across_shards"] > 0
+    assert "nearest neighbours" in pairs["funnel"] and "█" in pairs["similarity"] and "seed" in pairs["preview"]
+
+
+def test_artifacts_hold_the_contract(runs: dict[str, list[dg.ExecuteInProcessResult]]) -> None:
+    path = Path(metadata_of(runs["pairing/neighbor_pairs"][0], "pairing/neighbor_pairs")["path"])
+    assert pl.read_parquet(path).columns == ["d1", "d2", "d2_shard", "similarity", "shared_shingles"]
+    index = Path(metadata_of(runs["pairing/ann_index"][0], "pairing/ann_index")["path"])
+    assert sorted(p.name for p in index.iterdir()) == ["ids.parquet", "index.faiss"]

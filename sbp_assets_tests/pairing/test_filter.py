@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sbp_assets.experiment import Pairing
+from sbp_assets.pairing.filter import (
+    PAIRS_SCHEMA,
+    d2_places,
+    filter_pairs,
+    histogram,
+    histogram_markdown,
+    shared,
+    shingles,
+)
+from sbp_assets.pairing.search import CANDIDATES_SCHEMA
+from sbp_assets.storage.progress import Progress
+
+Row = tuple[str, str, str, float, int]
+
+
+def tables(rows: dict[str, list[Row]]) -> dict[str, pl.LazyFrame]:
+    return {s: pl.DataFrame(part, schema=CANDIDATES_SCHEMA, orient="row").lazy() for s, part in rows.items()}
+
+
+def texts(shards: dict[str, dict[str, str]]) -> dict[str, pl.LazyFrame]:
+    schema = {"id": pl.String, "text": pl.String}
+    return {s: pl.DataFrame({"id": list(d), "text": list(d.values())}, schema=schema).lazy() for s, d in shards.items()}
+
+
+def run(
+    candidates: dict[str, list[Row]], documents: dict[str, dict[str, str]], **settings: object
+) -> tuple[dict[str, pl.DataFrame], dict[str, dict[str, int]]]:
+    pairing = Pairing(**{"min_similarity": 0.5, "shingle_tokens": 3, **settings})  # type: ignore[arg-type]
+    pairs, counts = {}, {}
+    for shard in candidates:
+        with Progress("filter", "pairs") as progress:
+            pairs[shard], counts[shard] = filter_pairs(tables(candidates), texts(documents), shard, pairing, progress)
+        assert pairs[shard].schema == PAIRS_SCHEMA
+    return pairs, counts
+
+
+DOCUMENTS = {
+    "0": {"a": "one two three four five", "b": "six seven eight nine ten"},
+    "1": {"c": "red green blue white black", "d": "one two three four five six"},
+}
+
+
+def test_shingles_are_runs_of_words() -> None:
+    assert len(shingles("a b c d", 3)) == 2
+    assert shingles("A  b\nC", 3) == shingles("a b c", 3)
+    assert len(shingles("a b", 13)) == 1 and shingles("  ", 13) == set()
+    assert shared(shingles("a b c d", 2), shingles("c d e", 2)) == 0.5
+    assert shared(set(), set()) == 1.0
+
+
+def test_bounds_and_near_copies() -> None:
+    candidates = {
+        "0": [("a", "b", "0", 0.6, 1), ("a", "c", "1", 0.4, 2), ("b", "c", "1", 0.99, 1), ("a", "d", "1", 0.9, 3)],
+        "1": [],
+    }
+    pairs, counts = run(candidates, DOCUMENTS, both_directions=False, max_similarity=0.95)
+    assert pairs["0"].select("d1", "d2").rows() == [("a", "b")]
+    assert counts["0"] == {
+        "candidates": 4,
+        "reversed": 0,
+        "too_dissimilar": 1,
+        "too_similar": 1,
+        "near_copies": 1,
+        "over_d2_cap": 0,
+        "over_d1_cap": 0,
+        "pairs": 1,
+    }
+    assert pairs["1"].is_empty()
+
+
+def test_both_directions_give_every_pair_once_in_the_shard_of_its_d1() -> None:
+    candidates = {"0": [("a", "c", "1", 0.8, 1), ("a", "b", "0", 0.7, 2)], "1": [("c", "a", "0", 0.81, 1)]}
+    pairs, counts = run(candidates, DOCUMENTS)
+    assert pairs["0"].select("d1", "d2").rows() == [("a", "c"), ("a", "b"), ("b", "a")]
+    assert pairs["1"].select("d1", "d2", "d2_shard").rows() == [("c", "a", "0")]
+    # Found from both sides with two roundings: the higher stands.
+    assert pairs["0"]["similarity"][0] == pairs["1"]["similarity"][0] == pytest.approx(0.81)
+    assert counts["0"]["reversed"] == 1
+
+
+def test_places_freed_by_near_copies_go_to_the_next_best_pair_of_the_shard() -> None:
+    documents = {"0": {"a": "p q r s t", "b": "one two three x y", "hub": "one two three four five", "e": "k l m n o"}}
+    candidates = {"0": [("b", "hub", "0", 0.95, 1), ("a", "hub", "0", 0.9, 1), ("e", "hub", "0", 0.8, 1)]}
+    pairs, counts = run(candidates, documents, both_directions=False, max_pairs_per_document=2)
+    assert pairs["0"]["d1"].to_list() == ["a", "e"] and counts["0"]["near_copies"] == 1
+    pairs, counts = run(candidates, documents, both_directions=False, max_pairs_per_document=1)
+    assert pairs["0"]["d1"].to_list() == ["a"] and counts["0"]["over_d2_cap"] == 1
+
+
+def test_a_candidate_without_document_is_named() -> None:
+    with pytest.raises(ValueError, match="'ghost' is a neighbour candidate but not in corpus/documents"):
+        run({"0": [("a", "ghost", "0", 0.9, 1)]}, {"0": DOCUMENTS["0"]}, both_directions=False)
+
+
+@given(
+    found=st.lists(
+        st.tuples(st.integers(0, 11), st.integers(0, 11), st.sampled_from([0.4, 0.6, 0.7, 0.7, 0.9])), max_size=60
+    ),
+    shards=st.integers(1, 3),
+    cap=st.integers(1, 4),
+    both=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_caps_hold_over_the_corpus_and_no_pair_occurs_twice(
+    found: list[tuple[int, int, float]], shards: int, cap: int, both: bool
+) -> None:
+    names = [f"d{i:02d}" for i in range(12)]
+    documents: dict[str, dict[str, str]] = {str(s): {} for s in range(shards)}
+    for i, name in enumerate(names):
+        documents[str(i % shards)][name] = f"{name} w{i % 3} x y{i} z"
+    candidates: dict[str, list[Row]] = {str(s): [] for s in range(shards)}
+    for (q, n), similarity in {(q, n): s for q, n, s in found if q != n}.items():
+        candidates[str(q % shards)].append((names[q], names[n], str(n % shards), similarity, 1))
+    pairs, counts = run(candidates, documents, max_pairs_per_document=cap, both_directions=both)
+    everything = pl.concat(list(pairs.values()))
+    assert not everything.select(pl.struct("d1", "d2").is_duplicated().any()).item()
+    for side in ("d1", "d2"):
+        assert (everything.group_by(side).len()["len"] <= cap).all()
+    assert (everything["similarity"] >= 0.5).all()
+    for shard, kept in pairs.items():
+        assert set(kept["d1"]) <= set(documents[shard])
+        c = counts[shard]
+        lost = c["too_dissimilar"] + c["too_similar"] + c["near_copies"] + c["over_d2_cap"] + c["over_d1_cap"]
+        assert c["candidates"] + c["reversed"] - lost == c["pairs"] == len(kept)
+
+
+def test_the_places_of_a_hub_are_dealt_to_its_most_similar_documents() -> None:
+    candidates = tables(
+        {
+            "0": [("a", "hub", "1", 0.9, 1), ("b", "hub", "1", 0.6, 1)],
+            "1": [("c", "hub", "1", 0.8, 1), ("d", "hub", "1", 0.7, 1)],
+        }
+    )
+    pairing = Pairing(min_similarity=0.5, max_pairs_per_document=3, both_directions=False)
+    assert d2_places(pl.Series(["hub"]), candidates, "0", pairing).rows() == [("hub", 1)]
+    assert d2_places(pl.Series(["hub"]), candidates, "1", pairing).rows() == [("hub", 2)]
+
+
+def test_histogram_counts_every_similarity() -> None:
+    table = histogram(pl.Series([0.0, 0.51, 0.52, 1.0, -0.2], dtype=pl.Float32))
+    assert table["pairs"].sum() == 5 and table["pairs"][19] == 1 and table["pairs"][0] == 2
+    assert "| 0.500 – 0.550 | 2 |" in histogram_markdown(table)
+    assert histogram_markdown(histogram(pl.Series([], dtype=pl.Float32))) == "No pairs."
