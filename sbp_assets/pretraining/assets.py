@@ -1,19 +1,16 @@
 """Pretraining: the three arms' models and the token budget that proves their compute equal."""
 
-from __future__ import annotations
-
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from sbp_assets.corpus.split import HELDOUT
 from sbp_assets.experiment import Optimizer
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
 from sbp_assets.pretraining.budget import (
-    HELDOUT,
     Arm,
     BudgetError,
     arm_rows,
@@ -58,14 +55,6 @@ def optimizer_of(section: Optimizer) -> Optimizer:
     return Optimizer.model_validate({field: getattr(section, field) for field in Optimizer.model_fields})
 
 
-def fresh_staging(asset: str, partition: str) -> Path:
-    """Path, not yet existing, where a finished directory is left for the IO manager."""
-    directory = Path(DEPLOYMENT.work_dir) / "staging" / asset / partition
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
 def vocab_size(model: Path) -> int:
     """Vocabulary size of a model directory."""
     return int(json.loads((model / "config.json").read_text())["vocab_size"])
@@ -79,7 +68,8 @@ def execution_fields(asset: str, partition: str) -> dict[str, Any]:
         "microbatch_tokens": DEPLOYMENT.microbatch_tokens,
         "checkpoint_minutes": DEPLOYMENT.checkpoint_minutes,
         "work_dir": Path(DEPLOYMENT.work_dir) / asset / partition,
-        "output_dir": fresh_staging(asset, partition),
+        # Not emptied: the worker replaces another run's model, and hands back its own if only the publication failed.
+        "output_dir": Path(DEPLOYMENT.work_dir) / "staging" / asset / partition,
     }
 
 

@@ -15,16 +15,15 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 
+from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.experiment import Model, Pretraining
+from sbp_assets.training.order import Documents, StreamOrder
 from sbp_assets.training.spec import Source, StreamData
 
 Arm = Literal["baseline", "sbp", "oracle"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 LEDGER = "synthesizer"
 
-UNIQUE = "unique"
-ORACLE = "oracle"
-HELDOUT = "heldout"
 SYNTHETIC = "synthetic"
 
 COLUMNS = {
@@ -140,6 +139,44 @@ def plan_arm(
     return ArmPlan(arm, data, steps, budget, {UNIQUE: unique[UNIQUE], SYNTHETIC: synthetic_total}, note)
 
 
+def arm_rows(plan: ArmPlan, context_length: int, seed: int, flops_per_token: float) -> pl.DataFrame:
+    """The arm's rows of token_budget, one per source, counted along the order in which training reads its tokens.
+
+    Which documents the last, unfinished pass reaches depends on `seed`; the arm's total does not.
+    """
+    order = StreamOrder(plan.data, context_length, seed)
+    names = list(plan.unique)
+    lengths_of, source_of = [], []
+    for source in [*plan.data.repeated, *plan.data.once]:
+        lengths_of.append(Documents([source]).lengths)
+        source_of.append(np.full(len(lengths_of[-1]), names.index(source.split or SYNTHETIC)))
+    lengths, sources = np.concatenate(lengths_of), np.concatenate(source_of)
+    begun = np.zeros(len(lengths), np.int64)
+    tokens_read = np.zeros(len(names), np.int64)
+    number, left = 0, plan.tokens
+    while left:
+        documents = order.pass_documents(number)
+        ends = np.cumsum(lengths[documents])
+        reached = documents[: int(np.searchsorted(ends, left)) + 1]
+        taken = lengths[reached]
+        taken[-1] -= max(0, int(ends[len(reached) - 1]) - left)
+        np.add.at(begun, reached, 1)
+        np.add.at(tokens_read, sources[reached], taken)
+        left -= int(taken.sum())
+        number += 1
+    rows = []
+    for position, name in enumerate(names):
+        documents_of, tokens_of = plan.unique[name]
+        read = int(tokens_read[position])
+        most = int(begun[sources == position].max(initial=0))
+        passes = read / tokens_of if tokens_of else 0.0
+        note = plan.note if position == len(names) - 1 else ""
+        rows.append(
+            (plan.arm, name, documents_of, tokens_of, passes, read, plan.steps, read * flops_per_token, most, note)
+        )
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
+
+
 def plan_mismatch(table: pl.DataFrame, plan: ArmPlan) -> str | None:
     """How `plan` differs from its rows in the token_budget `table`: a sentence, or None where they agree."""
     rows = table.filter(pl.col("arm") == plan.arm)
@@ -224,7 +261,7 @@ def tuning_cost(checkpoint: Path) -> pl.DataFrame:
     last = pl.read_parquet(checkpoint / "metrics.parquet").row(-1, named=True)
     epochs = float(record["spec"]["data"]["epochs"])
     return _ledger("tuning", None, None, epochs, int(last["tokens"]), int(last["step"]), float(record["flops"]),
-                   "tokens trained on, prompts included")
+                   "tokens trained on, prompts and padding included")
 
 
 def _ledger(

@@ -1,17 +1,14 @@
 """Checks of the token budget and of the three arms' models."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from sbp_assets.corpus.split import HELDOUT
 from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
 from sbp_assets.pretraining.budget import (
     ARMS,
-    HELDOUT,
     SYNTHETIC,
     Arm,
     budget_problems,
@@ -25,8 +22,8 @@ from sbp_assets.pretraining.model_files import model_problems
 from sbp_assets.training.spec import Source
 
 BUDGET = dg.AssetKey(["pretraining", "token_budget"])
-TOKENS = dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL, dagster_type=dict[str, Path])
-SYNTHETIC_TOKENS = dg.AssetIn(["synthesis", "synthetic_tokens"], partition_mapping=ALL, dagster_type=dict[str, Path])
+TOKENS = dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL)
+SYNTHETIC_TOKENS = dg.AssetIn(["synthesis", "synthetic_tokens"], partition_mapping=ALL)
 
 
 @dg.asset_check(asset=BUDGET, blocking=True, description="The three arms train on exactly equal numbers of tokens.")
@@ -95,25 +92,28 @@ def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
         problems = loss_problems(metrics)
         return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
 
-    # The baseline comes before the budget table, so its tokens are held against the corpus.
-    budget_ins = {"tokens": TOKENS} if arm == "baseline" else {
-        "token_budget": dg.AssetIn(["pretraining", "token_budget"], dagster_type=pl.LazyFrame)
-    }
-
     @dg.asset_check(
+        name="budget_is_met",
         asset=asset,
         partitions_def=SEEDS,
         blocking=True,
-        additional_ins=budget_ins,
-        description="The model was trained on exactly the tokens of the budget.",
+        additional_ins={"tokens": TOKENS},
+        description="The model was trained on exactly the budget that the corpus gives.",
     )
-    def budget_is_met(model: Path, **inputs: Any) -> dg.AssetCheckResult:
-        trained = loss_summary(pl.read_parquet(model / "metrics.parquet"))["tokens"]
-        if "tokens" in inputs:
-            budget = plan_arm(arm, EXPERIMENT.pretraining, inputs["tokens"]).tokens
-        else:
-            budget = inputs["token_budget"].filter(pl.col("arm") == arm).collect()["tokens_read"].sum()
-        return dg.AssetCheckResult(passed=trained == budget, metadata={"trained": trained, "budget": budget})
+    def baseline_budget_is_met(model: Path, tokens: dict[str, Path]) -> dg.AssetCheckResult:
+        # The baseline comes before the budget table.
+        return _budget_is_met(model, plan_arm("baseline", EXPERIMENT.pretraining, tokens).tokens)
+
+    @dg.asset_check(
+        name="budget_is_met",
+        asset=asset,
+        partitions_def=SEEDS,
+        blocking=True,
+        additional_ins={"token_budget": dg.AssetIn(["pretraining", "token_budget"])},
+        description="The model was trained on exactly the tokens of the budget table.",
+    )
+    def arm_budget_is_met(model: Path, token_budget: pl.LazyFrame) -> dg.AssetCheckResult:
+        return _budget_is_met(model, int(token_budget.filter(pl.col("arm") == arm).collect()["tokens_read"].sum()))
 
     @dg.asset_check(
         asset=asset,
@@ -126,7 +126,12 @@ def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
         problems = model_problems(model, tokenizer)
         return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
 
-    return [loss_falls, budget_is_met, model_loads]
+    return [loss_falls, baseline_budget_is_met if arm == "baseline" else arm_budget_is_met, model_loads]
+
+
+def _budget_is_met(model: Path, budget: int) -> dg.AssetCheckResult:
+    trained = loss_summary(pl.read_parquet(model / "metrics.parquet"))["tokens"]
+    return dg.AssetCheckResult(passed=trained == budget, metadata={"trained": trained, "budget": budget})
 
 
 baseline_checks = _model_checks("baseline")

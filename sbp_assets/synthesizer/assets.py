@@ -1,16 +1,15 @@
 """Synthesizer-tuning: the examples made from neighbour pairs, and the model tuned on them (paper section 2.2)."""
 
-from __future__ import annotations
-
+import shutil
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 
-from sbp_assets.corpus.tokenizer import RELATED, load_tokenizer
+from sbp_assets.corpus.tokenizer import decode, load_tokenizer, related_id
 from sbp_assets.experiment import Optimizer
-from sbp_assets.partitions import ALL, EXPERIMENT, FIRST_SEED
-from sbp_assets.pretraining.assets import execution_fields, fresh_staging, optimizer_of, train
+from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, FIRST_SEED
+from sbp_assets.pretraining.assets import execution_fields, optimizer_of, train
 from sbp_assets.storage.preview import escape
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
@@ -39,20 +38,21 @@ def tuning_examples(
     there is no `<eos>`), split ("train", or "heldout": the pairs of 2% of the seed documents, to measure the
     conditional loss on).
     """
-    directory = fresh_staging("tuning_examples", "all")
+    directory = Path(DEPLOYMENT.work_dir) / "staging" / "tuning_examples"
+    shutil.rmtree(directory, ignore_errors=True)
     loaded = load_tokenizer(tokenizer)
     with Progress("tuning_examples", "examples") as progress:
         documents = write_examples(
             directory,
             neighbor_pairs,
             tokens,
-            loaded.convert_tokens_to_ids(RELATED),
+            related_id(loaded),
             EXPERIMENT.max_document_tokens,
             len(loaded),
             progress,
         )
     arrays = TokenArrays.load(directory)
-    first = loaded.decode(arrays.tokens[: arrays.offsets[1]].tolist())
+    first = decode(loaded, arrays.tokens[: arrays.offsets[1]])
     return dg.MaterializeResult(
         value=directory,
         metadata={

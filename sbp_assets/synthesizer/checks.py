@@ -1,13 +1,12 @@
 """Checks of the tuning examples and of the synthesizer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 
-from sbp_assets.corpus.tokenizer import RELATED, load_tokenizer
+from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.corpus.tokenizer import load_tokenizer, related_id
 from sbp_assets.partitions import ALL, EXPERIMENT
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems
@@ -37,13 +36,13 @@ def examples_are_well_formed(
     loaded = load_tokenizer(tokenizer)
     pairs = int(pl.concat([frame.select(pl.len()) for frame in neighbor_pairs.values()]).collect()["len"].sum())
     documents = pl.concat([pl.scan_parquet(path / "documents.parquet", glob=False) for path in tokens.values()])
-    unique = documents.filter(pl.col("split") == "unique").select("id").collect()["id"]
+    unique = documents.filter(pl.col("split") == UNIQUE).select("id").collect()["id"]
     broken = check_examples(
         arrays,
         pairs,
         unique,
         EXPERIMENT.model.context_length,
-        loaded.convert_tokens_to_ids(RELATED),
+        related_id(loaded),
         loaded.eos_token_id,
     )
     return dg.AssetCheckResult(passed=not broken, metadata={"examples": len(arrays.documents), "pairs": pairs, **broken})

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 
@@ -153,7 +154,7 @@ def _locations(shard: str, directory: Path) -> pl.DataFrame:
     return (
         pl.read_parquet(directory / "documents.parquet", columns=["id", "split"])
         .with_columns(shard=pl.lit(shard), start=pl.Series(offsets[:-1]), stop=pl.Series(offsets[1:]))
-        .filter(pl.col("split") == "unique")
+        .filter(pl.col("split") == UNIQUE)
         .drop("split")
     )
 
