@@ -1,0 +1,172 @@
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from sbp_assets.training import loop
+from sbp_assets.training.loop import PackedLoss, TrainingDiverged, World, evaluation_steps, learning_rate, train
+from sbp_assets.training.model import build_model, load_training_tokenizer, model_config, save_model
+from sbp_assets.training.order import IGNORED, ExamplesOrder
+from sbp_assets.training.spec import Source, StreamData, TrainingSpec
+from sbp_assets.training.worker import run
+from sbp_assets_tests.training.conftest import MODEL, OPTIMIZER, Launch
+
+CPU = World(torch.device("cpu"))
+
+
+def trained(spec: TrainingSpec) -> loop.Trained:
+    result = train(spec, CPU)
+    assert result is not None
+    return result
+
+
+@pytest.fixture
+def module(tokenizer_dir: Path) -> PackedLoss:
+    return PackedLoss(build_model(MODEL, load_training_tokenizer(tokenizer_dir), seed=0))
+
+
+def test_packed_documents_give_the_logits_of_separate_ones(module: PackedLoss):
+    # One-token documents, a row that is one document, and boundaries that differ from row to row.
+    rows = [[20, 1, 1, 30, 12], [64], [1, 63], [32, 32]]
+    ids = torch.randint(4, 300, (len(rows), 64), generator=torch.Generator().manual_seed(0))
+    positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in rows])
+    with torch.no_grad():
+        packed = module.causal(input_ids=ids, position_ids=positions, use_cache=False).logits
+        for row, lengths in enumerate(rows):
+            for part, expected in zip(ids[row].split(lengths), packed[row].split(lengths), strict=True):
+                alone = module.causal(input_ids=part[None]).logits[0]
+                assert (alone - expected).abs().max() < 1e-5
+
+
+def test_packed_loss_is_the_sum_over_separate_documents(module: PackedLoss, monkeypatch: pytest.MonkeyPatch):
+    ids = torch.randint(4, 300, (2, 64), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(64).remainder(16).expand(2, -1)
+    labels = torch.where(positions == 15, IGNORED, ids.roll(-1, 1))
+    whole = module(ids, positions, labels)
+    scores = [module.causal(input_ids=part[None]).logits[0, :-1].log_softmax(-1) for part in ids.reshape(-1, 16)]
+    parts = ids.reshape(-1, 16)
+    separate = -sum(s.gather(1, p[1:, None]).sum() for s, p in zip(scores, parts, strict=True))
+    assert whole.item() == pytest.approx(separate.item(), rel=1e-5)
+    # The chunked form, which large vocabularies take, is the same function.
+    whole.backward()
+    gradients = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    monkeypatch.setattr(loop, "_LOGITS_AT_ONCE", 10 * module.causal.config.vocab_size)
+    chunked = module(ids, positions, labels)
+    chunked.backward()
+    assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
+    assert all(torch.allclose(p.grad, g, atol=1e-3) for p, g in zip(module.parameters(), gradients, strict=True))
+
+
+def test_rows_without_labels_have_no_loss_and_a_zero_gradient(module: PackedLoss):
+    ids = torch.zeros((1, 64), dtype=torch.int64)
+    loss = module(ids, torch.arange(64)[None], torch.full((1, 64), IGNORED))
+    loss.backward()
+    assert loss.item() == 0 and all((p.grad == 0).all() for p in module.parameters() if p.grad is not None)
+
+
+def test_learning_rate_warms_up_peaks_and_ends_at_the_final_share():
+    settings = OPTIMIZER.model_copy(update={"warmup": 0.1, "final_learning_rate": 0.2, "learning_rate": 1.0})
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(rates) == rates[9] and rates[-1] == pytest.approx(0.2)
+    assert all(a > b for a, b in pairwise(rates[9:]))
+    assert learning_rate(0, 1, settings) == 1.0
+
+
+def test_evaluations_are_spread_to_the_last_step():
+    assert evaluation_steps(100, 4) == {0, 25, 50, 75, 100}
+    assert evaluation_steps(3, 20) == {0, 1, 2, 3}
+
+
+def test_loss_falls_and_the_curve_is_complete(spec: TrainingSpec):
+    result = trained(spec.model_copy(update={"steps": 40}))
+    metrics = result.metrics
+    assert metrics["step"].to_list() == list(range(41)) and metrics["tokens"][-1] == 40 * 256
+    measured = metrics.drop_nulls("heldout_loss")
+    assert measured["step"].to_list() == [0, 14, 27, 40]
+    assert measured["heldout_loss"][0] == pytest.approx(math.log(304), abs=0.2)
+    assert measured["heldout_loss"][-1] < 2.6 and metrics["train_loss"][-1] < 2.6
+
+
+@pytest.mark.parametrize("data", ["stream", "examples"])
+def test_microbatch_size_does_not_change_the_curve(spec: TrainingSpec, tuning_spec: TrainingSpec, data: str):
+    chosen = spec if data == "stream" else tuning_spec
+    one, many = (trained(chosen.model_copy(update={"microbatch_tokens": n})).metrics for n in (1024, 64))
+    difference = (one["train_loss"] - many["train_loss"]).drop_nulls().abs().max()
+    assert difference < 1e-4
+
+
+def test_tuning_loss_is_on_d2_alone(tuning_spec: TrainingSpec, examples: Path, tokenizer_dir: Path):
+    """By hand: the first step's loss is -log p(d2 | prompt) summed over its examples, per token of d2."""
+    spec = tuning_spec.model_copy(update={"heldout": []})
+    loss = trained(spec).metrics["train_loss"][1]
+    model = build_model(spec.model, load_training_tokenizer(tokenizer_dir), spec.seed)
+    order = ExamplesOrder(spec.data, spec.model.context_length, spec.seed, pad=2)
+    tokens, offsets = np.load(examples / "tokens.npy"), np.load(examples / "offsets.npy")
+    prompts = pl.read_parquet(examples / "documents.parquet")["prompt_tokens"].to_list()
+    total, count = 0.0, 0
+    for index in order.epoch_examples(0):
+        ids = torch.tensor(tokens[offsets[index] : offsets[index + 1]].astype(np.int64))
+        in_first_step = ids.numpy().tobytes() in order.rows(0, spec.rows_per_step).input_ids.tobytes()
+        if in_first_step:
+            with torch.no_grad():
+                scores = model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+            total -= float(scores[prompts[index] - 1 :].sum())
+            count += len(ids) - prompts[index]
+    assert count and loss == pytest.approx(total / count, rel=1e-5)
+
+
+def test_sharp_learning_rate_diverges_with_the_step_named(spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch):
+    original = PackedLoss._loss
+    calls = iter(range(10_000))
+    monkeypatch.setattr(PackedLoss, "_loss", lambda *a: original(*a) * (math.nan if next(calls) >= 6 else 1.0))
+    with pytest.raises(TrainingDiverged, match=r"test: at step 4 the loss is nan"):
+        trained(spec.model_copy(update={"heldout": []}))
+
+
+def test_bfloat16_stays_near_float32(spec: TrainingSpec):
+    exact, rounded = (trained(spec.model_copy(update={"dtype": d})).metrics for d in ("float32", "bfloat16"))
+    assert (exact["train_loss"] - rounded["train_loss"]).drop_nulls().abs().max() < 0.05
+
+
+def test_initial_model_is_where_training_starts(spec: TrainingSpec, tmp_path: Path, tokenizer_dir: Path):
+    run(spec)
+    tuned = trained(spec.model_copy(update={"initial_model": spec.output_dir, "work_dir": tmp_path / "next"}))
+    before = pl.read_parquet(spec.output_dir / "metrics.parquet")["heldout_loss"][-1]
+    assert tuned.metrics["heldout_loss"][0] == pytest.approx(before, abs=1e-6)
+
+
+def test_initial_model_of_another_geometry_is_refused(spec: TrainingSpec, tmp_path: Path, tokenizer_dir: Path):
+    tokenizer = load_training_tokenizer(tokenizer_dir)
+    other = MODEL.model_copy(update={"intermediate_size": 96})
+    save_model(tmp_path / "m", model_config(other, tokenizer), build_model(other, tokenizer, 0).state_dict(), tokenizer)
+    with pytest.raises(ValueError, match="intermediate_size: 96 → 64"):
+        trained(spec.model_copy(update={"initial_model": tmp_path / "m"}))
+
+
+def test_finite_data_shorter_than_the_run_is_refused(spec: TrainingSpec, corpus: Path):
+    data = StreamData(once=[Source(directory=corpus, split="unique")], passes=1)
+    with pytest.raises(ValueError, match=r"1000 steps read 4000 rows of 64 tokens, but the data ends after"):
+        trained(spec.model_copy(update={"data": data, "steps": 1000}))
+
+
+def test_two_processes_draw_the_curve_of_one(spec: TrainingSpec, launch: Callable[..., Launch], tmp_path: Path):
+    curves = []
+    for processes, sharding in [(1, "none"), (2, "none"), (2, "full")]:
+        name = f"{processes}-{sharding}"
+        chosen = spec.model_copy(
+            update={"sharding": sharding, "work_dir": tmp_path / f"w{name}", "output_dir": tmp_path / name}
+        )
+        process = launch(chosen, processes)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        curves.append(pl.read_parquet(chosen.output_dir / "metrics.parquet"))
+    for curve in curves[1:]:
+        for column in ("train_loss", "heldout_loss", "gradient_norm"):
+            assert (curves[0][column] - curve[column]).drop_nulls().abs().max() < 1e-4, column

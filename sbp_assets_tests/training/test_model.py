@@ -1,0 +1,73 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer
+from sbp_assets.training.model import build_model, load_training_tokenizer, model_config, save_model
+from sbp_assets_tests.training.conftest import MODEL, texts
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def saved(request: pytest.FixtureRequest, tmp_path: Path, tokenizer_dir: Path) -> Path:
+    settings = MODEL.model_copy(update={"tie_embeddings": request.param})
+    tokenizer = load_training_tokenizer(tokenizer_dir)
+    model = build_model(settings, tokenizer, seed=1)
+    assert sum(p.numel() for p in model.parameters()) == settings.parameters(len(tokenizer))
+    save_model(tmp_path / "model", model_config(settings, tokenizer), model.state_dict(), tokenizer)
+    return tmp_path / "model"
+
+
+def test_same_seed_same_weights(tokenizer_dir: Path):
+    tokenizer = load_training_tokenizer(tokenizer_dir)
+    first, second, other = (build_model(MODEL, tokenizer, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+
+
+def test_saved_directory_loads_unchanged(saved: Path, tokenizer_dir: Path):
+    loaded = AutoModelForCausalLM.from_pretrained(saved)
+    tied = json.loads((saved / "config.json").read_text())["tie_word_embeddings"]
+    built = build_model(MODEL.model_copy(update={"tie_embeddings": tied}), load_training_tokenizer(tokenizer_dir), 1)
+    ids = torch.arange(4, 40)[None]
+    assert torch.equal(loaded(ids).logits, built(ids).logits)
+    # transformers must not take the tokenizer for that of the architecture's namesake.
+    original, copy = AutoTokenizer.from_pretrained(tokenizer_dir), AutoTokenizer.from_pretrained(saved)
+    for text in ["The colour of Arlo is red.", "naïve 12345  \n\tend", "<|bos|>x<|related|>"]:
+        assert copy(text).input_ids == original(text).input_ids
+        assert copy.decode(copy(text).input_ids) == original.decode(original(text).input_ids)
+    assert (copy.bos_token_id, copy.eos_token_id, copy.pad_token_id) == (0, 1, 2)
+
+
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_num_seqs=8, enable_chunked_prefill=False,
+          max_num_batched_tokens=512, disable_log_stats=True)
+prompts = [{"prompt_token_ids": ids} for ids in json.loads(sys.argv[2])]
+outputs = llm.generate(prompts, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
+rows = [[entry[token].logprob for token, entry in zip(o.prompt_token_ids[1:], o.prompt_logprobs[1:])] for o in outputs]
+print("RESULT" + json.dumps(rows))
+"""
+
+
+def test_vllm_log_probabilities_agree_with_transformers(saved: Path, tokenizer_dir: Path):
+    pytest.importorskip("vllm")
+    encoded = [ids[:40].tolist() for ids in encode_documents(load_tokenizer(tokenizer_dir), texts(3))]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", VLLM, str(saved), json.dumps(encoded)],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout.split("RESULT")[1].splitlines()[0])
+    model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32)
+    for ids, found in zip(encoded, rows, strict=True):
+        scores = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        expected = scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        assert (expected - torch.tensor(found)).abs().max() < 1e-4

@@ -1,0 +1,150 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbp_assets.storage.token_arrays import write_token_arrays
+from sbp_assets.training.order import IGNORED, Documents, ExamplesOrder, Rows, StreamOrder, heldout_rows
+from sbp_assets.training.spec import ExamplesData, Source, StreamData
+
+CONTEXT = 16
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+def write(directory: Path, counts: list[int], first_id: int, **columns: list) -> Source:
+    """Documents of `counts` tokens; every token of document i is first_id + i, so that a reader knows whose it is."""
+    documents = pl.DataFrame({"id": [str(i) for i in range(len(counts))], **columns})
+    write_token_arrays(directory, documents, [np.full(n, first_id + i) for i, n in enumerate(counts)], 60_000)
+    return Source(directory=directory)
+
+
+def stream(tmp: Path, repeated: list[int], once: list[int], passes: int, seed: int = 0) -> StreamOrder:
+    data = StreamData(
+        repeated=[write(tmp / "repeated", repeated, 100)] if repeated else [],
+        once=[write(tmp / "once", once, 1000)] if once else [],
+        passes=passes,
+    )
+    return StreamOrder(data, CONTEXT, seed)
+
+
+def equal(a: Rows, b: Rows) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("input_ids", "position_ids", "labels"))
+
+
+@given(repeated=lengths, once=lengths, passes=st.integers(1, 4), seed=st.integers(0, 5))
+def test_passes_read_repeated_documents_once_each_and_once_documents_once_overall(
+    tmp_path_factory, repeated, once, passes, seed
+):
+    order = stream(tmp_path_factory.mktemp("order"), repeated, once, passes, seed)
+    tokens = passes * sum(repeated) + sum(once)
+    read = order.rows(0, -(-tokens // CONTEXT)).input_ids.ravel()
+    expected = {100 + i: passes * n for i, n in enumerate(repeated)} | {1000 + i: n for i, n in enumerate(once)}
+    assert Counter(read[:tokens].tolist()) == expected
+    # The once documents are spread over the passes, in equal slices.
+    slices = [sum(i >= len(repeated) for i in order.pass_documents(k)) for k in range(passes + 1)]
+    assert max(slices[:-1]) - min(slices[:-1]) <= 1 and slices[-1] == 0
+    for k in range(passes + 2):
+        assert sorted(i for i in order.pass_documents(k) if i < len(repeated)) == list(range(len(repeated)))
+
+
+@given(repeated=lengths, once=lengths, start=st.integers(0, 30), count=st.integers(1, 8), seed=st.integers(0, 5))
+def test_stream_rows_are_a_pure_function_of_seed_and_index(tmp_path_factory, repeated, once, start, count, seed):
+    tmp = tmp_path_factory.mktemp("order")
+    whole = stream(tmp, repeated, once, 2, seed).rows(0, start + count)
+    assert equal(whole.part(start, start + count), stream(tmp, repeated, once, 2, seed).rows(start, start + count))
+
+
+@given(repeated=lengths, seed=st.integers(0, 3))
+def test_stream_labels_are_the_next_token_of_the_same_document_and_positions_restart(tmp_path_factory, repeated, seed):
+    order = stream(tmp_path_factory.mktemp("order"), repeated, [], 3, seed)
+    count = -(-3 * sum(repeated) // CONTEXT)
+    rows = order.rows(0, count)
+    # The document each token belongs to, numbered along the stream.
+    stream_lengths = [repeated[i] for k in range(4 + CONTEXT) for i in order.pass_documents(k)]
+    owner = np.repeat(np.arange(len(stream_lengths)), stream_lengths)[: count * CONTEXT + 1]
+    within = np.concatenate([np.arange(n) for n in stream_lengths])[: count * CONTEXT]
+    flat = order.rows(0, count + 1).input_ids.ravel()[: count * CONTEXT + 1]
+    assert np.array_equal(rows.labels.ravel(), np.where(owner[1:] == owner[:-1], flat[1:], IGNORED))
+    columns = np.tile(np.arange(CONTEXT), count)
+    assert np.array_equal(rows.position_ids.ravel(), np.minimum(within, columns))
+
+
+def test_every_pass_has_its_own_order(tmp_path: Path):
+    order = stream(tmp_path, [5] * 12, [], 3)
+    assert not np.array_equal(order.pass_documents(0), order.pass_documents(1))
+
+
+def test_finite_stream_ends_with_an_error(tmp_path: Path):
+    order = stream(tmp_path, [], [CONTEXT, CONTEXT], 1)
+    assert order.total_rows == 2
+    assert order.rows(1, 2).labels[0, -1] == IGNORED
+    with pytest.raises(ValueError, match="ends after 32 tokens"):
+        order.rows(2, 3)
+
+
+def test_a_far_step_costs_one_pass_not_all_before_it(tmp_path: Path):
+    order = stream(tmp_path, [7] * 50, [9] * 30, 4)
+    order.rows(1_000_000, 1_000_001)
+    assert order._pass.cache_info().misses <= 2
+
+
+@given(counts=st.lists(st.integers(2, CONTEXT), min_size=1, max_size=15), epochs=st.sampled_from([0.5, 1, 1.4, 3]))
+def test_examples_are_whole_supervised_after_the_prompt_and_read_once_per_epoch(tmp_path_factory, counts, epochs):
+    prompts = [max(1, n // 2) for n in counts]
+    source = write(tmp_path_factory.mktemp("order"), counts, 100, prompt_tokens=prompts)
+    if round(epochs * len(counts)) == 0:
+        return
+    order = ExamplesOrder(ExamplesData(source=source, epochs=epochs), CONTEXT, 3, pad=2)
+    rows = order.rows(0, order.total_rows + 2)
+    assert (rows.labels[order.total_rows :] == IGNORED).all() and (rows.input_ids[order.total_rows :] == 2).all()
+    whole = Counter({i: int(epochs) for i in range(len(counts)) if epochs >= 1})
+    if rest := round((epochs % 1) * len(counts)):
+        whole.update(np.random.default_rng([3, 1, int(epochs)]).permutation(len(counts))[:rest].tolist())
+    assert Counter(rows.input_ids[rows.input_ids != 2].tolist()) == {100 + i: n * counts[i] for i, n in whole.items()}
+    # Each example gives a label for each token after its prompt.
+    labels = Counter(rows.labels[rows.labels != IGNORED].tolist())
+    assert labels == {100 + i: n * (counts[i] - prompts[i]) for i, n in whole.items() if counts[i] > prompts[i]}
+    starts = rows.position_ids[:, 1:] == 0
+    changes = rows.input_ids[:, 1:] != rows.input_ids[:, :-1]
+    assert (starts | ~changes).all()
+    alone = [order.rows(r, r + 1) for r in range(order.total_rows)]
+    assert all(equal(rows.part(r, r + 1), row) for r, row in enumerate(alone))
+
+
+def test_examples_refuse_what_does_not_fit(tmp_path: Path):
+    long = write(tmp_path / "long", [4, CONTEXT + 1], 100, prompt_tokens=[2, 2])
+    with pytest.raises(ValueError, match="example 1 has 17 tokens, above the context length 16"):
+        ExamplesOrder(ExamplesData(source=long), CONTEXT, 0, pad=2)
+    with pytest.raises(ValueError, match="no prompt_tokens column"):
+        ExamplesOrder(ExamplesData(source=write(tmp_path / "plain", [4], 100)), CONTEXT, 0, pad=2)
+
+
+def test_only_the_asked_split_is_read(tmp_path: Path):
+    source = write(tmp_path, [3, 4, 5], 100, split=["unique", "oracle", "unique"])
+    assert Documents([source.model_copy(update={"split": "unique"})]).lengths.tolist() == [3, 5]
+    with pytest.raises(ValueError, match="no tokens to train on"):
+        StreamOrder(StreamData(repeated=[source.model_copy(update={"split": "none"})]), CONTEXT, 0)
+
+
+def test_digest_sees_every_token_the_split_and_foreign_vocabularies(tmp_path: Path):
+    a, b = write(tmp_path / "a", [3, 4], 100), write(tmp_path / "b", [3, 4], 100)
+    assert Documents([a]).digest(200) == Documents([b]).digest(200)
+    tokens = np.load(tmp_path / "b" / "tokens.npy")
+    tokens[-1] += 1
+    np.save(tmp_path / "b" / "tokens.npy", tokens)
+    assert Documents([a]).digest(200) != Documents([b]).digest(200)
+    with pytest.raises(ValueError, match="token id 101 in the data is outside the tokenizer's vocabulary of 101"):
+        Documents([a]).digest(101)
+
+
+@given(counts=lengths, limit=st.integers(1, 200))
+def test_heldout_rows_predict_each_token_once_up_to_the_limit(tmp_path_factory, counts, limit):
+    source = write(tmp_path_factory.mktemp("order"), counts, 100)
+    rows = heldout_rows([source], CONTEXT, limit)
+    flat = np.concatenate([np.full(n, 100 + i) for i, n in enumerate(counts)])[: limit + 1]
+    expected = flat[1:][flat[1:] == flat[:-1]]
+    assert rows.labels[rows.labels != IGNORED].tolist() == expected.tolist()

@@ -1,0 +1,45 @@
+import json
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from sbp_assets.training.launch import training_command, training_environment
+from sbp_assets.training.spec import TrainingSpec
+from sbp_assets_tests.training.conftest import Launch
+
+
+def test_output_is_a_model_directory_with_its_record(spec: TrainingSpec, launch: Launch):
+    process = launch(spec)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    names = {path.name for path in spec.output_dir.iterdir()}
+    assert names >= {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "metrics.parquet", "run.json",
+    }  # fmt: skip
+    record = json.loads((spec.output_dir / "run.json").read_text())
+    assert record["tokens"] == 12 * 256 and record["processes"] == 1 and record["flops"] > 0
+    assert TrainingSpec.model_validate(record["spec"]) == spec
+    curve = pl.read_parquet(spec.output_dir / "metrics.parquet")
+    assert record["final_heldout_loss"] == curve["heldout_loss"][-1]
+
+
+def test_failure_is_one_readable_message_and_a_status(spec: TrainingSpec, launch: Launch, tmp_path: Path):
+    process = launch(spec.model_copy(update={"initial_model": tmp_path / "absent"}), 2)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "absent" in output
+
+
+def test_progress_reaches_dagster_through_pipes(spec: TrainingSpec, tmp_path: Path):
+    path = spec.write(tmp_path / "spec.json")
+
+    @dg.asset
+    def model(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient):
+        run = pipes.run(context=context, command=training_command(path), env=training_environment())
+        return run.get_materialize_result()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize([model], instance=instance, resources={"pipes": dg.PipesSubprocessClient()})
+        logs = [record.user_message for record in instance.all_logs(result.run_id)]
+    assert any("test: step 12/12 · held-out loss" in line for line in logs)
+    assert any("3,072/3,072 tokens" in line for line in logs)
