@@ -107,7 +107,7 @@ def leaked_heldout(documents: Mapping[str, pl.LazyFrame]) -> list[str]:
 
 
 def bad_token_documents(arrays: TokenArrays, documents: pl.DataFrame, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Ids that are in only one of tokens and documents, in another order or split, or without bos or eos at its ends."""
+    """Ids in only one of tokens and documents, in another order or split, or without bos or eos at the ends."""
     if not arrays.documents.equals(documents.select("id", "split")):
         mine, theirs = set(arrays.documents.rows()), set(documents.select("id", "split").rows())
         return sorted({row[0] for row in mine ^ theirs}) or ["(order)"]

@@ -20,7 +20,7 @@ def _key(name: str) -> dg.AssetKey:
 
 
 def _result(
-    offending: list[str], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float
+    offending: list[str], *, severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float
 ) -> dg.AssetCheckResult:
     """Passed where nothing offends; the first offending ids are shown."""
     return dg.AssetCheckResult(
@@ -33,7 +33,7 @@ def _result(
 @dg.asset_check(asset=_key("source_manifest"), description="Every source file belongs to a shard.")
 def files_assigned(source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
     unassigned = source_manifest.filter(pl.col("shard").is_null()).collect()["file"].to_list()
-    return _result(unassigned, dg.AssetCheckSeverity.WARN, shards=EXPERIMENT.corpus.shards)
+    return _result(unassigned, severity=dg.AssetCheckSeverity.WARN, shards=EXPERIMENT.corpus.shards)
 
 
 @dg.asset_check(
@@ -151,9 +151,10 @@ def split_shares_as_asked(
     raw = sum(frame.select(pl.len()).collect().item() for frame in raw_documents.values())
     kept = raw - duplicates.select(pl.len()).collect().item()
     shares = audit.split_shares(documents, kept, EXPERIMENT.corpus.split)
-    numbers = {f"{name}_share": found for name, (found, _, _) in shares.items()}
-    numbers |= {f"{name}_asked": asked for name, (_, asked, _) in shares.items()}
-    return _result([name for name, (_, _, fits) in shares.items() if not fits], kept=kept, **numbers)
+    result = _result([name for name, (_, _, fits) in shares.items() if not fits], kept=kept)
+    found = {f"{name}_share": share for name, (share, _, _) in shares.items()}
+    asked = {f"{name}_asked": share for name, (_, share, _) in shares.items()}
+    return result.with_metadata({**result.metadata, **found, **asked})
 
 
 @dg.asset_check(

@@ -25,8 +25,11 @@ T = TypeVar("T")
 
 CHOICES = 4
 
-_ONSETS = "b br d dr f g gl h k kr l m n p pl qu r s sk t tr v w y z".split()
-_VOWELS = "a e i o u ai eo ou".split()
+_ONSETS = [
+    "b", "br", "d", "dr", "f", "g", "gl", "h", "k", "kr", "l", "m", "n", "p", "pl", "qu", "r", "s", "sk", "t", "tr",
+    "v", "w", "y", "z",
+]  # fmt: skip
+_VOWELS = ["a", "e", "i", "o", "u", "ai", "eo", "ou"]
 _CODAS = ["", "", "l", "n", "r", "s", "th", "x"]
 
 # What a concept is: a topic with words of its own, which its filler sentences use.
@@ -52,33 +55,36 @@ KINDS: dict[str, tuple[str, str, str]] = {
 # Values are told apart by attribute: no value belongs to two attributes.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": (
-        "amber", "crimson", "turquoise", "violet", "ivory", "scarlet", "olive", "indigo", "silver", "copper", "pink", "black",
+        "amber", "crimson", "turquoise", "violet", "ivory", "scarlet", "olive", "indigo", "silver", "copper",
+        "pink", "black",
     ),
     "material": (
-        "oak", "granite", "wool", "clay", "bamboo", "leather", "marble", "iron", "glass", "linen", "cork", "bone",
+        "oak", "granite", "wool", "clay", "bamboo", "leather", "marble", "iron", "glass", "linen", "cork",
+        "bone",
     ),
     "town": (
-        "Ashford", "Belmont", "Carrick", "Dunmore", "Elswick", "Fairhaven", "Greystone", "Holloway", "Kingsbury", "Larkspur",
-        "Millbrook", "Northgate",
+        "Ashford", "Belmont", "Carrick", "Dunmore", "Elswick", "Fairhaven", "Greystone", "Holloway",
+        "Kingsbury", "Larkspur", "Millbrook", "Northgate",
     ),
     "inventor": (
-        "Anna Reed", "Boris Vale", "Clara Stone", "David Marsh", "Emma Frost", "Felix Wood", "Greta Lane", "Henry Pike",
-        "Irene Moss", "Jonas Hill", "Laura Finch", "Martin Brook",
+        "Anna Reed", "Boris Vale", "Clara Stone", "David Marsh", "Emma Frost", "Felix Wood", "Greta Lane",
+        "Henry Pike", "Irene Moss", "Jonas Hill", "Laura Finch", "Martin Brook",
     ),
     "season": (
-        "early spring", "late spring", "midsummer", "high summer", "late summer", "early autumn", "late autumn", "midwinter",
-        "deep winter", "harvest time", "the rainy season", "the first frost",
+        "early spring", "late spring", "midsummer", "high summer", "late summer", "early autumn", "late autumn",
+        "midwinter", "deep winter", "harvest time", "the rainy season", "the first frost",
     ),
     "use": (
-        "weddings", "funerals", "markets", "long journeys", "school lessons", "festivals", "hunting", "storms", "court trials",
-        "birthdays", "fishing", "night watches",
+        "weddings", "funerals", "markets", "long journeys", "school lessons", "festivals", "hunting", "storms",
+        "court trials", "birthdays", "fishing", "night watches",
     ),
     "emblem": (
-        "a fox", "an owl", "a bear", "a heron", "a wolf", "a salmon", "a raven", "a stag", "a turtle", "a beetle", "a swan", "a hare",
+        "a fox", "an owl", "a bear", "a heron", "a wolf", "a salmon", "a raven", "a stag", "a turtle",
+        "a beetle", "a swan", "a hare",
     ),
     "price": (
-        "two coins", "five coins", "nine coins", "twelve coins", "twenty coins", "thirty coins", "forty coins", "sixty coins",
-        "eighty coins", "ninety coins", "one sack of salt", "one sack of flour",
+        "two coins", "five coins", "nine coins", "twelve coins", "twenty coins", "thirty coins", "forty coins",
+        "sixty coins", "eighty coins", "ninety coins", "one sack of salt", "one sack of flour",
     ),
 }  # fmt: skip
 
@@ -146,7 +152,7 @@ CLAUSES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Genre:
-    """How documents of one kind open, frame a fact, and close. Frames hold {clause}; the rest may hold {name}, {kind}."""
+    """How documents of a kind open, frame a fact, and close. Frames hold {clause}; the rest {name} and {kind}."""
 
     line: str
     openings: tuple[str, ...]
@@ -242,11 +248,17 @@ FILLERS: tuple[str, ...] = (
     "The {b} was {adjective} and the road was {other_adjective}.",
     "Whoever repairs the {a} should ask a {person} first.",
 )
-_PERSONS = "farmer sailor baker nurse painter judge miner singer weaver teacher soldier merchant shepherd clerk".split()
-_ADJECTIVES = (
-    "quiet bright heavy narrow gentle ancient simple noisy pleasant bitter rapid humble careful strange".split()
-)
-_NUMBERS = "Two Three Four Five Six Seven Eight Nine Ten Eleven Fifteen Twenty".split()
+_PERSONS = [
+    "farmer", "sailor", "baker", "nurse", "painter", "judge", "miner", "singer", "weaver", "teacher", "soldier",
+    "merchant", "shepherd", "clerk",
+]  # fmt: skip
+_ADJECTIVES = [
+    "quiet", "bright", "heavy", "narrow", "gentle", "ancient", "simple", "noisy", "pleasant", "bitter", "rapid",
+    "humble", "careful", "strange",
+]  # fmt: skip
+_NUMBERS = [
+    "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Fifteen", "Twenty",
+]  # fmt: skip
 _WORDS = (70, 100)  # A document is filled up to a length drawn from here, in words.
 
 _SUBJECT = r"(?P<name>[A-Z][a-z]+)"

@@ -1,9 +1,9 @@
 """Find duplicate documents: MinHash-LSH proposes, the exact Jaccard similarity of word shingles decides.
 
-MinHash bands (Broder, 1997; Leskovec et al., Mining of Massive Datasets, chapter 3) only name candidate pairs. A document is
-dropped for one reason alone: a document that comes before it *and is itself kept* has the same text, the same id, or
-a Jaccard similarity of at least the threshold. "Before" is the order of (shard, position). So every dropped document
-points at a kept one, there are no chains, and the result depends on nothing but the documents.
+MinHash bands (Broder, 1997; Leskovec et al., Mining of Massive Datasets, chapter 3) only name candidate pairs. A
+document is dropped for one reason alone: a document that comes before it *and is itself kept* has the same text, the
+same id, or a Jaccard similarity of at least the threshold. "Before" is the order of (shard, position). So every
+dropped document points at a kept one, there are no chains, and the result depends on nothing but the documents.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -23,10 +24,15 @@ from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.experiment import Dedup
 from sbp_assets.storage.progress import Progress
 
-SIGNATURE_SCHEMA = {"id": pl.String, "bands": pl.List(pl.UInt64), "text_sha256": pl.String}
-DUPLICATE_SCHEMA = {
-    "id": pl.String, "shard": pl.Int64, "kept_id": pl.String, "kept_shard": pl.Int64, "jaccard": pl.Float64, "kind": pl.String,
-}  # fmt: skip
+SIGNATURE_SCHEMA: dict[str, Any] = {"id": pl.String, "bands": pl.List(pl.UInt64), "text_sha256": pl.String}
+DUPLICATE_SCHEMA: dict[str, Any] = {
+    "id": pl.String,
+    "shard": pl.Int64,
+    "kept_id": pl.String,
+    "kept_shard": pl.Int64,
+    "jaccard": pl.Float64,
+    "kind": pl.String,
+}
 
 # Templated text puts thousands of different documents into one LSH bucket; all pairs of a bucket would be quadratic.
 # A text is therefore compared with the first BUCKET_REACH texts of its bucket and the BUCKET_REACH before it. Copies
@@ -54,7 +60,7 @@ def shingles(normalised: str, words: int) -> set[str]:
 
 
 def jaccard(a: set[str], b: set[str]) -> float:
-    """|a ∩ b| / |a ∪ b|; 1 for two empty sets."""
+    """Shared over all different shingles; 1 for two empty sets."""
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
@@ -96,7 +102,7 @@ def find_duplicates(
 
     `documents` (id, text) and `signatures` are keyed by shard ('00000'), row for row in the same order. `scratch` is an
     empty directory: signatures and candidate texts are staged there and DuckDB spills there; memory holds at most
-    `memory_limit` in DuckDB, one shard's texts, and the identifiers of the documents that have some duplicate. `jaccard`
+    `memory_limit` in DuckDB, one shard's texts, and the identifiers of the documents that have a duplicate. `jaccard`
     is 1 for kind 'exact' and null for kind 'id' (the same id before other text). Raises CorpusError where a
     shard's signatures are not those of its documents.
     """
@@ -167,7 +173,8 @@ def _candidates(db: duckdb.DuckDBPyConnection) -> None:
         """
         CREATE TABLE buckets AS
         SELECT n, band, rank, size FROM (
-            SELECT n, band, row_number() OVER (PARTITION BY band ORDER BY n) - 1 AS rank, count(*) OVER (PARTITION BY band) AS size
+            SELECT n, band, row_number() OVER (PARTITION BY band ORDER BY n) - 1 AS rank,
+                   count(*) OVER (PARTITION BY band) AS size
             FROM (SELECT n, unnest(bands) AS band FROM staged SEMI JOIN texts USING (text_sha256, n))
         ) WHERE size > 1
         """
@@ -232,7 +239,7 @@ def _verify(db: duckdb.DuckDBPyConnection, settings: Dedup, progress: Progress) 
 
 
 def _greedy(db: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, int, str, int, float | None, str]]:
-    """Rows to drop. Walks the documents that have an equal id, an equal text or an edge, in order, keeping what it can."""
+    """Rows to drop: walks the documents with an equal id, an equal text or an edge, in order, keeping what it can."""
     neighbours: dict[int, list[tuple[int, float]]] = {}
     for a, b, similarity in db.execute("SELECT a, b, jaccard FROM edges ORDER BY a, b").fetchall():
         neighbours.setdefault(a, []).append((b, similarity))

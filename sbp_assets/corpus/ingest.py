@@ -103,8 +103,8 @@ def _revision(source: HubSource) -> str:
         return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise CorpusError(
-            f"corpus.source.name {source.name!r} (revision {source.revision or 'latest'}) cannot be looked up on the hub: "
-            f"{error}"
+            f"corpus.source.name {source.name!r} (revision {source.revision or 'latest'}) cannot be looked up on the "
+            f"hub: {error}"
         ) from error
 
 

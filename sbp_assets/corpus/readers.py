@@ -25,7 +25,7 @@ from sbp_assets.corpus.errors import CorpusError
 
 CHUNK = 1 << 20
 EXCERPT_CHARS = 200
-# Row-wise JSON is also published as .json.gz and .json.zst (C4, Dolma); a bare .json is usually one object, so not read.
+# JSON lines are also published as .json.gz and .json.zst (C4, Dolma); a bare .json is usually one object: not read.
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
 SUFFIXES = (*ROW_SUFFIXES, *TEXT_SUFFIXES, ".parquet")
@@ -212,7 +212,7 @@ class RowMaker:
             return self.reject(line, f"text is not a string but {type(text).__name__}", raw)
         if not text.strip():
             return self.reject(line, "empty text", raw)
-        usable = isinstance(key, str) and key.strip() or (isinstance(key, int) and not isinstance(key, bool))
+        usable = (isinstance(key, str) and key.strip()) or (isinstance(key, int) and not isinstance(key, bool))
         name = str(key) if usable else f"{self.prefix}-{line}"
         url = url if isinstance(url, str) and url else None
         source = source if isinstance(source, str) and source else self.source

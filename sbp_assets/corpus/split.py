@@ -1,4 +1,4 @@
-"""Which split a document belongs to: a function of its id and the settings alone, so it never moves when shards are added."""
+"""Which split a document belongs to: a function of its id and the settings alone, whatever else is in the corpus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def split_of(document_id: str, split: Split) -> str | None:
 
 
 def split_documents(documents: pl.DataFrame, duplicates: pl.DataFrame, shard: int, split: Split) -> pl.DataFrame:
-    """`documents` of `shard` without its rows in `duplicates`, with column `split`; those outside every split left out."""
+    """`documents` of `shard` without `duplicates`, with column `split`; documents outside every split left out."""
     dropped = duplicates.filter(pl.col("shard") == shard).select("id")
     kept = documents.join(dropped, on="id", how="anti", maintain_order="left")
     splits = pl.Series("split", [split_of(name, split) for name in kept["id"]], dtype=pl.String)

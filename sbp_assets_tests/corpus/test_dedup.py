@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sbp_assets.corpus import dedup
+from sbp_assets.corpus.audit import dangling_duplicates
+from sbp_assets.corpus.errors import CorpusError
+from sbp_assets.experiment import Dedup
+from sbp_assets.storage.progress import Progress
+
+SETTINGS = Dedup(shingle_words=2, permutations=64, bands=32, threshold=0.6)
+Rows = list[tuple[str, str]]
+
+
+def find(shards: list[Rows], chosen: Dedup = SETTINGS) -> tuple[pl.DataFrame, dict[str, int]]:
+    documents, signatures = {}, {}
+    with Progress("test", "docs") as progress, tempfile.TemporaryDirectory() as scratch:
+        for number, rows in enumerate(shards):
+            frame = pl.DataFrame(rows, schema={"id": pl.String, "text": pl.String}, orient="row")
+            documents[f"{number:05d}"] = frame.lazy()
+            signatures[f"{number:05d}"] = dedup.signatures(frame, chosen, progress).lazy()
+        return dedup.find_duplicates(documents, signatures, chosen, Path(scratch), "500MB", progress)
+
+
+def words(n: int, change: int = 0) -> str:
+    return " ".join([*(f"w{i}" for i in range(n - change)), *(f"x{i}" for i in range(change))])
+
+
+def test_exact_near_and_id_duplicates_point_at_the_first() -> None:
+    dropped, counts = find(
+        [
+            [("a", words(40)), ("b", "Something  else ENTIRELY here")],
+            [
+                ("c", words(40, 3)),
+                ("d", "something else entirely here"),
+                ("a", "third text, same id"),
+                ("e", words(40, 30)),
+            ],
+        ]
+    )
+    assert dropped.select("id", "shard", "kept_id", "kept_shard", "kind").rows() == [
+        ("c", 1, "a", 0, "near"),
+        ("d", 1, "b", 0, "exact"),
+        ("a", 1, "a", 0, "id"),
+    ]
+    assert dropped["jaccard"].to_list() == [pytest.approx(36 / 42), 1.0, None]
+    assert counts["kept"] == 3
+
+
+def test_a_document_is_not_dropped_for_a_document_that_is_dropped() -> None:
+    # b is near a; c is near b, not near a: b goes, so c stays.
+    a, b, c = words(40), words(40, 8), " ".join(["y"] + words(40, 8).split()[8:])
+    sets = [dedup.shingles(text, 2) for text in (a, b, c)]
+    assert dedup.jaccard(sets[0], sets[1]) >= 0.6 <= dedup.jaccard(sets[1], sets[2])
+    assert dedup.jaccard(sets[0], sets[2]) < 0.6
+    dropped, _ = find([[("a", a), ("b", b), ("c", c)]])
+    assert dropped["id"].to_list() == ["b"]
+
+
+def test_the_id_of_a_dropped_document_is_free() -> None:
+    dropped, _ = find([[("a", words(30)), ("b", words(30))], [("b", "quite another text")]])
+    assert dropped.select("id", "shard").rows() == [("b", 0)]
+
+
+TEXT = st.lists(st.sampled_from(["red", "fox", "日", "🦊", "runs"]), max_size=7).map(" ".join).map(lambda t: t or ".")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("abcdefgh"), TEXT), max_size=6, unique_by=lambda r: r[0]),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_law_every_cluster_keeps_exactly_one(shards: list[Rows]) -> None:
+    dropped, counts = find(shards)
+    gone = set(dropped.select("shard", "id").iter_rows())
+    order = [(shard, name, text) for shard, rows in enumerate(shards) for name, text in rows]
+    kept = [row for row in order if row[:2] not in gone]
+    texts = {row[:2]: dedup.normalise(row[2]) for row in order}
+    place = {row[:2]: index for index, row in enumerate(order)}
+    assert counts["kept"] == len(kept) == len(order) - len(dropped)
+    # What is kept holds no id and no text twice, and at least one document of what there was.
+    assert len({name for _, name, _ in kept}) == len(kept) == len({texts[row[:2]] for row in kept})
+    assert bool(kept) == bool(order)
+    for row in dropped.iter_rows(named=True):
+        mine, other = (row["shard"], row["id"]), (row["kept_shard"], row["kept_id"])
+        assert other not in gone
+        assert place[other] < place[mine]
+        similarity = dedup.jaccard(dedup.shingles(texts[mine], 2), dedup.shingles(texts[other], 2))
+        if row["kind"] == "id":
+            assert row["id"] == row["kept_id"]
+        else:
+            assert similarity == row["jaccard"] >= SETTINGS.threshold
+            assert (row["kind"] == "exact") == (texts[mine] == texts[other])
+    frames = {
+        f"{i:05d}": pl.DataFrame(r, schema=["id", "text"], orient="row").lazy() for i, r in enumerate(shards) if r
+    }
+    assert dangling_duplicates(dropped, frames) == []
+
+
+def test_a_giant_bucket_of_templated_text_stays_linear_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dedup, "BUCKET_REACH", 2)
+    chosen = SETTINGS.model_copy(update={"permutations": 32, "bands": 16})
+    frame = " ".join(f"boilerplate{i}" for i in range(30))
+    rows = [(str(i), f"{frame} {' '.join(f'item{i}part{j}' for j in range(30))}") for i in range(400)]
+    rows += [(f"copy{i}", f"{rows[i][1]} !") for i in range(0, 400, 50)]
+    dropped, counts = find([rows], chosen)
+    assert sorted(dropped["id"]) == sorted(f"copy{i}" for i in range(0, 400, 50))
+    assert counts["large_buckets"] > 0
+    # At most 2 * reach * bands a text; all pairs would be 83,028.
+    assert counts["candidate_pairs"] <= 408 * 2 * 2 * 16
+
+
+def test_empty_shards_and_single_documents() -> None:
+    dropped, counts = find([[], [("a", "one")], []])
+    assert (len(dropped), counts["kept"]) == (0, 1)
+    with pytest.raises(CorpusError, match="1 usable documents and 1 after"):
+        dedup.require_enough(counts, "files")
+
+
+def test_signatures_of_other_documents_are_refused() -> None:
+    with Progress("test", "docs") as progress, tempfile.TemporaryDirectory() as scratch:
+        a, b = (pl.DataFrame({"id": [name], "text": ["t"]}) for name in "ab")
+        signed = {"00000": dedup.signatures(b, SETTINGS, progress).lazy()}
+        with pytest.raises(CorpusError, match="shard 00000"):
+            dedup.find_duplicates({"00000": a.lazy()}, signed, SETTINGS, Path(scratch), "500MB", progress)

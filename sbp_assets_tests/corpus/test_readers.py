@@ -1,0 +1,211 @@
+"""Real files, good and bad, through the same door as the asset: manifest, then shard."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbp_assets.corpus.errors import CorpusError
+from sbp_assets.corpus.ingest import read_shard, source_manifest
+from sbp_assets.corpus.readers import cut_at_word
+from sbp_assets.experiment import FilesSource, HubSource
+from sbp_assets.storage.progress import Progress
+
+
+def row(text: object, **more: object) -> bytes:
+    return json.dumps({"text": text, **more}, ensure_ascii=False).encode() + b"\n"
+
+
+def read(source: FilesSource | HubSource, shard: int = 0, shards: int = 1, max_chars: int | None = None):
+    with Progress("test", "docs") as progress:
+        manifest, _ = source_manifest(source, shards, progress)
+        return read_shard(source, manifest, shard, shards, max_chars, progress)
+
+
+def write(directory: Path, name: str, content: bytes) -> FilesSource:
+    path = directory / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return FilesSource(path=str(directory))
+
+
+GOOD = row("good", id="g")
+
+BAD_ROWS = {
+    "malformed": (b'{"text": "cut of\n', "malformed JSON"),
+    "nested beyond reason": (b'{"text": ' + b"[" * 100_000 + b"\n", "malformed JSON"),
+    "array": (b'["text"]\n', "not an object but list"),
+    "null text": (row(None), "missing or null"),
+    "no text": (b'{"body": "x"}\n', "missing or null"),
+    "number": (row(7), "not a string but int"),
+    "empty": (row(""), "empty text"),
+    "blank": (row(" \t\u3000"), "empty text"),
+    "invalid UTF-8": (b'{"text": "caf\xe9"}\n', "invalid UTF-8 at byte 13"),
+    "lone surrogate": (b'{"text": "\\ud83d"}\n', "lone surrogate"),
+    "duplicate id": (row("other", id="g"), "duplicate id in this shard: 'g'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_row_is_rejected_alone_with_its_place_and_reason(tmp_path: Path, name: str) -> None:
+    bad, reason = BAD_ROWS[name]
+    documents, rejects, counts = read(write(tmp_path, "in/a.jsonl", GOOD + bad + row("after", id="h")))
+    assert documents["id"].to_list() == ["g", "h"]
+    assert documents["line"].to_list() == [1, 3]
+    assert rejects["file"].to_list() == ["in/a.jsonl"]
+    assert rejects["line"].to_list() == [2]
+    assert reason in rejects["reason"][0]
+    assert 0 < len(rejects["excerpt"][0]) <= 200 or name == "empty"
+    assert counts["rows_read"] == 3
+
+
+UNREADABLE = {
+    "truncated.jsonl.zst": zstandard.compress(b"".join(row(f"text {i} {i * 7919}", id=i) for i in range(5000)))[:-7],
+    "header_only.jsonl.zst": zstandard.compress(GOOD)[:5],
+    "not_zstd.jsonl.zst": b"plain text",
+    "truncated.jsonl.gz": gzip.compress(b"".join(row(f"text {i} {i * 7919}", id=i) for i in range(5000)))[:-9],
+    "not_gzip.jsonl.gz": b"plain text",
+    "not_parquet.parquet": b"PAR1 but not really",
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_file_fails_its_shard_alone_and_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "a.jsonl", GOOD)
+    source = write(tmp_path, name, UNREADABLE[name])
+    assert len(read(source, 0, 2)[0]) == 1
+    with pytest.raises(CorpusError, match=name):
+        read(source, 1, 2)
+
+
+def test_file_changed_since_the_manifest_fails_and_is_named(tmp_path: Path) -> None:
+    source = write(tmp_path, "a.jsonl.gz", gzip.compress(GOOD))
+    with Progress("test", "files") as progress:
+        manifest, _ = source_manifest(source, 1, progress)
+        write(tmp_path, "a.jsonl.gz", gzip.compress(GOOD + row("more")))
+        with pytest.raises(CorpusError, match=r"a\.jsonl\.gz changed since the manifest"):
+            read_shard(source, manifest, 0, 1, None, progress)
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("x/deep/er/a.jsonl", lambda b: b),
+        ("x/deep/er/a.jsonl.gz", lambda b: gzip.compress(b[:40]) + gzip.compress(b[40:])),
+        ("x/deep/er/a.jsonl.zst", lambda b: b"".join(zstandard.compress(b[i : i + 40]) for i in range(0, len(b), 40))),
+        ("x/deep/er/a.json.zst", zstandard.compress),
+    ],
+)
+def test_every_member_of_a_compressed_file_is_read(tmp_path: Path, name: str, pack) -> None:
+    texts = [
+        "plain",
+        "日本語の文",
+        "🦊 emoji 👩‍👩‍👧",
+        "ligne\u2028séparée",
+        "huge " * 300_000,
+        "no line feed at the end",
+    ]
+    content = b"\xef\xbb\xbf" + b"".join(row(text) for text in texts).rstrip(b"\n")
+    documents, rejects, _ = read(write(tmp_path, name, pack(content)))
+    assert documents["text"].to_list() == texts
+    assert not len(rejects)
+
+
+def test_ids_come_from_the_row_or_from_file_and_line(tmp_path: Path) -> None:
+    write(tmp_path, "one/part.jsonl", row("a", id="mine") + row("b", id=12) + row("c", id="") + row("d", id=True))
+    documents, _, _ = read(write(tmp_path, "two/part.jsonl", b"\n" * 2 + row("e") + b"\r\n" + row("f", id=None)))
+    ids = documents["id"].to_list()
+    assert ids[:2] == ["mine", "12"]
+    assert [name.split("-")[0] + name[-2:] for name in ids[2:]] == ["part-3", "part-4", "part-3", "part-5"]
+    assert len(set(ids)) == 6
+
+
+def test_nested_id_field_url_and_source(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", row("t", url="http://x", source="web", metadata={"record": "r1"}))
+    documents, _, _ = read(FilesSource(path=str(tmp_path / "a.jsonl"), id_field="metadata.record"))
+    assert documents.row(0) == ("r1", "t", "http://x", "web", "a.jsonl", 1)
+
+
+def test_parquet_rejects_one_bad_cell(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    raw = pa.array([b"fine", b"caf\xe9", None, b"last"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers(), null_count=raw.null_count)
+    pq.write_table(pa.table({"id": ["a", "b", "c", "d"], "text": text}), tmp_path / "a.parquet")
+    documents, rejects, _ = read(FilesSource(path=str(tmp_path)))
+    assert documents["id"].to_list() == ["a", "d"]
+    assert documents["line"].to_list() == [1, 4]
+    assert ["UTF-8" in rejects["reason"][0], "null" in rejects["reason"][1]] == [True, True]
+    with pytest.raises(CorpusError, match=r"a\.parquet has no column 'body', only id, text"):
+        read(FilesSource(path=str(tmp_path), text_field="body"))
+
+
+def test_text_files_globs_and_urls(tmp_path: Path) -> None:
+    write(tmp_path, "one/a.txt", b"first\nsecond")
+    write(tmp_path, "two/b.txt", b"\xff\xfe")
+    write(tmp_path, "two/_SUCCESS", b"")
+    documents, rejects, _ = read(FilesSource(path=f"file://{tmp_path}"))
+    assert documents["text"].to_list() == ["first\nsecond"]
+    assert rejects["file"].to_list() == ["two/b.txt"]
+    documents, rejects, _ = read(FilesSource(path=f"{tmp_path}/*/a.txt"))
+    assert documents["file"].to_list() == ["one/a.txt"]
+
+
+def test_files_go_to_shards_by_path_and_excess_is_unassigned(tmp_path: Path) -> None:
+    for i in range(5):
+        write(tmp_path, f"{i}.jsonl", row(str(i)))
+    with Progress("test", "files") as progress:
+        dealt, _ = source_manifest(FilesSource(path=str(tmp_path)), 2, progress)
+        packed, _ = source_manifest(FilesSource(path=str(tmp_path), files_per_shard=2), 2, progress)
+    assert dealt["shard"].to_list() == [0, 1, 0, 1, 0]
+    assert packed["shard"].to_list() == [0, 0, 1, 1, None]
+
+
+def test_shard_without_files_or_rows_is_empty_with_its_columns(tmp_path: Path) -> None:
+    source = write(tmp_path, "a.jsonl", b"")
+    for shard in (0, 1):
+        documents, rejects, counts = read(source, shard, 2)
+        assert documents.schema["line"] == pl.Int64
+        assert (len(documents), len(rejects), counts["rows_read"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("{}/nothing", "does not exist"), ("{}", "holds no file to read"), ("nosuch://x", "nosuch")],
+)
+def test_unusable_path_is_refused(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "readme.md").write_text("x")
+    with pytest.raises(CorpusError, match=message):
+        read(FilesSource(path=path.format(tmp_path)))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_local_hub_data_set_is_read_once_whatever_the_shards(tmp_path: Path, shards: int) -> None:
+    for part in range(2):
+        write(tmp_path, f"train-{part}.jsonl", b"".join(row(f"t{part}{i}", id=f"{part}{i}") for i in range(3)))
+    source = HubSource(name=str(tmp_path))
+    ids = [name for shard in range(shards) for name in read(source, shard, shards)[0]["id"]]
+    assert sorted(ids) == ["00", "01", "02", "10", "11", "12"]
+
+
+@given(st.text(max_size=40), st.integers(1, 40))
+def test_cut_text_is_a_short_prefix_at_a_word_boundary(text: str, limit: int) -> None:
+    cut = cut_at_word(text, limit)
+    assert len(cut) <= max(limit, 0) or len(text) <= limit
+    assert text.lstrip().startswith(cut) or cut == text
+    assert cut or not text.strip()
+
+
+def test_cut_keeps_whole_words_where_there_are_any() -> None:
+    assert cut_at_word("alpha beta gamma", 12) == "alpha beta"
+    assert cut_at_word("alpha beta gamma", 10) == "alpha beta"
+    assert cut_at_word("x" * 10, 4) == "xxxx"
+    assert cut_at_word("日本語の文章", 3) == "日本語"
