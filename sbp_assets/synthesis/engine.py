@@ -22,7 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 logger = logging.getLogger("sbp_assets.synthesis.engine")
 
@@ -46,8 +46,8 @@ class EngineSpec:
     checkpoint: Path
     version: str  # of the checkpoint's content: another model at the same path is another spec
     context_length: int
-    dtype: str  # "float32" | "bfloat16"
-    device: str  # "auto" | "cpu" | "cuda"
+    dtype: Literal["float32", "bfloat16"]
+    device: Literal["auto", "cpu", "cuda"]
     processes: int
     max_sequences: int
     gpu_memory_utilization: float
@@ -95,8 +95,8 @@ class Engines:
         except BrokenProcessPool as error:
             self.stop()
             raise EngineError(
-                "a vLLM engine process died while starting; its last words are in this process's stderr. Out of memory? "
-                "Lower deployment.engine_processes"
+                "a vLLM engine process died while starting; its last words are in this process's stderr. "
+                "If memory ran out, lower deployment.engine_processes"
             ) from error
         except BaseException:
             self.stop()
@@ -184,7 +184,7 @@ def _require_vllm(spec: EngineSpec) -> None:
         raise EngineError(f"vLLM is not installed, and synthesis samples with it: pip install 'sbp-assets[{extra}]'")
 
 
-def _device(device: str) -> str:
+def _device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     if device != "auto":
         return device
     import torch
@@ -251,6 +251,7 @@ def _start(spec: EngineSpec, device: str) -> int:
     if device == "cpu":
         # The environment comes too late where the parent's main module has imported torch here.
         torch.set_num_threads(1)
+    memory: dict[str, Any] = {} if device == "cpu" else {"gpu_memory_utilization": spec.gpu_memory_utilization}
     _llm = LLM(
         str(spec.checkpoint),
         dtype=spec.dtype,
@@ -261,7 +262,7 @@ def _start(spec: EngineSpec, device: str) -> int:
         enable_chunked_prefill=False,
         max_num_batched_tokens=max(spec.context_length, MIN_BATCHED_TOKENS),
         enforce_eager=device == "cpu",
-        **({} if device == "cpu" else {"gpu_memory_utilization": spec.gpu_memory_utilization}),
+        **memory,
     )
     return os.getpid()
 
@@ -292,7 +293,9 @@ def _generate(requests: list[Request], sampling: Sampling, ledger: Path) -> int:
                     continue
                 request, completion = requests[int(output.request_id)], output.outputs[0]
                 if completion.finish_reason not in ("stop", "length"):
-                    raise RuntimeError(f"vLLM ended {request.seed_id}-{request.rollout} with {completion.finish_reason!r}")
+                    raise RuntimeError(
+                        f"vLLM ended {request.seed_id}-{request.rollout} with {completion.finish_reason!r}"
+                    )
                 row = {
                     "seed_id": request.seed_id,
                     "rollout": request.rollout,

@@ -1,12 +1,12 @@
 """Which syntheses make a shard, in which order they are sampled, and how a stopped run goes on. No dagster.
 
-Requests are ordered rollout by rollout: every seed document's rollout 0 in order of id, then every rollout 1, and so on.
-A shard's rows are the shortest prefix of that order whose tokens reach the shard's budget. Rows are thus a pure function
-of the outputs: neither the order in which engines finish nor a restart can change which are kept.
+Requests are ordered rollout by rollout: every seed document's rollout 0 in order of id, then every rollout 1, …
+A shard's rows are the shortest prefix of that order whose tokens reach the shard's budget. Rows are thus a pure
+function of the outputs: neither the order in which engines finish nor a restart can change which are kept.
 
 Finished requests wait in `<work>/<shard>/<fingerprint>/*.jsonl`, the fingerprint being that of the synthesizer and
-the sampling settings, so that another synthesizer's are never taken. They stay after the artifact is stored (storing may
-fail) and go when the shard is generated with another fingerprint.
+the sampling settings, so that another synthesizer's are never taken. They stay after the artifact is stored (storing
+may fail) and go when the shard is generated with another fingerprint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -87,6 +88,7 @@ class Outcome:
     resumed: int  # found finished in the ledger
     startup_seconds: float | None  # of the engines; null where none was needed
     engine_reused: bool | None
+    tokens_per_second: float  # of sampling alone, all engines together; 0 where none was needed
 
 
 def sampling_seed(salt: str, seed_id: str, rollout: int) -> int:
@@ -216,6 +218,7 @@ def generate_shard(
         logger.info("%d syntheses are in the ledger %s and are not sampled again", resumed, ledger.directory)
     startup_seconds: float | None = None
     reused: bool | None = None
+    seconds, sampled = 0.0, progress.done
     sampling = Sampling(settings.temperature, settings.top_p, eos_id)
 
     def poll() -> None:
@@ -229,18 +232,17 @@ def generate_shard(
         reached = sum(tokens[key] for key in prefix)
         if not reached and len(prefix) >= EMPTY_LIMIT:
             raise SynthesisError(
-                f"the first {len(prefix)} syntheses are all empty: the synthesizer ends every document at once. Look at "
-                "synthesizer/checkpoint (was it tuned, and on enough pairs?)"
+                f"the first {len(prefix)} syntheses are all empty: the synthesizer ends every document at once. "
+                "Look at synthesizer/checkpoint (was it tuned, and on enough pairs?)"
             )
         engines, was_running = get_engines(spec)
         if startup_seconds is None:
             startup_seconds, reused = (0.0 if was_running else engines.startup_seconds), was_running
         keys = next_wave(prompts, tokens, budget, expected_tokens, spec.processes, spec.max_sequences)
-        wave = [
-            Request(key[0], key[1], sampling_seed(settings.salt, *key), prompts[key[0]])
-            for key in keys
-        ]
+        wave = [Request(key[0], key[1], sampling_seed(settings.salt, *key), prompts[key[0]]) for key in keys]
+        began = time.monotonic()
         engines.generate(wave, sampling, ledger.session_files(spec.processes), poll)
+        seconds += time.monotonic() - began
 
     kept = [ledger.finished[key] for key in prefix]
     rows = pl.DataFrame(
@@ -264,6 +266,7 @@ def generate_shard(
         resumed=resumed,
         startup_seconds=startup_seconds,
         engine_reused=reused,
+        tokens_per_second=(progress.done - sampled) / seconds if seconds else 0.0,
     )
 
 
@@ -295,5 +298,5 @@ def next_wave(
 
 
 def shard_budget(seed_tokens: int, repetitions: float, synthetic_share: float) -> int:
-    """Synthetic tokens of a shard: its share of the SBP arm's budget, by its tokens of D (see pretraining/token_budget)."""
+    """Synthetic tokens of a shard: its share of the SBP arm's budget, by the tokens of D that it holds."""
     return math.floor(synthetic_share * repetitions * seed_tokens)

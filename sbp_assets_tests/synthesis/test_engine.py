@@ -4,17 +4,20 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pytest
 
 from sbp_assets.experiment import Synthesis
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis import engine as engine_module
-from sbp_assets.synthesis.engine import Engines, EngineError, EngineSpec, Request, Sampling, get_engines
+from sbp_assets.synthesis.engine import EngineError, Engines, EngineSpec, Request, Sampling, get_engines
 from sbp_assets.synthesis.generate import Ledger, Outcome, generate_shard
 from sbp_assets_tests.synthesis.conftest import BOS, CONTEXT, EOS, RELATED
 
@@ -88,7 +91,8 @@ def test_killed_worker_loses_and_repeats_nothing(engines: Engines, spec: EngineS
     with torn.open("a") as stream:
         stream.write('{"seed_id": "d00", "rol')
 
-    outcome, _ = shard(directory, spec, budget)
+    # On another number of engines, which is deployment and changes nothing.
+    outcome, _ = shard(directory, dataclasses.replace(spec, processes=1), budget)
     assert outcome.resumed == len(before)
     assert outcome.engine_reused is False, "a dead engine is started again"
     recorded = [
@@ -98,7 +102,9 @@ def test_killed_worker_loses_and_repeats_nothing(engines: Engines, spec: EngineS
         if line.endswith("}") and (row := json.loads(line))
     ]
     assert len(recorded) == len(set(recorded)), "nothing is sampled twice"
-    kept = {(seed_id, rollout): text for seed_id, rollout, text in outcome.rows.select("seed_id", "rollout", "text").rows()}
+    kept = {
+        (seed_id, rollout): text for seed_id, rollout, text in outcome.rows.select("seed_id", "rollout", "text").rows()
+    }
     assert all(before[key] == text for key, text in kept.items() if key in before)
     assert outcome.rows.equals(whole.rows)
 
@@ -127,3 +133,24 @@ def test_errors_say_what_to_do(spec: EngineSpec, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"sbp-assets\[cpu\]"):
         Engines(spec)
+
+
+def test_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:
+    """An engine without a parent would hold its memory for ever. No engine is needed to see it leave."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from sbp_assets.synthesis.engine import _prepare\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _prepare, ({},))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(engine_module.__file__).parents[2])}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    psutil.wait_procs([worker], timeout=10)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE

@@ -1,0 +1,134 @@
+"""Checks of the synthetic documents, their tokens and their quality table."""
+
+from functools import partial
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.corpus.tokenizer import decode, load_tokenizer
+from sbp_assets.partitions import EXPERIMENT, SHARDS
+from sbp_assets.storage.token_arrays import TokenArrays
+from sbp_assets.synthesis import verify
+from sbp_assets.synthesis.generate import shard_budget
+
+DOCUMENTS = dg.AssetKey(["synthesis", "synthetic_documents"])
+TOKENS = dg.AssetKey(["synthesis", "synthetic_tokens"])
+QUALITY = dg.AssetKey(["synthesis", "quality"])
+QUALITY_TABLE = dg.AssetKey(["synthesis", "quality_table"])
+CORPUS_TOKENS = dg.AssetIn(["corpus", "tokens"])
+
+
+@dg.asset_check(
+    asset=DOCUMENTS,
+    partitions_def=SHARDS,
+    blocking=True,
+    additional_ins={"tokens": CORPUS_TOKENS},
+    description="Ids are unique and every seed is a document of D in this shard, so none is held out.",
+)
+def ids_and_seeds(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
+    rows = synthetic_documents.select("id", "seed_id").collect()
+    repeated, foreign = verify.repeated_ids(rows), verify.foreign_seeds(rows, _unique_ids(tokens))
+    return dg.AssetCheckResult(
+        passed=not repeated and not foreign,
+        metadata={"rows": len(rows), "repeated_ids": repeated, "seeds_outside_unique": foreign},
+    )
+
+
+@dg.asset_check(
+    asset=DOCUMENTS,
+    partitions_def=SHARDS,
+    blocking=True,
+    additional_ins={"tokens": CORPUS_TOKENS},
+    description="The shard's token budget is reached, and by the last document.",
+)
+def budget_is_met(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
+    rows = synthetic_documents.select("n_tokens").collect()
+    arrays = TokenArrays.load(tokens)
+    seed_tokens = int(arrays.lengths[(arrays.documents["split"] == UNIQUE).to_numpy()].sum())
+    budget = shard_budget(seed_tokens, EXPERIMENT.pretraining.repetitions, EXPERIMENT.pretraining.synthetic_share)
+    problems = verify.budget_problems(rows, budget)
+    return dg.AssetCheckResult(
+        passed=not problems,
+        metadata={"tokens": int(rows["n_tokens"].sum()), "token_budget": budget, "problems": problems},
+    )
+
+
+@dg.asset_check(
+    asset=DOCUMENTS,
+    partitions_def=SHARDS,
+    blocking=True,
+    description="Text is not blank, the finish reason is stop or length, the id is made of seed and rollout.",
+)
+def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
+    rows = synthetic_documents.collect()
+    bad = verify.bad_rows(rows)
+    return dg.AssetCheckResult(passed=not bad, metadata={"rows": len(rows), "bad_ids": bad})
+
+
+@dg.asset_check(
+    asset=DOCUMENTS,
+    partitions_def=SHARDS,
+    blocking=True,
+    additional_ins={"tokens": CORPUS_TOKENS},
+    description="No (seed, rollout) twice; rows stand in request order; only few places of it are empty syntheses.",
+)
+def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
+    rows = synthetic_documents.select("id", "seed_id", "rollout").collect()
+    allowed = verify.allowed_empty(len(rows))
+    problems = verify.rollout_problems(rows, _unique_ids(tokens), allowed)
+    return dg.AssetCheckResult(
+        passed=not problems, metadata={"rows": len(rows), "allowed_empty": allowed, "problems": problems}
+    )
+
+
+@dg.asset_check(
+    asset=DOCUMENTS,
+    partitions_def=SHARDS,
+    description=f"At most {verify.MAX_LENGTH_SHARE:.0%} of the syntheses were cut off by the context.",
+)
+def syntheses_end_by_themselves(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
+    share = verify.length_share(synthetic_documents.select("finish_reason").collect())
+    return dg.AssetCheckResult(
+        passed=share <= verify.MAX_LENGTH_SHARE, metadata={"share_length": share, "bound": verify.MAX_LENGTH_SHARE}
+    )
+
+
+@dg.asset_check(
+    asset=TOKENS,
+    partitions_def=SHARDS,
+    blocking=True,
+    additional_ins={
+        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"]),
+        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+    },
+    description="One token list per row, of its n_tokens, <bos> … <eos>, that decodes to its text.",
+)
+def tokens_reconcile(synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
+    arrays, rows, loaded = TokenArrays.load(synthetic_tokens), synthetic_documents.collect(), load_tokenizer(tokenizer)
+    problems = verify.token_problems(rows, arrays, partial(decode, loaded), loaded.bos_token_id, loaded.eos_token_id)
+    return dg.AssetCheckResult(passed=not problems, metadata={"rows": len(rows), "problems": problems})
+
+
+@dg.asset_check(
+    asset=QUALITY,
+    partitions_def=SHARDS,
+    description="Every metric once per corpus, in [0, 1], or null where nothing was scored.",
+)
+def quality_is_valid(quality: pl.LazyFrame) -> dg.AssetCheckResult:
+    problems = verify.quality_problems(quality.collect())
+    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems})
+
+
+@dg.asset_check(
+    asset=QUALITY_TABLE, description="Every metric once per corpus, in [0, 1], or null where nothing was scored."
+)
+def quality_table_is_valid(quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
+    problems = verify.quality_problems(quality_table.collect())
+    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems})
+
+
+def _unique_ids(tokens: Path) -> list[str]:
+    documents = TokenArrays.load(tokens).documents
+    return documents.filter(pl.col("split") == UNIQUE)["id"].to_list()

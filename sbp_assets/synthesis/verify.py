@@ -1,0 +1,116 @@
+"""What must hold of synthetic rows, as plain functions the asset checks report. No dagster.
+
+Each returns offending ids (or short findings), at most ten; an empty list means that the rule holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sbp_assets.storage.token_arrays import TokenArrays
+from sbp_assets.synthesis.generate import FINISH_REASONS
+from sbp_assets.synthesis.quality import METRICS, REAL, SYNTHETIC
+
+SHOWN = 10
+# A synthesizer that was tuned at all ends most documents by itself; one that rarely does writes on without a subject.
+MAX_LENGTH_SHARE = 0.5
+# An empty synthesis leaves a gap in the rollouts of its seed; more gaps than this are lost rows or a bad synthesizer.
+MAX_EMPTY_SHARE = 0.1
+
+
+def repeated_ids(rows: pl.DataFrame) -> list[str]:
+    """Ids that occur more than once."""
+    return rows["id"].filter(rows["id"].is_duplicated()).unique(maintain_order=True).head(SHOWN).to_list()
+
+
+def foreign_seeds(rows: pl.DataFrame, unique_ids: Sequence[str]) -> list[str]:
+    """Seed ids that are not documents of D in this shard."""
+    return rows.filter(~pl.col("seed_id").is_in(list(unique_ids)))["seed_id"].unique().sort().head(SHOWN).to_list()
+
+
+def budget_problems(rows: pl.DataFrame, budget: int) -> list[str]:
+    """Tokens below `budget`, or rows beyond the one that reached it."""
+    total = int(rows["n_tokens"].sum())
+    if total < budget:
+        return [f"{total} tokens of {budget}"]
+    if len(rows) and total - int(rows["n_tokens"][-1]) >= budget:
+        return [f"{total} tokens, and {total - int(rows['n_tokens'][-1])} without the last row already reach {budget}"]
+    return []
+
+
+def bad_rows(rows: pl.DataFrame) -> list[str]:
+    """Ids with an unknown finish reason, blank text, or an id that is not its seed's and rollout's."""
+    wrong = (
+        ~pl.col("finish_reason").is_in(FINISH_REASONS)
+        | (pl.col("text").str.strip_chars() == "")
+        | (pl.col("id") != pl.format("syn-{}-{}", "seed_id", "rollout"))
+    )
+    return rows.filter(wrong.fill_null(True))["id"].head(SHOWN).to_list()
+
+
+def allowed_empty(rows: int) -> int:
+    """Places of the request order that may lack a row, their synthesis being empty: 10% of the rows, one at least."""
+    return max(1, int(MAX_EMPTY_SHARE * rows))
+
+
+def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int) -> list[str]:
+    """Repeated (seed, rollout), rows out of request order, or more gaps in that order than `empty` syntheses explain.
+
+    Request order is rollout by rollout over the sorted seeds, so the place of a row is rollout * seeds + rank.
+    """
+    repeated = rows.filter(pl.struct("seed_id", "rollout").is_duplicated())
+    if len(repeated):
+        return [
+            f"repeated: {seed_id} rollout {rollout}"
+            for seed_id, rollout in repeated["seed_id", "rollout"].head(SHOWN).iter_rows()
+        ]
+    rank = {seed_id: place for place, seed_id in enumerate(sorted(unique_ids))}
+    known = rows.filter(pl.col("seed_id").is_in(list(unique_ids)))
+    places = np.array([rollout * len(rank) + rank[seed] for seed, rollout in known["seed_id", "rollout"].iter_rows()])
+    if len(places) and (np.diff(places) <= 0).any():
+        return [f"out of order: {known['id'][int(np.flatnonzero(np.diff(places) <= 0)[0]) + 1]}"]
+    gaps = int(places[-1]) + 1 - len(places) if len(places) else 0
+    return (
+        [f"{gaps} places of the request order have no row and only {empty} syntheses were empty"]
+        if gaps > empty
+        else []
+    )
+
+
+def token_problems(
+    rows: pl.DataFrame, arrays: TokenArrays, decode: Callable[[Any], str], bos_id: int, eos_id: int, sample: int = 200
+) -> list[str]:
+    """Differences between rows and token arrays: ids, seeds, lengths, and of a sample <bos>/<eos> and decoded text."""
+    if not arrays.documents.select("id", "seed_id").equals(rows.select("id", "seed_id")):
+        return [f"ids differ: {len(arrays.documents)} documents of tokens for {len(rows)} rows"]
+    problems = [
+        f"{row_id}: n_tokens {wanted}, array {length}"
+        for row_id, wanted, length in zip(rows["id"], rows["n_tokens"], arrays.lengths, strict=True)
+        if wanted != length
+    ]
+    for i in range(0, len(rows), max(len(rows) // sample, 1)):
+        ids = arrays.tokens[arrays.offsets[i] : arrays.offsets[i + 1]]
+        if len(ids) < 2 or ids[0] != bos_id or ids[-1] != eos_id:
+            problems.append(f"{rows['id'][i]}: not <bos> … <eos>")
+        elif decode(ids[1:-1]) != rows["text"][i]:
+            problems.append(f"{rows['id'][i]}: decodes to another text")
+    return problems[:SHOWN]
+
+
+def length_share(rows: pl.DataFrame) -> float:
+    """Share of syntheses that the context cut off."""
+    return float((rows["finish_reason"] == "length").sum()) / max(len(rows), 1)
+
+
+def quality_problems(rows: pl.DataFrame) -> list[str]:
+    """Metrics that are missing, repeated, or outside [0, 1] (null is allowed where nothing was scored)."""
+    found = sorted(rows["metric", "corpus"].rows())
+    if found != sorted((metric, corpus) for metric in METRICS for corpus in (SYNTHETIC, REAL)):
+        return [f"metrics are {found}"]
+    valid = pl.when(pl.col("documents") > 0).then(pl.col("value").is_between(0, 1)).otherwise(pl.col("value").is_null())
+    wrong = rows.filter(~valid.fill_null(False))
+    return [f"{metric} ({corpus}): {value}" for metric, corpus, value in wrong["metric", "corpus", "value"].iter_rows()]

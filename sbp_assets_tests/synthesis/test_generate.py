@@ -1,0 +1,195 @@
+"""The prefix rule, request order and the ledger, without engines."""
+
+import json
+import random
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbp_assets.experiment import Synthesis
+from sbp_assets.storage.progress import Progress
+from sbp_assets.synthesis import generate
+from sbp_assets.synthesis.engine import EngineSpec
+from sbp_assets.synthesis.generate import (
+    Ledger,
+    SynthesisError,
+    budget_prefix,
+    fingerprint,
+    generate_shard,
+    next_wave,
+    request_order,
+    sampling_seed,
+)
+
+SPEC = EngineSpec(Path("model"), "v1", 64, "float32", "cpu", 2, 4, 0.9)
+
+
+def byte_tokens(texts: list[str]) -> list[int]:
+    return [len(text.encode()) + 2 for text in texts]
+
+
+def outputs(salt: int, key: tuple[str, int]) -> str:
+    """A stand-in synthesis: a pure function of the request, empty now and then."""
+    return "x" * random.Random(f"{salt}-{key}").randrange(0, 30)
+
+
+class PureEngines:
+    """Finishes requests in random order, and may die after some of them."""
+
+    def __init__(self, salt: int, order: random.Random, dies_after: int | None = None) -> None:
+        self.salt, self.order, self.left = salt, order, dies_after
+        self.startup_seconds = 1.0
+        self.asked: list[tuple[str, int]] = []
+
+    def generate(self, requests, sampling, ledgers, poll) -> None:
+        shuffled = list(requests)
+        self.order.shuffle(shuffled)
+        for request in shuffled:
+            if self.left is not None and self.left <= 0:
+                raise RuntimeError("killed")
+            self.left = None if self.left is None else self.left - 1
+            key = (request.seed_id, request.rollout)
+            self.asked.append(key)
+            row = {
+                "seed_id": key[0],
+                "rollout": key[1],
+                "sampling_seed": request.sampling_seed,
+                "text": outputs(self.salt, key),
+                "finish_reason": "stop",
+            }
+            with self.order.choice(ledgers).open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+        poll()
+
+
+def run(directory: Path, engines: PureEngines, seeds: list[str], budget: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generate, "get_engines", lambda spec: (engines, False))
+    with Progress("test", "tokens", seconds=1e9) as progress:
+        prompts = {seed: [0, 1] for seed in seeds}
+        ledger = Ledger(directory, byte_tokens)
+        return generate_shard(prompts, budget, 15, SPEC, Synthesis(), 1, ledger, progress)
+
+
+def test_request_order_is_rollout_by_rollout() -> None:
+    assert list(islice(request_order(["b", "a"]), 5)) == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2)]
+    assert list(request_order([])) == []
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=60),
+    seeds=st.integers(1, 7),
+    budget=st.integers(0, 200),
+    order=st.randoms(use_true_random=False),
+)
+def test_prefix_is_shortest_and_ignores_completion_order(lengths, seeds, budget, order) -> None:
+    ids = [f"d{number}" for number in range(seeds)]
+    keys = list(islice(request_order(ids), len(lengths)))
+    items = list(zip(keys, lengths, strict=True))
+    order.shuffle(items)
+    order.shuffle(ids)
+    prefix, met = budget_prefix(ids, dict(items), budget)
+    assert prefix == keys[: len(prefix)]
+    total = sum(lengths[: len(prefix)])
+    if met:
+        assert total >= budget and (not prefix or total - lengths[len(prefix) - 1] < budget)
+    else:
+        assert len(prefix) == len(lengths) and total < budget
+    # More finished requests behind the prefix change nothing.
+    further = dict(items) | {key: 5 for key in islice(request_order(ids), len(lengths), len(lengths) + 9)}
+    if met:
+        assert budget_prefix(ids, further, budget) == (prefix, True)
+
+
+@given(
+    salt=st.integers(0, 99),
+    seeds=st.integers(1, 9),
+    budget=st.integers(0, 1500),
+    kills=st.lists(st.integers(0, 40), max_size=4),
+)
+def test_rows_are_a_pure_function_of_the_outputs(tmp_path_factory, salt, seeds, budget, kills) -> None:
+    """Whatever the order of completion, and however often a run is killed, the rows are the same."""
+    ids = [f"d{number}" for number in range(seeds)]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        whole = run(
+            tmp_path_factory.mktemp("whole") / "f", PureEngines(salt, random.Random(1)), ids, budget, monkeypatch
+        )
+        directory = tmp_path_factory.mktemp("killed") / "f"
+        asked: list[tuple[str, int]] = []
+        for attempt, kill in enumerate([*kills, None]):
+            engines = PureEngines(salt, random.Random(attempt), kill)
+            with suppress(RuntimeError):
+                outcome = run(directory, engines, ids, budget, monkeypatch)
+            asked += engines.asked
+    assert outcome.rows.equals(whole.rows)
+    assert len(asked) == len(set(asked)), "nothing is sampled twice"
+    tokens = outcome.rows["n_tokens"]
+    assert tokens.sum() >= budget and (budget == 0 or tokens.sum() - tokens[-1] < budget)
+    assert outcome.empty == outcome.requests - len(outcome.rows)
+    assert (outcome.rows["text"].str.len_chars() > 0).all()
+
+
+def test_waves_discard_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run(tmp_path / "f", PureEngines(0, random.Random(0)), ["a", "b", "c"], 20_000, monkeypatch)
+    assert outcome.discarded < 0.05 * outcome.requests
+
+
+def test_next_wave_fills_holes_first() -> None:
+    assert next_wave(["a", "b"], {("a", 0): 10, ("a", 1): 10}, 30, 10, 1, 100)[0] == ("b", 0)
+    assert len(next_wave(["a"], {}, 10**9, 10, 1, 2)) == generate.SEQUENCES_PER_WAVE * 2
+
+
+def test_sampling_seeds_are_stable_and_differ() -> None:
+    assert sampling_seed("sbp", "d1", 0) == 7102362567349950820
+    seeds = {sampling_seed(salt, seed, rollout) for salt in "ab" for seed in ("d1", "d10") for rollout in range(50)}
+    assert len(seeds) == 200 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_fingerprint_changes_with_what_is_sampled_only() -> None:
+    base = fingerprint("v1", Synthesis(), 100, 256)
+    assert fingerprint("v1", Synthesis(quality_sample=7), 100, 256) == base
+    assert base not in {
+        fingerprint("v2", Synthesis(), 100, 256),
+        fingerprint("v1", Synthesis(temperature=0.9), 100, 256),
+        fingerprint("v1", Synthesis(salt="other"), 100, 256),
+        fingerprint("v1", Synthesis(), 99, 256),
+        fingerprint("v1", Synthesis(), 100, 128),
+    }
+
+
+def test_ledger_drops_torn_lines_and_other_synthesizers(tmp_path: Path) -> None:
+    other = tmp_path / "00000" / "old"
+    other.mkdir(parents=True)
+    record = {"seed_id": "a", "rollout": 0, "sampling_seed": 1, "text": "kept", "finish_reason": "stop"}
+    (other / "000000-x-engine0.jsonl").write_text(json.dumps(record | {"text": "of another synthesizer"}) + "\n")
+    mine = tmp_path / "00000" / "new"
+    mine.mkdir()
+    torn = json.dumps(record | {"rollout": 1})
+    (mine / "000000-x-engine0.jsonl").write_text(json.dumps(record) + "\n" + torn[:-9] + "\n" + torn[:-3])
+    ledger = Ledger(mine, byte_tokens)
+    assert list(ledger.finished) == [("a", 0)] and ledger.finished["a", 0].n_tokens == 6
+    assert not other.exists(), "kept until a run with another fingerprint"
+    assert all(not path.exists() for path in ledger.session_files(2)), "a torn file is never continued"
+
+
+def test_impossible_shards_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SynthesisError, match="no seed document"):
+        run(tmp_path / "a", PureEngines(0, random.Random(0)), [], 10, monkeypatch)
+    monkeypatch.setattr(f"{__name__}.outputs", lambda salt, key: " ")
+    with pytest.raises(SynthesisError, match="all empty"):
+        run(tmp_path / "b", PureEngines(0, random.Random(0)), ["a"], 10, monkeypatch)
+    with (
+        Progress("test", "tokens") as progress,
+        pytest.raises(SynthesisError, match=r"document long.*max_document_tokens"),
+    ):
+        generate_shard({"long": [0] * 64}, 10, 1, SPEC, Synthesis(), 1, Ledger(tmp_path / "c", byte_tokens), progress)
+
+
+def test_empty_shard_gives_an_empty_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "get_engines", lambda spec: pytest.fail("an engine was started"))
+    with Progress("test", "tokens") as progress:
+        outcome = generate_shard({}, 0, 0.0, SPEC, Synthesis(), 1, Ledger(tmp_path / "f", byte_tokens), progress)
+    assert outcome.rows.is_empty() and outcome.rows.schema["n_tokens"].is_integer()

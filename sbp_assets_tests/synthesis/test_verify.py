@@ -1,0 +1,105 @@
+"""Every rule goes red on rows that break it, and holds for rows that do not."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
+from sbp_assets.synthesis import verify
+from sbp_assets.synthesis.generate import SCHEMA
+from sbp_assets.synthesis.quality import quality_rows
+
+SEEDS = ["a", "b"]
+
+
+def rows(*keys: tuple[str, int]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {
+                "id": f"syn-{seed_id}-{rollout}",
+                "seed_id": seed_id,
+                "rollout": rollout,
+                "sampling_seed": 1,
+                "text": "abc",
+                "n_tokens": 5,
+                "finish_reason": "stop",
+                "synthesizer_version": "v",
+            }
+            for seed_id, rollout in keys
+        ],
+        schema=SCHEMA,
+    )
+
+
+GOOD = rows(("a", 0), ("b", 0), ("a", 1))
+NONE = GOOD[:0]
+
+
+def test_good_rows_and_an_empty_shard_pass() -> None:
+    for table, seeds, budget in ((GOOD, SEEDS, 15), (NONE, [], 0)):
+        assert not verify.repeated_ids(table)
+        assert not verify.foreign_seeds(table, seeds)
+        assert not verify.budget_problems(table, budget)
+        assert not verify.bad_rows(table)
+        assert not verify.rollout_problems(table, seeds, 0)
+        assert verify.length_share(table) == 0
+
+
+def test_ids_and_seeds() -> None:
+    assert verify.repeated_ids(pl.concat([GOOD, GOOD[:1]])) == ["syn-a-0"]
+    assert verify.foreign_seeds(GOOD, ["a"]) == ["b"]
+
+
+def test_budget() -> None:
+    assert verify.budget_problems(GOOD, 16) == ["15 tokens of 16"]
+    assert verify.budget_problems(GOOD, 11) == []
+    assert "without the last row" in verify.budget_problems(GOOD, 10)[0]
+    assert verify.budget_problems(NONE, 1)
+
+
+@pytest.mark.parametrize(
+    "broken", [{"finish_reason": "abort"}, {"finish_reason": None}, {"text": " \n"}, {"id": "syn-a-9"}]
+)
+def test_bad_rows(broken: dict[str, str | None]) -> None:
+    table = GOOD.with_columns([pl.lit(value, dtype=pl.String).alias(name) for name, value in broken.items()])
+    assert verify.bad_rows(table)
+
+
+def test_rollouts() -> None:
+    assert "repeated" in verify.rollout_problems(rows(("a", 0), ("a", 0)), SEEDS, 9)[0]
+    assert "out of order" in verify.rollout_problems(rows(("b", 0), ("a", 0)), SEEDS, 9)[0]
+    assert "1 places" in verify.rollout_problems(rows(("a", 0), ("a", 1)), SEEDS, 0)[0]
+    assert not verify.rollout_problems(rows(("a", 0), ("a", 1)), SEEDS, 1), "an empty synthesis leaves a gap"
+    assert verify.allowed_empty(3) == 1 and verify.allowed_empty(1000) == 100
+
+
+def test_tokens(tmp_path: Path) -> None:
+    def arrays(name: str, encoded: list[list[int]]) -> TokenArrays:
+        write_token_arrays(tmp_path / name, GOOD.select("id", "seed_id"), [np.array(ids) for ids in encoded], 300)
+        return TokenArrays.load(tmp_path / name)
+
+    def problems(table: pl.DataFrame, tokens: TokenArrays) -> list[str]:
+        return verify.token_problems(table, tokens, lambda ids: bytes(ids.tolist()).decode(), 0, 1)
+
+    good = [0, *b"abc", 1]
+    assert not problems(GOOD, arrays("good", [good] * 3))
+    assert "ids differ" in problems(GOOD[:2], arrays("good", [good] * 3))[0]
+    assert "n_tokens 5, array 6" in problems(GOOD, arrays("long", [good, [0, *b"abcd", 1], good]))[0]
+    assert "another text" in problems(GOOD, arrays("text", [good, good, [0, *b"abd", 1]]))[0]
+    assert "not <bos>" in problems(GOOD, arrays("bos", [[*b"xabc", 1], good, good]))[0]
+
+
+def test_length_share() -> None:
+    assert verify.length_share(GOOD.with_columns(finish_reason=pl.lit("length"))) == 1 > verify.MAX_LENGTH_SHARE
+
+
+def test_quality() -> None:
+    texts = pl.DataFrame({"text": ["a b c"], "seed_text": ["d"]})
+    table = quality_rows(texts, texts.select("text"), 5, 0.8, 13, None)
+    assert not verify.quality_problems(table)
+    assert verify.quality_problems(table[1:])
+    assert verify.quality_problems(table.with_columns(value=pl.col("value") + 1.5))
+    assert verify.quality_problems(table.with_columns(value=pl.lit(None, dtype=pl.Float64))), "scored but null"
+    assert verify.quality_problems(table.with_columns(value=pl.lit(0.0))), "not scored but zero"
