@@ -125,6 +125,12 @@ class Corpus(Section):
     dedup: Dedup = Dedup()
     split: Split
     tokenizer: Tokenizer = Tokenizer()
+    expected_unique_tokens: PositiveInt | None = Field(
+        None, description="Tokens that D is expected to hold: for `sbp plan` alone, never part of an asset's version."
+    )
+    expected_unique_documents: PositiveInt | None = Field(
+        None, description="Documents that D is expected to hold; null: expected_unique_tokens at a mean length."
+    )
 
 
 class Pairing(Section):

@@ -49,11 +49,13 @@ def build_index(vectors: np.ndarray, kind: Literal["flat", "ivf"]) -> faiss.Inde
     """Inner-product index of `vectors`, (n, dim) float32, one byte per component; n = 0 gives an empty index."""
     count, dim = vectors.shape
     metric, code = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
+    index: faiss.Index
     if kind == "flat":
         index = faiss.IndexScalarQuantizer(dim, code, metric)
     else:
-        index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, cells(count), code, metric)
-        index.cp.min_points_per_centroid = 1  # silences a warning about small shards
+        ivf = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, cells(count), code, metric)
+        ivf.cp.min_points_per_centroid = 1  # silences a warning about small shards
+        index = ivf
     if count:
         index.train(vectors)
         index.add(vectors)
