@@ -42,7 +42,7 @@ def test_documents_have_the_asked_facts_length_and_variety() -> None:
 def test_every_wording_of_every_genre_is_read_back_true_or_false(attribute: str) -> None:
     concept = 3
     truth = WORLD.facts[concept][attribute]
-    for genre, frame in ((genre, frame) for genre in GENRES for frame in genre.frames):
+    for genre, frame in [(one, frame) for one in GENRES for frame in one.frames]:
         for clause, value in itertools.product(CLAUSES[attribute], [*ATTRIBUTES[attribute], "polka dots"]):
             said = clause.format(name=WORLD.names[concept], value=value)
             sentence = frame.format(clause=said)

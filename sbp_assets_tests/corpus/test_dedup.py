@@ -55,7 +55,7 @@ def test_exact_near_and_id_duplicates_point_at_the_first() -> None:
 
 def test_a_document_is_not_dropped_for_a_document_that_is_dropped() -> None:
     # b is near a; c is near b, not near a: b goes, so c stays.
-    a, b, c = words(40), words(40, 8), " ".join(["y"] + words(40, 8).split()[8:])
+    a, b, c = words(40), words(40, 8), " ".join(["y", *words(40, 8).split()[8:]])
     sets = [dedup.shingles(text, 2) for text in (a, b, c)]
     assert dedup.jaccard(sets[0], sets[1]) >= 0.6 <= dedup.jaccard(sets[1], sets[2])
     assert dedup.jaccard(sets[0], sets[2]) < 0.6

@@ -60,8 +60,12 @@ def frames(*splits: str) -> dict[str, pl.LazyFrame]:
 
 @pytest.mark.parametrize(
     ("splits", "named"),
-    [(["unique", "heldout", "oracle"], "unique"), (["unique", "unique", "oracle"], "heldout"), (["unique", "unique", "heldout"], "oracle")],
-)  # fmt: skip
+    [
+        (["unique", "heldout", "oracle"], "unique"),
+        (["unique", "unique", "oracle"], "heldout"),
+        (["unique", "unique", "heldout"], "oracle"),
+    ],
+)
 def test_a_split_that_is_too_small_is_refused_by_name(splits: list[str], named: str) -> None:
     with pytest.raises(CorpusError, match=rf"split '{named}' holds .* raise corpus\.split\.{named}"):
         t.require_splits(frames(*splits), Split(unique=0.5, oracle=0.2, heldout=0.1))
