@@ -54,7 +54,8 @@ PIPELINE = (
     Step("train_tokenizer", "Train the tokenizer", ("corpus/tokenizer",)),
     Step("tokenise", "Tokenise", ("corpus/tokens",)),
     Step("embed", "Embed and index", ("pairing/embeddings", "pairing/ann_index")),
-    Step("pair", "Pair neighbours", ("pairing/neighbor_candidates", "pairing/neighbor_pairs")),
+    Step("search", "Search neighbours", ("pairing/neighbor_candidates",)),
+    Step("pair", "Filter to pairs", ("pairing/neighbor_pairs",)),
     Step("pretrain_baseline", "Pretrain the baseline", ("pretraining/baseline_model",)),
     Step("tune_synthesizer", "Tune the synthesizer", ("synthesizer/tuning_examples", "synthesizer/checkpoint")),
     Step(

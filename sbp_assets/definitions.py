@@ -33,10 +33,15 @@ RESOURCES = {
     "pipes": dg.PipesSubprocessClient(),
 }
 
+
+def _owned(spec: dg.AssetSpec) -> dg.AssetSpec:
+    return spec.replace_attributes(owners=list(DEPLOYMENT.owners))
+
+
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([stage.assets for stage in STAGES]),
+    assets=dg.map_asset_specs(_owned, dg.load_assets_from_modules([stage.assets for stage in STAGES])),
     asset_checks=dg.load_asset_checks_from_modules([stage.checks for stage in STAGES]),
     jobs=JOBS,
     loggers={"console": dg.colored_console_logger, "display": display_logger},
     resources=RESOURCES,
-).map_resolved_asset_specs(func=lambda spec: spec.replace_attributes(owners=list(DEPLOYMENT.owners)))
+)
