@@ -1,7 +1,5 @@
 """Evaluation: the arms' scores, their comparison, the training curves and the report."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from base64 import b64encode
@@ -12,7 +10,7 @@ import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.evaluation import dynamics, report_data, suite
-from sbp_assets.evaluation.comparison import compare, render_markdown
+from sbp_assets.evaluation.comparison import compare, render_markdown, seed_count
 from sbp_assets.evaluation.report import render
 from sbp_assets.experiment import ConceptsSource
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
@@ -25,13 +23,11 @@ SCORE_COLUMNS = [
     dg.TableColumn(
         "metric",
         "string",
-        "perplexity is per token: of the text (heldout, openwebtext2) or of the right answer (mmlu, concept_questions); "
+        "perplexity is per token: of the text (heldout, openwebtext2), of the right answer (mmlu, concept_questions); "
         "of lambada, per last word. nats_per_token is its logarithm. bits_per_byte does not depend on the tokenizer",
     ),
     dg.TableColumn("value", "float", "The score; accuracies in [0, 1]"),
-    dg.TableColumn(
-        "stderr", "float", "Standard error: bootstrap over documents for perplexities, of the mean for accuracies"
-    ),
+    dg.TableColumn("stderr", "float", "Standard error: bootstrap over documents, or of the mean for accuracies"),
     dg.TableColumn("samples", "int", "Documents or questions scored"),
     dg.TableColumn("higher_is_better", "bool", "Direction of the metric"),
 ]
@@ -124,11 +120,11 @@ baseline_scores, sbp_scores, oracle_scores = map(_scores, ARMS)
             dg.TableColumn("delta_sbp", "float", "sbp - baseline"),
             dg.TableColumn("delta_oracle", "float", "oracle - baseline"),
             dg.TableColumn(
-                "share_of_oracle_gain", "float", "delta_sbp / delta_oracle; null where the oracle does not beat the baseline"
+                "share_of_oracle_gain", "float", "delta_sbp / delta_oracle; null where the oracle gains nothing"
             ),
             dg.TableColumn("seeds", "int", "Seeds that all arms have"),
             *(
-                dg.TableColumn(f"{name}_stderr", "float", f"Standard error of {name}: over seeds, with one of its examples")
+                dg.TableColumn(f"{name}_stderr", "float", f"Standard error of {name} over seeds; with one, examples")
                 for name in (*ARMS, "delta_sbp", "delta_oracle")
             ),
             *(dg.TableColumn(f"{arm}_samples", "int", f"Examples scored per seed of {arm}") for arm in ARMS),
@@ -142,7 +138,9 @@ def comparison(
     training_dynamics: pl.LazyFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The three arms side by side, one row per task and metric: deltas to the baseline, share of the oracle's gain."""
-    arms = dict(zip(ARMS, (baseline_scores, sbp_scores, oracle_scores), strict=True))
+    arms: dict[str, dict[str, pl.LazyFrame]] = dict(
+        zip(ARMS, (baseline_scores, sbp_scores, oracle_scores), strict=True)
+    )
     with Progress("comparison", "rows") as progress:
         scores = {arm: {seed: frame.collect() for seed, frame in seeds.items()} for arm, seeds in arms.items()}
         table = compare(scores, training_dynamics.collect())
@@ -156,7 +154,7 @@ def comparison(
         value=table,
         metadata={
             "dagster/row_count": len(table),
-            "seeds": int(table["seeds"].max() or 0),  # type: ignore[call-overload]
+            "seeds": seed_count(table),
             **shares,
             **progress.metadata(),
             "comparison": dg.MetadataValue.md(render_markdown(table)),

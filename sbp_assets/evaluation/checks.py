@@ -1,7 +1,5 @@
 """Checks of the scores, the comparison, the training curves and the report."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import dagster as dg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import polars as pl
@@ -12,7 +13,8 @@ EARLY_STOPPED = ("heldout_during_training", "best_nats_per_token")
 
 SCHEMA = {
     "task": pl.String, "metric": pl.String, "higher_is_better": pl.Boolean,
-    "baseline": pl.Float64, "sbp": pl.Float64, "oracle": pl.Float64, "delta_sbp": pl.Float64, "delta_oracle": pl.Float64,
+    "baseline": pl.Float64, "sbp": pl.Float64, "oracle": pl.Float64,
+    "delta_sbp": pl.Float64, "delta_oracle": pl.Float64,
     "share_of_oracle_gain": pl.Float64, "seeds": pl.Int64,
     "baseline_stderr": pl.Float64, "sbp_stderr": pl.Float64, "oracle_stderr": pl.Float64,
     "delta_sbp_stderr": pl.Float64, "delta_oracle_stderr": pl.Float64,
@@ -47,7 +49,7 @@ def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], dynamics: pl.DataF
             seed=pl.col("seed").cast(pl.String), order=pl.lit(len(max(frames, key=len)), dtype=pl.Int64),
         ))  # fmt: skip
     long = pl.concat(frames, how="vertical_relaxed")
-    rows = [_row(*key, group) for key, group in long.group_by("task", "metric", maintain_order=True)]
+    rows = [_row(task, metric, group) for (task, metric), group in long.group_by("task", "metric", maintain_order=True)]
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
@@ -70,8 +72,8 @@ def _row(task: object, metric: object, group: pl.DataFrame) -> dict[str, object]
         errors = (row[f"{arm}_stderr"], row["baseline_stderr"])
         if len(deltas) > 1:
             row[f"delta_{arm}_stderr"] = _stderr(deltas)
-        elif deltas and all(isinstance(error, float) for error in errors):
-            row[f"delta_{arm}_stderr"] = sum(float(error) ** 2 for error in errors) ** 0.5  # type: ignore[arg-type]
+        elif deltas and None not in errors:
+            row[f"delta_{arm}_stderr"] = math.hypot(*errors)  # type: ignore[arg-type]
         else:
             row[f"delta_{arm}_stderr"] = None
     row["share_of_oracle_gain"] = share_of_oracle_gain(row["delta_sbp"], row["delta_oracle"], higher)  # type: ignore[arg-type]
@@ -79,7 +81,7 @@ def _row(task: object, metric: object, group: pl.DataFrame) -> dict[str, object]
 
 
 def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, higher_is_better: bool) -> float | None:
-    """delta_sbp / delta_oracle, or None where the oracle does not beat the baseline: then there is nothing to recover."""
+    """delta_sbp / delta_oracle, or None where the oracle does not beat the baseline: nothing to recover."""
     if delta_sbp is None or delta_oracle is None:
         return None
     gain = delta_oracle if higher_is_better else -delta_oracle
@@ -123,6 +125,11 @@ METRIC_NAMES = {
 PERCENT_METRICS = ("acc", "acc_norm", "exact_match")
 
 
+def seed_count(table: pl.DataFrame) -> int:
+    """Seeds that the comparison is a mean over."""
+    return max(table["seeds"].to_list(), default=0)
+
+
 def display_rows(table: pl.DataFrame) -> list[dict[str, str]]:
     """The comparison as strings for people: accuracies in percent, deltas signed, a dash where there is no value."""
 
@@ -130,7 +137,8 @@ def display_rows(table: pl.DataFrame) -> list[dict[str, str]]:
         if value is None:
             return "–"
         scaled, digits = (100 * value, 2) if metric in PERCENT_METRICS else (value, 3 if abs(value) < 100 else 1)
-        return f"{scaled:+.{digits}f}" if signed else f"{scaled:.{digits}f}"
+        shown = f"{scaled:+.{digits}f}" if signed else f"{scaled:.{digits}f}"
+        return shown.replace("-", "−")
 
     rows = []
     for row in table.iter_rows(named=True):
@@ -145,7 +153,7 @@ def display_rows(table: pl.DataFrame) -> list[dict[str, str]]:
             "sbp_stderr": number(row["delta_sbp_stderr"], metric),
             "oracle": number(row["delta_oracle"], metric, signed=True),
             "oracle_stderr": number(row["delta_oracle_stderr"], metric),
-            "share": "–" if share is None else f"{share:.0%}",
+            "share": "–" if share is None else f"{share:.0%}".replace("-", "−"),
         })  # fmt: skip
     return rows
 
@@ -166,8 +174,9 @@ def render_table(table: pl.DataFrame) -> str:
         ]
         return "  ".join(aligned).rstrip()
 
-    seeds = table["seeds"].max() if len(table) else 0
-    note = f"SBP and oracle are differences to the baseline, ± one standard error; {seeds} seed{'s' if seeds != 1 else ''}."
+    seeds = seed_count(table)
+    plural = "" if seeds == 1 else "s"
+    note = f"SBP and oracle are differences to the baseline, ± one standard error; {seeds} seed{plural}."
     return "\n".join([line(header), line(["─" * width for width in widths]), *map(line, cells), "", note])
 
 

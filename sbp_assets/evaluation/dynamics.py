@@ -58,12 +58,11 @@ def dynamics_problems(table: pl.DataFrame) -> list[str]:
 
 
 def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
-    """Held-out loss (nats per token) against training tokens; thick lines are means over seeds. `ink`: text and axes."""
+    """Held-out loss (nats per token) against tokens; thick lines are means over seeds. `ink` draws text and axes."""
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
-    ends = []
     for arm in ARMS:
         rows = table.filter(pl.col("arm") == arm)
         if rows.is_empty():
@@ -74,7 +73,6 @@ def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
                 axes.plot(seed["tokens"], seed["heldout_loss"], color=colour, linewidth=0.7, alpha=0.5)
         mean = rows.group_by("tokens").agg(pl.col("heldout_loss").mean()).sort("tokens")
         axes.plot(mean["tokens"], mean["heldout_loss"], dashes, color=colour, linewidth=2, label=LABELS[arm])
-        ends.append((float(mean["heldout_loss"][-1]), arm))
     axes.set_xlabel("training tokens", color=ink)
     axes.set_ylabel("held-out loss, nats per token", color=ink)
     axes.tick_params(colors=ink, length=3)
@@ -82,7 +80,12 @@ def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(ink)
     axes.grid(axis="y", color=ink, alpha=0.12, linewidth=0.8)
-    if ends:
+    late = table.filter(pl.col("tokens") >= 0.1 * pl.col("tokens").max())["heldout_loss"]
+    if len(late) > 1 and late.max() > late.min():  # type: ignore[operator]
+        # The fall from the untrained model would flatten everything that sets the arms apart.
+        low, high = float(late.min()), float(late.max())  # type: ignore[arg-type]
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    if not table.is_empty():
         axes.legend(frameon=False, labelcolor=ink, handlelength=3)
     return figure
 
@@ -97,7 +100,7 @@ def png(table: pl.DataFrame) -> bytes:
 
 
 def svg(table: pl.DataFrame) -> str:
-    """The plot as an SVG element for a page: transparent, its text and axes in the page's own colour."""
+    """The plot as an SVG element for a page: transparent, ink in the page's colour, arms in its --arm-* colours."""
     sentinel = "#123456"
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sbp", "font.family": "sans-serif"}):
@@ -108,4 +111,6 @@ def svg(table: pl.DataFrame) -> str:
     metadata_start, metadata_end = text.find("<metadata>"), text.find("</metadata>")
     if metadata_start >= 0:
         text = text[:metadata_start] + text[metadata_end + len("</metadata>") :]
+    for arm, (colour, _) in STYLES.items():
+        text = text.replace(colour.lower(), f"var(--arm-{arm}, {colour})")
     return text.replace(sentinel, "currentColor")

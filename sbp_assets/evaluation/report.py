@@ -12,7 +12,7 @@ import polars as pl
 import yaml
 from markupsafe import Markup
 
-from sbp_assets.evaluation.comparison import EARLY_STOPPED, display_rows, share_of_oracle_gain
+from sbp_assets.evaluation.comparison import EARLY_STOPPED, display_rows, seed_count, share_of_oracle_gain
 from sbp_assets.evaluation.dynamics import svg
 from sbp_assets.evaluation.report_data import BIN, Pair, Syntheses
 from sbp_assets.experiment import Experiment
@@ -67,7 +67,7 @@ def render(
         "verdict": verdict(comparison),
         "caveats": caveats(comparison),
         "results": _result_groups(comparison),
-        "seeds": int(comparison["seeds"].max() or 0) if len(comparison) else 0,  # type: ignore[call-overload]
+        "seeds": seed_count(comparison),
         "published": [
             (
                 name,
@@ -99,7 +99,8 @@ def verdict(table: pl.DataFrame) -> str:
     figures = f"({sbp:.2f} against {baseline:.2f}, {change:.1%} {'lower' if sbp < baseline else 'higher'})"
     error = row["delta_sbp_stderr"]
     if row["seeds"] > 1 and error is not None and abs(row["delta_sbp"]) < 2 * error:
-        found = f"SBP and the baseline cannot be told apart on held-out documents {figures}: the difference is within two standard errors over {row['seeds']} seeds."
+        found = f"SBP and the baseline cannot be told apart on held-out documents {figures}: the difference is within "
+        found += f"two standard errors over {row['seeds']} seeds."
     elif sbp < baseline:
         found = f"SBP beat the compute-matched baseline on held-out perplexity {figures}"
         found += (
@@ -126,9 +127,11 @@ def caveats(table: pl.DataFrame) -> list[str]:
     first = directed.unique("task", keep="first", maintain_order=True).filter(pl.col("task") != "heldout")
     if len(first):
         gain = pl.when("higher_is_better").then("delta_sbp").otherwise(-pl.col("delta_sbp"))
-        ahead, behind = first.filter(gain > 0).height, first.filter(gain < 0).height
+        clear = gain.abs() > 2 * pl.col("delta_sbp_stderr")
+        ahead, behind = first.filter(gain > 0, clear).height, first.filter(gain < 0, clear).height
         found.append(
-            f"Beyond held-out documents, SBP is ahead of the baseline on {ahead} and behind on {behind} of {len(first)} task{'s' if len(first) > 1 else ''}."
+            f"Of {len(first)} further task{'s' if len(first) > 1 else ''}, SBP is ahead of the baseline by more than "
+            f"two standard errors on {ahead}, behind on {behind}, and within them on {len(first) - ahead - behind}."
         )
     if (best := _row(table, *EARLY_STOPPED)) and best["delta_sbp"] is not None:
         standing = "still ahead" if best["delta_sbp"] < 0 else "no longer ahead" if best["delta_sbp"] > 0 else "level"
@@ -136,15 +139,16 @@ def caveats(table: pl.DataFrame) -> list[str]:
             f"Taking each arm at its best point along training, as early stopping would, SBP is {standing}: "
             f"{best['sbp']:.3f} against {best['baseline']:.3f} nats per token (oracle {best['oracle']:.3f})."
         )
-    if len(table) and (table["seeds"].max() or 0) == 1:
+    if seed_count(table) == 1:
         found.append(
-            "One training seed: how much the figures vary from run to run is not known. The errors shown are of the examples only."
+            "One training seed: how much the figures vary from run to run is not known. "
+            "The errors shown are of the examples only."
         )
     return found
 
 
 def public(value: Any) -> Any:
-    """Settings fit to be published: absolute paths and URLs cut to their last part, which names the data, not the machine."""
+    """Settings fit to be published: absolute paths and URLs cut to their last part, which names data, not a machine."""
     if isinstance(value, dict):
         return {key: public(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -242,6 +246,7 @@ def _result_groups(table: pl.DataFrame) -> list[list[dict[str, Any]]]:
             **shown,
             "share_value": row["share_of_oracle_gain"],
             "samples": row["baseline_samples"],
+            "counted": row["task"] != EARLY_STOPPED[0] and row["baseline_samples"] is not None,
         }
         for arm in ("sbp", "oracle"):
             delta = row[f"delta_{arm}"]
@@ -279,7 +284,8 @@ def _quality_rows(quality: pl.DataFrame) -> list[dict[str, Any]]:
         name = row["metric"]
         published = next((figures for key, figures in PUBLISHED_QUALITY.items() if key in name), (None, None, None))
         entry = rows.setdefault(name, {
-            "name": name.replace("_", " "), "definition": row["definition"], "published": [_percent(v and v / 100) for v in published],
+            "name": name.replace("_", "-"), "definition": row["definition"],
+            "published": [_percent(v and v / 100) for v in published],
             "synthetic": "–", "real": "–", "documents": {},
         })  # fmt: skip
         entry[row["corpus"]] = _percent(row["value"])
@@ -288,7 +294,7 @@ def _quality_rows(quality: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
+    return "–" if fraction is None else f"{100 * fraction:.1f}%"
 
 
 def _budget(table: pl.DataFrame) -> dict[str, Any]:
@@ -305,6 +311,7 @@ def _budget(table: pl.DataFrame) -> dict[str, Any]:
         of_arm = sum(row["flops"] or 0 for row in arms if row["arm"] == "baseline")
         cost = _percent(sum(row["flops"] or 0 for row in ledger) / of_arm) if of_arm else None
     return {
-        "budget_arms": arms, "budget_ledger": ledger, "budget_totals": totals, "synthesis_cost": cost,
+        "budget_arms": {arm: [row for row in arms if row["arm"] == arm] for arm in totals},
+        "budget_ledger": ledger, "budget_totals": totals, "synthesis_cost": cost,
         "budget_matched": len(set(totals.values())) <= 1,
     }  # fmt: skip

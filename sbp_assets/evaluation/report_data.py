@@ -1,4 +1,4 @@
-"""What the report shows of the corpus: a histogram over all pairs and a few chosen texts, read without loading the corpus."""
+"""What the report shows of the corpus: a histogram over all pairs and a few texts, without loading the corpus."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def example_pairs(
 def example_syntheses(
     synthetic: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], rollouts: int = 2
 ) -> Syntheses | None:
-    """A real document with `rollouts` complete texts synthesised from it (fewer where there are none); None without any."""
+    """A real document with up to `rollouts` complete texts synthesised from it; None without any."""
     best: tuple[int, bytes, str, str] | None = None
     for shard, frame in synthetic.items():
         counts = (

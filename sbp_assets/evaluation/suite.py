@@ -307,11 +307,8 @@ class _Runner:
     def _stock(self, name: str, benchmark: Benchmark, files: dict[str, Path] | None) -> dict[str, Any]:
         config: dict[str, Any] = {"include": str(STOCK_TASKS / benchmark.stock), "task": name, **benchmark.overrides}
         if files is not None:
-            splits = {
-                f"{split}_split": split if split in files else None for split in ("training", "validation", "test")
-            }
-            splits["training_split"] = "train" if "train" in files else None
-            config |= self._local(files) | splits
+            names = {"training_split": "train", "validation_split": "validation", "test_split": "test"}
+            config |= self._local(files) | {key: split if split in files else None for key, split in names.items()}
         return config
 
     def _mmlu(self, benchmark: Benchmark, files: dict[str, Path] | None) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@ import math
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.evaluation.comparison import (
@@ -28,6 +28,7 @@ def one_row(values: dict[str, list[float]], higher: bool) -> dict[str, object]:
     return table.to_dicts()[0]
 
 
+@settings(deadline=None)
 @given(baseline=VALUE, oracle=VALUE, higher=st.booleans())
 def test_share_is_one_for_the_oracle_and_zero_for_the_baseline(baseline: float, oracle: float, higher: bool) -> None:
     as_oracle = one_row({"baseline": [baseline], "sbp": [oracle], "oracle": [oracle]}, higher)
@@ -40,6 +41,7 @@ def test_share_is_one_for_the_oracle_and_zero_for_the_baseline(baseline: float, 
         assert as_baseline["share_of_oracle_gain"] is None
 
 
+@settings(deadline=None)
 @given(baseline=VALUE, sbp=VALUE, gain=st.floats(0.01, 10))
 def test_share_is_positive_exactly_where_sbp_gains(baseline: float, sbp: float, gain: float) -> None:
     up, down = (share_of_oracle_gain(sbp - baseline, sign * gain, sign > 0) for sign in (1, -1))
@@ -48,6 +50,7 @@ def test_share_is_positive_exactly_where_sbp_gains(baseline: float, sbp: float, 
     assert up == -down
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(VALUE, VALUE, VALUE), min_size=2, max_size=5))
 def test_means_and_errors_over_seeds(values: list[tuple[float, float, float]]) -> None:
     row = one_row({arm: [triple[i] for triple in values] for i, arm in enumerate(ARMS)}, higher=True)

@@ -34,7 +34,7 @@ def test_corpus_text_cannot_become_markup() -> None:
         ("<p class=\"eyebrow\">", "<script>1</script><p>", "<script>"),
         ("<p class=\"eyebrow\">", '<p onclick="x()">', "event handler"),
         ("<p class=\"eyebrow\">", '<img src="https://example.org/a.png"><p>', "loads https"),
-        ("--paper: #fcfbf8", "background: url(https://example.org)", "a style loads"),
+        ("--paper: #ffffff", "background: url(https://example.org)", "a style loads"),
         ('<section id="pairs">', "<section>", "'pairs' is missing"),
     ],
 )  # fmt: skip
@@ -74,7 +74,9 @@ def test_verdict_over_seeds_knows_its_error() -> None:
 def _comparison(values: list[tuple[float, float, float]]) -> pl.DataFrame:
     return compare({
         arm: {
-            str(seed): pl.DataFrame([("heldout", "perplexity", v[i], 0.1, 10, False)], schema=SCORES_SCHEMA, orient="row")
+            str(seed): pl.DataFrame(
+                [("heldout", "perplexity", v[i], 0.1, 10, False)], schema=SCORES_SCHEMA, orient="row"
+            )
             for seed, v in enumerate(values)
         }
         for i, arm in enumerate(ARMS)

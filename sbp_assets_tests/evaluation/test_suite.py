@@ -14,7 +14,7 @@ HELDOUT = pl.DataFrame({
     "id": ["a", "b", "c"],
     "text": [
         "The copper kettle of Varnholm was first described in 1843.",
-        "A text that is longer than the context of the model, so that it has to be read in several windows one after another.",
+        "A text that is longer than the context of the model, so that it has to be read in several windows.",
         "Écrit <|bos|> en toutes lettres.",
     ],
 })  # fmt: skip
@@ -31,11 +31,14 @@ def write_benchmarks(folder: Path) -> Path:
     frames = {
         "webtext.test": {"text": ["One document.", "Another <script>."]},
         "lambada_openai.test": {"text": ["the cat sat on the mat", "she opened the door"]},
-        "mmlu.dev": {"subject": ["anatomy"] * 5, "question": list("abcde"), "choices": [list("wxyz")] * 5, "answer": [0] * 5},
-        "mmlu.test": {"subject": ["anatomy"] * 2, "question": ["f", "g"], "choices": [list("wxyz")] * 2, "answer": [1, 2]},
+        "mmlu.dev": {"subject": ["anatomy"] * 5, "question": list("abcde"),
+            "choices": [list("wxyz")] * 5, "answer": [0] * 5},
+        "mmlu.test": {"subject": ["anatomy"] * 2, "question": ["f", "g"],
+            "choices": [list("wxyz")] * 2, "answer": [1, 2]},
         "arc_easy.validation": {"question": ["Colour of sky?"] * 2, "choices": [choices] * 2, "answerKey": ["B", "B"]},
         "sciq.validation": {
-            "question": ["q"], "distractor1": ["a"], "distractor2": ["b"], "distractor3": ["c"], "correct_answer": ["d"],
+            "question": ["q"], "distractor1": ["a"], "distractor2": ["b"], "distractor3": ["c"],
+            "correct_answer": ["d"],
             "support": ["s"],
         },
         "winogrande.validation": {

@@ -1,0 +1,88 @@
+"""The evaluation assets in Dagster, on upstream artifacts written as the earlier stages write them."""
+
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.evaluation import assets, checks
+from sbp_assets.experiment import ConceptsSource
+from sbp_assets.partitions import EXPERIMENT, SEEDS, SHARDS
+from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
+from sbp_assets_tests.evaluation.example_report import report_inputs
+
+
+@pytest.fixture
+def data(tmp_path: Path, model_dir: Path) -> Path:
+    """A data folder with every artifact that evaluation reads."""
+    source = EXPERIMENT.corpus.source
+    assert isinstance(source, ConceptsSource)
+    world = ConceptWorld(source)
+    rows = [{**world.document(n), "split": "heldout" if n % 2 else "unique"} for n in range(12)]
+    documents = pl.DataFrame([{key: row[key] for key in ("id", "text", "split")} for row in rows])
+    ids = documents["id"].to_list()
+    shards = EXPERIMENT.shard_keys
+    inputs = report_inputs()
+
+    def write(key: str, frame: pl.DataFrame) -> None:
+        path = tmp_path / f"{key}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.write_parquet(path)
+
+    for index, shard in enumerate(shards):
+        write(f"corpus/documents/{shard}", documents[index :: len(shards)])
+        write(f"pairing/neighbor_pairs/{shard}", pl.DataFrame({"d1": ids[:3], "d2": ids[3:6], "similarity": [0.8] * 3}))
+        synthetic = {"id": ["syn-0"], "seed_id": ids[:1], "rollout": [0], "text": ["Hello"], "finish_reason": ["stop"]}
+        write(f"synthesis/synthetic_documents/{shard}", pl.DataFrame(synthetic))
+    write("synthesis/quality_table", inputs["quality"])
+    write("pretraining/token_budget", inputs["token_budget"])
+    for arm in ARMS:
+        model = tmp_path / "pretraining" / f"{arm}_model" / EXPERIMENT.seed_keys[0]
+        shutil.copytree(model_dir, model)
+        pl.DataFrame({"tokens": [0, 100], "heldout_loss": [6.0, 5.0]}).write_parquet(model / "metrics.parquet")
+    return tmp_path
+
+
+def test_scores_to_report(data: Path) -> None:
+    own = dg.load_assets_from_modules([assets])
+    made = {key for definition in own for key in definition.keys}
+    upstream = {spec for definition in own for spec in definition.keys_by_input_name.values()} - made
+    resources = {"parquet": ParquetIOManager(str(data), ""), "directory": DirectoryIOManager(str(data), "")}
+    partitions = {
+        **dict.fromkeys(("documents", "neighbor_pairs", "synthetic_documents"), SHARDS),
+        **dict.fromkeys([f"{arm}_model" for arm in ARMS], SEEDS),
+    }
+    sources = [
+        dg.AssetSpec(
+            key,
+            partitions_def=partitions.get(key.path[-1]),
+            metadata={
+                "dagster/io_manager_key": "directory" if key.path[-1].endswith("_model") else "parquet",
+            },
+        )
+        for key in upstream
+    ]
+    definitions = [*own, *sources, *dg.load_asset_checks_from_modules([checks])]
+    with dg.DagsterInstance.ephemeral() as instance:
+        keys = [dg.AssetKey(["evaluation", f"{arm}_scores"]) for arm in ARMS]
+        scored = dg.materialize(
+            definitions, resources=resources, instance=instance, partition_key=EXPERIMENT.seed_keys[0],
+            selection=dg.AssetSelection.assets(*keys),
+        )  # fmt: skip
+        rest = dg.materialize(
+            definitions, resources=resources, instance=instance,
+            selection=dg.AssetSelection.assets(*(made - set(keys))),
+        )  # fmt: skip
+    evaluations = [*scored.get_asset_check_evaluations(), *rest.get_asset_check_evaluations()]
+    assert len(evaluations) == 6
+    assert all(evaluation.passed for evaluation in evaluations), [e.metadata for e in evaluations if not e.passed]
+    comparison = pl.read_parquet(data / "evaluation/comparison.parquet")
+    assert set(comparison["task"]) == {"heldout", "concept_questions", "heldout_during_training"}
+    # One model under three names: no arm gains anything.
+    assert comparison["delta_sbp"].to_list() == [0] * len(comparison)
+    assert comparison["share_of_oracle_gain"].null_count() == len(comparison)
+    assert "reached the same held-out perplexity" in (data / "evaluation/report/index.html").read_text()
