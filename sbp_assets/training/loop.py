@@ -7,8 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, cast
 
 import polars as pl
@@ -88,7 +87,7 @@ class Trained:
     metrics: pl.DataFrame
     seconds: float
     fingerprint: dict[str, Any]
-    tokens: int = field(default=0)
+    tokens: int
 
 
 class PackedLoss(nn.Module):
@@ -249,7 +248,7 @@ class _Run:
         seconds = self.seconds_before + time.monotonic() - started
         state, _ = get_state_dict(self.module.causal, [], options=_FULL_STATE)
         metrics = pl.DataFrame(self.metrics, schema=METRICS)
-        return Trained(state, metrics, seconds, self.identity, self.steps * per_step)
+        return Trained(cast(dict[str, torch.Tensor], state), metrics, seconds, self.identity, self.steps * per_step)
 
     def _optimize(self, rate: float) -> tuple[float, float]:
         """One optimizer step: loss per supervised token of the global batch, gradient norm before clipping."""
@@ -418,8 +417,3 @@ def _shard(module: PackedLoss, dtype: str) -> None:
 
 def _full(tensor: Any) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def work_path(work_dir: Path, name: str, seed: int) -> Path:
-    """Work directory of one run under a deployment's, e.g. work/training/sbp-0."""
-    return work_dir / "training" / f"{name}-{seed}"

@@ -114,11 +114,11 @@ class Documents:
                         f"token id {largest} in the data is outside the tokenizer's vocabulary of {vocab_size}: "
                         "the tokens were made with another tokenizer; materialise them again"
                     )
-                digest.update(chunk)
-            digest.update(np.ascontiguousarray(arrays.offsets))
-            digest.update(selected)
+                digest.update(chunk.data)
+            digest.update(np.ascontiguousarray(arrays.offsets).data)
+            digest.update(np.ascontiguousarray(selected).data)
         if self.prompt_tokens is not None:
-            digest.update(self.prompt_tokens)
+            digest.update(self.prompt_tokens.data)
         return digest.hexdigest()
 
 
@@ -150,8 +150,10 @@ class StreamOrder:
 
     def pass_documents(self, number: int) -> np.ndarray:
         """Documents in reading order of pass `number`: repeated ones by index, once ones numbered after them."""
-        once = self._once_order[self._cuts[number] : self._cuts[number + 1]] if number < self._passes else []
-        documents = np.concatenate([np.arange(len(self._repeated)), np.asarray(once, np.int64) + len(self._repeated)])
+        # Slicing past the last cut gives none: further passes read the repeated documents alone.
+        first, last = self._cuts[min(number, self._passes)], self._cuts[min(number + 1, self._passes)]
+        once = self._once_order[first:last] + len(self._repeated)
+        documents = np.concatenate([np.arange(len(self._repeated)), once])
         return np.random.default_rng([self._seed, _PASS_ORDER, number]).permutation(documents)
 
     def rows(self, start: int, stop: int) -> Rows:

@@ -132,6 +132,7 @@ def main(arguments: list[str]) -> int:
     leads = os.environ.get("RANK", "0") == "0"
     root = logging.getLogger("sbp_assets")
     root.setLevel(logging.INFO if leads else logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     with ExitStack() as stack:
         handler: logging.Handler = logging.StreamHandler()
         if leads and DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ:

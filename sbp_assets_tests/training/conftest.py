@@ -17,7 +17,7 @@ from sbp_assets.training.spec import ExamplesData, Source, StreamData, TrainingS
 
 VOCAB = 320
 MODEL = Model(
-    hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, intermediate_size=64, context_length=64,
+    hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=32, intermediate_size=64, context_length=64,
 )  # fmt: skip
 OPTIMIZER = Optimizer(learning_rate=1e-2, tokens_per_step=256)
 

@@ -56,6 +56,7 @@ print("RESULT" + json.dumps(rows))
 """
 
 
+@pytest.mark.parametrize("saved", [True], ids=["tied"], indirect=True)
 def test_vllm_log_probabilities_agree_with_transformers(saved: Path, tokenizer_dir: Path):
     pytest.importorskip("vllm")
     encoded = [ids[:40].tolist() for ids in encode_documents(load_tokenizer(tokenizer_dir), texts(3))]
