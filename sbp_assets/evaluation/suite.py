@@ -29,6 +29,9 @@ from sbp_assets.storage.progress import Progress
 
 logger = logging.getLogger("sbp_assets.evaluation.suite")
 
+# It warns once per prompt that it cuts; `Scores.notes` has their number.
+logging.getLogger("lm_eval.models").setLevel(logging.ERROR)
+
 STOCK_TASKS = Path(lm_eval_tasks.__file__).parent
 BOOTSTRAP_RESAMPLES = 1000
 SEED = 1234  # of few-shot choice and bootstrap: one value, so that arms see the same prompts and resamples
