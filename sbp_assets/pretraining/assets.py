@@ -11,6 +11,7 @@ from sbp_assets.corpus.split import HELDOUT
 from sbp_assets.experiment import Optimizer
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
 from sbp_assets.pretraining.budget import (
+    SYNTHETIC,
     Arm,
     BudgetError,
     arm_rows,
@@ -39,15 +40,15 @@ SHARDS_OF_SYNTHETIC_TOKENS = dg.AssetIn(
 TOKENIZER = dg.AssetIn(["corpus", "tokenizer"], dagster_type=Path)
 
 DESCRIPTIONS: dict[Arm, str] = {
-    "baseline": """The repetition arm: D read `repetitions` times. The first seed's model is also what the synthesizer is tuned from.""",
-    "sbp": """The SBP arm: every synthetic document once, and D repeated for the rest of the budget.""",
-    "oracle": """The oracle arm: D and the oracle split, as many unique real documents as the budget asks for.""",
+    "baseline": "The repetition arm: D read `repetitions` times. The synthesizer is tuned from the first seed's model.",
+    "sbp": "The SBP arm: every synthetic document once, and D repeated for the rest of the budget.",
+    "oracle": "The oracle arm: D and the oracle split, as many unique real documents as the budget asks for.",
 }
 DIRECTORY = """
 
-A Hugging Face model directory (safetensors, config, tokenizer) with metrics.parquet (step, tokens, train_loss, heldout_loss,
-learning_rate, gradient_norm) and run.json (what was run, where, how long). Trained from random weights on exactly the
-token budget that the other arms have. A run that was interrupted resumes from its last checkpoint."""
+A Hugging Face model directory (safetensors, config, tokenizer) with metrics.parquet (step, tokens, train_loss,
+heldout_loss, learning_rate, gradient_norm) and run.json (what was run, where, how long). Trained from random weights on
+exactly the token budget that the other arms have. A run that was interrupted resumes from its last checkpoint."""
 
 
 def optimizer_of(section: Optimizer) -> Optimizer:
@@ -118,12 +119,23 @@ def _arm_model(arm: Arm) -> dg.AssetsDefinition:
         group_name="pretraining",
         kinds={"pytorch", "huggingface"},
         io_manager_key="directory",
+        dagster_type=dg.Any,  # beside check_specs, Dagster reads `-> MaterializeResult` as no output
         pool="training",
         code_version=EXPERIMENT.version("1", *TRAINING_SETTINGS),
+        # Made here: Dagster ignores the partition mapping of a partitioned check's further inputs, so that a check of
+        # its own could not be given the tokens of all shards.
+        check_specs=[
+            dg.AssetCheckSpec(
+                "budget_is_met",
+                asset=["pretraining", f"{arm}_model"],
+                description="The model was trained on exactly the tokens of the budget.",
+                blocking=True,
+                partitions_def=SEEDS,
+            )
+        ],
     )
-    def model(
-        context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, **inputs: Any
-    ) -> dg.MaterializeResult[Path]:
+    # No return annotation: beside a check, Dagster takes MaterializeResult to mean that there is no value to keep.
+    def model(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, **inputs: Any):
         tokens = inputs["tokens"]
         plan = plan_arm(arm, EXPERIMENT.pretraining, tokens, inputs.get("synthetic_tokens"))
         if "token_budget" in inputs and (mismatch := plan_mismatch(inputs["token_budget"].collect(), plan)):
@@ -142,7 +154,13 @@ def _arm_model(arm: Arm) -> dg.AssetsDefinition:
             **execution_fields(f"{arm}_model", context.partition_key),
         )
         directory, metadata = train(context, pipes, spec)
-        return dg.MaterializeResult(value=directory, metadata=metadata)
+        trained = metadata["tokens"]
+        check = dg.AssetCheckResult(
+            check_name="budget_is_met",
+            passed=trained == plan.tokens,
+            metadata={"trained": trained, "budget": plan.tokens},
+        )
+        return dg.MaterializeResult(value=directory, metadata=metadata, check_results=[check])
 
     return model
 
@@ -163,8 +181,9 @@ COLUMN_DESCRIPTIONS = {
     "most_reads": "Times that the document read most often is begun",
     "note": "Where the arm departs from the plan, and by how much",
 }
-COLUMN_TYPES = {"unique_documents": "int", "unique_tokens": "int", "passes": "float", "tokens_read": "int", "steps": "int",
-                "flops": "float", "most_reads": "int"}
+COLUMN_TYPES = {"passes": "float", "flops": "float"} | dict.fromkeys(
+    ("unique_documents", "unique_tokens", "tokens_read", "steps", "most_reads"), "int"
+)
 
 
 @dg.asset(
@@ -225,7 +244,7 @@ def token_budget(
             "dagster/row_count": len(table),
             "tokens_per_arm": budget,
             "steps_per_arm": plan.steps,
-            "synthetic_share": table.filter(pl.col("source") == "synthetic")["tokens_read"].sum() / budget,
+            "synthetic_share": float(table.filter(pl.col("source") == SYNTHETIC)["tokens_read"].sum() / budget),
             **progress.metadata(),
             "preview": dg.MetadataValue.md(table_preview(table)),
         },

@@ -82,9 +82,9 @@ def budget_steps(unique_tokens: int, repetitions: float, tokens_per_step: int) -
     if steps < 1:
         needed = math.ceil(tokens_per_step / repetitions)
         raise BudgetError(
-            f"D has {unique_tokens:,} tokens: {repetitions:g} repetitions are less than one step of {tokens_per_step:,} "
-            f"tokens. At least {needed:,} tokens are needed: add documents, raise corpus.split.unique or "
-            "pretraining.repetitions, or lower pretraining.tokens_per_step"
+            f"D has {unique_tokens:,} tokens: {repetitions:g} repetitions are less than one step of "
+            f"{tokens_per_step:,} tokens. At least {needed:,} tokens are needed: add documents, raise "
+            "corpus.split.unique or pretraining.repetitions, or lower pretraining.tokens_per_step"
         )
     return steps
 
@@ -133,9 +133,8 @@ def plan_arm(
     if passes < 1:
         note += "; the budget ends within the first pass: some documents are never read"
         passes = 1
-    data = StreamData(
-        repeated=d_sources, once=[Source(directory=synthetic[shard]) for shard in sorted(synthetic)], passes=passes
-    )
+    once = [Source(directory=synthetic[shard], split=None) for shard in sorted(synthetic)]
+    data = StreamData(repeated=d_sources, once=once, passes=passes)
     return ArmPlan(arm, data, steps, budget, {UNIQUE: unique[UNIQUE], SYNTHETIC: synthetic_total}, note)
 
 
@@ -184,7 +183,9 @@ def plan_mismatch(table: pl.DataFrame, plan: ArmPlan) -> str | None:
         "source", "unique_documents", "unique_tokens"
     ).iter_rows()}
     if listed != plan.unique:
-        return f"pretraining/token_budget lists {listed} (documents, tokens) for {plan.arm}, its inputs hold {plan.unique}"
+        return (
+            f"pretraining/token_budget lists {listed} (documents, tokens) for {plan.arm}, its inputs hold {plan.unique}"
+        )
     if rows["steps"].unique().to_list() != [plan.steps] or rows["tokens_read"].sum() != plan.tokens:
         return (
             f"pretraining/token_budget gives {plan.arm} {rows['tokens_read'].sum():,} tokens, the settings and inputs "
@@ -200,7 +201,8 @@ def budget_problems(table: pl.DataFrame) -> list[str]:
     problems = [f"the {arm} arm is missing" for arm in ARMS if arm not in arms["arm"]]
     for column in ("tokens_read", "steps"):
         if arms[column].n_unique() > 1:
-            problems.append(f"{column} differ: " + ", ".join(f"{r['arm']} {r[column]:,}" for r in arms.iter_rows(named=True)))
+            values = ", ".join(f"{arm} {value:,}" for arm, value in arms.select("arm", column).sort("arm").iter_rows())
+            problems.append(f"{column} differ: {values}")
     if (arms["steps"] != arms["last"]).any():
         problems.append("steps differ within an arm")
     return problems
@@ -216,14 +218,14 @@ def leaked_documents(data: StreamData, heldout: list[Source]) -> list[str]:
 
 def foreign_seeds(synthetic: Mapping[str, Path], tokens: Mapping[str, Path]) -> list[str]:
     """Seed ids of synthetic documents that are not documents of D (sorted)."""
-    seeds = pl.concat([_ids(Source(directory=path), "seed_id") for _, path in sorted(synthetic.items())])
+    seeds = pl.concat([_ids(Source(directory=path, split=None), "seed_id") for _, path in sorted(synthetic.items())])
     unique = pl.concat([_ids(Source(directory=path, split=UNIQUE), "id") for _, path in sorted(tokens.items())])
     return seeds.join(unique, on="id", how="anti").unique().sort("id").collect(engine="streaming")["id"].to_list()
 
 
 def repeated_ids(synthetic: Mapping[str, Path]) -> list[str]:
     """Ids that more than one synthetic document has (sorted)."""
-    ids = pl.concat([_ids(Source(directory=path), "id") for _, path in sorted(synthetic.items())])
+    ids = pl.concat([_ids(Source(directory=path, split=None), "id") for _, path in sorted(synthetic.items())])
     counts = ids.group_by("id").len().filter(pl.col("len") > 1).sort("id")
     return counts.collect(engine="streaming")["id"].to_list()
 
@@ -237,8 +239,8 @@ def generation_cost(
 ) -> pl.DataFrame:
     """Ledger row of generation: prompts read and tokens sampled for every synthetic document.
 
-    A forward pass takes a third of a training step's FLOPs per token. Prompts are counted for each rollout: an engine that
-    caches shared prefixes does less.
+    A forward pass takes a third of a training step's FLOPs per token. Prompts are counted for each rollout: an engine
+    that caches shared prefixes does less.
     """
     lengths = pl.concat([_d_lengths(tokens[shard]) for shard in sorted(tokens)])
     prompts = generated = documents = 0

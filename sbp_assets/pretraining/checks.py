@@ -1,4 +1,4 @@
-"""Checks of the token budget and of the three arms' models."""
+"""Checks of the token budget and of the three arms' models (whose budget_is_met is made by the asset itself)."""
 
 from pathlib import Path
 
@@ -93,29 +93,6 @@ def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
         return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
 
     @dg.asset_check(
-        name="budget_is_met",
-        asset=asset,
-        partitions_def=SEEDS,
-        blocking=True,
-        additional_ins={"tokens": TOKENS},
-        description="The model was trained on exactly the budget that the corpus gives.",
-    )
-    def baseline_budget_is_met(model: Path, tokens: dict[str, Path]) -> dg.AssetCheckResult:
-        # The baseline comes before the budget table.
-        return _budget_is_met(model, plan_arm("baseline", EXPERIMENT.pretraining, tokens).tokens)
-
-    @dg.asset_check(
-        name="budget_is_met",
-        asset=asset,
-        partitions_def=SEEDS,
-        blocking=True,
-        additional_ins={"token_budget": dg.AssetIn(["pretraining", "token_budget"])},
-        description="The model was trained on exactly the tokens of the budget table.",
-    )
-    def arm_budget_is_met(model: Path, token_budget: pl.LazyFrame) -> dg.AssetCheckResult:
-        return _budget_is_met(model, int(token_budget.filter(pl.col("arm") == arm).collect()["tokens_read"].sum()))
-
-    @dg.asset_check(
         asset=asset,
         partitions_def=SEEDS,
         blocking=True,
@@ -126,12 +103,7 @@ def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
         problems = model_problems(model, tokenizer)
         return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
 
-    return [loss_falls, baseline_budget_is_met if arm == "baseline" else arm_budget_is_met, model_loads]
-
-
-def _budget_is_met(model: Path, budget: int) -> dg.AssetCheckResult:
-    trained = loss_summary(pl.read_parquet(model / "metrics.parquet"))["tokens"]
-    return dg.AssetCheckResult(passed=trained == budget, metadata={"trained": trained, "budget": budget})
+    return [loss_falls, model_loads]
 
 
 baseline_checks = _model_checks("baseline")

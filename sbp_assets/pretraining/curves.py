@@ -44,7 +44,8 @@ def loss_problems(metrics: pl.DataFrame) -> list[str]:
     for column in ("train_loss", "heldout_loss"):
         bad = metrics.filter(pl.col(column).is_not_null() & ~pl.col(column).is_finite())
         if len(bad):
-            problems.append(f"{column} is {bad[column][0]} at step {bad['step'][0]}, and not finite at {len(bad)} steps")
+            step, value = bad.select("step", column).row(0)
+            problems.append(f"{column} is {value} at step {step}, and not finite at {len(bad)} steps")
     first = trained["train_loss"][0]
     last = trained["train_loss"].tail(max(1, len(trained) // 10)).mean()
     if isinstance(last, float) and math.isfinite(first) and not last < first:
@@ -56,7 +57,7 @@ def heldout_problems(metrics: pl.DataFrame) -> list[str]:
     """Why the held-out loss at the end is not below that at the start; empty where it is."""
     measured = metrics.drop_nulls("heldout_loss")
     if len(measured) < 2:
-        return [f"held-out loss was measured {len(measured)} times: too few held-out documents to compare start and end"]
+        return [f"held-out loss was measured {len(measured)} times: start and end cannot be compared"]
     first, last = measured["heldout_loss"][0], measured["heldout_loss"][-1]
     return [] if last < first else [f"held-out loss did not fall: {first:.4f} at the start, {last:.4f} at the end"]
 

@@ -45,13 +45,14 @@ def examples_are_well_formed(
         related_id(loaded),
         loaded.eos_token_id,
     )
-    return dg.AssetCheckResult(passed=not broken, metadata={"examples": len(arrays.documents), "pairs": pairs, **broken})
+    counts = {"examples": len(arrays.documents), "pairs": pairs}
+    return dg.AssetCheckResult(passed=not broken, metadata={**counts, **broken})
 
 
 @dg.asset_check(
     asset=CHECKPOINT,
     blocking=True,
-    description="The tuning loss is finite and falls, and d2 given d1 is more likely on held-out examples than at the start.",
+    description="The tuning loss is finite and falls; on held-out examples d2 given d1 is likelier than at the start.",
 )
 def conditional_loss_falls(checkpoint: Path) -> dg.AssetCheckResult:
     metrics = pl.read_parquet(checkpoint / "metrics.parquet")

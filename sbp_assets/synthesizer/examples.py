@@ -57,8 +57,8 @@ def write_examples(
     """Write every pair as an example, in token-array format, and return the rows of documents.parquet.
 
     `pairs` (d1, d2, d2_shard) and `tokens` are keyed by shard; a pair lies in the shard of its d1. Rows: id
-    ("d1->d2"), d1, d2, prompt_tokens, cut (d2 was cut), split ("train" | "heldout"); in order of shard, d1, d2. The index of
-    documents and pairs is held in memory, the tokens are not.
+    ("d1->d2"), d1, d2, prompt_tokens, cut (d2 was cut), split ("train" | "heldout"); in order of shard, d1, d2. The
+    index of documents and pairs is held in memory, the tokens are not.
 
     Raises ExamplesError where there are no pairs or a pair names a document outside D.
     """
@@ -79,8 +79,8 @@ def write_examples(
         prompt_tokens=held("d1") + 2,
         cut=pl.col("d2_stop") - pl.col("d2_start") - 2 > max_document_tokens,
     ).with_columns(tokens=pl.col("prompt_tokens") + held("d2") + (~pl.col("cut")).cast(pl.Int64))
-    heldout = heldout_seeds(rows["d1"].unique().sort().to_list())
-    rows = rows.with_columns(split=pl.when(pl.col("d1").is_in(pl.Series(heldout, dtype=pl.String).implode())).then(pl.lit(HELDOUT)).otherwise(pl.lit(TRAIN)))
+    heldout = pl.Series(heldout_seeds(rows["d1"].unique().to_list()), dtype=pl.String).implode()
+    rows = rows.with_columns(split=pl.when(pl.col("d1").is_in(heldout)).then(pl.lit(HELDOUT)).otherwise(pl.lit(TRAIN)))
 
     directory.mkdir(parents=True, exist_ok=True)
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
@@ -134,7 +134,8 @@ def check_examples(
     starts = arrays.offsets[:-1]
     last_of_prompt = arrays.tokens[np.where(inside, starts + prompt - 1, starts)]
     ends = np.asarray(arrays.tokens[arrays.offsets[1:] - 1]) == eos_id
-    in_corpus = documents.select(pl.col("d1").is_in(unique_ids.implode()) & pl.col("d2").is_in(unique_ids.implode())).to_series()
+    known = unique_ids.implode()
+    in_corpus = documents.select(pl.col("d1").is_in(known) & pl.col("d2").is_in(known)).to_series()
     broken = {
         "prompt_tokens": ~inside | (last_of_prompt != related_id),
         "longer than the context": lengths > context_length,
@@ -166,7 +167,7 @@ def _located(shard: str, pairs: pl.DataFrame, index: pl.DataFrame) -> pl.DataFra
         rows = rows.join(named, on=column, how="left", maintain_order="left")
         if len(unknown := rows.filter(pl.col(f"{column}_start").is_null())):
             raise ExamplesError(
-                f"pairing/neighbor_pairs, shard {shard}: {column} {unknown[column][0]!r} and {len(unknown) - 1} more are "
-                "not documents of D in corpus/tokens; materialise pairing and corpus/tokens from the same corpus"
+                f"pairing/neighbor_pairs, shard {shard}: {column} {unknown[column][0]!r} and {len(unknown) - 1} more "
+                "are not documents of D in corpus/tokens; materialise pairing and corpus/tokens from the same corpus"
             )
     return rows

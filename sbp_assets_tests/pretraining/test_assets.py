@@ -15,7 +15,7 @@ from sbp_assets.partitions import EXPERIMENT
 from sbp_assets.pretraining.model_files import model_problems
 from sbp_assets_tests.pretraining.conftest import World
 
-MODELS = ("baseline", "sbp", "oracle", "checkpoint")
+MODELS = ("baseline", "sbp", "checkpoint")
 
 
 def metadata(result: dg.ExecuteInProcessResult) -> dict[str, object]:
@@ -34,7 +34,7 @@ def test_step_succeeds_with_all_its_checks(world: World, step: str) -> None:
 
 def test_every_arm_trained_on_the_same_tokens(world: World) -> None:
     table = pl.read_parquet(world.root / "data/pretraining/token_budget.parquet")
-    trained = {metadata(world.results[arm])["tokens"] for arm in ("baseline", "sbp", "oracle")}
+    trained = {metadata(world.results[arm])["tokens"] for arm in ("baseline", "sbp")}
     assert trained == {metadata(world.results["budget"])["tokens_per_arm"]}
     assert table["arm"].to_list() == ["baseline", "sbp", "sbp", "oracle", "oracle", "synthesizer", "synthesizer"]
 
