@@ -54,6 +54,7 @@ def run(
     """Materialise every missing or stale asset, then print the comparison and the report's path."""
     settings = _activate(profile)
     started = time.monotonic()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars would tear the display
     import dagster as dg
 
     from sbp_assets.automation import PIPELINE
