@@ -291,25 +291,40 @@ class ExamplesOrder:
 
 
 def heldout_rows(sources: list[Source], context: int, max_tokens: int) -> Rows:
-    """The first documents of `sources` as rows, at most `max_tokens` tokens and at least one row."""
+    """The first documents of `sources` as rows, at most `max_tokens` tokens and at least one row.
+
+    Documents follow one another across rows, as in pretraining. Examples (documents with `prompt_tokens`) stay whole in
+    a row where they fit, and only what follows the prompt is a label: the loss is that of d2 given d1.
+    """
     documents = Documents(sources)
-    ids, begins, total = [], [], 0
+    prompts = documents.prompt_tokens
+    ids: list[np.ndarray] = []
+    targets: list[np.ndarray] = []  # whether a token is a label for the one before it
+    total = 0
     for document in range(len(documents)):
-        tokens = documents.read(document, 0, int(documents.lengths[document])).astype(np.int64)
-        if len(tokens):
-            ids.append(tokens)
-            begins.append(np.arange(len(tokens)) == 0)
-            total += len(tokens)
+        length = int(documents.lengths[document])
+        if not length:
+            continue
+        used = total % context
+        # A row of n tokens gives n - 1 labels; the last token of a row is the first label of the next.
+        if prompts is not None and used and used + length > context and length <= context:
+            ids.append(np.full(context - used, -1, np.int64))
+            targets.append(np.zeros(context - used, bool))
+            total += context - used
+        ids.append(documents.read(document, 0, length).astype(np.int64))
+        targets.append(np.arange(length) >= (1 if prompts is None else max(1, int(prompts[document]))))
+        total += length
         if total > max_tokens:
             break
     if not ids:
         raise ValueError(f"no held-out tokens in {[str(source.directory) for source in sources]}")
-    flat, first = np.concatenate(ids)[: max_tokens + 1], np.concatenate(begins)[: max_tokens + 1]
+    begins = np.concatenate([np.arange(len(part)) == 0 for part in ids])[: max_tokens + 1]
+    flat, target = np.concatenate(ids)[: max_tokens + 1], np.concatenate(targets)[: max_tokens + 1]
     count = -(-(len(flat) - 1) // context)
     labels = np.full(count * context, IGNORED, np.int64)
-    labels[: len(flat) - 1] = np.where(first[1:], IGNORED, flat[1:])
+    labels[: len(flat) - 1] = np.where(target[1:], flat[1:], IGNORED)
     inputs, starts = np.zeros(count * context, np.int64), np.ones(count * context, bool)
-    inputs[: len(flat) - 1], starts[: len(flat) - 1] = flat[:-1], first[:-1]
+    inputs[: len(flat) - 1], starts[: len(flat) - 1] = np.maximum(flat[:-1], 0), begins[:-1]
     shape = (count, context)
     return Rows(inputs.reshape(shape), _positions(starts.reshape(shape)), labels.reshape(shape))
 
