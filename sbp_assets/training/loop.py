@@ -390,6 +390,7 @@ def _make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW
         ],
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
+        # 0.7M parameters on one core, whole step: fused 117 ms, foreach 122 ms, neither 139 ms (busy machine).
         fused=True,
     )
 

@@ -63,7 +63,7 @@ def test_vllm_log_probabilities_agree_with_transformers(saved: Path, tokenizer_d
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", VLLM, str(saved), json.dumps(encoded)],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(done.stdout.split("RESULT")[1].splitlines()[0])

@@ -6,13 +6,12 @@ import polars as pl
 
 from sbp_assets.training.launch import training_command, training_environment
 from sbp_assets.training.spec import TrainingSpec
+from sbp_assets.training.worker import run
 from sbp_assets_tests.training.conftest import Launch
 
 
-def test_output_is_a_model_directory_with_its_record(spec: TrainingSpec, launch: Launch):
-    process = launch(spec)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+def test_output_is_a_model_directory_with_its_record(spec: TrainingSpec):
+    run(spec)
     names = {path.name for path in spec.output_dir.iterdir()}
     assert names >= {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "metrics.parquet", "run.json",
@@ -25,9 +24,9 @@ def test_output_is_a_model_directory_with_its_record(spec: TrainingSpec, launch:
 
 
 def test_failure_is_one_readable_message_and_a_status(spec: TrainingSpec, launch: Launch, tmp_path: Path):
-    process = launch(spec.model_copy(update={"initial_model": tmp_path / "absent"}), 2)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and "absent" in output
+    process = launch(spec.model_copy(update={"initial_model": tmp_path / "absent"}))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1 and "absent" in output and "Traceback" not in output
 
 
 def test_progress_reaches_dagster_through_pipes(spec: TrainingSpec, tmp_path: Path):
@@ -35,8 +34,8 @@ def test_progress_reaches_dagster_through_pipes(spec: TrainingSpec, tmp_path: Pa
 
     @dg.asset
     def model(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient):
-        run = pipes.run(context=context, command=training_command(path), env=training_environment())
-        return run.get_materialize_result()
+        invocation = pipes.run(context=context, command=training_command(path), env=training_environment())
+        return invocation.get_materialize_result()
 
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize([model], instance=instance, resources={"pipes": dg.PipesSubprocessClient()})
