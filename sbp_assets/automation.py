@@ -15,7 +15,7 @@ import dagster as dg
 DISPLAY_LOGGER = "sbp_display"
 
 
-@dg.logger(description="Feeds the progress display of `sbp run`.")
+@dg.logger(None, description="Feeds the progress display of `sbp run`.")
 def display_logger(_: dg.InitLoggerContext) -> logging.Logger:
     return logging.getLogger(DISPLAY_LOGGER)
 

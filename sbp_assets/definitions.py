@@ -33,13 +33,19 @@ RESOURCES = {
     "pipes": dg.PipesSubprocessClient(),
 }
 
+ASSETS = [
+    asset
+    for asset in dg.load_assets_from_modules([stage.assets for stage in STAGES])
+    if isinstance(asset, dg.AssetsDefinition)
+]
+
 
 def _owned(spec: dg.AssetSpec) -> dg.AssetSpec:
     return spec.replace_attributes(owners=list(DEPLOYMENT.owners))
 
 
 defs = dg.Definitions(
-    assets=dg.map_asset_specs(_owned, dg.load_assets_from_modules([stage.assets for stage in STAGES])),
+    assets=[asset.map_asset_specs(_owned) for asset in ASSETS],
     asset_checks=dg.load_asset_checks_from_modules([stage.checks for stage in STAGES]),
     jobs=JOBS,
     loggers={"console": dg.colored_console_logger, "display": display_logger},

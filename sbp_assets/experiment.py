@@ -95,7 +95,9 @@ class Dedup(Section):
 class Split(Section):
     """Shares of the de-duplicated documents, by salted hash of the id; what is left over is not used."""
 
-    unique: Fraction = Field(description="D: the fixed corpus that the baseline repeats and the synthesizer learns from.")
+    unique: Fraction = Field(
+        description="D: the fixed corpus that the baseline repeats and the synthesizer learns from."
+    )
     oracle: Fraction = Field(description="Further real documents that only the oracle arm reads.")
     heldout: Fraction = Field(description="Documents no arm trains on.")
     salt: str = "sbp"
@@ -145,14 +147,18 @@ class Pairing(Section):
     min_similarity: Fraction = Field(0.7, description="Cosine at or above which documents count as related.")
     max_similarity: Fraction = Field(1.0, description="Cosine above which a pair is dropped as a near-duplicate.")
     shingle_tokens: PositiveInt = Field(13, description="Words per shingle of the near-duplicate filter.")
-    max_shared_shingles: Fraction = Field(0.1, description="Share of d2's shingles found in d1 above which a pair goes.")
+    max_shared_shingles: Fraction = Field(
+        0.1, description="Share of d2's shingles found in d1 above which a pair goes."
+    )
     max_pairs_per_document: PositiveInt = Field(8, description="Pairs in which one document may be d1; and, apart, d2.")
     both_directions: bool = Field(True, description="(a, b) also gives (b, a).")
 
     @model_validator(mode="after")
     def _bounds(self) -> Pairing:
         if self.min_similarity >= self.max_similarity:
-            raise ValueError(f"min_similarity ({self.min_similarity}) must be below max_similarity ({self.max_similarity})")
+            raise ValueError(
+                f"min_similarity ({self.min_similarity}) must be below max_similarity ({self.max_similarity})"
+            )
         return self
 
 
@@ -277,7 +283,9 @@ class Experiment(Section):
             )
         for key in ("pretraining", "synthesizer"):
             if (step := getattr(self, key).tokens_per_step) % context:
-                raise ValueError(f"{key}.tokens_per_step ({step}) must be a multiple of model.context_length ({context})")
+                raise ValueError(
+                    f"{key}.tokens_per_step ({step}) must be a multiple of model.context_length ({context})"
+                )
         if self.evaluation.concept_questions and self.corpus.source.kind != "concepts":
             # Questions exist only where the truth is known.
             object.__setattr__(self, "evaluation", self.evaluation.model_copy(update={"concept_questions": 0}))
@@ -352,7 +360,9 @@ def profile_path(profile: str) -> Path:
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES_DIR / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES_DIR.glob("*.yaml")))
-        raise SettingsError(f"profile {profile!r}: no file {path}. Known profiles: {known}; or give a path ending in .yaml")
+        raise SettingsError(
+            f"profile {profile!r}: no file {path}. Known profiles: {known}; or give a path ending in .yaml"
+        )
     return path
 
 
@@ -370,7 +380,9 @@ def load_settings(profile: str | None = None, environ: dict[str, str] | None = N
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise SettingsError(f"{path}: expected a mapping with `experiment` and `deployment`, got {type(values).__name__}")
+        raise SettingsError(
+            f"{path}: expected a mapping with `experiment` and `deployment`, got {type(values).__name__}"
+        )
     for name, value in environ.items():
         if not name.startswith(ENV_PREFIX) or ENV_SEPARATOR not in name:
             continue

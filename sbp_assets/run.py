@@ -63,11 +63,7 @@ def pending_partitions(defs: dg.Definitions, instance: dg.DagsterInstance, step:
     """Partitions of `step` (None: unpartitioned) with an asset missing or stale, or a blocking check not passed."""
     graph = defs.resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, _Loading(instance))
-    blocking = [
-        key
-        for key in graph.asset_check_keys
-        if key.asset_key in step.keys and graph.get(key).blocking
-    ]
+    blocking = [key for key in graph.asset_check_keys if key.asset_key in step.keys and graph.get(key).blocking]
     pending: list[str | None] = []
     for partition in step_partitions(defs, step):
         if any(resolver.get_status(key, partition) != StaleStatus.FRESH for key in step.keys):

@@ -6,8 +6,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from sbp_assets.automation import Step
-from sbp_assets.automation import display_logger
+from sbp_assets.automation import Step, display_logger
 from sbp_assets.run import PipelineError, pending_partitions, run_pipeline
 from sbp_assets.storage.io_managers import ParquetIOManager
 

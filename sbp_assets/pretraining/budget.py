@@ -110,9 +110,13 @@ def plan_arm(
 
     if arm == "oracle":
         real_tokens = d_tokens + unique[ORACLE][1]
-        note = "" if real_tokens >= budget else (
-            f"D and the oracle split hold {real_tokens:,} tokens, less than the budget: they are read "
-            f"{budget / real_tokens:.2f} times; raise corpus.split.oracle for an oracle without repetition"
+        note = (
+            ""
+            if real_tokens >= budget
+            else (
+                f"D and the oracle split hold {real_tokens:,} tokens, less than the budget: they are read "
+                f"{budget / real_tokens:.2f} times; raise corpus.split.oracle for an oracle without repetition"
+            )
         )
         sources = d_sources + [Source(directory=tokens[shard], split=ORACLE) for shard in shards]
         return ArmPlan(arm, StreamData(repeated=sources), steps, budget, unique, note)
@@ -179,9 +183,10 @@ def arm_rows(plan: ArmPlan, context_length: int, seed: int, flops_per_token: flo
 def plan_mismatch(table: pl.DataFrame, plan: ArmPlan) -> str | None:
     """How `plan` differs from its rows in the token_budget `table`: a sentence, or None where they agree."""
     rows = table.filter(pl.col("arm") == plan.arm)
-    listed = {source: (documents, tokens) for source, documents, tokens in rows.select(
-        "source", "unique_documents", "unique_tokens"
-    ).iter_rows()}
+    listed = {
+        source: (documents, tokens)
+        for source, documents, tokens in rows.select("source", "unique_documents", "unique_tokens").iter_rows()
+    }
     if listed != plan.unique:
         return (
             f"pretraining/token_budget lists {listed} (documents, tokens) for {plan.arm}, its inputs hold {plan.unique}"
@@ -253,8 +258,16 @@ def generation_cost(
         documents += len(seeds)
         generated += int(offsets[-1]) - len(seeds)
     flops = (prompts + generated) * model.flops_per_token(vocab_size) / 3
-    return _ledger("generation", documents, generated, 1.0, prompts + generated, None, flops,
-                   f"{generated:,} tokens sampled after {prompts:,} prompt tokens")
+    return _ledger(
+        "generation",
+        documents,
+        generated,
+        1.0,
+        prompts + generated,
+        None,
+        flops,
+        f"{generated:,} tokens sampled after {prompts:,} prompt tokens",
+    )
 
 
 def tuning_cost(checkpoint: Path) -> pl.DataFrame:
@@ -262,13 +275,27 @@ def tuning_cost(checkpoint: Path) -> pl.DataFrame:
     record = json.loads((checkpoint / "run.json").read_text())
     last = pl.read_parquet(checkpoint / "metrics.parquet").row(-1, named=True)
     epochs = float(record["spec"]["data"]["epochs"])
-    return _ledger("tuning", None, None, epochs, int(last["tokens"]), int(last["step"]), float(record["flops"]),
-                   "tokens trained on, prompts and padding included")
+    return _ledger(
+        "tuning",
+        None,
+        None,
+        epochs,
+        int(last["tokens"]),
+        int(last["step"]),
+        float(record["flops"]),
+        "tokens trained on, prompts and padding included",
+    )
 
 
 def _ledger(
-    source: str, documents: int | None, unique: int | None, passes: float, read: int, steps: int | None,
-    flops: float, note: str,
+    source: str,
+    documents: int | None,
+    unique: int | None,
+    passes: float,
+    read: int,
+    steps: int | None,
+    flops: float,
+    note: str,
 ) -> pl.DataFrame:
     row = (LEDGER, source, documents, unique, passes, read, steps, flops, None, note)
     return pl.DataFrame([row], schema=COLUMNS, orient="row")

@@ -64,7 +64,9 @@ class ArtifactIOManager(UPathIOManager):
         if self.is_local:
             local = Path(path.path)
             if not local.exists():
-                raise FileNotFoundError(f"artifact {path} does not exist: materialise {context.asset_key.to_user_string()} first")
+                raise FileNotFoundError(
+                    f"artifact {path} does not exist: materialise {context.asset_key.to_user_string()} first"
+                )
             return self.read(local)
         local = self._cache / path.path.lstrip("/")
         with atomic_path(local) as temporary:

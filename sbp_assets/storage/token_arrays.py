@@ -38,9 +38,7 @@ class TokenArrays:
         return np.diff(self.offsets)
 
 
-def write_token_arrays(
-    directory: Path, documents: pl.DataFrame, encoded: Iterable[np.ndarray], vocab_size: int
-) -> int:
+def write_token_arrays(directory: Path, documents: pl.DataFrame, encoded: Iterable[np.ndarray], vocab_size: int) -> int:
     """Write arrays for `documents` (in order) from their token ids, one array each; returns the token count."""
     directory.mkdir(parents=True, exist_ok=True)
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32

@@ -91,9 +91,7 @@ def write_examples(
         dtype=np.uint16 if vocab_size <= 2**16 else np.uint32,
         shape=(int(offsets[-1]),),
     )
-    sources = {
-        shard: np.load(path / "tokens.npy", mmap_mode="r", allow_pickle=False) for shard, path in tokens.items()
-    }
+    sources = {shard: np.load(path / "tokens.npy", mmap_mode="r", allow_pickle=False) for shard, path in tokens.items()}
     columns = ("d1_shard", "d1_start", "d1_stop", "d2_shard", "d2_start", "d2_stop")
     for position, (s1, a1, b1, s2, a2, b2) in enumerate(rows.select(columns).iter_rows()):
         example, _ = format_example(sources[s1][a1:b1], sources[s2][a2:b2], related_id, max_document_tokens)

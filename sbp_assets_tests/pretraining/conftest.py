@@ -47,7 +47,11 @@ class World:
 
     def run(self, key: str, partition: str | None = None) -> dg.ExecuteInProcessResult:
         return dg.materialize(
-            self.assets, instance=self.instance, resources=self.resources, selection=[key], partition_key=partition,
+            self.assets,
+            instance=self.instance,
+            resources=self.resources,
+            selection=[key],
+            partition_key=partition,
             raise_on_error=False,
         )
 

@@ -67,7 +67,9 @@ def table(tokens: dict[str, Path], synthetic: dict[str, Path], seed: int = 0, **
 def test_counts_per_shard_and_split(tokens: dict[str, Path]) -> None:
     counts = count_tokens(tokens)
     assert counts.filter(pl.col("shard") == "00001").select("split", "documents", "tokens").rows() == [
-        ("heldout", 1, 50), ("oracle", 8, 160), ("unique", 4, 100),
+        ("heldout", 1, 50),
+        ("oracle", 8, 160),
+        ("unique", 4, 100),
     ]
 
 
@@ -91,8 +93,12 @@ def test_the_three_arms_read_equally_much_and_synthetic_documents_once(tokens: d
 def test_every_arm_reads_exactly_the_budget(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("arms")
     lengths = data.draw(st.lists(st.integers(2, 60), min_size=2, max_size=12))
-    splits = ["unique", *data.draw(st.lists(st.sampled_from(["unique", "oracle"]), min_size=len(lengths) - 1,
-                                            max_size=len(lengths) - 1))]
+    splits = [
+        "unique",
+        *data.draw(
+            st.lists(st.sampled_from(["unique", "oracle"]), min_size=len(lengths) - 1, max_size=len(lengths) - 1)
+        ),
+    ]
     ids = [str(n) for n in range(len(lengths))]
     tokens = {"00000": write(root / "tokens", pl.DataFrame({"id": ids, "split": splits}), lengths)}
     d_tokens = sum(length for length, split in zip(lengths, splits, strict=True) if split == "unique")

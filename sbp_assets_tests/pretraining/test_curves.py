@@ -20,8 +20,12 @@ GOOD = metrics([None, 5.0, 4.0, 3.0], [5.1, None, 4.2, 4.5])
 
 def test_summary_finds_the_best_held_out_loss_and_when_it_was() -> None:
     assert loss_summary(GOOD) == {
-        "steps": 3, "tokens": 192, "train_loss": 3.0,
-        "heldout_loss": 4.5, "best_heldout_loss": 4.2, "best_heldout_tokens": 128,
+        "steps": 3,
+        "tokens": 192,
+        "train_loss": 3.0,
+        "heldout_loss": 4.5,
+        "best_heldout_loss": 4.2,
+        "best_heldout_tokens": 128,
     }
     assert "heldout_loss" not in loss_summary(metrics([5.0, 4.0], [None, None]))
 

@@ -15,7 +15,12 @@ def pipeline(shards: int, tmp_path: Path, base: str | None = None):
     def table(context: dg.AssetExecutionContext):
         return dg.MaterializeResult(value=pl.DataFrame({"x": [int(context.partition_key)]}))
 
-    @dg.asset(key=["s", "folder"], partitions_def=partitions, io_manager_key="directory", ins={"table": dg.AssetIn(["s", "table"])})
+    @dg.asset(
+        key=["s", "folder"],
+        partitions_def=partitions,
+        io_manager_key="directory",
+        ins={"table": dg.AssetIn(["s", "table"])},
+    )
     def folder(context: dg.AssetExecutionContext, table: pl.LazyFrame):
         made = tmp_path / "staging" / context.partition_key
         made.mkdir(parents=True)
@@ -31,7 +36,9 @@ def pipeline(shards: int, tmp_path: Path, base: str | None = None):
         },
     )
     def total(tables: dict[str, pl.LazyFrame], folders: dict[str, Path]):
-        rows = [(key, frame.collect()["x"][0], int((folders[key] / "sum.txt").read_text())) for key, frame in tables.items()]
+        rows = [
+            (key, frame.collect()["x"][0], int((folders[key] / "sum.txt").read_text())) for key, frame in tables.items()
+        ]
         return dg.MaterializeResult(value=pl.LazyFrame(rows, schema=["shard", "x", "sum"], orient="row"))
 
     base = base or str(tmp_path / "store")
@@ -42,7 +49,9 @@ def pipeline(shards: int, tmp_path: Path, base: str | None = None):
     instance = dg.DagsterInstance.ephemeral()
     assets = [table, folder, total]
     for key in partitions.get_partition_keys():
-        assert dg.materialize(assets, selection=[table, folder], partition_key=key, resources=resources, instance=instance).success
+        assert dg.materialize(
+            assets, selection=[table, folder], partition_key=key, resources=resources, instance=instance
+        ).success
     result = dg.materialize(assets, selection=[total], resources=resources, instance=instance)
     assert result.success
     return instance, Path(base)
