@@ -88,7 +88,7 @@ class ArtifactIOManager(UPathIOManager):
 
 
 class ParquetIOManager(ArtifactIOManager):
-    """Tables. Output: pl.DataFrame or pl.LazyFrame (streamed to disk). Input: pl.LazyFrame, or dict[str, pl.LazyFrame]."""
+    """Tables. Output: pl.DataFrame or pl.LazyFrame (streamed to disk). Input: pl.LazyFrame, or a dict of them."""
 
     extension = ".parquet"
 
@@ -103,7 +103,7 @@ class ParquetIOManager(ArtifactIOManager):
 
 
 class DirectoryIOManager(ArtifactIOManager):
-    """Models, indexes, token arrays, pages. Output: Path of a finished local directory. Input: Path, or dict[str, Path]."""
+    """Models, indexes, token arrays, pages. Output: Path of a finished local directory. Input: Path, or a dict."""
 
     def write(self, obj: Path, path: Path) -> None:
         shutil.copytree(obj, path)
