@@ -49,16 +49,16 @@ from sbp_assets.synthesizer.examples import format_prompt
     metadata={
         "dagster/column_schema": dg.TableSchema(
             [
-                dg.TableColumn("id", "string", description="syn-<seed_id>-<rollout>"),
+                dg.TableColumn("id", "string", description="`syn-{seed_id}-{rollout}`"),
                 dg.TableColumn("seed_id", "string", description="The document d1 of D that it was sampled from."),
                 dg.TableColumn("rollout", "int", description="0-based number of the synthesis among its seed's."),
                 dg.TableColumn("sampling_seed", "int", description="Of this request's random numbers."),
                 dg.TableColumn("text", "string"),
                 dg.TableColumn(
-                    "n_tokens", "int", description="As synthetic_tokens holds it, <bos> and <eos> included."
+                    "n_tokens", "int", description="As synthetic_tokens holds it, `<bos>` and `<eos>` included."
                 ),
                 dg.TableColumn(
-                    "finish_reason", "string", description="stop (<eos>), or length (the context was full)."
+                    "finish_reason", "string", description="stop (`<eos>`), or length (the context was full)."
                 ),
                 dg.TableColumn("synthesizer_version", "string", description="Content of the sampled checkpoint."),
             ]

@@ -103,7 +103,7 @@ def syntheses_end_by_themselves(synthetic_documents: pl.LazyFrame) -> dg.AssetCh
         "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"]),
         "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
     },
-    description="One token list per row, of its n_tokens, <bos> … <eos>, that decodes to its text.",
+    description="One token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
 )
 def tokens_reconcile(synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     arrays, rows, loaded = TokenArrays.load(synthetic_tokens), synthetic_documents.collect(), load_tokenizer(tokenizer)

@@ -26,7 +26,7 @@ TOKENIZER = dg.AssetIn(["corpus", "tokenizer"])
         "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
         "tokenizer": TOKENIZER,
     },
-    description="One example per pair, inside the context, the prompt ending at <related>, <eos> at the end unless d2 "
+    description="One example per pair, inside the context, the prompt ending at `<related>`, `<eos>` at the end unless d2 "
     "was cut, both documents in D.",
 )
 def examples_are_well_formed(
