@@ -50,6 +50,7 @@ def dagster_environment(settings: Settings) -> dict[str, str]:
 def run(
     profile: Profile = None,
     until: Annotated[str | None, typer.Option(help="Stop after this step (a job's name).")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Look for new and changed source files first.")] = False,
 ) -> None:
     """Materialise every missing or stale asset, then print the comparison and the report's path."""
     settings = _activate(profile)
@@ -68,7 +69,7 @@ def run(
         raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
     with dg.DagsterInstance.get() as instance:
         try:
-            states = run_pipeline(defs, instance, {"embed": release, "synthesise": shutdown}, until)
+            states = run_pipeline(defs, instance, {"embed": release, "synthesise": shutdown}, until, refresh)
         except PipelineError as error:
             typer.secho(str(error), fg="red", err=True)
             raise typer.Exit(1) from None

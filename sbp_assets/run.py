@@ -90,17 +90,19 @@ def run_pipeline(
     instance: dg.DagsterInstance,
     after_step: dict[str, Callable[[], None]],
     until: str | None = None,
+    refresh: bool = False,
     pipeline: Sequence[Step] = PIPELINE,
 ) -> list[StepState]:
     """Run every step in order for its pending partitions; returns what each took.
 
     A failing partition does not stop the others of its step; it does stop the steps after it with a PipelineError.
-    `after_step` maps step names to functions called when a step ends, to release its engine.
+    `after_step` maps step names to functions called when a step ends, to release its engine. `refresh` runs the first
+    step even if it is fresh: nothing Dagster knows tells that files at the source have changed.
     """
     states = [StepState(step, step_partitions(defs, step)) for step in pipeline]
     with _display(states) as listen:
         for state in states:
-            _run_step(defs, instance, state, listen)
+            _run_step(defs, instance, state, listen, force=refresh and state is states[0])
             if release := after_step.get(state.step.name):
                 release()
             if state.failures or until == state.step.name:
@@ -116,10 +118,14 @@ def run_pipeline(
 
 
 def _run_step(
-    defs: dg.Definitions, instance: dg.DagsterInstance, state: StepState, listen: Callable[[StepState], None]
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    state: StepState,
+    listen: Callable[[StepState], None],
+    force: bool,
 ) -> None:
     listen(state)
-    pending = pending_partitions(defs, instance, state.step)
+    pending = state.partitions if force else pending_partitions(defs, instance, state.step)
     state.finished = len(state.partitions) - len(pending)
     if not pending:
         state.status = "fresh"
@@ -158,7 +164,8 @@ def _failure(result: dg.ExecuteInProcessResult) -> str:
     for event in result.all_events:
         if event.is_step_failure and (error := event.step_failure_data.error):
             cause = error
-            while cause.cause is not None:
+            # Dagster wraps what the asset raised; what that was raised from is a library's word, not ours.
+            while cause.cause is not None and (cause.cls_name or "").startswith("Dagster"):
                 cause = cause.cause
             return f"{event.step_key}: {cause.message.strip()}"
     checks = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]

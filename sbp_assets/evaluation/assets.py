@@ -44,7 +44,8 @@ def _scores(arm: Arm) -> dg.AssetsDefinition:
         key=["evaluation", f"{arm}_scores"],
         description=f"One row per task and metric: what the {arm} model of this seed scores in lm-eval.\n\n"
         "All arms answer the same held-out documents, questions and few-shot prompts on the same backend. Each text "
-        "starts with `<bos>`, as in training. A document's perplexity counts its own tokens, without `<bos>` and `<eos>`. "
+        "starts with `<bos>`, as in training. A document's perplexity counts its own tokens, without `<bos>` and "
+        "`<eos>`. "
         "Five-shot MMLU perplexity is exp of the mean negative log-likelihood per token of the right answer's letter.",
         ins={
             "model": dg.AssetIn(["pretraining", f"{arm}_model"]),

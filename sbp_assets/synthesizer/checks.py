@@ -26,8 +26,8 @@ TOKENIZER = dg.AssetIn(["corpus", "tokenizer"])
         "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
         "tokenizer": TOKENIZER,
     },
-    description="One example per pair, inside the context, the prompt ending at `<related>`, `<eos>` at the end unless d2 "
-    "was cut, both documents in D.",
+    description="One example per pair, inside the context, the prompt ending at `<related>`, `<eos>` at the end "
+    "unless d2 was cut, both documents in D.",
 )
 def examples_are_well_formed(
     tuning_examples: Path, neighbor_pairs: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
