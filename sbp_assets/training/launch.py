@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 WORKER = "sbp_assets.training.worker"
+LAUNCHER_PID = "SBP_LAUNCHER_PID"
 
 
 def training_command(spec_path: Path, processes: int = 1) -> list[str]:
@@ -24,6 +26,8 @@ def training_environment(threads: int = 1) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
+        # A launcher that is killed cannot stop its workers; they leave when it is gone.
+        LAUNCHER_PID: str(os.getpid()),
         # The run reads local directories only.
         "HF_HUB_OFFLINE": "1",
     }

@@ -5,17 +5,21 @@ The leading process reports progress to Dagster where Dagster Pipes launched it,
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import platform
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 import transformers
@@ -24,6 +28,7 @@ from pydantic import ValidationError
 
 from sbp_assets.storage.artifacts import atomic_path
 from sbp_assets.training.checkpoint import RUN_RECORD
+from sbp_assets.training.launch import LAUNCHER_PID
 from sbp_assets.training.loop import Trained, World, finish, train
 from sbp_assets.training.model import load_training_tokenizer, model_config, save_model
 from sbp_assets.training.spec import TrainingSpec
@@ -124,6 +129,40 @@ def run(spec: TrainingSpec) -> None:
         world.barrier()
 
 
+def leave_with_launcher(seconds: float = 1.0) -> None:
+    """Watch the launching process, where one is named, and end this one when it is gone (checkpoints stay)."""
+    if LAUNCHER_PID not in os.environ:
+        return
+    launcher = int(os.environ[LAUNCHER_PID])
+
+    def watch() -> None:
+        while psutil.pid_exists(launcher):
+            time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def sole_trainer(work_dir: Path, seconds: float = 15.0) -> Iterator[None]:
+    """Hold the lock of `work_dir`; RuntimeError if another run still holds it after `seconds`.
+
+    Two runs of one model would write each other's checkpoints. The wait lets the workers of a killed run leave.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with (work_dir / "lock").open("w") as lock:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"another run is training in {work_dir}; wait for it or stop it") from None
+                time.sleep(0.2)
+        yield
+
+
 def main(arguments: list[str]) -> int:
     """Exit status 0 after success; 1 with one readable message for a run that cannot go on."""
     if len(arguments) != 1:
@@ -138,8 +177,12 @@ def main(arguments: list[str]) -> int:
         if leads and DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ:
             handler = _PipesHandler(stack.enter_context(open_dagster_pipes()))
         root.addHandler(handler)
+        leave_with_launcher()
         try:
-            run(TrainingSpec.read(Path(arguments[0])))
+            spec = TrainingSpec.read(Path(arguments[0]))
+            if leads:
+                stack.enter_context(sole_trainer(spec.work_dir))
+            run(spec)
         except (ValueError, RuntimeError, OSError, ValidationError) as error:
             # Under Pipes the message must also reach the process's own output, which the launcher shows on failure.
             logger.error("%s: %s", type(error).__name__, error)

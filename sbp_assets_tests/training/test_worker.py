@@ -1,12 +1,18 @@
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
+import psutil
+import pytest
 
 from sbp_assets.training.launch import training_command, training_environment
 from sbp_assets.training.spec import TrainingSpec
-from sbp_assets.training.worker import run
+from sbp_assets.training.worker import run, sole_trainer
 from sbp_assets_tests.training.conftest import Launch
 
 
@@ -42,3 +48,32 @@ def test_progress_reaches_dagster_through_pipes(spec: TrainingSpec, tmp_path: Pa
         logs = [record.user_message for record in instance.all_logs(result.run_id)]
     assert any("test: step 12/12 · held-out loss" in line for line in logs)
     assert any("3,072/3,072 tokens" in line for line in logs)
+
+
+def test_two_runs_never_train_in_one_folder(tmp_path: Path):
+    with sole_trainer(tmp_path), pytest.raises(RuntimeError, match="another run is training"):
+        with sole_trainer(tmp_path, seconds=0.3):
+            pass
+    with sole_trainer(tmp_path):
+        pass
+
+
+def test_workers_leave_when_their_launcher_is_killed(spec: TrainingSpec, tmp_path: Path):
+    path = spec.model_copy(update={"steps": 100_000}).write(tmp_path / "spec.json")
+    launcher_code = (
+        "import os, subprocess, sys; from sbp_assets.training.launch import *; from pathlib import Path;"
+        f"child = subprocess.Popen(training_command(Path({str(path)!r})), env={{**os.environ, **training_environment()}});"
+        "print(child.pid, flush=True); child.wait()"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", launcher_code], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert launcher.stdout is not None
+    worker = psutil.Process(int(launcher.stdout.readline()))
+    deadline = time.monotonic() + 120
+    while not (spec.work_dir / "lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    launcher.kill()
+    launcher.wait()
+    gone, _ = psutil.wait_procs([worker], timeout=30)
+    assert gone
