@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 import time
@@ -51,9 +50,9 @@ def test_progress_reaches_dagster_through_pipes(spec: TrainingSpec, tmp_path: Pa
 
 
 def test_two_runs_never_train_in_one_folder(tmp_path: Path):
-    with sole_trainer(tmp_path), pytest.raises(RuntimeError, match="another run is training"):
-        with sole_trainer(tmp_path, seconds=0.3):
-            pass
+    refused = pytest.raises(RuntimeError, match="another run is training")
+    with sole_trainer(tmp_path), refused, sole_trainer(tmp_path, seconds=0.3):
+        pass
     with sole_trainer(tmp_path):
         pass
 
@@ -62,12 +61,11 @@ def test_workers_leave_when_their_launcher_is_killed(spec: TrainingSpec, tmp_pat
     path = spec.model_copy(update={"steps": 100_000}).write(tmp_path / "spec.json")
     launcher_code = (
         "import os, subprocess, sys; from sbp_assets.training.launch import *; from pathlib import Path;"
-        f"child = subprocess.Popen(training_command(Path({str(path)!r})), env={{**os.environ, **training_environment()}});"
+        f"command = training_command(Path({str(path)!r}));"
+        "child = subprocess.Popen(command, env={**os.environ, **training_environment()});"
         "print(child.pid, flush=True); child.wait()"
     )
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", launcher_code], stdout=subprocess.PIPE, text=True, env=os.environ
-    )
+    launcher = subprocess.Popen([sys.executable, "-c", launcher_code], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None
     worker = psutil.Process(int(launcher.stdout.readline()))
     deadline = time.monotonic() + 120
