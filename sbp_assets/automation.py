@@ -56,8 +56,9 @@ PIPELINE = (
     Step("embed", "Embed and index", ("pairing/embeddings", "pairing/ann_index")),
     Step("search", "Search neighbours", ("pairing/neighbor_candidates",)),
     Step("pair", "Filter to pairs", ("pairing/neighbor_pairs",)),
+    Step("format_examples", "Format tuning examples", ("synthesizer/tuning_examples",)),
     Step("pretrain_baseline", "Pretrain the baseline", ("pretraining/baseline_model",)),
-    Step("tune_synthesizer", "Tune the synthesizer", ("synthesizer/tuning_examples", "synthesizer/checkpoint")),
+    Step("tune_synthesizer", "Tune the synthesizer", ("synthesizer/checkpoint",)),
     Step(
         "synthesise",
         "Synthesise documents",

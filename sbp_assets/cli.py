@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -28,8 +29,8 @@ def _activate(profile: str | None) -> Settings:
     except SettingsError as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
-    for name, value in dagster_environment(settings).items():
-        os.environ.setdefault(name, value)
+    # Set, not defaulted: left over from another profile's `sbp env`, they would mix two experiments' records.
+    os.environ.update(dagster_environment(settings))
     Path(settings.deployment.instance_dir).mkdir(parents=True, exist_ok=True)
     return settings
 
@@ -61,16 +62,21 @@ def run(
     from sbp_assets.automation import PIPELINE
     from sbp_assets.definitions import defs
     from sbp_assets.pairing.embed import release
-    from sbp_assets.run import PipelineError, run_pipeline
+    from sbp_assets.run import end_killed_runs, run_pipeline
+    from sbp_assets.storage.artifacts import exclusive
     from sbp_assets.synthesis.engine import shutdown
 
     names = [step.name for step in PIPELINE]
     if until and until not in names:
         raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
-    with dg.DagsterInstance.get() as instance:
+    instance_dir = Path(settings.deployment.instance_dir)
+    with ExitStack() as stack:
         try:
+            stack.enter_context(exclusive(instance_dir, "running `sbp run`"))
+            instance = stack.enter_context(dg.DagsterInstance.get())
+            end_killed_runs(instance)
             states = run_pipeline(defs, instance, {"embed": release, "synthesise": shutdown}, until, refresh)
-        except PipelineError as error:
+        except RuntimeError as error:
             typer.secho(str(error), fg="red", err=True)
             raise typer.Exit(1) from None
         finally:

@@ -207,6 +207,7 @@ class Optimizer(Section):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     gradient_clip: PositiveFloat = 1.0
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast; weights stay float32.")
 
 
 class Pretraining(Optimizer):
@@ -306,6 +307,11 @@ class Experiment(Section):
         """Partition keys of the corpus shards: '00000', '00001', …"""
         return [f"{shard:05d}" for shard in range(self.corpus.shards)]
 
+    @property
+    def first_seed(self) -> int:
+        """The training seed whose baseline the synthesizer starts from."""
+        return self.pretraining.seeds[0]
+
     @cached_property
     def seed_keys(self) -> list[str]:
         """Partition keys of the training seeds: '0', …"""
@@ -334,7 +340,7 @@ class Deployment(Section):
     instance_dir: str = Field(".sbp/{profile}/instance", description="Dagster's own records (SQLite).")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     training_processes: PositiveInt = Field(1, description="torchrun processes: GPUs, or CPU processes.")
-    training_dtype: Literal["float32", "bfloat16"] = "float32"
+    training_sharding: Literal["none", "full"] = Field("none", description="full: FSDP2 over the processes.")
     microbatch_tokens: PositiveInt = Field(4096, description="Tokens per forward pass of one process.")
     checkpoint_minutes: PositiveFloat = 5
     engine_processes: PositiveInt = Field(1, description="vLLM engines, each a process: GPUs, or CPU processes.")

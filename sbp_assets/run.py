@@ -17,7 +17,11 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.asset_check_execution_record import (
+    AssetCheckExecutionRecord,
+    AssetCheckExecutionRecordStatus,
+)
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.event_log.base import PartitionKeyFilter
 from rich.console import Console, Group
 from rich.live import Live
@@ -25,6 +29,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sbp_assets.automation import DISPLAY_LOGGER, PIPELINE, Step
+
+RUN_TAGS = {"sbp/command": "run"}
 
 
 class PipelineError(RuntimeError):
@@ -60,29 +66,51 @@ class _Loading(LoadingContext):
 
 
 def pending_partitions(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step) -> list[str | None]:
-    """Partitions of `step` (None: unpartitioned) with an asset missing or stale, or a blocking check not passed."""
+    """Partitions of `step` (None: unpartitioned) with an asset missing or stale, or a check not passed.
+
+    A blocking check must have passed; another must not have failed as an error (a warning is only shown).
+    """
     graph = defs.resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, _Loading(instance))
-    blocking = [key for key in graph.asset_check_keys if key.asset_key in step.keys and graph.get(key).blocking]
+    checks = [key for key in graph.asset_check_keys if key.asset_key in step.keys]
     pending: list[str | None] = []
     for partition in step_partitions(defs, step):
         if any(resolver.get_status(key, partition) != StaleStatus.FRESH for key in step.keys):
             pending.append(partition)
             continue
         latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
-            blocking, PartitionKeyFilter(key=partition) if partition is not None else None
+            checks, PartitionKeyFilter(key=partition) if partition is not None else None
         )
-        if any(
-            key not in latest or latest[key].status != AssetCheckExecutionRecordStatus.SUCCEEDED for key in blocking
-        ):
+        if not all(_holds(latest.get(key), bool(graph.get(key).blocking)) for key in checks):
             pending.append(partition)
     return pending
+
+
+def _holds(record: AssetCheckExecutionRecord | None, blocking: bool) -> bool:
+    if record is None:
+        return not blocking
+    evaluation = record.evaluation
+    if evaluation is not None and not evaluation.passed:
+        return evaluation.severity == dg.AssetCheckSeverity.WARN
+    return record.status == AssetCheckExecutionRecordStatus.SUCCEEDED
 
 
 def step_partitions(defs: dg.Definitions, step: Step) -> list[str | None]:
     """All partition keys of the step's assets; [None] where they are unpartitioned."""
     partitions = defs.resolve_asset_graph().get(step.keys[0]).partitions_def
     return list(partitions.get_partition_keys()) if partitions else [None]
+
+
+def end_killed_runs(instance: dg.DagsterInstance) -> None:
+    """Mark runs of an earlier, killed `sbp run` as failed and free what they hold.
+
+    Dagster frees the pool slots of a run when it ends; a killed one never ends, and the next would wait for ever. To be
+    called by the one process that may run the pipeline (see `exclusive`), so that whatever is unfinished is dead.
+    """
+    unfinished = dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=RUN_TAGS)
+    for run in instance.get_runs(unfinished):
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        instance.report_run_failed(run, message="The process of `sbp run` was killed.")
 
 
 def run_pipeline(
@@ -140,7 +168,7 @@ def _run_step(
             partition_key=partition,
             raise_on_error=False,
             run_config={"loggers": {"display": {}}},
-            tags={"sbp/command": "run"},
+            tags=RUN_TAGS,
         )
         if result.success:
             state.finished += 1

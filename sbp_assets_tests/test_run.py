@@ -1,5 +1,8 @@
 """The step runner on a three-step toy pipeline with real runs on an ephemeral instance."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import dagster as dg
@@ -82,3 +85,37 @@ def test_release_is_called_and_work_is_counted(tmp_path: Path):
     assert released == ["one"]
     assert states[0].own_seconds == pytest.approx(0.75)
     assert states[1].status == "waiting"
+
+
+KILLED = """
+import os, sys, time
+import dagster as dg
+from sbp_assets.run import RUN_TAGS, end_killed_runs
+
+@dg.asset(pool="training")
+def model():
+    if sys.argv[1] == "hang":
+        print("inside", flush=True)
+        time.sleep(600)
+
+job = dg.define_asset_job("job", executor_def=dg.in_process_executor)
+defs = dg.Definitions(assets=[model], jobs=[job])
+with dg.DagsterInstance.get() as instance:
+    end_killed_runs(instance)
+    assert defs.resolve_job_def("job").execute_in_process(instance=instance, tags=RUN_TAGS).success
+    print(sorted(run.status.value for run in instance.get_runs()))
+"""
+
+
+def test_a_run_killed_inside_a_pool_does_not_hold_up_the_next(tmp_path: Path):
+    (tmp_path / "dagster.yaml").write_text("concurrency: {pools: {default_limit: 1}}")
+    (tmp_path / "script.py").write_text(KILLED)
+    environ = {**os.environ, "DAGSTER_HOME": str(tmp_path)}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    killed = subprocess.Popen([*command, "hang"], env=environ, stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "inside\n"
+    killed.kill()
+    killed.wait()
+    done = subprocess.run([*command, "work"], env=environ, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "['FAILURE', 'SUCCESS']", done.stderr

@@ -151,7 +151,9 @@ def raw_documents(
     io_manager_key="parquet",
     partitions_def=SHARDS,
     ins={"raw_documents": dg.AssetIn(["corpus", "raw_documents"])},
-    code_version=EXPERIMENT.version("1", "corpus.dedup"),
+    code_version=EXPERIMENT.version(
+        "1", *(f"corpus.dedup.{field}" for field in ("shingle_words", "permutations", "bands", "seed"))
+    ),
     metadata=_columns(
         ("id", "string", "Document."),
         ("bands", "list<uint64>", "Hash of each LSH band of the document's MinHash values."),

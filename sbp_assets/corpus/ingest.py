@@ -47,7 +47,13 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
     described = []
     for index, file in enumerate(files):
         shard = index % shards if source.files_per_shard is None else index // source.files_per_shard
-        described.append((file, shard if shard < shards else None, *root.describe(file)))
+        try:
+            facts: tuple[int | None, str | None, str | None] = root.describe(file)
+        except CorpusError as error:
+            # Its shard fails when it reads the file, and that shard alone.
+            logger.warning("%s; its shard will fail until it is mended and the source looked at again", error)
+            facts = (None, None, None)
+        described.append((file, shard if shard < shards else None, *facts))
         progress.advance()
     return pl.DataFrame(described, schema=MANIFEST_SCHEMA, orient="row"), ignored
 

@@ -124,7 +124,7 @@ class Root:
         return size, digest.hexdigest(), modified
 
 
-def read_rows(root: Root, file: str, fields: Fields, sha256: str) -> Iterator[Document | Reject]:
+def read_rows(root: Root, file: str, fields: Fields, sha256: str | None) -> Iterator[Document | Reject]:
     """Documents and rejects of one file, in order, streamed.
 
     Raises CorpusError at the end of a file whose content is not `sha256`, and wherever it cannot be read. The caller
@@ -252,10 +252,11 @@ def _named(file: str) -> Iterator[None]:
         ) from error
 
 
-def _check_digest(file: str, found: str, expected: str) -> None:
+def _check_digest(file: str, found: str, expected: str | None) -> None:
     if found != expected:
+        then = f"{expected[:12]}…" if expected else "unreadable"
         raise CorpusError(
-            f"file {file} changed since the manifest was made (sha256 {found[:12]}…, expected {expected[:12]}…); "
+            f"file {file} changed since the manifest was made (sha256 {found[:12]}…, then {then}); "
             "materialise corpus/source_manifest again"
         )
 
@@ -309,7 +310,7 @@ def _get(row: dict[str, Any], field: str) -> Any:
     return value
 
 
-def _parquet(root: Root, file: str, make: RowMaker, sha256: str) -> Iterator[Document | Reject]:
+def _parquet(root: Root, file: str, make: RowMaker, sha256: str | None) -> Iterator[Document | Reject]:
     # Parquet is read from its end, so its digest takes a pass of its own.
     _check_digest(file, root.describe(file)[1], sha256)
     with _named(file), root.open(file) as stream:

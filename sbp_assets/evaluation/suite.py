@@ -256,7 +256,8 @@ class _Runner:
         path = self._write(name, texts)
         config = {
             "task": name, "output_type": "loglikelihood_rolling", "test_split": "test", "doc_to_text": "",
-            "doc_to_target": "{{text}}",
+            # A column's name, not a template: lm-eval evaluates a rendered target that looks like a Python list.
+            "doc_to_target": "text",
             "metric_list": [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}],
             **self._local({"test": path}),
         }  # fmt: skip

@@ -65,7 +65,7 @@ def execution_fields(asset: str, partition: str) -> dict[str, Any]:
     """Deployment's part of a training spec: how and where it runs."""
     return {
         "device": DEPLOYMENT.device,
-        "dtype": DEPLOYMENT.training_dtype,
+        "sharding": DEPLOYMENT.training_sharding,
         "microbatch_tokens": DEPLOYMENT.microbatch_tokens,
         "checkpoint_minutes": DEPLOYMENT.checkpoint_minutes,
         "work_dir": Path(DEPLOYMENT.work_dir) / asset / partition,
@@ -202,7 +202,7 @@ COLUMN_TYPES = {"passes": "float", "flops": "float"} | dict.fromkeys(
         "pretraining.repetitions",
         "pretraining.tokens_per_step",
         "pretraining.synthetic_share",
-        "pretraining.seeds",
+        "first_seed",
         "max_document_tokens",
     ),
     metadata={

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,8 @@ RUN_RECORD = "run.json"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`, renamed onto it when the block ends well and removed when it does not.
 
-    Works for a file or a directory; an existing `path` is replaced. A reader sees the old artifact or the new one.
+    Works for a file or a directory; an existing `path` is replaced. A file is exchanged in one step. A directory takes
+    two renames: killed between them, `path` is absent (never half-written) and is made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
@@ -29,12 +32,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
             replaced = path.parent / f".{path.name}.{uuid.uuid4().hex}.replaced"
             if path.exists():
                 path.rename(replaced)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except OSError:
+                replaced.rename(path)
+                raise
             shutil.rmtree(replaced, ignore_errors=True)
         else:
             temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def exclusive(folder: Path, what: str, seconds: float = 0) -> Iterator[None]:
+    """Hold `folder`'s lock for the block; RuntimeError naming `what` if another process has it for `seconds` more.
+
+    The lock goes with the process that holds it, killed or not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise RuntimeError(f"another process is {what} in {folder}; wait for it or stop it") from None
+                time.sleep(0.2)
+        yield
 
 
 def content_version(path: Path) -> str:

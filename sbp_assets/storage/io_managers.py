@@ -54,6 +54,9 @@ class ArtifactIOManager(UPathIOManager):
         self._bytes = bytes_on_disk(local)
         if not self.is_local:
             # A put of one object is atomic on object stores; a directory's version is recorded only after all of it.
+            # Put into a directory that exists, fsspec would nest the new one inside the old.
+            if self.fs.exists(path.path):
+                self.fs.rm(path.path, recursive=True)
             self.fs.put(str(local), path.path, recursive=local.is_dir())
             shutil.rmtree(local.parent)
 

@@ -10,12 +10,16 @@ import polars as pl
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 
+_AUTOLINK = re.compile(r"(?i)(?:https?|ftp|mailto):|www(?=\.)|@")
+
 
 def escape(text: str, max_chars: int = 300) -> str:
     """One line of plain text, safe inside a markdown table cell, cut to `max_chars` characters."""
     line = " ".join(text.split())
     cut = line if len(line) <= max_chars else line[: max_chars - 1] + "…"
-    return _MARKDOWN.sub(r"\\\1", html.escape(cut, quote=False))
+    # A zero-width space keeps GitHub-flavoured markdown from making links of bare addresses.
+    inert = _AUTOLINK.sub("\\g<0>\u200b", cut)
+    return _MARKDOWN.sub(r"\\\1", html.escape(inert, quote=False))
 
 
 def table_preview(rows: pl.DataFrame, max_chars: int = 300) -> str:

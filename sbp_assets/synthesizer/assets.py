@@ -83,7 +83,7 @@ def tuning_examples(
         "1",
         "model",
         "synthesizer.epochs",
-        "pretraining.seeds",
+        "first_seed",
         "pretraining.evaluations",
         "pretraining.heldout_tokens",
         *(f"synthesizer.{field}" for field in Optimizer.model_fields),

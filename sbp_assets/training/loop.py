@@ -218,13 +218,15 @@ class _Run:
         self.module = PackedLoss(initial_weights(spec, tokenizer)).to(world.device)
         self.module.train()
         if self.sharded:
-            _shard(self.module, spec.dtype)
+            _shard(self.module, spec.optimizer.dtype)
         self.optimizer = _make_optimizer(self.module, spec.optimizer)
         context = spec.model.context_length
         self.heldout = heldout_rows(spec.heldout, context, spec.heldout_tokens) if spec.heldout else None
         self.metrics: dict[str, list[float | None]] = {name: [] for name in METRICS}
         self.step, self.seconds_before = 0, 0.0
         self._restore()
+        # Counted from the batches, not multiplied out: the arms' budgets are compared by it.
+        self.tokens_read = int(self.metrics["tokens"][-1] or 0) if self.metrics["tokens"] else 0
         self.gradients = None if self.sharded else _flat_gradients(self.module)
 
     def train(self) -> Trained:
@@ -248,12 +250,13 @@ class _Run:
         seconds = self.seconds_before + time.monotonic() - started
         state, _ = get_state_dict(self.module.causal, [], options=_FULL_STATE)
         metrics = pl.DataFrame(self.metrics, schema=METRICS)
-        return Trained(cast(dict[str, torch.Tensor], state), metrics, seconds, self.identity, self.steps * per_step)
+        return Trained(cast(dict[str, torch.Tensor], state), metrics, seconds, self.identity, self.tokens_read)
 
     def _optimize(self, rate: float) -> tuple[float, float]:
         """One optimizer step: loss per supervised token of the global batch, gradient norm before clipping."""
         spec, rows_per_step = self.spec, self.spec.rows_per_step
         batch = self.order.rows(self.step * rows_per_step, (self.step + 1) * rows_per_step)
+        self.tokens_read += batch.input_ids.size
         # Every process makes the global batch's rows, which costs less than agreeing on the number by message.
         supervised = max(1, batch.supervised)
         share = math.ceil(rows_per_step / self.world.size)
@@ -314,13 +317,13 @@ class _Run:
 
     def _autocast(self) -> torch.autocast:
         # Sharded modules cast by their own policy.
-        enabled = self.spec.dtype == "bfloat16" and not self.sharded
+        enabled = self.spec.optimizer.dtype == "bfloat16" and not self.sharded
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _record(
         self, step: int, loss: float | None, heldout: float | None, rate: float | None, norm: float | None
     ) -> None:
-        values = (step, step * self.spec.optimizer.tokens_per_step, loss, heldout, rate, norm)
+        values = (step, self.tokens_read, loss, heldout, rate, norm)
         for name, value in zip(METRICS, values, strict=True):
             self.metrics[name].append(value)
         if heldout is not None and self.world.leads:

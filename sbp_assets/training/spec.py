@@ -65,7 +65,6 @@ class TrainingSpec(SpecPart):
 
     # Execution.
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast; weights stay float32.")
     sharding: Literal["none", "full"] = Field("none", description="full: FSDP2 shards weights and optimizer over GPUs.")
     threads: PositiveInt = Field(1, description="CPU threads per process.")
     microbatch_tokens: PositiveInt = Field(4096, description="Tokens per forward pass of one process.")

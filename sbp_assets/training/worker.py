@@ -5,7 +5,6 @@ The leading process reports progress to Dagster where Dagster Pipes launched it,
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ import transformers
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
 from pydantic import ValidationError
 
-from sbp_assets.storage.artifacts import atomic_path
+from sbp_assets.storage.artifacts import atomic_path, exclusive
 from sbp_assets.training.checkpoint import RUN_RECORD
 from sbp_assets.training.launch import LAUNCHER_PID
 from sbp_assets.training.loop import Trained, World, finish, train
@@ -143,26 +142,6 @@ def leave_with_launcher(seconds: float = 1.0) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@contextmanager
-def sole_trainer(work_dir: Path, seconds: float = 15.0) -> Iterator[None]:
-    """Hold the lock of `work_dir`; RuntimeError if another run still holds it after `seconds`.
-
-    Two runs of one model would write each other's checkpoints. The wait lets the workers of a killed run leave.
-    """
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with (work_dir / "lock").open("w") as lock:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"another run is training in {work_dir}; wait for it or stop it") from None
-                time.sleep(0.2)
-        yield
-
-
 def main(arguments: list[str]) -> int:
     """Exit status 0 after success; 1 with one readable message for a run that cannot go on."""
     if len(arguments) != 1:
@@ -181,7 +160,8 @@ def main(arguments: list[str]) -> int:
         try:
             spec = TrainingSpec.read(Path(arguments[0]))
             if leads:
-                stack.enter_context(sole_trainer(spec.work_dir))
+                # Two runs of one model would write each other's checkpoints; wait for the workers of a killed one.
+                stack.enter_context(exclusive(spec.work_dir, f"training {spec.name}", seconds=15))
             run(spec)
         except (ValueError, RuntimeError, OSError, ValidationError) as error:
             # Under Pipes the message must also reach the process's own output, which the launcher shows on failure.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.storage.artifacts import RUN_RECORD, atomic_path, content_version
+from sbp_assets.storage.artifacts import RUN_RECORD, atomic_path, content_version, exclusive
 
 
 def test_a_failed_write_leaves_the_old_artifact_and_no_debris(tmp_path: Path):
@@ -41,3 +41,11 @@ def test_version_follows_names_and_bytes_alone(tmp_path_factory: pytest.TempPath
     assert write({}) != write({"e": b""})
     name = next(iter(files))
     assert write({}) != write({name: files[name] + b"!"})
+
+
+def test_one_holder_at_a_time(tmp_path: Path):
+    refused = pytest.raises(RuntimeError, match="another process is training x")
+    with exclusive(tmp_path, "training x"), refused, exclusive(tmp_path, "training x", seconds=0.3):
+        pass
+    with exclusive(tmp_path, "training x"):
+        pass

@@ -85,6 +85,10 @@ def test_a_missing_artifact_is_named(tmp_path: Path):
 def test_artifacts_may_live_on_an_fsspec_url(tmp_path: Path):
     import fsspec
 
-    pipeline(2, tmp_path, base="memory://store")
+    pipeline(2, tmp_path / "first", base="memory://store")
+    fsspec.filesystem("memory").pipe("/store/s/folder/1/old.txt", b"of an earlier materialisation")
+    pipeline(2, tmp_path / "second", base="memory://store")
+    assert not fsspec.filesystem("memory").exists("/store/s/folder/1/old.txt")
+    assert not fsspec.filesystem("memory").exists("/store/s/folder/1/1")
     assert fsspec.filesystem("memory").exists("/store/s/total.parquet")
     assert fsspec.filesystem("memory").exists("/store/s/folder/1/sum.txt")

@@ -7,11 +7,10 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 import psutil
-import pytest
 
 from sbp_assets.training.launch import training_command, training_environment
 from sbp_assets.training.spec import TrainingSpec
-from sbp_assets.training.worker import run, sole_trainer
+from sbp_assets.training.worker import run
 from sbp_assets_tests.training.conftest import Launch
 
 
@@ -47,14 +46,6 @@ def test_progress_reaches_dagster_through_pipes(spec: TrainingSpec, tmp_path: Pa
         logs = [record.user_message for record in instance.all_logs(result.run_id)]
     assert any("test: step 12/12 · held-out loss" in line for line in logs)
     assert any("3,072/3,072 tokens" in line for line in logs)
-
-
-def test_two_runs_never_train_in_one_folder(tmp_path: Path):
-    refused = pytest.raises(RuntimeError, match="another run is training")
-    with sole_trainer(tmp_path), refused, sole_trainer(tmp_path, seconds=0.3):
-        pass
-    with sole_trainer(tmp_path):
-        pass
 
 
 def test_workers_leave_when_their_launcher_is_killed(spec: TrainingSpec, tmp_path: Path):
