@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from sbp_assets.experiment import ConceptsSource, Experiment, HubSource, Settings
+from sbp_assets.experiment import ConceptsSource, Corpus, Experiment, FilesSource, HubSource, Settings
 from sbp_assets.pretraining.budget import budget_steps
 
 # Dense bfloat16 peak of an H100 SXM and of an H200 (NVIDIA data sheets; both use the same chip).
@@ -42,6 +42,10 @@ EMBEDDING_MODELS = {
     "all-MiniLM-L6-v2": (10.7e6, 384),
 }
 _SAMPLE = 200
+
+# Of free-software documentation under its own 4,096-token BPE, as the text profile trains one (docs/results.md); larger
+# vocabularies hold more characters per token.
+CHARACTERS_PER_TOKEN = 3.3
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class Plan:
 def corpus_size(experiment: Experiment) -> tuple[int, int, str] | None:
     """Expected tokens and documents of D before de-duplication, and where they come from; None where nothing tells.
 
-    corpus.expected_unique_tokens decides. Else `concepts` documents are counted as words of a generated sample, and a
-    `hub` source with max_documents as documents of DCLM's mean length.
+    corpus.expected_unique_tokens decides. Else `concepts` documents are counted as words of a generated sample, a `hub`
+    source with max_documents as documents of DCLM's mean length, and `files` by reading the first of them.
     """
     corpus = experiment.corpus
     if corpus.expected_unique_tokens:
@@ -107,7 +111,32 @@ def corpus_size(experiment: Experiment) -> tuple[int, int, str] | None:
     if isinstance(corpus.source, HubSource) and corpus.source.max_documents:
         documents = max(1, round(corpus.source.max_documents * corpus.split.unique))
         return documents * TOKENS_PER_DOCUMENT, documents, f"max_documents of {TOKENS_PER_DOCUMENT} tokens"
+    if isinstance(corpus.source, FilesSource):
+        return _files_size(corpus, corpus.source)
     return None
+
+
+def _files_size(corpus: Corpus, source: FilesSource) -> tuple[int, int, str] | None:
+    """D of a files source: the first is read, the others are taken to be alike; None if unreadable."""
+    from sbp_assets.corpus.errors import CorpusError
+    from sbp_assets.corpus.readers import Document, Fields, Root, cut_at_word, read_rows
+
+    try:
+        root = Root(source.path)
+        files, _ = root.files()
+        sizes = [root.fs.size(root.full(file)) for file in files]
+        sample, digest, _ = root.describe(files[0])
+        fields = Fields(source.text_field, source.id_field, source.url_field)
+        rows = read_rows(root, files[0], fields, digest)
+        characters = [len(cut_at_word(row.text, corpus.max_chars)) for row in rows if isinstance(row, Document)]
+    except (CorpusError, OSError, IndexError):
+        return None
+    if not characters:
+        return None
+    scale = sum(sizes) / max(1, sample) * corpus.split.unique
+    basis = f"{len(characters):,} documents of {files[0]}, the first of {len(files):,} files, scaled by size"
+    tokens = round(sum(characters) / CHARACTERS_PER_TOKEN * scale)
+    return max(1, tokens), max(1, round(len(characters) * scale)), basis
 
 
 def plan(settings: Settings, assets: Mapping[str, int]) -> Plan:

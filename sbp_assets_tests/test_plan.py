@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ ASSETS = {"corpus/documents": 4, "pretraining/token_budget": 1}
 def settings_of(profile: str, **overrides: str) -> Settings:
     environ = {f"SBP_EXPERIMENT__{key.upper()}": value for key, value in overrides.items()}
     if profile == "text":  # leaves the path to its user
-        environ["SBP_EXPERIMENT__CORPUS__SOURCE__PATH"] = "corpus/*.jsonl"
+        environ.setdefault("SBP_EXPERIMENT__CORPUS__SOURCE__PATH", "corpus/*.jsonl")
     return load_settings(profile, environ)
 
 
@@ -112,3 +113,13 @@ def test_small_models_are_priced_in_cpu_seconds_and_large_ones_are_not() -> None
     assert "CPU seconds" in render(plan_of("tiny"))
     text = render(plan_of("paper_1t"))
     assert "CPU seconds" not in text and "GPU hours" in text and "989 TFLOP/s" in text
+
+
+def test_a_files_source_is_measured_on_its_first_file(tmp_path: Path):
+    for name in ("a", "b"):
+        rows = [f'{{"id": "{name}{number}", "text": "{"word " * 66}"}}' for number in range(1000)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    made = plan_of("text", corpus__source__path=str(tmp_path), corpus__split__unique="0.1")
+    assert made.estimate is not None
+    assert made.estimate.unique_documents == pytest.approx(200, rel=0.05)
+    assert made.estimate.unique_tokens == pytest.approx(200 * 100, rel=0.05)
