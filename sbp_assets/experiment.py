@@ -308,6 +308,11 @@ class Experiment(Section):
         return [f"{shard:05d}" for shard in range(self.corpus.shards)]
 
     @property
+    def truth(self) -> ConceptsSource | None:
+        """The source, where the truth of every sentence is known; None elsewhere."""
+        return self.corpus.source if isinstance(self.corpus.source, ConceptsSource) else None
+
+    @property
     def first_seed(self) -> int:
         """The training seed whose baseline the synthesizer starts from."""
         return self.pretraining.seeds[0]

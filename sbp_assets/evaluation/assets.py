@@ -55,7 +55,7 @@ def _scores(arm: Arm) -> dg.AssetsDefinition:
         group_name="evaluation",
         kinds={"huggingface", "parquet"},
         io_manager_key="parquet",
-        code_version=EXPERIMENT.version("1", "evaluation", "corpus.source"),
+        code_version=EXPERIMENT.version("1", "evaluation", "truth"),
         metadata={"dagster/column_schema": dg.TableSchema(SCORE_COLUMNS)},
     )
     def scores(

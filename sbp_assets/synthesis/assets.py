@@ -193,9 +193,7 @@ QUALITY_COLUMNS = [
     group_name="synthesis",
     kinds={"polars", "parquet"},
     io_manager_key="parquet",
-    code_version=EXPERIMENT.version(
-        "1", "corpus.source", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"
-    ),
+    code_version=EXPERIMENT.version("1", "truth", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"),
     metadata={"dagster/column_schema": dg.TableSchema(QUALITY_COLUMNS)},
 )
 def quality(synthetic_documents: pl.LazyFrame, documents: pl.LazyFrame) -> dg.MaterializeResult[pl.DataFrame]:

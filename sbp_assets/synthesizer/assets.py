@@ -36,7 +36,7 @@ def tuning_examples(
 
     documents.parquet: id ("d1->d2"), d1, d2, prompt_tokens (tokens up to and with `<related>`), cut (d2 was cut, so
     there is no `<eos>`), split ("train", or "heldout": the pairs of 2% of the seed documents, to measure the
-    conditional loss on).
+    conditional loss on; their d2 may be in other pairs of "train", so that it is no measure of unseen text).
     """
     directory = Path(DEPLOYMENT.work_dir) / "staging" / "tuning_examples"
     shutil.rmtree(directory, ignore_errors=True)
