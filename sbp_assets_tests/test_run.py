@@ -16,7 +16,16 @@ from sbp_assets.storage.io_managers import ParquetIOManager
 PIPELINE = (Step("one", "One", ("t/rows",)), Step("two", "Two", ("t/sum",)))
 
 
-def definitions(tmp_path: Path, version: str = "1", fail: str = "", check_passes: bool = True) -> dg.Definitions:
+PASSED = dg.AssetCheckResult(passed=True)
+
+
+def definitions(
+    tmp_path: Path,
+    version: str = "1",
+    fail: str = "",
+    outcome: dg.AssetCheckResult = PASSED,
+    blocking: bool = True,
+) -> dg.Definitions:
     shards = dg.StaticPartitionsDefinition(["a", "b", "c"])
 
     @dg.asset(key=["t", "rows"], partitions_def=shards, io_manager_key="parquet", code_version=version)
@@ -25,9 +34,9 @@ def definitions(tmp_path: Path, version: str = "1", fail: str = "", check_passes
             raise ValueError(f"file-{fail}.jsonl cannot be read")
         return dg.MaterializeResult(value=pl.DataFrame({"v": [version]}), metadata={"wall_seconds": 0.25})
 
-    @dg.asset_check(asset=rows.key, blocking=True, partitions_def=shards)
+    @dg.asset_check(asset=rows.key, blocking=blocking, partitions_def=shards)
     def sound():
-        return dg.AssetCheckResult(passed=check_passes)
+        return outcome
 
     ins = {"frames": dg.AssetIn(rows.key, partition_mapping=dg.AllPartitionMapping())}
 
@@ -69,8 +78,17 @@ def test_a_failing_shard_spares_the_others_and_is_named(tmp_path: Path):
 def test_a_failed_blocking_check_keeps_the_step_pending(tmp_path: Path):
     instance = dg.DagsterInstance.ephemeral()
     with pytest.raises(PipelineError, match="sound"):
-        run(definitions(tmp_path, check_passes=False), instance)
+        run(definitions(tmp_path, outcome=dg.AssetCheckResult(passed=False)), instance)
     assert pending_partitions(definitions(tmp_path), instance, PIPELINE[0]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("severity", "again"), [("WARN", "fresh"), ("ERROR", "done")])
+def test_a_failed_check_is_tried_again_unless_it_only_warns(tmp_path: Path, severity: str, again: str):
+    instance = dg.DagsterInstance.ephemeral()
+    outcome = dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity[severity])
+    defs = definitions(tmp_path, outcome=outcome, blocking=False)
+    assert run(defs, instance) == ["done", "done"]
+    assert run(defs, instance)[0] == again
 
 
 def test_release_is_called_and_work_is_counted(tmp_path: Path):
