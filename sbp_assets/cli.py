@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from contextlib import ExitStack
@@ -31,18 +32,19 @@ def _activate(profile: str | None) -> Settings:
         raise typer.Exit(2) from None
     # Set, not defaulted: left over from another profile's `sbp env`, they would mix two experiments' records.
     os.environ.update(dagster_environment(settings))
-    Path(settings.deployment.instance_dir).mkdir(parents=True, exist_ok=True)
     return settings
 
 
 def dagster_environment(settings: Settings) -> dict[str, str]:
     """Environment variables under which Dagster's own commands use this profile's instance."""
+    name = os.environ.get("SBP_PROFILE") or settings.profile
     home = Path(__file__).resolve().parent.parent
     if not (home / "dagster.yaml").is_file():
         raise typer.BadParameter(f"no dagster.yaml in {home}: install the project from its checkout (pip install -e .)")
     return {
         "DAGSTER_HOME": str(home),
-        "SBP_PROFILE": os.environ.get("SBP_PROFILE", settings.profile),
+        # A profile of one's own is named by its path, which has to hold in any directory.
+        "SBP_PROFILE": str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name,
         "SBP_INSTANCE_DIR": settings.deployment.instance_dir,
     }
 
@@ -90,6 +92,10 @@ def run(
     own = sum(state.own_seconds for state in states)
     if own:
         typer.echo(f"{'all':<28}{'':>11}{wall:>9.1f}{own / wall:>10.0%}")
+    if own:
+        typer.echo("own work: the assets' wall_seconds; the rest is Dagster's records, checks and start-up")
+    else:
+        typer.echo("nothing to do: everything is up to date")
     if until:
         return
     from sbp_assets.evaluation.comparison import render_table
@@ -122,7 +128,7 @@ def plan(profile: Profile = None) -> None:
 @app.command()
 def ui(profile: Profile = None, port: int = 3000) -> None:
     """Open the Dagster UI and daemon on the profile's instance, on loopback."""
-    _activate(profile)
+    Path(_activate(profile).deployment.instance_dir).mkdir(parents=True, exist_ok=True)
     workspace = Path(os.environ["DAGSTER_HOME"]) / "workspace.yaml"
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
     os.execv(sys.executable, command)
@@ -131,8 +137,10 @@ def ui(profile: Profile = None, port: int = 3000) -> None:
 @app.command()
 def env(profile: Profile = None) -> None:
     """Print export lines for bare `dagster` commands: eval "$(sbp env)"."""
-    for name, value in dagster_environment(_activate(profile)).items():
-        typer.echo(f"export {name}={value!r}")
+    settings = _activate(profile)
+    overrides = {name: value for name, value in os.environ.items() if name.startswith("SBP_") and "__" in name}
+    for name, value in {**dagster_environment(settings), **overrides}.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 if __name__ == "__main__":

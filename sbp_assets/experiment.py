@@ -377,6 +377,16 @@ def profile_path(profile: str) -> Path:
     return path
 
 
+def _where(location: tuple[int | str, ...], environ: dict[str, str]) -> str:
+    """Dotted key of a validation error, and the environment variable that set it or could."""
+    # The source's kind stands in the location as pydantic's tag of the union; it is no key of the profile.
+    keys = [str(part) for index, part in enumerate(location) if not (index and location[index - 1] == "source")]
+    if len(location) == 3 and location[-1] == "source":
+        keys = [str(part) for part in location]
+    name = ENV_PREFIX + ENV_SEPARATOR.join(keys).upper()
+    return f"{'.'.join(keys) or '(profile)'} ({'from' if name in environ else 'environment variable'} {name})"
+
+
 def load_settings(profile: str | None = None, environ: dict[str, str] | None = None) -> Settings:
     """Settings of `profile` (default: $SBP_PROFILE, then 'demo') with environment overrides applied.
 
@@ -411,7 +421,7 @@ def load_settings(profile: str | None = None, environ: dict[str, str] | None = N
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in e['loc']) or '(profile)'}: {e['msg']}" for e in error.errors()]
+        lines = [f"  {_where(e['loc'], environ)}: {e['msg']}" for e in error.errors()]
         raise SettingsError(f"profile {profile} ({path}) cannot be used:\n" + "\n".join(lines)) from error
     directories = {}
     for key in ("data_dir", "work_dir", "instance_dir"):

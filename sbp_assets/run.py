@@ -140,7 +140,7 @@ def run_pipeline(
             reasons = "\n".join(f"  {p or state.step.name}: {reason}" for p, reason in state.failures.items())
             raise PipelineError(
                 f"{state.step.title} failed for {len(state.failures)} of {len(state.partitions)}:\n{reasons}\n"
-                "What was made is kept. Run the same command again to go on from here; `sbp ui` shows the failed runs."
+                "What was made is kept. Mend the cause and run the same command again; `sbp ui` shows the failed runs."
             )
     return states
 

@@ -90,3 +90,12 @@ def test_cli_prints_the_reason_without_a_traceback():
     assert done.returncode == 2
     assert "experiment.corpus.shards" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_names_the_variable_that_set_the_key_and_one_that_could():
+    with pytest.raises(SettingsError, match=r"similarty \(from SBP_EXPERIMENT__PAIRING__MIN_SIMILARTY\)"):
+        load(SBP_EXPERIMENT__PAIRING__MIN_SIMILARTY="0.6")
+    with pytest.raises(
+        SettingsError, match=r"source\.path \(environment variable SBP_EXPERIMENT__CORPUS__SOURCE__PATH\)"
+    ):
+        load("text")

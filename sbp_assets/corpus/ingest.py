@@ -44,6 +44,8 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
     root = Root(source.path)
     files, ignored = root.files()
     progress.total = len(files)
+    if len(files) < shards:
+        logger.warning("%d files for %d shards: a file goes to one shard whole, so some stay empty", len(files), shards)
     described = []
     for index, file in enumerate(files):
         shard = index % shards if source.files_per_shard is None else index // source.files_per_shard
