@@ -203,7 +203,9 @@ def _failure(result: dg.ExecuteInProcessResult) -> str:
 @contextmanager
 def _display(states: list[StepState]) -> Iterator[Callable[[StepState], None]]:
     """Live table on a terminal; plain lines, at most one each 10 s per step, elsewhere."""
-    console = Console(stderr=True)
+    # Bound to the stream and asked once: while Live runs, sys.stderr is a proxy of its own and no terminal.
+    console = Console(file=sys.stderr)
+    live = console.is_terminal
     logger = logging.getLogger(DISPLAY_LOGGER)
     logger.propagate = False
     logger.setLevel(logging.INFO)
@@ -232,7 +234,7 @@ def _display(states: list[StepState]) -> Iterator[Callable[[StepState], None]]:
             if " · " not in message or not current:
                 return
             current[-1].line = message
-            if not console.is_terminal and time.monotonic() - last_printed[0] >= 10:
+            if not live and time.monotonic() - last_printed[0] >= 10:
                 last_printed[0] = time.monotonic()
                 print(f"  {message}", file=sys.stderr, flush=True)
 
@@ -242,13 +244,13 @@ def _display(states: list[StepState]) -> Iterator[Callable[[StepState], None]]:
     def listen(state: StepState) -> None:
         if not current or current[-1] is not state:
             current.append(state)
-        if not console.is_terminal and state.status in ("done", "fresh", "failed", "running"):
+        if not live and state.status in ("done", "fresh", "failed", "running"):
             note = f"{state.seconds:.1f} s" if state.seconds else ""
             count = f"{state.finished}/{len(state.partitions)}"
             print(f"[{state.status:>7}] {state.step.title} {count} {note}".rstrip(), file=sys.stderr, flush=True)
 
     try:
-        if console.is_terminal:
+        if live:
             with Live(get_renderable=render, console=console, refresh_per_second=4, redirect_stdout=False):
                 yield listen
         else:
