@@ -92,7 +92,6 @@ def run(
     own = sum(state.own_seconds for state in states)
     if own:
         typer.echo(f"{'all':<28}{'':>11}{wall:>9.1f}{own / wall:>10.0%}")
-    if own:
         typer.echo("own work: the assets' wall_seconds; the rest is Dagster's records, checks and start-up")
     else:
         typer.echo("nothing to do: everything is up to date")

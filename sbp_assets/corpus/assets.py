@@ -11,6 +11,7 @@ import polars as pl
 from sbp_assets.corpus import dedup, ingest, split
 from sbp_assets.corpus import tokenizer as tokenization
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import write_token_arrays
@@ -25,14 +26,6 @@ DOCUMENT_COLUMNS = [
     dg.TableColumn("file", "string", "Source file, relative to the corpus root."),
     dg.TableColumn("line", "int64", "Line or row of that file, from 1."),
 ]
-
-
-def _staging(asset: str, partition: str = "all") -> Path:
-    """An empty local directory for what `asset` builds."""
-    directory = Path(DEPLOYMENT.work_dir) / "staging" / asset / partition
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    return directory
 
 
 def _columns(*columns: tuple[str, str, str]) -> dict[str, dg.TableSchema]:
@@ -193,7 +186,7 @@ def duplicates(
     raw_documents: dict[str, pl.LazyFrame], minhash_signatures: dict[str, pl.LazyFrame]
 ) -> dg.MaterializeResult:
     """One row per document that repeats a kept document of any shard. LSH proposes, exact similarity decides."""
-    scratch = _staging("corpus_duplicates")
+    scratch = staging(DEPLOYMENT.work_dir, "corpus_duplicates")
     with Progress("duplicates", "pairs") as progress:
         dropped, counts = dedup.find_duplicates(
             raw_documents, minhash_signatures, EXPERIMENT.corpus.dedup, scratch, DEPLOYMENT.memory_limit, progress
@@ -299,7 +292,7 @@ def tokenizer(documents: dict[str, pl.LazyFrame]) -> dg.MaterializeResult:
         else:
             built = tokenization.named_tokenizer(settings.name)
     tokenization.require_tokens(built, documents, EXPERIMENT.pretraining.tokens_per_step)
-    directory = _staging("corpus_tokenizer")
+    directory = staging(DEPLOYMENT.work_dir, "corpus_tokenizer")
     built.save_pretrained(directory)
     return dg.MaterializeResult(
         value=directory,
@@ -335,7 +328,7 @@ def tokens(context: dg.AssetExecutionContext, documents: pl.LazyFrame, tokenizer
                 yield ids
             progress.advance(len(rows))
 
-    directory = _staging("corpus_tokens", context.partition_key)
+    directory = staging(DEPLOYMENT.work_dir, "corpus_tokens", context.partition_key)
     with Progress(f"tokens {context.partition_key}", "docs", total=len(frame)) as progress:
         total = write_token_arrays(directory, frame.select("id", "split"), encoded(progress), len(loaded))
     by_split = frame.select("split").with_columns(tokens=pl.Series(lengths, dtype=pl.Int64))

@@ -1,6 +1,5 @@
 """Evaluation: the arms' scores, their comparison, the training curves and the report."""
 
-import shutil
 import tempfile
 from base64 import b64encode
 from pathlib import Path
@@ -15,6 +14,7 @@ from sbp_assets.evaluation.report import render
 from sbp_assets.experiment import ConceptsSource
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
 from sbp_assets.pretraining.budget import ARMS, Arm
+from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 
@@ -230,9 +230,7 @@ def report(
     synthetic_documents: dict[str, pl.LazyFrame],
 ) -> dg.MaterializeResult[Path]:
     """A directory with index.html: the experiment on one self-contained page, for a person to read."""
-    directory = Path(DEPLOYMENT.work_dir) / "staging" / "report"
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    directory = staging(DEPLOYMENT.work_dir, "report")
     with Progress("report", "pages", 1) as progress:
         page = render(
             EXPERIMENT,

@@ -1,6 +1,5 @@
 """Nearest-neighbour pairing (paper section 2.1): embed, index, search, filter."""
 
-import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -12,6 +11,7 @@ from sbp_assets.pairing.filter import filter_pairs, histogram, histogram_markdow
 from sbp_assets.pairing.index import build_index, write_index
 from sbp_assets.pairing.search import search
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 
@@ -80,9 +80,7 @@ def embeddings(documents: pl.LazyFrame) -> dg.MaterializeResult:
 )
 def ann_index(context: dg.AssetExecutionContext, embeddings: pl.LazyFrame) -> dg.MaterializeResult:
     """The key side of one shard: `index.faiss`, one byte per vector component, and `ids.parquet`, its rows' ids."""
-    directory = Path(DEPLOYMENT.work_dir) / "staging" / "ann_index" / context.partition_key
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    directory = staging(DEPLOYMENT.work_dir, "ann_index", context.partition_key)
     rows = embeddings.collect()
     with Progress("index", "vectors", len(rows)) as progress:
         index = build_index(vectors_of(rows), EXPERIMENT.pairing.index)

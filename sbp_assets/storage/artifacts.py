@@ -64,6 +64,14 @@ def exclusive(folder: Path, what: str, seconds: float = 0) -> Iterator[None]:
         yield
 
 
+def staging(work_dir: str, asset: str, partition: str = "") -> Path:
+    """Empty local directory to build a directory artifact in; what an earlier, failed attempt left is removed."""
+    directory = Path(work_dir) / "staging" / asset / partition
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
 def content_version(path: Path) -> str:
     """SHA-256 over the names and bytes of a file or of a directory's files, run records left out (16 hex digits)."""
     digest = hashlib.sha256()

@@ -1,6 +1,5 @@
 """Synthesis at scale: documents sampled from the synthesizer for every shard, their tokens, and their quality."""
 
-import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -12,7 +11,7 @@ from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer, related_id
 from sbp_assets.experiment import ConceptsSource
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
-from sbp_assets.storage.artifacts import content_version
+from sbp_assets.storage.artifacts import content_version, staging
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
@@ -162,8 +161,7 @@ def synthetic_tokens(
 
     documents.parquet: id, seed_id.
     """
-    directory = Path(DEPLOYMENT.work_dir) / "staging" / "synthetic_tokens" / context.partition_key
-    shutil.rmtree(directory, ignore_errors=True)
+    directory = staging(DEPLOYMENT.work_dir, "synthetic_tokens", context.partition_key)
     loaded = load_tokenizer(tokenizer)
     rows = synthetic_documents.select("id", "seed_id", "text").collect()
     with Progress(f"synthetic_tokens {context.partition_key}", "documents", len(rows)) as progress:

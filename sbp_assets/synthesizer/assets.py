@@ -1,6 +1,5 @@
 """Synthesizer-tuning: the examples made from neighbour pairs, and the model tuned on them (paper section 2.2)."""
 
-import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -10,6 +9,7 @@ from sbp_assets.corpus.tokenizer import decode, load_tokenizer, related_id
 from sbp_assets.experiment import Optimizer
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, FIRST_SEED
 from sbp_assets.pretraining.assets import execution_fields, optimizer_of, train
+from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.preview import escape
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
@@ -38,8 +38,7 @@ def tuning_examples(
     there is no `<eos>`), split ("train", or "heldout": the pairs of 2% of the seed documents, to measure the
     conditional loss on; their d2 may be in other pairs of "train", so that it is no measure of unseen text).
     """
-    directory = Path(DEPLOYMENT.work_dir) / "staging" / "tuning_examples"
-    shutil.rmtree(directory, ignore_errors=True)
+    directory = staging(DEPLOYMENT.work_dir, "tuning_examples")
     loaded = load_tokenizer(tokenizer)
     with Progress("tuning_examples", "examples") as progress:
         documents = write_examples(
