@@ -58,6 +58,7 @@ PIPELINE = (
     Step("pair", "Filter to pairs", ("pairing/neighbor_pairs",)),
     Step("format_examples", "Format tuning examples", ("synthesizer/tuning_examples",)),
     Step("pretrain_baseline", "Pretrain the baseline", ("pretraining/baseline_model",)),
+    Step("pretrain_oracle", "Pretrain the oracle", ("pretraining/oracle_model",)),
     Step("tune_synthesizer", "Tune the synthesizer", ("synthesizer/checkpoint",)),
     Step(
         "synthesise",
@@ -66,7 +67,6 @@ PIPELINE = (
     ),
     Step("account", "Measure quality and budget", ("synthesis/quality_table", "pretraining/token_budget")),
     Step("pretrain_sbp", "Pretrain SBP", ("pretraining/sbp_model",)),
-    Step("pretrain_oracle", "Pretrain the oracle", ("pretraining/oracle_model",)),
     Step(
         "score",
         "Score the arms",

@@ -107,8 +107,7 @@ def _arm_model(arm: Arm) -> dg.AssetsDefinition:
     ins = {"tokens": SHARDS_OF_TOKENS, "tokenizer": TOKENIZER}
     if arm == "sbp":
         ins["synthetic_tokens"] = SHARDS_OF_SYNTHETIC_TOKENS
-    if arm != "baseline":
-        # The baseline cannot wait for the budget: what synthesis yields depends on the baseline.
+        # The other arms need no budget table: what they read follows from the corpus alone.
         ins["token_budget"] = dg.AssetIn(["pretraining", "token_budget"], dagster_type=pl.LazyFrame)
 
     @dg.asset(
