@@ -41,6 +41,10 @@ SCORES_SCHEMA = {
     "task": pl.String, "metric": pl.String, "value": pl.Float64, "stderr": pl.Float64, "samples": pl.Int64,
     "higher_is_better": pl.Boolean,
 }  # fmt: skip
+SAMPLES_SCHEMA = {
+    "task": pl.String, "metric": pl.String, "sample": pl.Int64, "value": pl.Float64, "weight": pl.Int64,
+}  # fmt: skip
+ACCURACIES = ("acc", "acc_norm", "exact_match")
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,16 @@ class BenchmarkDataError(ValueError):
 
 @dataclass
 class Scores:
-    """What `evaluate` found."""
+    """What `evaluate` found.
+
+    `samples` has a row per task, metric and document or question (columns of SAMPLES_SCHEMA): `sample` is its place in
+    the task, the same for every model; `value` is what it scored, an accuracy of 0 or 1, or for `perplexity` and
+    `nats_per_token` its mean negative log-likelihood in nats per token, for `bits_per_byte` in bits per byte; `weight`
+    the tokens or bytes that this is the mean of (1 for accuracies). `estimate` makes the score of any such rows.
+    """
 
     table: pl.DataFrame  # columns of SCORES_SCHEMA
+    samples: pl.DataFrame  # columns of SAMPLES_SCHEMA
     problems: list[str]  # tasks that did not run, each with the reason
     notes: list[str]  # what a reader should know about tasks that did run
     run: dict[str, float]  # wall seconds, rate and peak memory
@@ -133,21 +144,21 @@ def evaluate(
     """
     if heldout.is_empty():
         raise ValueError("no held-out documents to score: raise corpus.split.heldout or the number of documents")
-    rows: list[dict[str, Any]] = []
+    samples: list[pl.DataFrame] = []
     problems: list[str] = []
     notes: list[str] = []
     with Progress(f"scoring {name}", "sequences") as progress:
         model = load_model(model_dir, device, batch_size, progress.advance)
         runner = _Runner(model, work_dir)
         logger.info("held-out perplexity: %d documents", len(heldout))
-        rows += runner.rolling(HELDOUT, heldout.select("text"))
+        samples += runner.rolling(HELDOUT, heldout.select("text"))
         if questions:
             logger.info("concept questions: %d", len(questions))
-            rows += runner.questions(questions)
+            samples += runner.questions(questions)
         for number, benchmark in enumerate(benchmarks, 1):
             logger.info("benchmark %d/%d: %s", number, len(benchmarks), benchmark)
             try:
-                rows += runner.benchmark(benchmark, benchmarks_dir, benchmark_limit, notes)
+                samples += runner.benchmark(benchmark, benchmarks_dir, benchmark_limit, notes)
             except Exception as error:
                 # One benchmark's data must not cost the scores of the rest; the check on this asset reports it.
                 reason = str(error) if isinstance(error, BenchmarkDataError) else f"{type(error).__name__}: {error}"
@@ -160,7 +171,40 @@ def evaluate(
                 )
     if model.truncated:
         notes.append(f"{model.truncated} prompts were longer than the model's context and were cut on the left")
-    return Scores(pl.DataFrame(rows, schema=SCORES_SCHEMA), problems, notes, progress.metadata())
+    frame = pl.concat(samples)
+    return Scores(score_table(frame), frame, problems, notes, progress.metadata())
+
+
+def score_table(samples: pl.DataFrame) -> pl.DataFrame:
+    """Columns of SCORES_SCHEMA from rows of SAMPLES_SCHEMA: one row per task and metric, in order of appearance."""
+    rows = []
+    for (task, metric), group in samples.group_by("task", "metric", maintain_order=True):
+        values, weights = group["value"].to_numpy(), group["weight"].to_numpy()
+        rows.append({
+            "task": task, "metric": metric, "value": estimate(str(metric), values, weights),
+            "stderr": bootstrap_stderr(str(metric), values, weights), "samples": len(group),
+            "higher_is_better": metric in ACCURACIES,
+        })  # fmt: skip
+    return pl.DataFrame(rows, schema=SCORES_SCHEMA)
+
+
+def estimate(metric: str, values: np.ndarray, weights: np.ndarray) -> float:
+    """The score of some documents or questions: the weighted mean of their values, and exp of it for a perplexity."""
+    mean = float(values @ weights / weights.sum())
+    return float(np.exp(mean)) if metric == "perplexity" else mean
+
+
+def bootstrap_stderr(metric: str, values: np.ndarray, weights: np.ndarray) -> float | None:
+    """Standard deviation of `estimate` over BOOTSTRAP_RESAMPLES resamples of the documents; None for a single one.
+
+    Documents are drawn with replacement with one fixed seed, so that two models' scores on the same task are resampled
+    alike. One method for every metric (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 6).
+    """
+    if len(values) < 2:
+        return None
+    rng = np.random.default_rng(SEED)
+    draws = (rng.integers(0, len(values), len(values)) for _ in range(BOOTSTRAP_RESAMPLES))
+    return float(np.std([estimate(metric, values[drawn], weights[drawn]) for drawn in draws], ddof=1))
 
 
 def sample_heldout(documents: Mapping[str, pl.LazyFrame], count: int) -> pl.DataFrame:
@@ -251,7 +295,7 @@ class _Runner:
         for folder in (self._tasks, self._data, self._cache):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def rolling(self, name: str, texts: pl.DataFrame) -> list[dict[str, Any]]:
+    def rolling(self, name: str, texts: pl.DataFrame) -> list[pl.DataFrame]:
         """Perplexity of documents: the corpus-level mean over tokens, with a bootstrap over documents."""
         path = self._write(name, texts)
         config = {
@@ -263,7 +307,7 @@ class _Runner:
         }  # fmt: skip
         return self._perplexity_rows(name, self._run(name, [config], 0, None))
 
-    def questions(self, questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def questions(self, questions: Sequence[Mapping[str, Any]]) -> list[pl.DataFrame]:
         """Accuracy on multiple-choice questions about the corpus' own facts."""
         answers = [
             q["answer"] if isinstance(q["answer"], int) else list(q["choices"]).index(q["answer"]) for q in questions
@@ -280,12 +324,12 @@ class _Runner:
         }  # fmt: skip
         samples = self._run(CONCEPT_QUESTIONS, [config], 0, None)
         return [
-            _mean_row(CONCEPT_QUESTIONS, "acc", samples),
+            _accuracy(CONCEPT_QUESTIONS, "acc", samples),
             _answer_perplexity(CONCEPT_QUESTIONS, samples, self._model),
         ]
 
-    def benchmark(self, name: str, directory: Path | None, limit: int | None, notes: list[str]) -> list[dict[str, Any]]:
-        """Rows of one stock benchmark, from `directory` or, when that is None, from the hub."""
+    def benchmark(self, name: str, directory: Path | None, limit: int | None, notes: list[str]) -> list[pl.DataFrame]:
+        """Samples of one stock benchmark, from `directory` or, when that is None, from the hub."""
         benchmark = BENCHMARKS[name]
         files = None if directory is None else local_files(benchmark, directory)
         if files and not next(iter(files.values())).name.startswith(f"{benchmark.files[0]}."):
@@ -299,13 +343,12 @@ class _Runner:
         samples = self._run(name, configs, benchmark.shots, limit)
         if name == "openwebtext2":
             return self._perplexity_rows(name, samples)
-        rows = [_mean_row(name, metric, samples) for metric in benchmark.metrics if metric != "perplexity"]
+        rows = [_accuracy(name, metric, samples) for metric in benchmark.metrics if metric != "perplexity"]
         if name == "mmlu":
             rows.insert(0, _answer_perplexity(name, samples, self._model))
         if name == "lambada":
-            rows.insert(
-                0, _bootstrap_row(name, "perplexity", np.exp, [-s["perplexity"] for s in samples], [1] * len(samples))
-            )
+            # The last word as one unit, whatever its tokens: lm-eval's own definition.
+            rows.insert(0, _values(name, "perplexity", [-sample["perplexity"] for sample in samples]))
         return rows
 
     def _stock(self, name: str, benchmark: Benchmark, files: dict[str, Path] | None) -> dict[str, Any]:
@@ -335,15 +378,15 @@ class _Runner:
             configs.append({"include": str(path), "task": f"sbp_mmlu_{subject}", **self._local(parts)})
         return configs
 
-    def _perplexity_rows(self, name: str, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _perplexity_rows(self, name: str, samples: list[dict[str, Any]]) -> list[pl.DataFrame]:
         texts = [sample["arguments"][0][0] for sample in samples]
-        losses = [-_loglikelihood(sample["resps"][0][0]) for sample in samples]
-        tokens = [len(self._model.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
-        bytes_ = [len(text.encode()) for text in texts]
+        losses = np.array([-_loglikelihood(sample["resps"][0][0]) for sample in samples])
+        tokens = np.array([len(self._model.tokenizer.encode(text, add_special_tokens=False)) for text in texts])
+        bytes_ = np.array([len(text.encode()) for text in texts])
         return [
-            _bootstrap_row(name, "perplexity", np.exp, losses, tokens),
-            _bootstrap_row(name, "nats_per_token", lambda mean: mean, losses, tokens),
-            _bootstrap_row(name, "bits_per_byte", lambda mean: mean / np.log(2), losses, bytes_),
+            _values(name, "perplexity", losses / tokens, tokens),
+            _values(name, "nats_per_token", losses / tokens, tokens),
+            _values(name, "bits_per_byte", losses / bytes_ / np.log(2), bytes_),
         ]
 
     def _write(self, name: str, frame: pl.DataFrame) -> Path:
@@ -423,8 +466,8 @@ def _loglikelihood(response: Any) -> float:
     return float(response[0] if isinstance(response, (tuple, list)) else response)
 
 
-def _answer_perplexity(task: str, samples: list[dict[str, Any]], model: CountingHFLM) -> dict[str, Any]:
-    """exp(-mean log-likelihood per token of the right answer's continuation), in nats, over all questions.
+def _answer_perplexity(task: str, samples: list[dict[str, Any]], model: CountingHFLM) -> pl.DataFrame:
+    """Negative log-likelihood per token of the right answer's continuation, in nats, of every question.
 
     For stock MMLU the continuation is the right letter (" A"), so a model that knows only the format scores 4.
     """
@@ -434,30 +477,22 @@ def _answer_perplexity(task: str, samples: list[dict[str, Any]], model: Counting
         context, continuation = sample["arguments"][right]
         losses.append(-_loglikelihood(sample["resps"][right][0]))
         tokens.append(len(model.tok_encode(context + continuation)) - len(model.tok_encode(context)))
-    return _bootstrap_row(task, "perplexity", np.exp, losses, tokens)
+    return _values(task, "perplexity", np.array(losses) / np.array(tokens), np.array(tokens))
 
 
-def _bootstrap_row(
-    task: str, metric: str, transform: Callable[[Any], Any], losses: Sequence[float], weights: Sequence[int]
-) -> dict[str, Any]:
-    """Row for transform(Σ losses / Σ weights), lower is better; standard error by bootstrap over documents."""
-    loss, weight = np.asarray(losses, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    rng = np.random.default_rng(SEED)
-    values = np.empty(BOOTSTRAP_RESAMPLES)
-    for resample in range(BOOTSTRAP_RESAMPLES):
-        chosen = rng.integers(0, len(loss), len(loss))
-        values[resample] = transform(loss[chosen].sum() / weight[chosen].sum())
-    return {
-        "task": task, "metric": metric, "value": float(transform(loss.sum() / weight.sum())),
-        "stderr": float(values.std(ddof=1)) if len(loss) > 1 else None, "samples": len(loss), "higher_is_better": False,
-    }  # fmt: skip
+def _accuracy(task: str, metric: str, samples: list[dict[str, Any]]) -> pl.DataFrame:
+    return _values(task, metric, [float(sample[metric]) for sample in samples])
 
 
-def _mean_row(task: str, metric: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Row for the mean over examples, higher is better; standard error of the mean."""
-    values = np.asarray([float(sample[metric]) for sample in samples])
-    stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return {
-        "task": task, "metric": metric, "value": float(values.mean()), "stderr": stderr, "samples": len(values),
-        "higher_is_better": True,
-    }  # fmt: skip
+def _values(
+    task: str, metric: str, values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None
+) -> pl.DataFrame:
+    """Rows of SAMPLES_SCHEMA, one per document; weights default to 1."""
+    weights = np.ones(len(values), dtype=np.int64) if weights is None else weights
+    return pl.DataFrame(
+        {
+            "task": [task] * len(values), "metric": [metric] * len(values), "sample": range(len(values)),
+            "value": values, "weight": weights,
+        },
+        schema=SAMPLES_SCHEMA,
+    )  # fmt: skip

@@ -2,6 +2,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -110,6 +111,28 @@ def test_benchmarks_run_and_bad_ones_are_named(model_dir: Path, tmp_path: Path) 
     assert dict(scores.table.select("task", "samples").iter_rows())["mmlu"] == 2
     problems = score_problems(scores.table, ["heldout", *names])
     assert len(problems) == 2 and all("sciq" in p or "winogrande" in p for p in problems)
+
+
+def test_scores_follow_from_the_samples(model_dir: Path, tmp_path: Path) -> None:
+    scores = suite.evaluate(model_dir, tmp_path, HELDOUT, questions=QUESTIONS, device="cpu")
+    assert suite.score_table(scores.samples).equals(scores.table)
+    rows = scores.samples.filter(task="heldout", metric="perplexity")
+    assert rows["sample"].to_list() == [0, 1, 2]
+    assert rows["weight"].to_list() == [len(text.encode()) for text in HELDOUT["text"]], "byte-level tokens"
+    mean = (rows["value"] * rows["weight"]).sum() / rows["weight"].sum()
+    assert values(scores)["heldout", "perplexity"] == pytest.approx(math.exp(mean))
+
+
+def test_standard_errors_resample_documents() -> None:
+    rng = np.random.default_rng(7)
+    accuracies, ones = rng.integers(0, 2, 400).astype(float), np.ones(400, dtype=np.int64)
+    of_the_mean = accuracies.std(ddof=1) / 20
+    assert suite.bootstrap_stderr("acc", accuracies, ones) == pytest.approx(of_the_mean, rel=0.1)
+    assert suite.bootstrap_stderr("acc", accuracies, ones) == suite.bootstrap_stderr("acc", accuracies, ones)
+    losses = rng.normal(3, 0.2, 400)
+    perplexity = suite.bootstrap_stderr("perplexity", losses, ones)
+    assert perplexity == pytest.approx(math.exp(3) * losses.std(ddof=1) / 20, rel=0.15), "delta method"
+    assert suite.bootstrap_stderr("acc", accuracies[:1], ones[:1]) is None
 
 
 def test_heldout_sample_does_not_depend_on_sharding() -> None:
