@@ -240,6 +240,17 @@ class Synthesizer(Optimizer):
     max_document_tokens: PositiveInt | None = Field(None, description="d1 and d2 are cut here; null: half the context.")
 
 
+class Judge(Section):
+    """The model that judges non-factual and pair-irrelevance on a fixed sample; where it answers is deployment."""
+
+    model: str = Field(min_length=1, description="As the endpoint calls it.")
+    prompts: str = Field("v1", description="Revision: the folder in sbp_assets/synthesis/prompts/.")
+    documents: PositiveInt = Field(500, description="Synthetic, and again real documents judged, over all shards.")
+    max_chars: PositiveInt = Field(8000, description="Characters of a document that the judge is shown.")
+    max_tokens: PositiveInt = Field(512, description="Of an answer.")
+    temperature: Annotated[float, Field(ge=0)] | None = Field(0.0, description="Null: the endpoint's own.")
+
+
 class Synthesis(Section):
     """Synthesis at scale (paper section 2.3)."""
 
@@ -248,6 +259,10 @@ class Synthesis(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     salt: str = Field("sbp", description="Changes every per-request sampling seed.")
     quality_sample: PositiveInt = Field(1000, description="Documents per shard that the quality metrics read.")
+    duplicate_sample: PositiveInt = Field(
+        1_000_000, description="N of duplicates@N: documents of all shards compared with each other (the paper's 1M)."
+    )
+    judge: Judge | None = Field(None, description="Null: what only a model can judge stays unjudged.")
 
 
 class Evaluation(Section):
@@ -355,6 +370,14 @@ class Deployment(Section):
     evaluation_batch_size: PositiveInt = 32
     memory_limit: str = Field("4GB", description="DuckDB's, before it spills to work_dir.")
     benchmarks_dir: str | None = Field(None, description="Local parquet files of the stock benchmarks; null: the hub.")
+    judge_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^@?#\s]+$",
+        description="OpenAI-compatible endpoint, '/v1' included; its key only ever from $SBP_JUDGE_API_KEY.",
+    )
+    judge_concurrency: PositiveInt = Field(8, description="Requests to the judge at a time.")
+    judge_timeout: PositiveFloat = Field(60, description="Seconds the judge may take to answer one request.")
+    judge_retries: NonNegativeInt = Field(5, description="Of a failed request, with exponential backoff.")
     owners: tuple[str, ...] = ("team:pretraining",)
 
 
@@ -364,6 +387,15 @@ class Settings(Section):
     profile: str
     experiment: Experiment
     deployment: Deployment = Deployment()
+
+    @model_validator(mode="after")
+    def _judge_answers_somewhere(self) -> Settings:
+        if self.experiment.synthesis.judge and not self.deployment.judge_url:
+            raise ValueError(
+                "experiment.synthesis.judge is set and deployment.judge_url is not: name the OpenAI-compatible "
+                "endpoint that serves the judge, or set experiment.synthesis.judge to null"
+            )
+        return self
 
 
 def profile_path(profile: str) -> Path:
