@@ -12,6 +12,7 @@ from sbp_assets.corpus import dedup, ingest, split
 from sbp_assets.corpus import tokenizer as tokenization
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.columns import lineage, schema
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import write_token_arrays
@@ -26,10 +27,8 @@ DOCUMENT_COLUMNS = [
     dg.TableColumn("file", "string", "Source file, relative to the corpus root."),
     dg.TableColumn("line", "int64", "Line or row of that file, from 1."),
 ]
-
-
-def _columns(*columns: tuple[str, str, str]) -> dict[str, dg.TableSchema]:
-    return {"dagster/column_schema": dg.TableSchema([dg.TableColumn(*column) for column in columns])}
+# Every column of a row comes from the file that the manifest pins by name and digest.
+SOURCE_FILE = "corpus/source_manifest.file corpus/source_manifest.sha256"
 
 
 @dg.asset(
@@ -38,7 +37,7 @@ def _columns(*columns: tuple[str, str, str]) -> dict[str, dg.TableSchema]:
     kinds={"polars", "parquet"},
     io_manager_key="parquet",
     code_version=EXPERIMENT.version("1", "corpus.source", "corpus.shards"),
-    metadata=_columns(
+    metadata=schema(
         ("file", "string", "Relative to the corpus root; for a generated or hub corpus, what a shard reads."),
         ("shard", "int64", "Null: beyond the last shard (files_per_shard)."),
         ("bytes", "int64", "0 where the source is not files."),
@@ -73,7 +72,10 @@ def source_manifest() -> dg.MaterializeResult:
             kinds={"polars", "parquet"},
             code_version=EXPERIMENT.version("1", "corpus.source", "corpus.shards", "corpus.max_chars"),
             description="One row per usable document of the shard's source files, in file and line order.",
-            metadata={"dagster/column_schema": dg.TableSchema(DOCUMENT_COLUMNS)},
+            metadata={
+                "dagster/column_schema": dg.TableSchema(DOCUMENT_COLUMNS),
+                **lineage(**{column.name: SOURCE_FILE for column in DOCUMENT_COLUMNS}),
+            },
         ),
         "rejected_rows": dg.AssetOut(
             key=["corpus", "rejected_rows"],
@@ -83,12 +85,13 @@ def source_manifest() -> dg.MaterializeResult:
             kinds={"polars", "parquet"},
             code_version=EXPERIMENT.version("1", "corpus.source", "corpus.shards"),
             description="One row per source row that is not a usable document, with the reason.",
-            metadata=_columns(
+            metadata=schema(
                 ("file", "string", "Source file, relative to the corpus root."),
                 ("line", "int64", "Line or row of that file, from 1; null where it has none."),
                 ("reason", "string", "Why the row is not a document."),
                 ("excerpt", "string", "The beginning of the row, untrusted."),
-            ),
+            )
+            | lineage(**dict.fromkeys(("file", "line", "reason", "excerpt"), SOURCE_FILE)),
         ),
     },
     ins={"source_manifest": dg.AssetIn(["corpus", "source_manifest"])},
@@ -147,10 +150,13 @@ def raw_documents(
     code_version=EXPERIMENT.version(
         "1", *(f"corpus.dedup.{field}" for field in ("shingle_words", "permutations", "bands", "seed"))
     ),
-    metadata=_columns(
+    metadata=schema(
         ("id", "string", "Document."),
         ("bands", "list<uint64>", "Hash of each LSH band of the document's MinHash values."),
         ("text_sha256", "string", "Of the normalised text."),
+    )
+    | lineage(
+        {"corpus/raw_documents": ("id",)}, bands="corpus/raw_documents.text", text_sha256="corpus/raw_documents.text"
     ),
 )
 def minhash_signatures(context: dg.AssetExecutionContext, raw_documents: pl.LazyFrame) -> dg.MaterializeResult:
@@ -173,13 +179,19 @@ def minhash_signatures(context: dg.AssetExecutionContext, raw_documents: pl.Lazy
         "minhash_signatures": dg.AssetIn(["corpus", "minhash_signatures"], partition_mapping=ALL),
     },
     code_version=EXPERIMENT.version("1", "corpus.dedup"),
-    metadata=_columns(
+    metadata=schema(
         ("id", "string", "Document to drop."),
         ("shard", "int64", "Its shard."),
         ("kept_id", "string", "The document kept in its place, itself never dropped."),
         ("kept_shard", "int64", "Shard of the kept document."),
         ("jaccard", "float64", "Exact similarity of the two; null for kind 'id'."),
         ("kind", "string", "'exact': same normalised text; 'near': jaccard at the threshold or above; 'id': same id."),
+    )
+    | lineage(
+        id="corpus/minhash_signatures.id",
+        kept_id="corpus/minhash_signatures.id",
+        jaccard="corpus/raw_documents.text",
+        kind="corpus/minhash_signatures.bands corpus/minhash_signatures.text_sha256 corpus/raw_documents.text",
     ),
 )
 def duplicates(
@@ -241,7 +253,11 @@ def _duplicate_preview(dropped: pl.DataFrame, raw_documents: dict[str, pl.LazyFr
                 *DOCUMENT_COLUMNS,
                 dg.TableColumn("split", "string", "'unique' (D), 'oracle' or 'heldout', by salted hash of the id."),
             ]
-        )
+        ),
+        **lineage(
+            {"corpus/raw_documents": [column.name for column in DOCUMENT_COLUMNS], "corpus/duplicates": ("id",)},
+            split="corpus/raw_documents.id",
+        ),
     },
 )
 def documents(
@@ -315,6 +331,12 @@ def tokenizer(documents: dict[str, pl.LazyFrame]) -> dg.MaterializeResult:
         "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
     },
     code_version=EXPERIMENT.version("1"),
+    metadata=schema(
+        ("id", "string", "Document; of documents.parquet."),
+        ("split", "string", "As in corpus/documents; of documents.parquet."),
+        ("tokens", "array[uint]", "Of tokens.npy: the document's `<bos>` ids `<eos>`."),
+    )
+    | lineage({"corpus/documents": ("id", "split")}, tokens="corpus/documents.text"),
 )
 def tokens(context: dg.AssetExecutionContext, documents: pl.LazyFrame, tokenizer: Path) -> dg.MaterializeResult:
     """Token array of the shard's documents: bos, the text, eos. documents.parquet has id and split per document."""

@@ -12,6 +12,7 @@ from sbp_assets.pairing.index import build_index, write_index
 from sbp_assets.pairing.search import search
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.columns import lineage, schema
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 
@@ -28,10 +29,6 @@ _FILTER = (
 )
 
 
-def _column(name: str, kind: str, description: str) -> dg.TableColumn:
-    return dg.TableColumn(name, kind, description=description)
-
-
 @dg.asset(
     key=["pairing", "embeddings"],
     group_name="pairing",
@@ -40,14 +37,11 @@ def _column(name: str, kind: str, description: str) -> dg.TableColumn:
     io_manager_key="parquet",
     ins={"documents": dg.AssetIn(["corpus", "documents"])},
     code_version=EXPERIMENT.version("1", *_EMBEDDING),
-    metadata={
-        "dagster/column_schema": dg.TableSchema(
-            [
-                _column("id", "string", "Document of D."),
-                _column("vector", "array[float32]", "Its embedding, of unit length."),
-            ]
-        )
-    },
+    metadata=schema(
+        ("id", "string", "Document of D."),
+        ("vector", "array[float32]", "Its embedding, of unit length."),
+    )
+    | lineage({"corpus/documents": ("id",)}, vector="corpus/documents.text"),
 )
 def embeddings(documents: pl.LazyFrame) -> dg.MaterializeResult:
     """One row per document of D (split `unique`): the unit vector that stands for its subject."""
@@ -77,6 +71,11 @@ def embeddings(documents: pl.LazyFrame) -> dg.MaterializeResult:
     io_manager_key="directory",
     ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
     code_version=EXPERIMENT.version("1", "pairing.index"),
+    metadata=schema(
+        ("id", "string", "Document of D; of ids.parquet."),
+        ("vector", "array[uint8]", "Of index.faiss: its embedding, one byte per component."),
+    )
+    | lineage({"pairing/embeddings": ("id", "vector")}),
 )
 def ann_index(context: dg.AssetExecutionContext, embeddings: pl.LazyFrame) -> dg.MaterializeResult:
     """The key side of one shard: `index.faiss`, one byte per vector component, and `ids.parquet`, its rows' ids."""
@@ -110,17 +109,18 @@ def ann_index(context: dg.AssetExecutionContext, embeddings: pl.LazyFrame) -> dg
     check_specs=[CANDIDATES_CHECK],
     dagster_type=dg.Any,  # beside check_specs, Dagster reads `-> MaterializeResult` as no output
     code_version=EXPERIMENT.version("1", *_SEARCH),
-    metadata={
-        "dagster/column_schema": dg.TableSchema(
-            [
-                _column("query_id", "string", "Document of this shard."),
-                _column("neighbor_id", "string", "One of its nearest documents in the whole of D, never itself."),
-                _column("neighbor_shard", "string", "Shard of that document."),
-                _column("similarity", "float32", "Cosine, -1 to 1; the neighbour's side is 8-bit."),
-                _column("rank", "int64", "1 is the nearest."),
-            ]
-        )
-    },
+    metadata=schema(
+        ("query_id", "string", "Document of this shard."),
+        ("neighbor_id", "string", "One of its nearest documents in the whole of D, never itself."),
+        ("neighbor_shard", "string", "Shard of that document."),
+        ("similarity", "float32", "Cosine, -1 to 1; the neighbour's side is 8-bit."),
+        ("rank", "int64", "1 is the nearest."),
+    )
+    | lineage(
+        query_id="pairing/embeddings.id",
+        neighbor_id="pairing/ann_index.id",
+        **dict.fromkeys(("similarity", "rank"), "pairing/embeddings.vector pairing/ann_index.vector"),
+    ),
 )
 def neighbor_candidates(
     context: dg.AssetExecutionContext, embeddings: dict[str, pl.LazyFrame], indexes: dict[str, Path]
@@ -161,17 +161,23 @@ def neighbor_candidates(
     check_specs=[PAIRS_CHECK],
     dagster_type=dg.Any,  # beside check_specs, Dagster reads `-> MaterializeResult` as no output
     code_version=EXPERIMENT.version("1", *_FILTER),
-    metadata={
-        "dagster/column_schema": dg.TableSchema(
-            [
-                _column("d1", "string", "Seed document, of this shard."),
-                _column("d2", "string", "Related document that the synthesizer learns to write from d1."),
-                _column("d2_shard", "string", "Shard of d2."),
-                _column("similarity", "float32", "Cosine of the two."),
-                _column("shared_shingles", "float32", "Share of d2's word shingles that occur in d1."),
-            ]
-        )
-    },
+    metadata=schema(
+        ("d1", "string", "Seed document, of this shard."),
+        ("d2", "string", "Related document that the synthesizer learns to write from d1."),
+        ("d2_shard", "string", "Shard of d2."),
+        ("similarity", "float32", "Cosine of the two."),
+        ("shared_shingles", "float32", "Share of d2's word shingles that occur in d1."),
+    )
+    | lineage(
+        {"pairing/neighbor_candidates": ("similarity",)},
+        # (a, b) also gives (b, a), so that either side may have been the query.
+        **dict.fromkeys(
+            ("d1", "d2"),
+            "pairing/neighbor_candidates.query_id pairing/neighbor_candidates.neighbor_id corpus/documents.id",
+        ),
+        d2_shard="pairing/neighbor_candidates.neighbor_shard",
+        shared_shingles="corpus/documents.text",
+    ),
 )
 def neighbor_pairs(
     context: dg.AssetExecutionContext, candidates: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]

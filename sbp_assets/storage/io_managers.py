@@ -17,6 +17,7 @@ from dagster._core.storage.upath_io_manager import UPathIOManager
 from upath import UPath
 
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
+from sbp_assets.storage.columns import LINEAGE
 
 
 class ArtifactIOManager(UPathIOManager):
@@ -61,7 +62,9 @@ class ArtifactIOManager(UPathIOManager):
             shutil.rmtree(local.parent)
 
     def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, Any]:
-        return {"bytes": self._bytes}  # called right after dump_to_path, which adds `path` itself
+        # Dagster's UI reads column lineage from materialisations alone, never from the asset's definition.
+        lineage = {key: value for key, value in context.definition_metadata.items() if key == LINEAGE}
+        return {"bytes": self._bytes, **lineage}  # called right after dump_to_path, which adds `path` itself
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         if self.is_local:

@@ -4,6 +4,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from sbp_assets.storage.columns import LINEAGE, lineage
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
 
@@ -20,6 +21,7 @@ def pipeline(shards: int, tmp_path: Path, base: str | None = None):
         partitions_def=partitions,
         io_manager_key="directory",
         ins={"table": dg.AssetIn(["s", "table"])},
+        metadata=lineage({"s/table": ("x",)}, total="s/table.x"),
     )
     def folder(context: dg.AssetExecutionContext, table: pl.LazyFrame):
         made = tmp_path / "staging" / context.partition_key
@@ -73,6 +75,18 @@ def test_equal_content_has_equal_data_versions(tmp_path: Path):
         assert event is not None and event.asset_materialization is not None
         versions.append(event.asset_materialization.tags["dagster/data_version"])
     assert versions[0] == versions[1]
+
+
+def test_materialisations_carry_the_column_lineage_of_their_definition(tmp_path: Path):
+    instance, _ = pipeline(1, tmp_path)
+    event = instance.get_latest_materialization_event(dg.AssetKey(["s", "folder"]))
+    assert event is not None and event.asset_materialization is not None
+    made_of = event.asset_materialization.metadata[LINEAGE].value
+    deps = [dg.TableColumnDep(dg.AssetKey(["s", "table"]), "x")]
+    assert made_of == dg.TableColumnLineage({"x": deps, "total": deps})
+    event = instance.get_latest_materialization_event(dg.AssetKey(["s", "table"]))
+    assert event is not None and event.asset_materialization is not None
+    assert LINEAGE not in event.asset_materialization.metadata
 
 
 def test_a_missing_artifact_is_named(tmp_path: Path):
