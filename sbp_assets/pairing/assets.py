@@ -5,11 +5,13 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.pairing.checks import CANDIDATES_CHECK, PAIRS_CHECK, check_candidates, check_pairs
 from sbp_assets.pairing.embed import embed, embeddings_frame, load_engine, vectors_of
 from sbp_assets.pairing.filter import filter_pairs, histogram, histogram_markdown, texts_of
 from sbp_assets.pairing.index import build_index, write_index
 from sbp_assets.pairing.search import search
+from sbp_assets.pairing.truth import DEFINITIONS, OVERALL, SCHEMA, SHARES, pair_truth
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.columns import lineage, schema
@@ -202,6 +204,61 @@ def neighbor_pairs(
             **progress.metadata(),
         },
     )
+
+
+@dg.asset(
+    key=["pairing", "pair_truth"],
+    group_name="pairing",
+    kinds={"polars", "parquet"},
+    io_manager_key="parquet",
+    ins={
+        "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
+        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+    },
+    code_version=EXPERIMENT.version("1", "truth", "pairing.max_pairs_per_document"),
+    metadata=schema(
+        ("shard", "string", f"Of d1; `{OVERALL}`: over all shards."),
+        ("documents", "int64", "Documents of D."),
+        ("pairs", "int64", "Pairs whose d1 is one of them."),
+        ("same_concept_pairs", "int64", "Of those, about the same concept."),
+        *((name, "float64", DEFINITIONS[name]) for name in SHARES),
+    )
+    | lineage(
+        documents="corpus/documents.id corpus/documents.split",
+        pairs="pairing/neighbor_pairs.d1",
+        same_concept_pairs="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
+        precision="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
+        recall="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
+        recall_of_attainable="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
+        chance_precision="corpus/documents.text",
+    ),
+)
+def pairs_against_truth(
+    neighbor_pairs: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """Precision and recall of the pairs as pairs of documents about one concept: a row per shard of d1, and `all`.
+
+    For the concepts source only; empty for every other, where nobody knows which documents share a concept.
+    """
+    truth = EXPERIMENT.truth
+    with Progress("pair_truth", "shards", len(neighbor_pairs)) as progress:
+        if truth:
+            cap = EXPERIMENT.pairing.max_pairs_per_document
+            table = pair_truth(neighbor_pairs, documents, ConceptWorld(truth), cap)
+        else:
+            table = pl.DataFrame(schema=SCHEMA)
+        progress.advance(len(neighbor_pairs))
+    overall = table.filter(shard=OVERALL).select(list(SHARES)).to_dicts()
+    metadata: dict[str, dg.RawMetadataValue] = {
+        "dagster/row_count": len(table),
+        **{name: value for row in overall for name, value in row.items() if value is not None},
+        **progress.metadata(),
+        "definitions": dg.MetadataValue.md("\n".join(f"- **{name}**: {text}" for name, text in DEFINITIONS.items())),
+        "preview": dg.MetadataValue.md(
+            table_preview(table) if truth else "Not known for this corpus: only `concepts` has a truth to compare with."
+        ),
+    }
+    return dg.MaterializeResult(value=table, metadata=metadata)
 
 
 def _quantiles(values: pl.Series, name: str) -> dict[str, float]:

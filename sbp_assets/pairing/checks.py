@@ -14,6 +14,7 @@ from sbp_assets.experiment import Pairing
 from sbp_assets.pairing.embed import vectors_of
 from sbp_assets.pairing.index import KeyShard, self_recall
 from sbp_assets.pairing.search import exact_neighbors, recall
+from sbp_assets.pairing.truth import truth_problems
 from sbp_assets.partitions import EXPERIMENT, SHARDS
 
 # Float32 rounding of a norm over a thousand components stays below this.
@@ -166,3 +167,18 @@ def embeddings_are_unit_vectors_of_d(embeddings: pl.LazyFrame, documents: pl.Laz
 def index_finds_its_own(ann_index: Path, embeddings: pl.LazyFrame) -> dg.AssetCheckResult:
     passed, metadata = check_index(ann_index, embeddings.collect(), EXPERIMENT.pairing.nprobe)
     return dg.AssetCheckResult(passed=passed, metadata=metadata)
+
+
+@dg.asset_check(
+    asset=dg.AssetKey(["pairing", "pair_truth"]),
+    description="Shares lie in [0, 1], and pairs share a concept more often than random ones; empty without a truth.",
+)
+def pairs_beat_chance(pair_truth: pl.LazyFrame) -> dg.AssetCheckResult:
+    table = pair_truth.collect()
+    problems = truth_problems(table) if EXPERIMENT.truth else [] if table.is_empty() else ["rows without a truth"]
+    return dg.AssetCheckResult(
+        passed=not problems,
+        # Pairing again would give the same: a person has to decide.
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"rows": len(table), "problems": problems},
+    )

@@ -1,0 +1,112 @@
+"""How well neighbour pairs recover the concepts that documents were written about, where those are known. No dagster.
+
+SBP takes a pair of neighbours for two renderings of one latent concept (paper, section 5). In the world of concepts
+that can be looked up, so pairing has a precision and a recall like any retrieval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.corpus.split import UNIQUE
+
+OVERALL = "all"
+SCHEMA = {
+    "shard": pl.String,
+    "documents": pl.Int64,
+    "pairs": pl.Int64,
+    "same_concept_pairs": pl.Int64,
+    "precision": pl.Float64,
+    "recall": pl.Float64,
+    "recall_of_attainable": pl.Float64,
+    "chance_precision": pl.Float64,
+}
+SHARES = ("precision", "recall", "recall_of_attainable", "chance_precision")
+DEFINITIONS = {
+    "precision": "Share of the pairs (d1, d2) whose two documents are about the same concept.",
+    "recall": "Share of all ordered pairs of different documents of D about one concept that are among the pairs.",
+    "recall_of_attainable": (
+        "As recall, of the most such pairs that max_pairs_per_document allows: a concept of m documents gives each of "
+        "them at most min(m - 1, cap) partners."
+    ),
+    "chance_precision": "Precision that pairs of different documents drawn at random from D would have.",
+}
+
+
+def pair_truth(
+    pairs: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], world: ConceptWorld, cap: int
+) -> pl.DataFrame:
+    """Rows of SCHEMA: one per shard of d1, then one for `all`; shares are null where there is nothing to share.
+
+    pairs (d1, d2) and documents (id, text, split), by shard. A document is about the concept that it names most often;
+    one that names none is about nothing and matches no other. `cap`: pairing.max_pairs_per_document. Memory: one
+    shard's texts, and the concept of every document of D.
+    """
+    about = pl.concat([_concepts(documents[shard], shard, world) for shard in sorted(documents)])
+    members = about.drop_nulls().group_by("concept").agg(members=pl.len().cast(pl.Int64))
+    about = about.join(members, on="concept", how="left", maintain_order="left").with_columns(
+        # Other documents about the same concept: the partners that a document should find.
+        partners=(pl.col("members") - 1).fill_null(0)
+    )
+    asked = about.group_by("shard").agg(
+        documents=pl.len().cast(pl.Int64),
+        partners=pl.col("partners").sum(),
+        attainable=pl.col("partners").clip(upper_bound=cap).sum(),
+    )
+    concept = about.select("id", "concept")
+    found = [
+        frame.select("d1", "d2")
+        .collect()
+        .join(concept, left_on="d1", right_on="id", how="left")
+        .join(concept, left_on="d2", right_on="id", how="left", suffix="_2")
+        .select(
+            shard=pl.lit(shard),
+            pairs=pl.len().cast(pl.Int64),
+            same_concept_pairs=(pl.col("concept") == pl.col("concept_2")).sum().cast(pl.Int64),
+        )
+        for shard, frame in sorted(pairs.items())
+    ]
+    counts = pl.concat(found).join(asked, on="shard", how="left", maintain_order="left").fill_null(0)
+    total = counts.select(pl.lit(OVERALL).alias("shard"), pl.exclude("shard").sum())
+    others = len(about) - 1
+    return (
+        pl.concat([counts, total.select(counts.columns)])
+        .with_columns(
+            precision=_share("same_concept_pairs", pl.col("pairs")),
+            recall=_share("same_concept_pairs", pl.col("partners")),
+            recall_of_attainable=_share("same_concept_pairs", pl.col("attainable")),
+            chance_precision=_share("partners", pl.col("documents") * others),
+        )
+        .select(list(SCHEMA))
+        .cast(SCHEMA)  # type: ignore[arg-type]
+    )
+
+
+def truth_problems(table: pl.DataFrame) -> list[str]:
+    """Shares outside [0, 1], and a precision over all shards that is not above chance."""
+    wrong = [
+        f"{name} of {shard}: {value}"
+        for name in SHARES
+        for shard, value in table.filter(~pl.col(name).is_between(0, 1)).select("shard", name).iter_rows()
+    ]
+    overall = (
+        table.filter(shard=OVERALL, pairs=0).height
+        or table.filter(pl.col("shard") == OVERALL, pl.col("precision") > pl.col("chance_precision")).height
+    )
+    return wrong if overall else [*wrong, "precision is not above that of random pairs"]
+
+
+def _concepts(documents: pl.LazyFrame, shard: str, world: ConceptWorld) -> pl.DataFrame:
+    rows = documents.filter(pl.col("split") == UNIQUE).select("id", "text").collect()
+    concepts = [world.concept_of(text) for text in rows["text"]]
+    return pl.DataFrame(
+        {"id": rows["id"], "shard": [shard] * len(rows), "concept": concepts},
+        schema={"id": pl.String, "shard": pl.String, "concept": pl.Int64},
+    )
+
+
+def _share(part: str, of: pl.Expr) -> pl.Expr:
+    return pl.when(of > 0).then(pl.col(part) / of)

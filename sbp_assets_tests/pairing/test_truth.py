@@ -1,0 +1,117 @@
+"""Precision and recall of pairs whose concepts are known, by hand and on generated documents."""
+
+import itertools
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.experiment import ConceptsSource, FilesSource
+from sbp_assets.pairing import assets, checks
+from sbp_assets.pairing.truth import OVERALL, SCHEMA, pair_truth, truth_problems
+from sbp_assets.partitions import EXPERIMENT, SHARDS
+from sbp_assets.storage.io_managers import ParquetIOManager
+
+WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=5, attributes=4, facts_per_document=2))
+FIRST, SECOND = SHARDS.get_partition_keys()
+
+
+def about(concept: int | None, *ids: str, split: str = "unique") -> pl.DataFrame:
+    text = "Nothing at all." if concept is None else f"This is {WORLD.names[concept]}."
+    return pl.DataFrame({"id": ids, "text": [text] * len(ids), "split": [split] * len(ids)})
+
+
+def pairs(*rows: tuple[str, str]) -> pl.LazyFrame:
+    return pl.LazyFrame(rows, schema={"d1": pl.String, "d2": pl.String}, orient="row")
+
+
+DOCUMENTS = {
+    FIRST: pl.concat([about(0, "a", "b"), about(1, "x"), about(0, "unread", split="oracle")]).lazy(),
+    SECOND: pl.concat([about(0, "c"), about(1, "y"), about(None, "none")]).lazy(),
+}
+
+
+def test_by_hand() -> None:
+    table = pair_truth({FIRST: pairs(("a", "b"), ("b", "x")), SECOND: pairs(("none", "a"))}, DOCUMENTS, WORLD, cap=1)
+    first, second, overall = table.to_dicts()
+    # a and b have two partners each, x one; with a cap of one, each can be given one.
+    assert (first["documents"], first["pairs"], first["same_concept_pairs"]) == (3, 2, 1)
+    assert (first["precision"], first["recall"], first["recall_of_attainable"]) == (1 / 2, 1 / 5, 1 / 3)
+    assert (second["precision"], second["recall"]) == (0, 0), "a document without a concept matches none"
+    # Ordered pairs that share a concept: 3 * 2 of concept 0 and 2 * 1 of concept 1, out of 6 * 5.
+    assert overall["shard"] == OVERALL and overall["documents"] == 6
+    assert overall["chance_precision"] == pytest.approx(8 / 30)
+    assert (overall["precision"], overall["recall"]) == (1 / 3, 1 / 8)
+    assert overall["recall_of_attainable"] == 1 / 5
+
+
+def test_every_pair_of_a_concept_recalls_all_and_nothing_makes_no_share() -> None:
+    ids = {"a": 0, "b": 0, "c": 0, "x": 1, "y": 1}
+    every = [(d1, d2) for d1, d2 in itertools.permutations(ids, 2) if ids[d1] == ids[d2]]
+    split = {shard: pairs(*(p for p in every if (p[0] in "abx") == (shard == FIRST))) for shard in (FIRST, SECOND)}
+    table = pair_truth(split, DOCUMENTS, WORLD, cap=8)
+    assert table["precision"].to_list() == table["recall"].to_list() == [1, 1, 1]
+    assert table["recall_of_attainable"].to_list() == [1, 1, 1]
+    assert not truth_problems(table)
+    none = pair_truth({FIRST: pairs(), SECOND: pairs()}, DOCUMENTS, WORLD, cap=8)
+    assert none["precision"].to_list() == [None] * 3 and none["recall"].to_list() == [0] * 3
+    assert not truth_problems(none), "no pairs: nothing to judge"
+
+
+def test_problems_are_found() -> None:
+    table = pair_truth({FIRST: pairs(("a", "x")), SECOND: pairs()}, DOCUMENTS, WORLD, cap=8)
+    assert truth_problems(table) == ["precision is not above that of random pairs"]
+    assert "recall" in truth_problems(table.with_columns(recall=pl.lit(1.5)))[0]
+
+
+class Upstream(dg.IOManager):
+    """Documents of EXPERIMENT's own world, and every pair of one concept as neighbours."""
+
+    def __init__(self) -> None:
+        source = EXPERIMENT.truth
+        assert source
+        world = ConceptWorld(source)
+        rows = [world.document(number) for number in range(30)]
+        concept = {row["id"]: world.concept_of(row["text"]) for row in rows}
+        same = [(d1, d2) for d1, d2 in itertools.permutations(concept, 2) if concept[d1] == concept[d2]]
+        self.values = {"documents": {}, "neighbor_pairs": {}}
+        for number, shard in enumerate((FIRST, SECOND)):
+            mine = pl.DataFrame(rows[number::2]).select("id", "text", split=pl.lit("unique"))
+            self.values["documents"][shard] = mine.lazy()
+            self.values["neighbor_pairs"][shard] = pairs(*(p for p in same if p[0] in set(mine["id"])))
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        raise NotImplementedError
+
+    def load_input(self, context: dg.InputContext) -> dict[str, pl.LazyFrame]:
+        return self.values[context.asset_key.path[-1]]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_asset_records_the_shares_as_numbers(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not known:
+        corpus = EXPERIMENT.corpus.model_copy(update={"source": FilesSource(path="corpus")})
+        other = EXPERIMENT.model_copy(update={"corpus": corpus})
+        monkeypatch.setattr(assets, "EXPERIMENT", other)
+        monkeypatch.setattr(checks, "EXPERIMENT", other)
+    sources = [
+        dg.AssetSpec(key, partitions_def=SHARDS).with_io_manager_key("upstream")
+        for key in (["corpus", "documents"], ["pairing", "neighbor_pairs"])
+    ]
+    result = dg.materialize(
+        [*sources, assets.pairs_against_truth, checks.pairs_beat_chance],
+        selection=dg.AssetSelection.assets(["pairing", "pair_truth"]),
+        resources={"upstream": Upstream(), "parquet": ParquetIOManager(str(tmp_path), str(tmp_path))},
+    )
+    assert [e.passed for e in result.get_asset_check_evaluations()] == [True]
+    [event] = result.asset_materializations_for_node("pairing__pair_truth")
+    metadata = {key: value.value for key, value in event.metadata.items()}
+    table = pl.read_parquet(tmp_path / "pairing" / "pair_truth.parquet")
+    assert dict(table.schema) == SCHEMA
+    if known:
+        assert metadata["precision"] == metadata["recall"] == 1 > metadata["chance_precision"] > 0
+        assert table["shard"].to_list() == [FIRST, SECOND, OVERALL]
+    else:
+        assert table.is_empty() and "precision" not in metadata and "Not known" in metadata["preview"]
