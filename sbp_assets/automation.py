@@ -56,6 +56,7 @@ PIPELINE = (
     Step("embed", "Embed and index", ("pairing/embeddings", "pairing/ann_index")),
     Step("search", "Search neighbours", ("pairing/neighbor_candidates",)),
     Step("pair", "Filter to pairs", ("pairing/neighbor_pairs",)),
+    Step("compare_pairs", "Compare pairs with the truth", ("pairing/pair_truth",)),
     Step("format_examples", "Format tuning examples", ("synthesizer/tuning_examples",)),
     Step("pretrain_baseline", "Pretrain the baseline", ("pretraining/baseline_model",)),
     Step("pretrain_oracle", "Pretrain the oracle", ("pretraining/oracle_model",)),
