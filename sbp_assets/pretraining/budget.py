@@ -156,17 +156,9 @@ def arm_rows(plan: ArmPlan, context_length: int, seed: int, flops_per_token: flo
     lengths, sources = np.concatenate(lengths_of), np.concatenate(source_of)
     begun = np.zeros(len(lengths), np.int64)
     tokens_read = np.zeros(len(names), np.int64)
-    number, left = 0, plan.tokens
-    while left:
-        documents = order.pass_documents(number)
-        ends = np.cumsum(lengths[documents])
-        reached = documents[: int(np.searchsorted(ends, left)) + 1]
-        taken = lengths[reached]
-        taken[-1] -= max(0, int(ends[len(reached) - 1]) - left)
-        np.add.at(begun, reached, 1)
-        np.add.at(tokens_read, sources[reached], taken)
-        left -= int(taken.sum())
-        number += 1
+    for documents, _, taken in order.reading(plan.tokens):
+        np.add.at(begun, documents, 1)
+        np.add.at(tokens_read, sources[documents], taken)
     rows = []
     for position, name in enumerate(names):
         documents_of, tokens_of = plan.unique[name]
@@ -238,22 +230,26 @@ def repeated_ids(synthetic: Mapping[str, Path]) -> list[str]:
 def generation_cost(
     tokens: Mapping[str, Path],
     synthetic: Mapping[str, Path],
-    max_document_tokens: int,
+    max_document_tokens: int | None,
     model: Model,
     vocab_size: int,
 ) -> pl.DataFrame:
     """Ledger row of generation: prompts read and tokens sampled for every synthetic document.
 
-    A forward pass takes a third of a training step's FLOPs per token. Prompts are counted for each rollout: an engine
-    that caches shared prefixes does less.
+    `max_document_tokens` is where d1 is cut; None where it was not shown, and a prompt is `<bos>` alone. A forward pass
+    takes a third of a training step's FLOPs per token. Prompts are counted for each rollout: an engine that caches
+    shared prefixes does less.
     """
     lengths = pl.concat([_d_lengths(tokens[shard]) for shard in sorted(tokens)])
     prompts = generated = documents = 0
     for shard in sorted(synthetic):
         seeds = pl.read_parquet(synthetic[shard] / "documents.parquet", columns=["seed_id"])
         known = seeds.join(lengths, left_on="seed_id", right_on="id", how="inner")
-        # <bos> d1 <related>: d1 without its own <bos> and <eos>, cut.
-        prompts += int((known["length"] - 2).clip(upper_bound=max_document_tokens).sum()) + 2 * len(known)
+        if max_document_tokens is None:
+            prompts += len(known)
+        else:
+            # <bos> d1 <related>: d1 without its own <bos> and <eos>, cut.
+            prompts += int((known["length"] - 2).clip(upper_bound=max_document_tokens).sum()) + 2 * len(known)
         offsets = np.load(synthetic[shard] / "offsets.npy", allow_pickle=False)
         documents += len(seeds)
         generated += int(offsets[-1]) - len(seeds)

@@ -7,6 +7,7 @@ processes read the same global batch.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -156,6 +157,21 @@ class StreamOrder:
         documents = np.concatenate([np.arange(len(self._repeated)), once])
         return np.random.default_rng([self._seed, _PASS_ORDER, number]).permutation(documents)
 
+    def reading(self, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """What the stream's first `tokens` tokens are, pass by pass, in reading order.
+
+        Per pass: the documents begun, the place in the stream of each one's first token, and the tokens read of each
+        (all of them, but of the last document). Three arrays (documents,).
+        """
+        lengths = np.concatenate([self._repeated.lengths, self._once.lengths])
+        number = read = 0
+        while read < tokens and len(documents := self.pass_documents(number)):
+            ends = read + np.cumsum(lengths[documents])
+            begun = slice(int(np.searchsorted(ends, tokens)) + 1)
+            starts = (ends - lengths[documents])[begun]
+            yield documents[begun], starts, np.minimum(ends[begun], tokens) - starts
+            number, read = number + 1, int(ends[-1])
+
     def rows(self, start: int, stop: int) -> Rows:
         """Rows start:stop of the stream; ValueError past the end of data that has one."""
         first, last = start * self._context, stop * self._context + 1
@@ -250,6 +266,10 @@ class ExamplesOrder:
         """Examples in reading order of epoch `number`."""
         order = np.random.default_rng([self._seed, _PASS_ORDER, number]).permutation(len(self._documents))
         return order[: self._counts[number]]
+
+    def reads(self, example: int) -> int:
+        """Times that `example` is read in all epochs."""
+        return sum(example in self.epoch_examples(number) for number in range(len(self._counts)))
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows start:stop; rows past the end are padding without loss."""

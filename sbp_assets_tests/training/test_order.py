@@ -51,6 +51,21 @@ def test_passes_read_repeated_documents_once_each_and_once_documents_once_overal
         assert sorted(i for i in order.pass_documents(k) if i < len(repeated)) == list(range(len(repeated)))
 
 
+@given(repeated=lengths, once=lengths, passes=st.integers(1, 4), seed=st.integers(0, 5), tokens=st.integers(1, 2000))
+def test_reading_tells_which_document_every_token_of_the_rows_is_from(
+    tmp_path_factory, repeated, once, passes, seed, tokens
+):
+    order = stream(tmp_path_factory.mktemp("order"), repeated, once, passes, seed)
+    ids = order.rows(0, -(-tokens // CONTEXT)).input_ids.ravel()[:tokens]
+    told = np.zeros(tokens, np.int64)
+    for documents, starts, counts in order.reading(tokens):
+        for document, start, count in zip(documents, starts, counts, strict=True):
+            told[start : start + count] = (
+                100 + document if document < len(repeated) else 1000 + document - len(repeated)
+            )
+    assert np.array_equal(told, ids)
+
+
 @given(repeated=lengths, once=lengths, start=st.integers(0, 30), count=st.integers(1, 8), seed=st.integers(0, 5))
 def test_stream_rows_are_a_pure_function_of_seed_and_index(tmp_path_factory, repeated, once, start, count, seed):
     tmp = tmp_path_factory.mktemp("order")
@@ -113,6 +128,14 @@ def test_examples_are_whole_supervised_after_the_prompt_and_read_once_per_epoch(
     assert (starts | ~changes).all()
     alone = [order.rows(r, r + 1) for r in range(order.total_rows)]
     assert all(equal(rows.part(r, r + 1), row) for r, row in enumerate(alone))
+
+
+def test_reads_of_an_example_follow_the_epochs(tmp_path: Path):
+    source = write(tmp_path, [5] * 10, 0, prompt_tokens=[1] * 10)
+    order = ExamplesOrder(ExamplesData(source=source, epochs=2.5), CONTEXT, seed=3, pad=0)
+    reads = [order.reads(example) for example in range(10)]
+    assert sorted(reads) == [2] * 5 + [3] * 5
+    assert [example for example in range(10) if reads[example] == 3] == sorted(order.epoch_examples(2).tolist())
 
 
 def test_examples_refuse_what_does_not_fit(tmp_path: Path):
