@@ -49,6 +49,15 @@ class ConceptsSource(Section):
     seed: NonNegativeInt = 0
 
 
+class FiveTokensSource(Section):
+    """The negative control: documents of letters drawn uniformly from five, which nothing can be learned from."""
+
+    kind: Literal["five_tokens"] = "five_tokens"
+    documents: PositiveInt = Field(description="Documents generated over all shards.")
+    tokens_per_document: Annotated[int, Field(ge=16)] = Field(96, description="Letters of a document, on average.")
+    seed: NonNegativeInt = 0
+
+
 class FilesSource(Section):
     """Files under a path or fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or .txt (one document a file)."""
 
@@ -121,7 +130,7 @@ class Tokenizer(Section):
 
 
 class Corpus(Section):
-    source: Annotated[ConceptsSource | FilesSource | HubSource, Field(discriminator="kind")]
+    source: Annotated[ConceptsSource | FiveTokensSource | FilesSource | HubSource, Field(discriminator="kind")]
     shards: Annotated[int, Field(ge=1, le=100_000)]
     max_chars: PositiveInt | None = Field(None, description="Longer documents are cut here, at a word boundary.")
     dedup: Dedup = Dedup()
@@ -238,6 +247,12 @@ class Synthesizer(Optimizer):
 
     epochs: PositiveFloat = 1
     max_document_tokens: PositiveInt | None = Field(None, description="d1 and d2 are cut here; null: half the context.")
+    start: Literal["baseline", "scratch"] = Field(
+        "baseline", description="Weights to tune from; scratch, random ones, is an ablation."
+    )
+    partners: Literal["nearest", "random"] = Field(
+        "nearest", description="random: every d1 gets other pairs' d2, a placebo without relations between documents."
+    )
 
 
 class Judge(Section):
@@ -258,6 +273,9 @@ class Synthesis(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     salt: str = Field("sbp", description="Changes every per-request sampling seed.")
+    condition: Literal["seed", "none"] = Field(
+        "seed", description="none: sampled from the baseline after `<bos>` alone, a placebo without a synthesizer."
+    )
     quality_sample: PositiveInt = Field(1000, description="Documents per shard that the quality metrics read.")
     duplicate_sample: PositiveInt = Field(
         1_000_000, description="N of duplicates@N: documents of all shards compared with each other (the paper's 1M)."
@@ -326,6 +344,11 @@ class Experiment(Section):
     def truth(self) -> ConceptsSource | None:
         """The source, where the truth of every sentence is known; None elsewhere."""
         return self.corpus.source if isinstance(self.corpus.source, ConceptsSource) else None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether syntheses are conditioned on a seed document, as SBP's are; False for the unconditional placebo."""
+        return self.synthesis.condition == "seed"
 
     @property
     def first_seed(self) -> int:

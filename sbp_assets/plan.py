@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from sbp_assets.experiment import ConceptsSource, Corpus, Experiment, FilesSource, HubSource, Settings
+from sbp_assets.experiment import ConceptsSource, Corpus, Experiment, FilesSource, FiveTokensSource, HubSource, Settings
 from sbp_assets.pretraining.budget import budget_steps
 
 # Dense bfloat16 peak of an H100 SXM and of an H200 (NVIDIA data sheets; both use the same chip).
@@ -92,8 +92,9 @@ class Plan:
 def corpus_size(experiment: Experiment) -> tuple[int, int, str] | None:
     """Expected tokens and documents of D before de-duplication, and where they come from; None where nothing tells.
 
-    corpus.expected_unique_tokens decides. Else `concepts` documents are counted as words of a generated sample, a `hub`
-    source with max_documents as documents of DCLM's mean length, and `files` by reading the first of them.
+    corpus.expected_unique_tokens decides. Else `concepts` documents are counted as words of a generated sample,
+    `five_tokens` by their mean length, a `hub` source with max_documents as documents of DCLM's mean length, and
+    `files` by reading the first of them.
     """
     corpus = experiment.corpus
     if corpus.expected_unique_tokens:
@@ -108,6 +109,10 @@ def corpus_size(experiment: Experiment) -> tuple[int, int, str] | None:
         documents = max(1, round(corpus.source.documents * corpus.split.unique))
         basis = f"{corpus.source.documents:,} documents of {words:.0f} words (a generated sample of {count})"
         return round(documents * words * TOKENS_PER_WORD), documents, basis
+    if isinstance(corpus.source, FiveTokensSource):
+        documents = max(1, round(corpus.source.documents * corpus.split.unique))
+        length = corpus.source.tokens_per_document + 2  # <bos> and <eos>
+        return documents * length, documents, f"{corpus.source.documents:,} documents of {length} tokens on average"
     if isinstance(corpus.source, HubSource) and corpus.source.max_documents:
         documents = max(1, round(corpus.source.max_documents * corpus.split.unique))
         return documents * TOKENS_PER_DOCUMENT, documents, f"max_documents of {TOKENS_PER_DOCUMENT} tokens"

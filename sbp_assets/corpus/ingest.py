@@ -12,15 +12,16 @@ from typing import Any
 
 import polars as pl
 
+from sbp_assets.corpus import five_tokens
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.readers import Document, Fields, Reject, Root, RowMaker, cut_at_word, excerpt, read_rows
-from sbp_assets.experiment import ConceptsSource, FilesSource, HubSource
+from sbp_assets.experiment import ConceptsSource, FilesSource, FiveTokensSource, HubSource
 from sbp_assets.storage.progress import Progress
 
 logger = logging.getLogger("sbp_assets.corpus.ingest")
 
-Source = ConceptsSource | FilesSource | HubSource
+Source = ConceptsSource | FiveTokensSource | FilesSource | HubSource
 
 MANIFEST_SCHEMA = {"file": pl.String, "shard": pl.Int64, "bytes": pl.Int64, "sha256": pl.String, "modified": pl.String}
 DOCUMENT_SCHEMA = {
@@ -34,8 +35,8 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
     """The manifest (columns MANIFEST_SCHEMA) and the files of unknown type that it leaves out.
 
     Files go to shards in order of their path: dealt round-robin, or `files_per_shard` at a time, where a file beyond
-    the last shard gets a null shard. `concepts` and `hub` have one row per shard; what stands for their content is the
-    digest of the settings, and of the revision for `hub`.
+    the last shard gets a null shard. A generated source and `hub` have one row per shard; what stands for their content
+    is the digest of the settings, and of the revision for `hub`.
     """
     if not isinstance(source, FilesSource):
         prefix, digest = _identity(source)
@@ -92,10 +93,10 @@ def read_shard(
     )
 
 
-def _identity(source: ConceptsSource | HubSource) -> tuple[str, str]:
+def _identity(source: ConceptsSource | FiveTokensSource | HubSource) -> tuple[str, str]:
     """Prefix of a manifest row's `file`, and the digest that stands for the source's content."""
-    if isinstance(source, ConceptsSource):
-        return "concepts", hashlib.sha256(source.model_dump_json().encode()).hexdigest()
+    if not isinstance(source, HubSource):
+        return source.kind, hashlib.sha256(source.model_dump_json().encode()).hexdigest()
     pinned = f"hub:{source.name}@{_revision(source)}"
     return pinned, hashlib.sha256(f"{pinned} {source.model_dump_json()}".encode()).hexdigest()
 
@@ -126,6 +127,9 @@ def _rows(source: Source, entry: dict[str, Any], shard: int, shards: int) -> Ite
         world = ConceptWorld(source)
         for number in range(shard, source.documents, shards):
             yield Document(**world.document(number), file=file, line=number + 1)
+    elif isinstance(source, FiveTokensSource):
+        for number in range(shard, source.documents, shards):
+            yield Document(**five_tokens.document(source, number), file=file, line=number + 1)
     else:
         yield from _hub(source, file, shard, shards)
 
