@@ -66,12 +66,18 @@ PIPELINE = (
         "Synthesise documents",
         ("synthesis/synthetic_documents", "synthesis/synthetic_tokens", "synthesis/quality"),
     ),
-    Step("account", "Measure quality and budget", ("synthesis/quality_table", "pretraining/token_budget")),
+    Step("judge", "Judge a sample", ("synthesis/judgements",)),
+    Step(
+        "account",
+        "Measure quality and budget",
+        ("synthesis/quality_table", "synthesis/posterior_predictive", "pretraining/token_budget"),
+    ),
     Step("pretrain_sbp", "Pretrain SBP", ("pretraining/sbp_model",)),
+    Step("prepare_tasks", "Prepare the evaluation", ("evaluation/tasks",)),
     Step(
         "score",
         "Score the arms",
-        ("evaluation/baseline_scores", "evaluation/sbp_scores", "evaluation/oracle_scores"),
+        tuple(f"evaluation/{name}_scores" for name in ("baseline", "early_stopped", "sbp", "oracle")),
     ),
     Step(
         "compare",

@@ -295,6 +295,16 @@ class Evaluation(Section):
     benchmark_limit: PositiveInt | None = Field(None, description="Examples per stock benchmark; null for all.")
 
 
+class Contamination(Section):
+    """Comparison of the evaluation's items with the training documents, by shared runs of words."""
+
+    words: Annotated[int, Field(ge=2)] = Field(13, description="n of the n-grams (GPT-3, appendix C).")
+    min_words: PositiveInt = Field(
+        8, description="Shorter items are not judged; from here to n, an item is one n-gram."
+    )
+    max_share: Fraction = Field(0.01, description="Of an evaluation set's items, above which the check goes red.")
+
+
 class Experiment(Section):
     """Everything that decides what the artifacts are. Two equal experiments make the same artifacts."""
 
@@ -306,6 +316,7 @@ class Experiment(Section):
     synthesizer: Synthesizer
     synthesis: Synthesis = Synthesis()
     evaluation: Evaluation = Evaluation()
+    contamination: Contamination = Contamination()
 
     @model_validator(mode="after")
     def _possible(self) -> Experiment:

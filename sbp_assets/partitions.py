@@ -20,3 +20,10 @@ SEEDS = dg.StaticPartitionsDefinition(EXPERIMENT.seed_keys)
 
 ALL = dg.AllPartitionMapping()
 FIRST_SEED = dg.SpecificPartitionsPartitionMapping([EXPERIMENT.seed_keys[0]])
+
+# What synthesis samples from: the unconditional placebo takes the synthesizer's starting point itself.
+SAMPLED_MODEL = (
+    dg.AssetIn(["synthesizer", "checkpoint"])
+    if EXPERIMENT.conditional
+    else dg.AssetIn(["pretraining", "baseline_model"], partition_mapping=FIRST_SEED)
+)

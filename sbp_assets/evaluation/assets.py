@@ -1,6 +1,5 @@
-"""Evaluation: the arms' scores, their comparison, the training curves and the report."""
+"""Evaluation: the tasks, the arms' scores, their comparison, the training curves and the report."""
 
-import tempfile
 from base64 import b64encode
 from pathlib import Path
 
@@ -8,15 +7,16 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.evaluation import dynamics, report_data, suite
-from sbp_assets.evaluation.comparison import compare, render_markdown, seed_count
+from sbp_assets.evaluation import dynamics, report_data, suite, tasks
+from sbp_assets.evaluation.comparison import SCORED, Scored, compare, render_markdown, seed_count, with_samples
 from sbp_assets.evaluation.report import render
 from sbp_assets.experiment import ConceptsSource
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
-from sbp_assets.pretraining.budget import ARMS, Arm
+from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
+from sbp_assets.training.checkpoint import BEST_DIRECTORY
 
 SCORE_COLUMNS = [
     dg.TableColumn("task", "string", "heldout, concept_questions, or a stock benchmark"),
@@ -27,73 +27,118 @@ SCORE_COLUMNS = [
         "of lambada, per last word. nats_per_token is its logarithm. bits_per_byte does not depend on the tokenizer",
     ),
     dg.TableColumn("value", "float", "The score; accuracies in [0, 1]"),
-    dg.TableColumn("stderr", "float", "Standard error: bootstrap over documents, or of the mean for accuracies"),
+    dg.TableColumn("stderr", "float", "Standard error: bootstrap of the documents or questions, 1000 resamples"),
     dg.TableColumn("samples", "int", "Documents or questions scored"),
     dg.TableColumn("higher_is_better", "bool", "Direction of the metric"),
-]
+    dg.TableColumn("sample_values", "list[float]", "Per document or question; the value is their weighted mean, of "
+                   "perplexities its exponential"),
+    dg.TableColumn("sample_weights", "list[int]", "Of the sample values: tokens, bytes, or one per question"),
+]  # fmt: skip
+SCORED_MODELS: dict[Scored, str] = {
+    "baseline": "the baseline model",
+    "early_stopped": "the baseline at its lowest held-out loss along training, what early stopping would keep,",
+    "sbp": "the SBP model",
+    "oracle": "the oracle model",
+}
 
 
 def configured_tasks() -> list[str]:
     """Tasks that every score table must hold."""
-    questions = [suite.CONCEPT_QUESTIONS] if EXPERIMENT.evaluation.concept_questions else []
-    return [suite.HELDOUT, *questions, *EXPERIMENT.evaluation.benchmarks]
+    questions = [tasks.CONCEPT_QUESTIONS] if EXPERIMENT.evaluation.concept_questions else []
+    return [tasks.HELDOUT, *questions, *EXPERIMENT.evaluation.benchmarks]
 
 
-def _scores(arm: Arm) -> dg.AssetsDefinition:
+@dg.asset(
+    key=["evaluation", "tasks"],
+    ins={"documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)},
+    group_name="evaluation",
+    kinds={"yaml", "parquet"},
+    io_manager_key="directory",
+    code_version=EXPERIMENT.version("1", "evaluation", "truth"),
+)
+def evaluation_tasks(
+    context: dg.AssetExecutionContext, documents: dict[str, pl.LazyFrame]
+) -> dg.MaterializeResult[Path]:
+    """A directory of lm-eval task files with their data: what every model is scored on, here or by anyone.
+
+    Held-out documents, questions about the corpus' own facts where the truth is known, and the configured stock
+    benchmarks. README.md has the `lm_eval` commands that give any model directory the scores that ours have.
+    """
+    evaluation, source = EXPERIMENT.evaluation, EXPERIMENT.corpus.source
+    questions = (
+        ConceptWorld(source).questions(evaluation.concept_questions, seed=suite.SEED)
+        if evaluation.concept_questions and isinstance(source, ConceptsSource)
+        else []
+    )
+    directory = staging(DEPLOYMENT.work_dir, "evaluation_tasks")
+    with Progress("evaluation tasks", "documents") as progress:
+        made = tasks.write_tasks(
+            directory,
+            tasks.sample_heldout(documents, evaluation.heldout_documents),
+            questions=questions,
+            benchmarks=evaluation.benchmarks,
+            benchmarks_dir=Path(DEPLOYMENT.benchmarks_dir) if DEPLOYMENT.benchmarks_dir else None,
+            benchmark_limit=evaluation.benchmark_limit,
+        )
+        progress.advance(sum(task.documents for task in made.tasks))
+    for problem in made.problems:
+        context.log.warning(f"not made: {problem}")
+    return dg.MaterializeResult(
+        value=directory,
+        metadata={
+            "tasks": len(made.tasks),
+            **{f"{task.name}_documents": task.documents for task in made.tasks},
+            **progress.metadata(),
+            "tasks_not_made": list(made.problems),
+            "notes": list(made.notes),
+            "preview": dg.MetadataValue.md((directory / tasks.README).read_text(encoding="utf-8")),
+        },
+    )
+
+
+def _scores(name: Scored) -> dg.AssetsDefinition:
     @dg.asset(
-        key=["evaluation", f"{arm}_scores"],
-        description=f"One row per task and metric: what the {arm} model of this seed scores in lm-eval.\n\n"
+        key=["evaluation", f"{name}_scores"],
+        description=f"One row per task and metric: what {SCORED_MODELS[name]} of this seed scores in lm-eval.\n\n"
         "All arms answer the same held-out documents, questions and few-shot prompts on the same backend. Each text "
         "starts with `<bos>`, as in training. A document's perplexity counts its own tokens, without `<bos>` and "
         "`<eos>`. "
         "Five-shot MMLU perplexity is exp of the mean negative log-likelihood per token of the right answer's letter.",
         ins={
-            "model": dg.AssetIn(["pretraining", f"{arm}_model"]),
-            "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+            "model": dg.AssetIn(["pretraining", "baseline_model" if name == "early_stopped" else f"{name}_model"]),
+            "tasks_dir": dg.AssetIn(["evaluation", "tasks"], dagster_type=Path),
         },
         partitions_def=SEEDS,
         group_name="evaluation",
         kinds={"huggingface", "parquet"},
         io_manager_key="parquet",
-        code_version=EXPERIMENT.version("1", "evaluation", "truth"),
+        code_version=EXPERIMENT.version("3"),
         metadata={"dagster/column_schema": dg.TableSchema(SCORE_COLUMNS)},
     )
     def scores(
-        context: dg.AssetExecutionContext, model: Path, documents: dict[str, pl.LazyFrame]
+        context: dg.AssetExecutionContext, model: Path, tasks_dir: Path
     ) -> dg.MaterializeResult[pl.DataFrame]:
-        evaluation, source = EXPERIMENT.evaluation, EXPERIMENT.corpus.source
-        questions = (
-            ConceptWorld(source).questions(evaluation.concept_questions, seed=suite.SEED)
-            if evaluation.concept_questions and isinstance(source, ConceptsSource)
-            else []
+        best = model / BEST_DIRECTORY
+        result = suite.evaluate(
+            best if name == "early_stopped" and best.is_dir() else model,
+            tasks_dir,
+            device=DEPLOYMENT.device,
+            batch_size=DEPLOYMENT.evaluation_batch_size,
+            name=f"{name} model, seed {context.partition_key}",
         )
-        work_dir = Path(DEPLOYMENT.work_dir) / "lm_eval"
-        work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=work_dir) as folder:
-            result = suite.evaluate(
-                model,
-                Path(folder),
-                suite.sample_heldout(documents, evaluation.heldout_documents),
-                questions=questions,
-                benchmarks=evaluation.benchmarks,
-                benchmarks_dir=Path(DEPLOYMENT.benchmarks_dir) if DEPLOYMENT.benchmarks_dir else None,
-                benchmark_limit=evaluation.benchmark_limit,
-                device=DEPLOYMENT.device,
-                batch_size=DEPLOYMENT.evaluation_batch_size,
-                name=f"{arm} model, seed {context.partition_key}",
-            )
         for problem in result.problems:
             context.log.warning(f"not scored: {problem}")
         # Numeric, one entry per score: Dagster plots them over time.
         values = {f"{row['task']}_{row['metric']}": row["value"] for row in result.table.iter_rows(named=True)}
         return dg.MaterializeResult(
-            value=result.table,
+            value=with_samples(result.table, result.samples),
             metadata={
                 "dagster/row_count": len(result.table),
                 **values,
                 **result.run,
                 "tasks_not_scored": result.problems,
                 "notes": result.notes,
+                "batch_size": DEPLOYMENT.evaluation_batch_size,
                 "scores": dg.MetadataValue.md(table_preview(result.table)),
             },
         )
@@ -101,22 +146,22 @@ def _scores(arm: Arm) -> dg.AssetsDefinition:
     return scores
 
 
-baseline_scores, sbp_scores, oracle_scores = map(_scores, ARMS)
+baseline_scores, early_stopped_scores, sbp_scores, oracle_scores = map(_scores, SCORED)
 
 
 @dg.asset(
     key=["evaluation", "comparison"],
-    ins={f"{arm}_scores": dg.AssetIn(["evaluation", f"{arm}_scores"], partition_mapping=ALL) for arm in ARMS}
-    | {"training_dynamics": dg.AssetIn(["evaluation", "training_dynamics"])},
+    ins={f"{name}_scores": dg.AssetIn(["evaluation", f"{name}_scores"], partition_mapping=ALL) for name in SCORED},
     group_name="evaluation",
     kinds={"polars", "parquet"},
     io_manager_key="parquet",
-    code_version=EXPERIMENT.version("1", "pretraining.seeds"),
+    code_version=EXPERIMENT.version("2", "pretraining.seeds"),
     metadata={
         "dagster/column_schema": dg.TableSchema([
-            dg.TableColumn("task", "string", "As in the scores; heldout_during_training: from the training curves"),
-            dg.TableColumn("metric", "string", "As in the scores; best_nats_per_token: what early stopping would keep"),
+            dg.TableColumn("task", "string", "As in the scores"),
+            dg.TableColumn("metric", "string", "As in the scores"),
             dg.TableColumn("higher_is_better", "bool", "Direction of the metric"),
+            dg.TableColumn("against", "string", "The baseline: final, or early_stopped at its lowest held-out loss"),
             *(dg.TableColumn(arm, "float", f"Mean of the {arm} arm over the seeds") for arm in ARMS),
             dg.TableColumn("delta_sbp", "float", "sbp - baseline"),
             dg.TableColumn("delta_oracle", "float", "oracle - baseline"),
@@ -125,8 +170,13 @@ baseline_scores, sbp_scores, oracle_scores = map(_scores, ARMS)
             ),
             dg.TableColumn("seeds", "int", "Seeds that all arms have"),
             *(
-                dg.TableColumn(f"{name}_stderr", "float", f"Standard error of {name} over seeds; with one, examples")
+                dg.TableColumn(f"{name}_stderr", "float", f"Standard error of {name}: bootstrap of examples and seeds")
                 for name in (*ARMS, "delta_sbp", "delta_oracle")
+            ),
+            *(
+                dg.TableColumn(f"{name}_{end}", "float", f"{end.title()} end of the 95% bootstrap interval of {name}")
+                for name in ("delta_sbp", "delta_oracle", "share")
+                for end in ("low", "high")
             ),
             *(dg.TableColumn(f"{arm}_samples", "int", f"Examples scored per seed of {arm}") for arm in ARMS),
         ])
@@ -134,20 +184,22 @@ baseline_scores, sbp_scores, oracle_scores = map(_scores, ARMS)
 )  # fmt: skip
 def comparison(
     baseline_scores: dict[str, pl.LazyFrame],
+    early_stopped_scores: dict[str, pl.LazyFrame],
     sbp_scores: dict[str, pl.LazyFrame],
     oracle_scores: dict[str, pl.LazyFrame],
-    training_dynamics: pl.LazyFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The three arms side by side, one row per task and metric: deltas to the baseline, share of the oracle's gain."""
-    arms: dict[str, dict[str, pl.LazyFrame]] = dict(
-        zip(ARMS, (baseline_scores, sbp_scores, oracle_scores), strict=True)
+    """The three arms side by side, one row per task, metric and baseline: deltas, and the share of the oracle's gain.
+
+    The baseline stands in it twice: as trained, and at its lowest held-out loss along training.
+    """
+    models: dict[str, dict[str, pl.LazyFrame]] = dict(
+        zip(SCORED, (baseline_scores, early_stopped_scores, sbp_scores, oracle_scores), strict=True)
     )
     with Progress("comparison", "rows") as progress:
-        scores = {arm: {seed: frame.collect() for seed, frame in seeds.items()} for arm, seeds in arms.items()}
-        table = compare(scores, training_dynamics.collect())
+        table = compare({name: {s: frame.collect() for s, frame in seeds.items()} for name, seeds in models.items()})
         progress.advance(len(table))
     shares = {
-        f"{row['task']}_{row['metric']}_share": row["share_of_oracle_gain"]
+        f"{row['task']}_{row['metric']}_share_{row['against']}": row["share_of_oracle_gain"]
         for row in table.iter_rows(named=True)
         if row["share_of_oracle_gain"] is not None
     }

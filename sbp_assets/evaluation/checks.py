@@ -6,21 +6,30 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.evaluation.assets import configured_tasks
-from sbp_assets.evaluation.comparison import comparison_problems
+from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems
 from sbp_assets.evaluation.dynamics import dynamics_problems
 from sbp_assets.evaluation.report import page_problems
 from sbp_assets.evaluation.suite import score_problems
+from sbp_assets.evaluation.tasks import Tasks
 from sbp_assets.partitions import SEEDS
-from sbp_assets.pretraining.budget import ARMS, Arm
 
 
 def _result(problems: list[str], **numbers: int) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=not problems, metadata={**numbers, "problems": problems})
 
 
-def _scores_check(arm: Arm) -> dg.AssetChecksDefinition:
+@dg.asset_check(
+    asset=dg.AssetKey(["evaluation", "tasks"]),
+    description="Every configured task was made, with documents to score; the problems name those that were not.",
+)
+def every_task_was_made(tasks: Path) -> dg.AssetCheckResult:
+    made = Tasks.load(tasks)
+    return _result(made.missing(configured_tasks()), tasks=len(made.tasks))
+
+
+def _scores_check(name: Scored) -> dg.AssetChecksDefinition:
     @dg.asset_check(
-        asset=dg.AssetKey(["evaluation", f"{arm}_scores"]),
+        asset=dg.AssetKey(["evaluation", f"{name}_scores"]),
         name="complete_and_possible",
         partitions_def=SEEDS,
         description="Every configured task has a score; values are finite and accuracies lie in [0, 1].",
@@ -32,7 +41,7 @@ def _scores_check(arm: Arm) -> dg.AssetChecksDefinition:
     return check
 
 
-baseline_scores_check, sbp_scores_check, oracle_scores_check = map(_scores_check, ARMS)
+SCORES_CHECKS = [_scores_check(name) for name in SCORED]
 
 
 @dg.asset_check(

@@ -1,83 +1,150 @@
-"""The three arms side by side: deltas against the baseline and the share of the oracle's gain that SBP recovers."""
+"""The arms side by side: deltas against the baseline, and the share of the oracle's gain that SBP recovers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast, get_args
 
+import numpy as np
 import polars as pl
 
 from sbp_assets.pretraining.budget import ARMS
 
-EARLY_STOPPED = ("heldout_during_training", "best_nats_per_token")
+Scored = Literal["baseline", "early_stopped", "sbp", "oracle"]
+SCORED: tuple[Scored, ...] = get_args(Scored)
+"""Models that are scored: the arms as trained, and the baseline at its lowest held-out loss along training."""
+
+Against = Literal["final", "early_stopped"]
+AGAINST: tuple[Against, ...] = get_args(Against)
+"""The baseline that deltas are taken to: as trained, or as early stopping would have left it."""
+
+PERPLEXITY = "perplexity"
+RESAMPLES = 2000
+INTERVAL = (2.5, 97.5)
+# Of the resamples, in which the oracle may fail to beat the baseline before a share has no interval.
+UNDEFINED_SHARE = 0.025
+_ENTRIES = 1 << 22  # Counts held at once: resamples by samples.
+
+SAMPLES = {"sample_values": pl.List(pl.Float64), "sample_weights": pl.List(pl.Int64)}
+"""What a score's value is the weighted mean of, in the order of the task's samples (of perplexities: its logarithm)."""
 
 SCHEMA = {
-    "task": pl.String, "metric": pl.String, "higher_is_better": pl.Boolean,
+    "task": pl.String, "metric": pl.String, "higher_is_better": pl.Boolean, "against": pl.String,
     "baseline": pl.Float64, "sbp": pl.Float64, "oracle": pl.Float64,
     "delta_sbp": pl.Float64, "delta_oracle": pl.Float64,
     "share_of_oracle_gain": pl.Float64, "seeds": pl.Int64,
     "baseline_stderr": pl.Float64, "sbp_stderr": pl.Float64, "oracle_stderr": pl.Float64,
     "delta_sbp_stderr": pl.Float64, "delta_oracle_stderr": pl.Float64,
+    "delta_sbp_low": pl.Float64, "delta_sbp_high": pl.Float64,
+    "delta_oracle_low": pl.Float64, "delta_oracle_high": pl.Float64,
+    "share_low": pl.Float64, "share_high": pl.Float64,
     "baseline_samples": pl.Int64, "sbp_samples": pl.Int64, "oracle_samples": pl.Int64,
 }  # fmt: skip
 
 
-def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], dynamics: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Comparison table from {arm: {seed: scores}}: one row per task and metric, means over the seeds.
+def with_samples(scores: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
+    """Score rows with the columns of SAMPLES, from `samples` (task, metric, sample, value, weight)."""
+    lists = (
+        samples.sort("task", "metric", "sample")
+        .group_by("task", "metric")
+        .agg(sample_values=pl.col("value"), sample_weights=pl.col("weight"))
+    )
+    return scores.join(lists, on=["task", "metric"], how="left", maintain_order="left")
 
-    With several seeds a standard error is that of the mean over seeds, and that of a delta is over the per-seed
-    differences; with one seed it is the score's own sampling error, and a delta's adds the two arms' in quadrature,
-    which overstates it since the arms answer the same examples. share_of_oracle_gain is delta_sbp / delta_oracle: 1 is
-    all of the oracle's gain, negative is a loss; null where the oracle does not beat the baseline. `dynamics`
-    (columns arm, seed, tokens, heldout_loss) adds each arm's lowest held-out loss along training: what early stopping
-    would have kept. samples are per seed, null where a task is missing or seeds disagree.
+
+def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], resamples: int = RESAMPLES) -> pl.DataFrame:
+    """Comparison table from {model of SCORED: {seed: scores}}, the scores with the columns of SAMPLES.
+
+    One row per task, metric and baseline (`against`: as trained, or early-stopped): means over the seeds that all have.
+    share_of_oracle_gain is delta_sbp / delta_oracle: 1 is all of the oracle's gain, negative is a loss; null where the
+    oracle does not beat the baseline.
+
+    Standard errors and 95% intervals (percentiles) are of a paired bootstrap: in each resample all models get the same
+    examples, drawn with replacement, and the same seeds. Of n > 1 seeds n - 1 are drawn, which makes the bootstrap
+    variance that of a mean of n (Rao and Wu 1988, J. Am. Stat. Assoc. 83); of one seed only the examples vary. The
+    synthesizer is tuned and sampled once, so its own variation is not in them. Null where models did not answer the
+    same examples.
     """
-    if missing := [arm for arm in ARMS if not scores.get(arm)]:
-        raise ValueError(f"no scores of {', '.join(missing)}: a comparison needs the three arms")
+    if missing := [name for name in SCORED if not scores.get(name)]:
+        raise ValueError(f"no scores of {', '.join(missing)}: a comparison needs {', '.join(SCORED)}")
     frames = [
-        frame.with_columns(arm=pl.lit(arm), seed=pl.lit(seed), order=pl.int_range(pl.len()))
-        for arm, seeds in scores.items()
+        frame.with_columns(model=pl.lit(name), seed=pl.lit(seed))
+        for name, seeds in scores.items()
         for seed, frame in seeds.items()
     ]
-    if dynamics is not None and not dynamics.is_empty():
-        best = dynamics.group_by("arm", "seed").agg(
-            value=pl.col("heldout_loss").min(), samples=pl.len().cast(pl.Int64)
-        )  # fmt: skip
-        frames.append(best.select(
-            task=pl.lit(EARLY_STOPPED[0]), metric=pl.lit(EARLY_STOPPED[1]), value="value",
-            stderr=pl.lit(None, dtype=pl.Float64), samples="samples", higher_is_better=pl.lit(False), arm="arm",
-            seed=pl.col("seed").cast(pl.String), order=pl.lit(len(max(frames, key=len)), dtype=pl.Int64),
-        ))  # fmt: skip
     long = pl.concat(frames, how="vertical_relaxed")
-    rows = [_row(task, metric, group) for (task, metric), group in long.group_by("task", "metric", maintain_order=True)]
+    rows = []
+    for against in AGAINST:
+        baseline: Scored = "baseline" if against == "final" else "early_stopped"
+        for (task, metric), group in long.group_by("task", "metric", maintain_order=True):
+            models = {"baseline": baseline, "sbp": "sbp", "oracle": "oracle"}
+            higher = bool(group["higher_is_better"][0])
+            arms = {arm: group.filter(model=model) for arm, model in models.items()}
+            row = _row(str(task), str(metric), higher, arms, resamples)
+            rows.append({"task": task, "metric": metric, "against": against} | row)
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def _row(task: object, metric: object, group: pl.DataFrame) -> dict[str, object]:
-    higher = bool(group["higher_is_better"][0])
-    by_seed = {arm: dict(group.filter(pl.col("arm") == arm).select("seed", "value").iter_rows()) for arm in ARMS}
-    row: dict[str, object] = {"task": task, "metric": metric, "higher_is_better": higher}
+def _row(task: str, metric: str, higher: bool, arms: Mapping[str, pl.DataFrame], resamples: int) -> dict[str, object]:
     # Only seeds that every arm has: a mean over other seeds would compare luck.
-    seeds = sorted(set.intersection(*(set(values) for values in by_seed.values())))
-    row["seeds"] = len(seeds)
-    for arm in ARMS:
-        values = [by_seed[arm][seed] for seed in seeds or by_seed[arm]]
-        own = group.filter(pl.col("arm") == arm)
-        row[arm] = sum(values) / len(values) if values else None
-        row[f"{arm}_stderr"] = _stderr(values) if len(values) > 1 else (own["stderr"][0] if len(own) else None)
+    seeds = sorted(set.intersection(*(set(own["seed"].to_list()) for own in arms.values())))
+    row: dict[str, object] = {"higher_is_better": higher, "seeds": len(seeds)}
+    values = {}
+    for arm, own in arms.items():
+        common = own.filter(pl.col("seed").is_in(seeds)) if seeds else own
+        values[arm] = cast(float | None, common["value"].mean())
+        row[arm] = values[arm]
         row[f"{arm}_samples"] = own["samples"][0] if own["samples"].n_unique() == 1 else None
-    for arm in ("sbp", "oracle"):
-        deltas = [by_seed[arm][seed] - by_seed["baseline"][seed] for seed in seeds]
-        row[f"delta_{arm}"] = sum(deltas) / len(deltas) if deltas else None
-        errors = (row[f"{arm}_stderr"], row["baseline_stderr"])
-        if len(deltas) > 1:
-            row[f"delta_{arm}_stderr"] = _stderr(deltas)
-        elif deltas and None not in errors:
-            row[f"delta_{arm}_stderr"] = math.hypot(*errors)  # type: ignore[arg-type]
-        else:
-            row[f"delta_{arm}_stderr"] = None
-    row["share_of_oracle_gain"] = share_of_oracle_gain(row["delta_sbp"], row["delta_oracle"], higher)  # type: ignore[arg-type]
+    deltas = {
+        f"delta_{arm}": values[arm] - values["baseline"] if seeds else None  # type: ignore[operator]
+        for arm in ("sbp", "oracle")
+    }
+    row |= deltas
+    row["share_of_oracle_gain"] = share_of_oracle_gain(deltas["delta_sbp"], deltas["delta_oracle"], higher)
+    if not seeds or (drawn := _bootstrap(task, metric, arms, seeds, resamples)) is None:
+        return row
+    drawn |= {f"delta_{arm}": drawn[arm] - drawn["baseline"] for arm in ("sbp", "oracle")}
+    for name, resampled in drawn.items():
+        row[f"{name}_stderr"] = float(np.std(resampled, ddof=1))
+        if name in deltas:
+            row[f"{name}_low"], row[f"{name}_high"] = map(float, np.percentile(resampled, INTERVAL))
+    gained = drawn["delta_oracle"] > 0 if higher else drawn["delta_oracle"] < 0
+    if row["share_of_oracle_gain"] is not None and np.mean(~gained) <= UNDEFINED_SHARE:
+        shares = drawn["delta_sbp"][gained] / drawn["delta_oracle"][gained]
+        row["share_low"], row["share_high"] = map(float, np.percentile(shares, INTERVAL))
     return row
+
+
+def _bootstrap(
+    task: str, metric: str, arms: Mapping[str, pl.DataFrame], seeds: list[str], resamples: int
+) -> dict[str, np.ndarray] | None:
+    """Resampled means over seeds of every arm, (resamples,) each; None where arms were not asked the same examples."""
+    found = {
+        arm: [own.filter(seed=seed).select(*SAMPLES).row(0) for seed in seeds]  # (values, weights) per seed
+        for arm, own in arms.items()
+    }
+    flat = [sample for rows in found.values() for sample in rows]
+    if any(values is None for values, _ in flat) or len({tuple(weights) for _, weights in flat}) != 1:
+        return None
+    weights = np.array(flat[0][1], dtype=np.float64)
+    sums = np.array([[values for values, _ in rows] for rows in found.values()]) * weights  # (arms, seeds, samples)
+    if not len(weights):
+        return None
+    # The task alone decides what is drawn: rows about the same examples agree, and nothing else moves them.
+    random = np.random.default_rng(int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big"))
+    parts = []
+    chosen = random.integers(0, len(seeds), (resamples, max(1, len(seeds) - 1)))
+    for start in range(0, resamples, max(1, _ENTRIES // len(weights))):
+        picks = chosen[start : start + max(1, _ENTRIES // len(weights))]
+        counts = random.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), len(picks)).astype(float)
+        totals = np.maximum(counts @ weights, 1e-9)
+        means = np.einsum("rn,asn->ars", counts, sums, optimize=True) / totals[None, :, None]
+        if metric == PERPLEXITY:
+            means = np.exp(means)
+        parts.append(np.take_along_axis(means, np.broadcast_to(picks, (len(sums), *picks.shape)), axis=2).mean(axis=2))
+    drawn = np.concatenate(parts, axis=1)
+    return dict(zip(found, drawn, strict=True))
 
 
 def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, higher_is_better: bool) -> float | None:
@@ -88,16 +155,11 @@ def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, hi
     return delta_sbp / delta_oracle if gain > 0 else None
 
 
-def _stderr(values: list[float]) -> float:
-    mean = sum(values) / len(values)
-    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)) ** 0.5
-
-
 def comparison_problems(table: pl.DataFrame) -> list[str]:
     """Rows in which the arms were not measured alike: a task that an arm lacks, or different sample counts."""
     problems = []
     for row in table.iter_rows(named=True):
-        name = f"{row['task']} {row['metric']}"
+        name = f"{row['task']} {row['metric']} against the {row['against'].replace('_', '-')} baseline"
         if lacking := [arm for arm in ARMS if row[arm] is None]:
             problems.append(f"{name}: missing for {', '.join(lacking)}")
         elif len(counts := {row[f"{arm}_samples"] for arm in ARMS}) > 1 or None in counts:
@@ -106,6 +168,8 @@ def comparison_problems(table: pl.DataFrame) -> list[str]:
             )
         elif not row["seeds"]:
             problems.append(f"{name}: no seed is common to the three arms")
+        elif row["delta_sbp_stderr"] is None:
+            problems.append(f"{name}: the arms were not scored on the same examples, so there is no standard error")
     if table.is_empty():
         problems.append("the comparison has no rows")
     return problems
@@ -115,13 +179,12 @@ TASK_NAMES = {
     "heldout": "Held-out documents", "concept_questions": "Concept questions", "openwebtext2": "OpenWebText2",
     "lambada": "LAMBADA", "mmlu": "MMLU, five-shot", "arc_challenge": "ARC-Challenge", "arc_easy": "ARC-Easy",
     "sciq": "SciQ", "winogrande": "Winogrande", "triviaqa": "TriviaQA, one-shot", "webqs": "WebQS, one-shot",
-    "heldout_during_training": "Held-out, best along training",
 }  # fmt: skip
 METRIC_NAMES = {
     "perplexity": "perplexity", "nats_per_token": "nats per token", "bits_per_byte": "bits per byte",
     "acc": "accuracy", "acc_norm": "accuracy, length-normalised", "exact_match": "exact match",
-    "best_nats_per_token": "nats per token",
 }  # fmt: skip
+BASELINE_NAMES = {"final": "final", "early_stopped": "early-stopped"}
 PERCENT_METRICS = ("acc", "acc_norm", "exact_match")
 
 
@@ -142,53 +205,76 @@ def display_rows(table: pl.DataFrame) -> list[dict[str, str]]:
 
     rows = []
     for row in table.iter_rows(named=True):
-        metric, share = row["metric"], row["share_of_oracle_gain"]
+        metric = row["metric"]
         direction = "↑" if row["higher_is_better"] else "↓"
         unit = " %" if metric in PERCENT_METRICS else ""
         rows.append({
             "task": TASK_NAMES.get(row["task"], row["task"]),
             "metric": f"{METRIC_NAMES.get(metric, metric)}{unit} {direction}",
+            "against": BASELINE_NAMES[row["against"]],
             "baseline": number(row["baseline"], metric),
+            "baseline_stderr": number(row["baseline_stderr"], metric),
             "sbp": number(row["delta_sbp"], metric, signed=True),
             "sbp_stderr": number(row["delta_sbp_stderr"], metric),
             "oracle": number(row["delta_oracle"], metric, signed=True),
             "oracle_stderr": number(row["delta_oracle_stderr"], metric),
-            "share": "–" if share is None else f"{share:.0%}".replace("-", "−"),
+            "share": _percent(row["share_of_oracle_gain"]),
+            "share_interval": f"{_percent(row['share_low'])} to {_percent(row['share_high'])}"
+            if row["share_low"] is not None
+            else "–",
         })  # fmt: skip
     return rows
 
 
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}".replace("-", "−")
+
+
+HEADER = (
+    "task",
+    "metric",
+    "against baseline",
+    "baseline",
+    "SBP",
+    "oracle",
+    "share of oracle's gain",
+    "95% interval",
+)
+NOTE = (
+    "SBP and oracle are differences to the baseline, ± one standard error (paired bootstrap over examples and seeds); "
+    "{seeds} seed{plural}."
+)
+
+
+def _cells(table: pl.DataFrame) -> list[list[str]]:
+    return [
+        [row["task"], row["metric"], row["against"], row["baseline"], _with_error(row, "sbp"),
+         _with_error(row, "oracle"), row["share"], row["share_interval"]]
+        for row in display_rows(table)
+    ]  # fmt: skip
+
+
 def render_table(table: pl.DataFrame) -> str:
     """The comparison as a plain-text table for a terminal."""
-    header = ["", "", "baseline", "SBP", "oracle", "share of oracle's gain"]
-    cells = [
-        [row["task"], row["metric"], row["baseline"], _with_error(row, "sbp"), _with_error(row, "oracle"), row["share"]]
-        for row in display_rows(table)
-    ]
-    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+    cells = _cells(table)
+    widths = [max(len(line[column]) for line in [HEADER, *cells]) for column in range(len(HEADER))]
 
-    def line(parts: list[str]) -> str:
+    def line(parts: Sequence[str]) -> str:
         aligned = [
-            part.ljust(width) if column < 2 else part.rjust(width)
+            part.ljust(width) if column < 3 else part.rjust(width)
             for column, (part, width) in enumerate(zip(parts, widths, strict=True))
         ]
         return "  ".join(aligned).rstrip()
 
     seeds = seed_count(table)
-    plural = "" if seeds == 1 else "s"
-    note = f"SBP and oracle are differences to the baseline, ± one standard error; {seeds} seed{plural}."
-    return "\n".join([line(header), line(["─" * width for width in widths]), *map(line, cells), "", note])
+    note = NOTE.format(seeds=seeds, plural="" if seeds == 1 else "s")
+    return "\n".join([line(HEADER), line(["─" * width for width in widths]), *map(line, cells), "", note])
 
 
 def render_markdown(table: pl.DataFrame) -> str:
     """The comparison as a markdown table."""
-    lines = ["| task | metric | baseline | SBP | oracle | share of oracle's gain |", "|---|---|--:|--:|--:|--:|"]
-    lines += [
-        f"| {row['task']} | {row['metric']} | {row['baseline']} | {_with_error(row, 'sbp')} "
-        f"| {_with_error(row, 'oracle')} | {row['share']} |"
-        for row in display_rows(table)
-    ]
-    return "\n".join(lines)
+    lines = [f"| {' | '.join(HEADER)} |", "|---|---|---|--:|--:|--:|--:|--:|"]
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in _cells(table)])
 
 
 def _with_error(row: dict[str, str], arm: str) -> str:

@@ -12,7 +12,7 @@ import polars as pl
 import yaml
 from markupsafe import Markup
 
-from sbp_assets.evaluation.comparison import EARLY_STOPPED, display_rows, seed_count, share_of_oracle_gain
+from sbp_assets.evaluation.comparison import display_rows, seed_count, share_of_oracle_gain
 from sbp_assets.evaluation.dynamics import svg
 from sbp_assets.evaluation.report_data import BIN, Pair, Syntheses
 from sbp_assets.experiment import Experiment
@@ -122,7 +122,7 @@ def verdict(table: pl.DataFrame) -> str:
 def caveats(table: pl.DataFrame) -> list[str]:
     """What the verdict does not say: the other measures, early stopping, the number of seeds."""
     found = []
-    directed = table.filter(pl.col("task") != EARLY_STOPPED[0], pl.col("delta_sbp").is_not_null())
+    directed = table.filter(pl.col("against") == "final", pl.col("delta_sbp").is_not_null())
     # Perplexity, nats and bits of one task are one measurement: count tasks, by their first metric.
     first = directed.unique("task", keep="first", maintain_order=True).filter(pl.col("task") != "heldout")
     if len(first):
@@ -133,10 +133,10 @@ def caveats(table: pl.DataFrame) -> list[str]:
             f"Of {len(first)} further task{'s' if len(first) > 1 else ''}, SBP is ahead of the baseline by more than "
             f"two standard errors on {ahead}, behind on {behind}, and within them on {len(first) - ahead - behind}."
         )
-    if (best := _row(table, *EARLY_STOPPED)) and best["delta_sbp"] is not None:
+    if (best := _row(table, "heldout", "nats_per_token", "early_stopped")) and best["delta_sbp"] is not None:
         standing = "still ahead" if best["delta_sbp"] < 0 else "no longer ahead" if best["delta_sbp"] > 0 else "level"
         found.append(
-            f"Taking each arm at its best point along training, as early stopping would, SBP is {standing}: "
+            f"Against the baseline as early stopping would leave it, at its best point, SBP is {standing}: "
             f"{best['sbp']:.3f} against {best['baseline']:.3f} nats per token (oracle {best['oracle']:.3f})."
         )
     if seed_count(table) == 1:
@@ -233,8 +233,8 @@ class _PageReader(HTMLParser):
                 self.problems.append(f"a style loads {part[:80]}")
 
 
-def _row(table: pl.DataFrame, task: str, metric: str) -> dict[str, Any] | None:
-    rows = table.filter(pl.col("task") == task, pl.col("metric") == metric).to_dicts()
+def _row(table: pl.DataFrame, task: str, metric: str, against: str = "final") -> dict[str, Any] | None:
+    rows = table.filter(task=task, metric=metric, against=against).to_dicts()
     return rows[0] if rows else None
 
 
@@ -246,13 +246,13 @@ def _result_groups(table: pl.DataFrame) -> list[list[dict[str, Any]]]:
             **shown,
             "share_value": row["share_of_oracle_gain"],
             "samples": row["baseline_samples"],
-            "counted": row["task"] != EARLY_STOPPED[0] and row["baseline_samples"] is not None,
+            "counted": row["baseline_samples"] is not None,
         }
         for arm in ("sbp", "oracle"):
             delta = row[f"delta_{arm}"]
             better = delta is not None and delta != 0 and (delta > 0) == row["higher_is_better"]
             entry[f"{arm}_tone"] = "" if not delta else "good" if better else "bad"
-        if groups and groups[-1][0]["task"] == shown["task"]:
+        if groups and all(groups[-1][0][key] == shown[key] for key in ("task", "against")):
             groups[-1].append(entry)
         else:
             groups.append([entry])

@@ -9,7 +9,7 @@ import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT
 from sbp_assets.experiment import Optimizer
-from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
+from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SAMPLED_MODEL, SEEDS
 from sbp_assets.pretraining.budget import (
     SYNTHETIC,
     Arm,
@@ -48,7 +48,8 @@ DIRECTORY = """
 
 A Hugging Face model directory (safetensors, config, tokenizer) with metrics.parquet (step, tokens, train_loss,
 heldout_loss, learning_rate, gradient_norm) and run.json (what was run, where, how long). Trained from random weights on
-exactly the token budget that the other arms have. A run that was interrupted resumes from its last checkpoint."""
+exactly the token budget that the other arms have. A run that was interrupted resumes from its last checkpoint. `best/`
+is the model at the lowest held-out loss along training, what early stopping would keep, where that is not the last."""
 
 
 def optimizer_of(section: Optimizer) -> Optimizer:
@@ -120,7 +121,7 @@ def _arm_model(arm: Arm) -> dg.AssetsDefinition:
         io_manager_key="directory",
         dagster_type=dg.Any,  # beside check_specs, Dagster reads `-> MaterializeResult` as no output
         pool="training",
-        code_version=EXPERIMENT.version("1", *TRAINING_SETTINGS),
+        code_version=EXPERIMENT.version("2", *TRAINING_SETTINGS),
         # Made here: Dagster ignores the partition mapping of a partitioned check's further inputs, so that a check of
         # its own could not be given the tokens of all shards.
         check_specs=[
@@ -150,6 +151,7 @@ def _arm_model(arm: Arm) -> dg.AssetsDefinition:
             heldout=[Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)],
             heldout_tokens=EXPERIMENT.pretraining.heldout_tokens,
             evaluations=EXPERIMENT.pretraining.evaluations,
+            keep_best=True,
             **execution_fields(f"{arm}_model", context.partition_key),
         )
         directory, metadata = train(context, pipes, spec)
@@ -190,7 +192,7 @@ COLUMN_TYPES = {"passes": "float", "flops": "float"} | dict.fromkeys(
     ins={
         "tokens": SHARDS_OF_TOKENS,
         "synthetic_tokens": SHARDS_OF_SYNTHETIC_TOKENS,
-        "checkpoint": dg.AssetIn(["synthesizer", "checkpoint"]),
+        "checkpoint": SAMPLED_MODEL,
     },
     group_name="pretraining",
     kinds={"polars", "parquet"},
@@ -203,6 +205,7 @@ COLUMN_TYPES = {"passes": "float", "flops": "float"} | dict.fromkeys(
         "pretraining.synthetic_share",
         "first_seed",
         "max_document_tokens",
+        "conditional",
     ),
     metadata={
         "dagster/column_schema": dg.TableSchema(
@@ -231,10 +234,10 @@ def token_budget(
             plan = plan_arm(arm, pretraining, tokens, synthetic_tokens if arm == "sbp" else None)
             frames.append(arm_rows(plan, EXPERIMENT.model.context_length, pretraining.seeds[0], flops))
             progress.advance()
-        frames.append(tuning_cost(checkpoint))
-        frames.append(
-            generation_cost(tokens, synthetic_tokens, EXPERIMENT.max_document_tokens, EXPERIMENT.model, vocabulary)
-        )
+        if EXPERIMENT.conditional:
+            frames.append(tuning_cost(checkpoint))
+        prompt = EXPERIMENT.max_document_tokens if EXPERIMENT.conditional else None
+        frames.append(generation_cost(tokens, synthetic_tokens, prompt, EXPERIMENT.model, vocabulary))
     table = pl.concat(frames)
     budget = plan.tokens
     return dg.MaterializeResult(

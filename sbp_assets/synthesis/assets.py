@@ -9,15 +9,28 @@ import polars as pl
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer, related_id
-from sbp_assets.experiment import ConceptsSource
-from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SAMPLED_MODEL, SHARDS
 from sbp_assets.storage.artifacts import content_version, staging
+from sbp_assets.storage.columns import lineage, schema
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis.engine import EngineSpec
 from sbp_assets.synthesis.generate import Ledger, fingerprint, generate_shard, shard_budget
-from sbp_assets.synthesis.quality import fixed_sample, quality_over_shards, quality_rows
+from sbp_assets.synthesis.judge import SCHEMA as JUDGED_SCHEMA
+from sbp_assets.synthesis.judge import Endpoint, judge, judged_rows, questions, sample_documents
+from sbp_assets.synthesis.posterior import SCHEMA, posterior_over_shards
+from sbp_assets.synthesis.quality import (
+    JUDGE,
+    REAL,
+    SYNTHETIC,
+    duplicates_over_shards,
+    fixed_sample,
+    quality_over_shards,
+    quality_rows,
+    texts_of,
+    with_seeds,
+)
 from sbp_assets.synthesizer.examples import format_prompt
 
 
@@ -27,7 +40,7 @@ from sbp_assets.synthesizer.examples import format_prompt
         "documents": dg.AssetIn(["corpus", "documents"]),
         "tokens": dg.AssetIn(["corpus", "tokens"]),
         "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
-        "checkpoint": dg.AssetIn(["synthesizer", "checkpoint"]),
+        "checkpoint": SAMPLED_MODEL,
     },
     partitions_def=SHARDS,
     group_name="synthesis",
@@ -40,6 +53,7 @@ from sbp_assets.synthesizer.examples import format_prompt
         "synthesis.top_p",
         "synthesis.dtype",
         "synthesis.salt",
+        "conditional",
         "pretraining.repetitions",
         "pretraining.synthetic_share",
         "max_document_tokens",
@@ -69,6 +83,9 @@ def synthetic_documents(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Documents sampled from the synthesizer, d2 ~ p(· | d1), one row each; d1 is every document of D in this shard.
 
+    Where synthesis.condition is none, a placebo, they are sampled from the first seed's baseline after `<bos>` alone,
+    and a seed document is only the number of a sample.
+
     Seed documents take turns, rollout by rollout, until the shard's share of the synthetic token budget is reached.
     Finished samples survive a stopped run: running the partition again goes on where it stopped.
     """
@@ -81,6 +98,8 @@ def synthetic_documents(
         ids[i]: format_prompt(
             arrays.tokens[arrays.offsets[i] : arrays.offsets[i + 1]], related, EXPERIMENT.max_document_tokens
         )
+        if EXPERIMENT.conditional
+        else [loaded.bos_token_id]
         for i in seeds
     }
     lengths = arrays.lengths[seeds]
@@ -174,11 +193,17 @@ def synthetic_tokens(
 
 
 QUALITY_COLUMNS = [
-    dg.TableColumn("metric", "string"),
-    dg.TableColumn("corpus", "string", description="synthetic, or real (documents of D)."),
-    dg.TableColumn("value", "float", description="Share of documents; null where the metric does not exist."),
-    dg.TableColumn("documents", "int", description="Documents scored."),
+    ("metric", "string", "Defined in quality_table."),
+    ("corpus", "string", "synthetic, or real (documents of D)."),
+    ("value", "float", "flagged / scored; null where the metric does not exist or nothing was judged."),
+    ("flagged", "int", "Documents (for false_statements: statements) found at fault."),
+    ("scored", "int", "Documents (statements) that there is a decision on."),
+    ("documents", "int", "Documents scored."),
+    ("sample", "int", "Documents drawn; those beyond `documents` are unjudged."),
+    ("method", "string", "exact, heuristic (a threshold on word sequences) or judge (a language model)."),
 ]
+_SYNTHESES_AND_SEEDS = "synthesis/synthetic_documents.text synthesis/synthetic_documents.seed_id corpus/documents.text"
+_COUNTS = ("value", "flagged", "scored", "documents", "sample")
 
 
 @dg.asset(
@@ -189,37 +214,42 @@ QUALITY_COLUMNS = [
     },
     partitions_def=SHARDS,
     group_name="synthesis",
-    kinds={"polars", "parquet"},
+    kinds={"polars", "duckdb", "parquet"},
     io_manager_key="parquet",
-    code_version=EXPERIMENT.version("1", "truth", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"),
-    metadata={"dagster/column_schema": dg.TableSchema(QUALITY_COLUMNS)},
+    code_version=EXPERIMENT.version("2", "truth", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"),
+    metadata=schema(*QUALITY_COLUMNS) | lineage({}, **dict.fromkeys(_COUNTS, _SYNTHESES_AND_SEEDS)),
 )
-def quality(synthetic_documents: pl.LazyFrame, documents: pl.LazyFrame) -> dg.MaterializeResult[pl.DataFrame]:
+def quality(
+    context: dg.AssetExecutionContext, synthetic_documents: pl.LazyFrame, documents: pl.LazyFrame
+) -> dg.MaterializeResult[pl.DataFrame]:
     """Quality of a sample of this shard's synthetic documents and, by the same metrics, of its documents of D.
 
-    One row per metric and corpus: repetition, duplicates, non_factual, pair_irrelevance, pair_copying (definitions
-    in quality_table).
+    One row per metric and corpus: repetition, duplicates (within the shard's sample), non_factual, pair_irrelevance,
+    pair_copying, and for `concepts` false_statements and no_concept (definitions in quality_table). What only a judge
+    can tell is null here: it judges one sample of the whole corpus.
     """
-    source, size = EXPERIMENT.corpus.source, EXPERIMENT.synthesis.quality_sample
-    real = documents.filter(pl.col("split") == UNIQUE).select("id", "text").collect()
-    synthetic_ids = fixed_sample(synthetic_documents.select("id").collect()["id"].to_list(), size)
-    with Progress("quality", "documents") as progress:
-        sample = synthetic_documents.filter(pl.col("id").is_in(synthetic_ids)).select("seed_id", "text").collect()
-        seeds = real.select(seed_id="id", seed_text="text")
+    size = EXPERIMENT.synthesis.quality_sample
+    real = documents.filter(pl.col("split") == UNIQUE)
+    samples = {
+        name: texts_of(frame, fixed_sample({name: frame.select("id").collect()["id"]}, size).get(name, []), *columns)
+        for name, frame, columns in ((SYNTHETIC, synthetic_documents, ("seed_id",)), (REAL, real, ()))
+    }
+    with Progress("quality", "documents", sum(map(len, samples.values()))) as progress:
         rows = quality_rows(
-            sample.join(seeds, on="seed_id", how="inner", maintain_order="left"),
-            real.filter(pl.col("id").is_in(fixed_sample(real["id"].to_list(), size))),
-            EXPERIMENT.corpus.dedup.shingle_words,
-            EXPERIMENT.corpus.dedup.threshold,
+            with_seeds(samples[SYNTHETIC], real),
+            samples[REAL],
+            EXPERIMENT.corpus.dedup,
             EXPERIMENT.pairing.shingle_tokens,
-            ConceptWorld(source) if isinstance(source, ConceptsSource) else None,
+            ConceptWorld(EXPERIMENT.truth) if EXPERIMENT.truth else None,
+            staging(DEPLOYMENT.work_dir, "quality", context.partition_key),
+            DEPLOYMENT.memory_limit,
         )
-        progress.advance(len(sample))
+        progress.advance(sum(map(len, samples.values())))
     return dg.MaterializeResult(
         value=rows,
         metadata={
             "dagster/row_count": len(rows),
-            "sampled_documents": len(sample),
+            "sampled_documents": len(samples[SYNTHETIC]),
             **_values(rows),
             **progress.metadata(),
             "preview": dg.MetadataValue.md(table_preview(rows)),
@@ -228,38 +258,206 @@ def quality(synthetic_documents: pl.LazyFrame, documents: pl.LazyFrame) -> dg.Ma
 
 
 @dg.asset(
-    key=["synthesis", "quality_table"],
-    ins={"quality": dg.AssetIn(["synthesis", "quality"], partition_mapping=ALL)},
-    group_name="synthesis",
-    kinds={"polars", "parquet"},
-    io_manager_key="parquet",
-    code_version=EXPERIMENT.version("1"),
-    metadata={
-        "dagster/column_schema": dg.TableSchema(
-            [*QUALITY_COLUMNS, dg.TableColumn("definition", "string", description="Of the metric.")]
-        )
+    key=["synthesis", "judgements"],
+    ins={
+        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
     },
+    group_name="synthesis",
+    kinds={"openai", "parquet"},
+    io_manager_key="parquet",
+    code_version=EXPERIMENT.version("1", "synthesis.judge"),
+    metadata=schema(
+        ("id", "string", "Document that was judged."),
+        ("corpus", "string", "synthetic, or real (documents of D)."),
+        ("metric", "string", "non_factual, or pair_irrelevance (syntheses only)."),
+        ("verdict", "bool", "Whether the judge found that fault; null where unjudged."),
+        ("unjudged", "string", "timeout, connection, http_<status>, unparseable, not_asked or client_error; or null."),
+        ("answer", "string", "The judge's words, the last ones where it was asked again."),
+        ("prompt_tokens", "int", "As the endpoint counted them, over all answers to this question."),
+        ("completion_tokens", "int", "Likewise."),
+    )
+    | lineage(
+        {},
+        id="synthesis/synthetic_documents.id corpus/documents.id",
+        **dict.fromkeys(("verdict", "unjudged", "answer", "prompt_tokens", "completion_tokens"), _SYNTHESES_AND_SEEDS),
+    ),
 )
-def quality_table(quality: dict[str, pl.LazyFrame]) -> dg.MaterializeResult[pl.DataFrame]:
-    """The five quality metrics over all shards, synthetic beside real: one row per metric and corpus."""
+def judgements(
+    synthetic_documents: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """What a language model says of a fixed sample of syntheses and documents of D: one row per document and question.
+
+    Empty where experiment.synthesis.judge is null: nothing is asked. Otherwise deployment.judge_url answers. What it
+    failed to answer is unjudged, and asked again when this is materialised again; what it did answer is kept.
+    """
+    settings = EXPERIMENT.synthesis.judge
+    counts: dict[str, int | float] = {"judged": 0, "unjudged": 0}
+    with Progress("judgements", "questions") as progress:
+        if settings:
+            assert DEPLOYMENT.judge_url  # refused by Settings otherwise
+            real = {shard: frame.filter(pl.col("split") == UNIQUE) for shard, frame in documents.items()}
+            asked = questions(*sample_documents(synthetic_documents, real, settings.documents), settings)
+            progress.total = len(asked)
+            endpoint = Endpoint(
+                DEPLOYMENT.judge_url,
+                DEPLOYMENT.judge_concurrency,
+                DEPLOYMENT.judge_timeout,
+                DEPLOYMENT.judge_retries,
+            )
+            rows, counts = judge(asked, settings, endpoint, Path(DEPLOYMENT.work_dir) / "judge.jsonl", progress)
+        else:
+            rows = pl.DataFrame(schema=JUDGED_SCHEMA)
+    preview = rows.select("metric", "corpus", "verdict", "unjudged", "answer").sample(min(len(rows), 8), seed=0)
+    return dg.MaterializeResult(
+        value=rows,
+        metadata={
+            "dagster/row_count": len(rows),
+            **counts,
+            **progress.metadata(),
+            "preview": dg.MetadataValue.md(
+                table_preview(preview) if settings else "No judge is configured (experiment.synthesis.judge)."
+            ),
+        },
+    )
+
+
+@dg.asset(
+    key=["synthesis", "quality_table"],
+    ins={
+        "quality": dg.AssetIn(["synthesis", "quality"], partition_mapping=ALL),
+        "judgements": dg.AssetIn(["synthesis", "judgements"]),
+        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+    },
+    group_name="synthesis",
+    kinds={"polars", "duckdb", "parquet"},
+    io_manager_key="parquet",
+    code_version=EXPERIMENT.version("2", "corpus.dedup", "synthesis.duplicate_sample", "synthesis.judge"),
+    metadata=schema(*QUALITY_COLUMNS, ("definition", "string", "Of the metric."))
+    | lineage(
+        {"synthesis/quality": ("metric", "corpus", "method")},
+        **{
+            name: f"synthesis/quality.{name} synthesis/judgements.verdict synthesis/synthetic_documents.text "
+            "corpus/documents.text"
+            for name in _COUNTS
+        },
+    ),
+)
+def quality_table(
+    quality: dict[str, pl.LazyFrame],
+    judgements: pl.LazyFrame,
+    synthetic_documents: dict[str, pl.LazyFrame],
+    documents: dict[str, pl.LazyFrame],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The five quality metrics over all shards, synthetic beside real: a row per metric, corpus and method.
+
+    Duplicates are those of one fixed sample of all shards together. For `concepts`, two rows more tell what lies behind
+    non_factual and pair_irrelevance; with a judge, its verdicts stand beside the exact figures.
+    """
+    settings = EXPERIMENT.synthesis.judge
+    real = {shard: frame.filter(pl.col("split") == UNIQUE) for shard, frame in documents.items()}
     with Progress("quality_table", "shards", len(quality)) as progress:
-        table = quality_over_shards(quality)
+        duplicates = duplicates_over_shards(
+            {SYNTHETIC: synthetic_documents, REAL: real},
+            EXPERIMENT.synthesis.duplicate_sample,
+            EXPERIMENT.corpus.dedup,
+            staging(DEPLOYMENT.work_dir, "quality_table"),
+            DEPLOYMENT.memory_limit,
+        )
+        judged = judged_rows(judgements.collect() if settings else pl.DataFrame(schema=JUDGED_SCHEMA))
+        name = f"{settings.model}, prompts {settings.prompts}" if settings else None
+        table = quality_over_shards(quality, duplicates, judged if settings else judged.clear(), name)
         progress.advance(len(quality))
+    sizes = {corpus: sample for corpus, sample in duplicates.select("corpus", "sample").iter_rows()}
     return dg.MaterializeResult(
         value=table,
         metadata={
             "dagster/row_count": len(table),
             **_values(table),
+            **{f"duplicate_sample_{corpus}": size for corpus, size in sizes.items()},
             **progress.metadata(),
             "preview": dg.MetadataValue.md(table_preview(table)),
         },
     )
 
 
+@dg.asset(
+    key=["synthesis", "posterior_predictive"],
+    ins={
+        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+        "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
+        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+    },
+    group_name="synthesis",
+    kinds={"polars", "parquet"},
+    io_manager_key="parquet",
+    code_version=EXPERIMENT.version("1", "truth", "max_document_tokens", "conditional"),
+    metadata=schema(
+        ("group", "string", "Which facts, or concept; see definition."),
+        ("statements", "int", "Facts stated, each once per synthesis."),
+        ("facts", "int", "Different (concept, attribute) among them."),
+        ("seed_documents", "int", "Seed documents whose syntheses state them."),
+        ("accuracy", "float", "Share of the statements that are right; null where there are none."),
+        ("stderr", "float", "Standard error of accuracy: bootstrap over the seed documents."),
+        ("posterior_sampling", "float", "Accuracy expected of values sampled from the exact posterior predictive."),
+        ("posterior_mode", "float", "Accuracy of its most probable values: the best that D allows."),
+        ("chance", "float", "Accuracy of guessing: one in as many values as the attribute has."),
+        ("p_above_chance", "float", "Probability of such an accuracy or a higher one by chance (randomisation test)."),
+        ("definition", "string", "Of the group."),
+    )
+    | lineage(
+        **dict.fromkeys(
+            [name for name in SCHEMA if name not in ("group", "definition")],
+            "synthesis/synthetic_documents.seed_id synthesis/synthetic_documents.text corpus/tokens.tokens",
+        )
+    ),
+)
+def posterior_predictive(
+    synthetic_documents: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The syntheses against the exact Bayesian posterior predictive over D and against chance, one row per group.
+
+    Of the facts that syntheses state: how many are right, by whether d1 states them, D does, or neither (nobody who
+    read only D can know those), and whether they are about d1's concept. Empty where the truth is not known.
+    """
+    source, table = EXPERIMENT.truth, pl.DataFrame(schema=SCHEMA)
+    with Progress("posterior_predictive", "shards", len(tokens)) as progress:
+        if source:
+            table = posterior_over_shards(
+                ConceptWorld(source),
+                synthetic_documents,
+                tokens,
+                load_tokenizer(tokenizer),
+                EXPERIMENT.max_document_tokens,
+                EXPERIMENT.conditional,
+                progress,
+            )
+    measured = table.filter(pl.col("statements") > 0)
+    metadata: dict[str, dg.RawMetadataValue] = {
+        f"{row['group']}_{name}": row[name]
+        for row in measured.iter_rows(named=True)
+        for name in ("statements", "accuracy", "posterior_mode", "chance")
+    }
+    note = "The truth is known of source `concepts` alone: there is nothing to compare with."
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "dagster/row_count": len(table),
+            **metadata,
+            **progress.metadata(),
+            "preview": dg.MetadataValue.md(table_preview(table) if source else note),
+        },
+    )
+
+
 def _values(rows: pl.DataFrame) -> dict[str, float]:
-    """{metric}_{corpus}: numbers that Dagster plots over time."""
-    found = rows.filter(pl.col("value").is_not_null())
-    return {f"{metric}_{corpus}": value for metric, corpus, value in found["metric", "corpus", "value"].iter_rows()}
+    """{metric}_{corpus}, and {metric}_{corpus}_judge: numbers that Dagster plots over time."""
+    found = rows.filter(pl.col("value").is_not_null()).select("metric", "corpus", "method", "value")
+    return {
+        f"{metric}_{corpus}" + ("_judge" if method == JUDGE else ""): value
+        for metric, corpus, method, value in found.iter_rows()
+    }
 
 
 def _preview(rows: pl.DataFrame, documents: pl.LazyFrame, seeds: int = 3, syntheses: int = 2) -> str:

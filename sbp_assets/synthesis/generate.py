@@ -129,7 +129,7 @@ def budget_prefix(seed_ids: Iterable[str], tokens: Mapping[Key, int], budget: in
 
 def fingerprint(synthesizer_version: str, settings: Synthesis, max_document_tokens: int, context_length: int) -> str:
     """Digest of everything that decides what a request samples (16 hex digits)."""
-    sampled = settings.model_dump(mode="json", include={"temperature", "top_p", "dtype", "salt"})
+    sampled = settings.model_dump(mode="json", include={"temperature", "top_p", "dtype", "salt", "condition"})
     values = [synthesizer_version, sampled, max_document_tokens, context_length]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

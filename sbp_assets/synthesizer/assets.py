@@ -27,12 +27,14 @@ from sbp_assets.training.spec import ExamplesData, Source, TrainingSpec
     group_name="synthesizer",
     kinds={"polars", "numpy"},
     io_manager_key="directory",
-    code_version=EXPERIMENT.version("1", "max_document_tokens"),
+    code_version=EXPERIMENT.version("1", "max_document_tokens", "synthesizer.partners"),
 )
 def tuning_examples(
     neighbor_pairs: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
 ) -> dg.MaterializeResult[Path]:
     """Token arrays of `<bos> d1 <related> d2 <eos>`, one per neighbour pair; the loss is on d2 alone.
+
+    Where synthesizer.partners is random, a placebo, the same d1 and d2 stand in pairs dealt at random.
 
     documents.parquet: id ("d1->d2"), d1, d2, prompt_tokens (tokens up to and with `<related>`), cut (d2 was cut, so
     there is no `<eos>`), split ("train", or "heldout": the pairs of 2% of the seed documents, to measure the
@@ -49,6 +51,7 @@ def tuning_examples(
             EXPERIMENT.max_document_tokens,
             len(loaded),
             progress,
+            EXPERIMENT.first_seed if EXPERIMENT.synthesizer.partners == "random" else None,
         )
     arrays = TokenArrays.load(directory)
     first = decode(loaded, arrays.tokens[: arrays.offsets[1]])
@@ -82,6 +85,7 @@ def tuning_examples(
         "1",
         "model",
         "synthesizer.epochs",
+        "synthesizer.start",
         "first_seed",
         "pretraining.evaluations",
         "pretraining.heldout_tokens",
@@ -97,6 +101,8 @@ def checkpoint(
 ) -> dg.MaterializeResult[Path]:
     """The synthesizer: the first seed's baseline, tuned to continue a seed document with a related one, p(d2 | d1).
 
+    Where synthesizer.start is scratch, an ablation, random weights are tuned instead.
+
     A Hugging Face model directory like the arms', with the same records. Held-out loss is that of d2 given d1 on the
     held-out examples.
     """
@@ -105,7 +111,7 @@ def checkpoint(
         model=EXPERIMENT.model,
         optimizer=optimizer_of(EXPERIMENT.synthesizer),
         tokenizer_dir=tokenizer,
-        initial_model=baseline_model,
+        initial_model=baseline_model if EXPERIMENT.synthesizer.start == "baseline" else None,
         data=ExamplesData(source=Source(directory=tuning_examples, split=TRAIN), epochs=EXPERIMENT.synthesizer.epochs),
         seed=EXPERIMENT.pretraining.seeds[0],
         heldout=[Source(directory=tuning_examples, split=HELDOUT)],

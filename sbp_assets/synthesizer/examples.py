@@ -53,8 +53,12 @@ def write_examples(
     max_document_tokens: int,
     vocab_size: int,
     progress: Progress | None = None,
+    shuffle_seed: int | None = None,
 ) -> pl.DataFrame:
     """Write every pair as an example, in token-array format, and return the rows of documents.parquet.
+
+    With `shuffle_seed` the d2 are dealt anew over all pairs (see `random_partners`): the same documents as often as
+    before, without their relation.
 
     `pairs` (d1, d2, d2_shard) and `tokens` are keyed by shard; a pair lies in the shard of its d1. Rows: id
     ("d1->d2"), d1, d2, prompt_tokens, cut (d2 was cut), split ("train" | "heldout"); in order of shard, d1, d2. The
@@ -70,6 +74,11 @@ def write_examples(
             "pairing.neighbors, or use a corpus with more related documents (pairing/neighbor_pairs says what each "
             "filter dropped)"
         )
+
+    if shuffle_seed is not None:
+        second = [name for name in rows.columns if name == "d2" or name.startswith("d2_")]
+        dealt = rows.select(second)[random_partners(rows["d1"], rows["d2"], shuffle_seed)]
+        rows = rows.with_columns(dealt).sort("d1_shard", "d1", "d2")
 
     def held(document: str) -> pl.Expr:
         return (pl.col(f"{document}_stop") - pl.col(f"{document}_start") - 2).clip(upper_bound=max_document_tokens)
@@ -103,6 +112,27 @@ def write_examples(
     documents = rows.select("id", "d1", "d2", "prompt_tokens", "cut", "split")
     documents.write_parquet(directory / "documents.parquet")
     return documents
+
+
+def random_partners(d1: pl.Series, d2: pl.Series, seed: int, attempts: int = 1000) -> np.ndarray:
+    """A permutation that deals the `d2` over the `d1` at random, no document to itself and no pair twice.
+
+    Raises ExamplesError where no such deal is found, which happens on a handful of documents only.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    order = generator.permutation(len(d1))
+    for _ in range(attempts):
+        dealt = pl.DataFrame({"d1": d1, "d2": d2[order]})
+        wrong = (dealt["d1"] == dealt["d2"]) | ~dealt.select(pl.struct("d1", "d2").is_first_distinct()).to_series()
+        if not wrong.any():
+            return order
+        # The wrong ones swap with as many others; a few rounds do.
+        again = np.union1d(np.flatnonzero(wrong.to_numpy()), generator.integers(0, len(d1), int(wrong.sum())))
+        order[again] = order[generator.permutation(again)]
+    raise ExamplesError(
+        f"{len(d1)} pairs are too few to deal their documents at random (synthesizer.partners is random): use more "
+        "documents or a lower pairing.min_similarity"
+    )
 
 
 def heldout_seeds(seeds: Sequence[str]) -> list[str]:

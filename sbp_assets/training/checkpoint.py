@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,7 +14,9 @@ from sbp_assets.storage.artifacts import atomic_path
 logger = logging.getLogger("sbp_assets.training")
 
 _CHECKPOINT = "checkpoint.pt"
+_BEST = "best.pt"
 RUN_RECORD = "run.json"
+BEST_DIRECTORY = "best"
 
 
 class CheckpointMismatch(ValueError):
@@ -60,12 +62,33 @@ def finished(output_dir: Path, fingerprint: dict[str, Any]) -> bool:
     return not lines
 
 
+def save_best(work_dir: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
+    """Keep `weights` as those of the lowest held-out loss so far, replacing the ones before atomically."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with atomic_path(work_dir / _BEST) as temporary:
+        torch.save({"step": step, "weights": weights}, temporary)
+
+
+def load_best(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """The weights kept at `step`; CheckpointMismatch where the file is gone or holds those of another step."""
+    path = work_dir / _BEST
+    best = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if path.exists() else {"step": None}
+    if best["step"] != step:
+        raise CheckpointMismatch(
+            f"{path} should hold the weights after step {step}, the lowest held-out loss, and holds those of "
+            f"{best['step']}: delete {work_dir} to train again"
+        )
+    return cast(dict[str, torch.Tensor], best["weights"])
+
+
 def discard_checkpoint(work_dir: Path) -> None:
-    """Remove the checkpoint: the run has finished."""
-    (work_dir / _CHECKPOINT).unlink(missing_ok=True)
+    """Remove the checkpoint and the best weights: the run has finished."""
+    for name in (_CHECKPOINT, _BEST):
+        (work_dir / name).unlink(missing_ok=True)
 
 
 def remove_partial(work_dir: Path) -> None:
     """Remove what a process killed while it wrote a checkpoint has left."""
-    for partial in work_dir.glob(f".{_CHECKPOINT}.*.partial"):
-        partial.unlink(missing_ok=True)
+    for name in (_CHECKPOINT, _BEST):
+        for partial in work_dir.glob(f".{name}.*.partial"):
+            partial.unlink(missing_ok=True)

@@ -26,8 +26,10 @@ from sbp_assets.storage.progress import Progress
 from sbp_assets.training.checkpoint import (
     discard_checkpoint,
     finished,
+    load_best,
     load_checkpoint,
     remove_partial,
+    save_best,
     save_checkpoint,
 )
 from sbp_assets.training.model import build_model, load_model, load_training_tokenizer, model_config
@@ -88,6 +90,8 @@ class Trained:
     seconds: float
     fingerprint: dict[str, Any]
     tokens: int
+    best_step: int | None  # of the lowest held-out loss, where it is to be kept
+    best_state: dict[str, torch.Tensor] | None  # its weights, where that is not the last step
 
 
 class PackedLoss(nn.Module):
@@ -171,6 +175,7 @@ def fingerprint(spec: TrainingSpec, order: DataOrder, steps: int, vocab_size: in
         "heldout": heldout,
         "heldout_tokens": spec.heldout_tokens,
         "evaluations": spec.evaluations,
+        "keep_best": spec.keep_best,
     }
 
 
@@ -243,6 +248,8 @@ class _Run:
                 self.step += 1
                 heldout = self._heldout_loss() if self.step in measured else None
                 self._record(self.step, loss, heldout, rate, norm)
+                if heldout is not None and self._best_step() == self.step < self.steps:
+                    self._save_best()
                 if self.world.leads:
                     progress.advance(per_step, f"step {self.step}/{self.steps} · loss {loss:.4f}")
                 if self._checkpoint_due():
@@ -250,7 +257,11 @@ class _Run:
         seconds = self.seconds_before + time.monotonic() - started
         state, _ = get_state_dict(self.module.causal, [], options=_FULL_STATE)
         metrics = pl.DataFrame(self.metrics, schema=METRICS)
-        return Trained(cast(dict[str, torch.Tensor], state), metrics, seconds, self.identity, self.tokens_read)
+        best = self._best_step()
+        best_state = load_best(spec.work_dir, best) if self.world.leads and best not in (None, self.steps) else None
+        return Trained(
+            cast(dict[str, torch.Tensor], state), metrics, seconds, self.identity, self.tokens_read, best, best_state
+        )
 
     def _optimize(self, rate: float) -> tuple[float, float]:
         """One optimizer step: loss per supervised token of the global batch, gradient norm before clipping."""
@@ -328,6 +339,24 @@ class _Run:
             self.metrics[name].append(value)
         if heldout is not None and self.world.leads:
             logger.info("%s: step %d/%d · held-out loss %.4f", self.spec.name, step, self.steps, heldout)
+
+    def _best_step(self) -> int | None:
+        """Trained step of the lowest held-out loss so far, the first of equals; None where none is to be kept."""
+        # From the record, so that a resumed run goes on from what the one before had found.
+        measured = [
+            (loss, step)
+            for step, loss in zip(self.metrics["step"], self.metrics["heldout_loss"], strict=True)
+            if step and loss is not None
+        ]
+        return int(min(measured)[1]) if self.spec.keep_best and measured else None
+
+    def _save_best(self) -> None:
+        # Gathering shards takes every process; each of them has the same losses.
+        if not self.sharded and not self.world.leads:
+            return
+        weights, _ = get_state_dict(self.module.causal, [], options=_FULL_STATE)
+        if self.world.leads:
+            save_best(self.spec.work_dir, self.step, cast(dict[str, torch.Tensor], weights))
 
     def _checkpoint_due(self) -> bool:
         if self.step == self.steps:

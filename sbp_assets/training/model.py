@@ -62,7 +62,8 @@ def save_model(
 ) -> None:
     """Write a Hugging Face directory (safetensors, config, generation config, tokenizer) that vLLM and lm-eval load.
 
-    `state` holds the full weights on the CPU, by the model's parameter names.
+    `state` holds the full weights on the CPU, by the model's parameter names. The name of a special token in a text is
+    text to the saved tokenizer, as it was in training; lm-eval's command line has no setting for that.
     """
     # On the meta device the shell takes no memory: the weights come from `state`.
     with torch.device("meta"):
@@ -73,4 +74,5 @@ def save_model(
         pad_token_id=config.pad_token_id,
     )
     shell.save_pretrained(directory, state_dict=state)
+    tokenizer.init_kwargs["split_special_tokens"] = True
     tokenizer.save_pretrained(directory)

@@ -62,6 +62,10 @@ class TrainingSpec(SpecPart):
     heldout: list[Source] = []
     heldout_tokens: PositiveInt = Field(50_000, description="Held-out tokens per measurement, at most.")
     evaluations: PositiveInt = Field(20, description="Measurements after step 0, spread evenly; the last at the end.")
+    keep_best: bool = Field(
+        False,
+        description="Also write the model of the lowest held-out loss, as output_dir/best, where not the last.",
+    )
 
     # Execution.
     device: Literal["auto", "cpu", "cuda"] = "auto"

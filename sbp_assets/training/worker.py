@@ -26,7 +26,7 @@ from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dags
 from pydantic import ValidationError
 
 from sbp_assets.storage.artifacts import atomic_path, exclusive
-from sbp_assets.training.checkpoint import RUN_RECORD
+from sbp_assets.training.checkpoint import BEST_DIRECTORY, RUN_RECORD
 from sbp_assets.training.launch import LAUNCHER_PID
 from sbp_assets.training.loop import Trained, World, finish, train
 from sbp_assets.training.model import load_training_tokenizer, model_config, save_model
@@ -75,10 +75,15 @@ def open_world(spec: TrainingSpec) -> Iterator[World]:
 
 
 def write_output(spec: TrainingSpec, world: World, trained: Trained) -> None:
-    """Write the finished model directory: Hugging Face files, metrics.parquet and run.json, whole or not at all."""
+    """Write the finished model directory: Hugging Face files, metrics.parquet and run.json, whole or not at all.
+
+    Where a best model is to be kept and is not the last, its Hugging Face files are in the directory's `best/`.
+    """
     tokenizer = load_training_tokenizer(spec.tokenizer_dir)
     with atomic_path(spec.output_dir) as temporary:
         save_model(temporary, model_config(spec.model, tokenizer), trained.state, tokenizer)
+        if trained.best_state is not None:
+            save_model(temporary / BEST_DIRECTORY, model_config(spec.model, tokenizer), trained.best_state, tokenizer)
         trained.metrics.write_parquet(temporary / "metrics.parquet")
         record = _run_record(spec, world, trained, len(tokenizer))
         (temporary / RUN_RECORD).write_text(json.dumps(record, indent=1))
@@ -104,6 +109,7 @@ def _run_record(spec: TrainingSpec, world: World, trained: Trained, vocab_size: 
         "final_heldout_loss": trained.metrics["heldout_loss"].drop_nulls().last()
         if trained.metrics["heldout_loss"].drop_nulls().len()
         else None,
+        "best_step": trained.best_step,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.evaluation import report_data
-from sbp_assets.evaluation.comparison import ARMS, compare
-from sbp_assets.evaluation.suite import SCORES_SCHEMA
+from sbp_assets.evaluation.comparison import SCORED, compare, with_samples
+from sbp_assets.evaluation.suite import SAMPLES_SCHEMA, score_table
 from sbp_assets.experiment import ConceptsSource, load_settings
 
 WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=6))
@@ -27,8 +28,20 @@ QUALITY = [
 
 
 def scores(arm: int) -> pl.DataFrame:
-    rows = [(task, metric, values[arm], *rest) for task, metric, values, *rest in SCORES]
-    return pl.DataFrame(rows, schema=SCORES_SCHEMA, orient="row")
+    """Score rows whose samples scatter about the arm's value as its standard error says."""
+    frames = []
+    for task, metric, values, stderr, samples, higher in SCORES:
+        random, mean = np.random.default_rng(len(frames)), values[arm]
+        if higher:
+            found = (np.arange(samples) < round(mean * samples)).astype(float)
+        else:
+            noise = random.normal(size=samples)
+            scale = stderr * samples**0.5 / (mean if metric == "perplexity" else 1)
+            found = (np.log(mean) if metric == "perplexity" else mean) + scale * (noise - noise.mean())
+        rows = [(task, metric, n, value, 1) for n, value in enumerate(found.tolist())]
+        frames.append(pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row"))
+    together = pl.concat(frames)
+    return with_samples(score_table(together), together)
 
 
 def dynamics() -> pl.DataFrame:
@@ -77,7 +90,7 @@ def report_inputs(injected: str = "") -> dict[str, Any]:
     shards = {"00000": documents[:30].lazy(), "00001": documents[30:].lazy()}
     return {
         "experiment": load_settings("demo", {}).experiment,
-        "comparison": compare({arm: {"0": scores(number)} for number, arm in enumerate(ARMS)}, dynamics()),
+        "comparison": compare({name: {"0": scores(number)} for name, number in zip(SCORED, (0, 0, 1, 2), strict=True)}),
         "dynamics": dynamics(),
         "token_budget": pl.DataFrame(budget, schema=columns, orient="row"),
         "quality": pl.DataFrame(quality),

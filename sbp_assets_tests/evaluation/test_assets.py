@@ -9,6 +9,7 @@ import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.evaluation import assets, checks
+from sbp_assets.evaluation.comparison import SCORED
 from sbp_assets.experiment import ConceptsSource
 from sbp_assets.partitions import EXPERIMENT, SEEDS, SHARDS
 from sbp_assets.pretraining.budget import ARMS
@@ -68,7 +69,7 @@ def test_scores_to_report(data: Path) -> None:
     ]
     definitions = [*own, *sources, *dg.load_asset_checks_from_modules([checks])]
     with dg.DagsterInstance.ephemeral() as instance:
-        keys = [dg.AssetKey(["evaluation", f"{arm}_scores"]) for arm in ARMS]
+        keys = [dg.AssetKey(["evaluation", f"{name}_scores"]) for name in SCORED]
         scored = dg.materialize(
             definitions, resources=resources, instance=instance, partition_key=EXPERIMENT.seed_keys[0],
             selection=dg.AssetSelection.assets(*keys),
@@ -78,10 +79,10 @@ def test_scores_to_report(data: Path) -> None:
             selection=dg.AssetSelection.assets(*(made - set(keys))),
         )  # fmt: skip
     evaluations = [*scored.get_asset_check_evaluations(), *rest.get_asset_check_evaluations()]
-    assert len(evaluations) == 6
+    assert len(evaluations) == 7
     assert all(evaluation.passed for evaluation in evaluations), [e.metadata for e in evaluations if not e.passed]
     comparison = pl.read_parquet(data / "evaluation/comparison.parquet")
-    assert set(comparison["task"]) == {"heldout", "concept_questions", "heldout_during_training"}
+    assert set(comparison["task"]) == {"heldout", "concept_questions"}
     # One model under three names: no arm gains anything.
     assert comparison["delta_sbp"].to_list() == [0] * len(comparison)
     assert comparison["share_of_oracle_gain"].null_count() == len(comparison)

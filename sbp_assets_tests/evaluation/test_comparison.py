@@ -1,30 +1,42 @@
-import math
+from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.evaluation.comparison import (
-    ARMS,
+    AGAINST,
+    SCORED,
     compare,
     comparison_problems,
     render_markdown,
     render_table,
     share_of_oracle_gain,
+    with_samples,
 )
-from sbp_assets.evaluation.suite import SCORES_SCHEMA
+from sbp_assets.evaluation.suite import SAMPLES_SCHEMA, score_table
 
 VALUE = st.floats(0.1, 100, allow_nan=False)
+ARMS = ("baseline", "sbp", "oracle")
 
 
-def scores(value: float, higher: bool = False, samples: int = 10, task: str = "heldout") -> pl.DataFrame:
-    row = {"task": task, "metric": "m", "value": value, "stderr": 0.1, "samples": samples, "higher_is_better": higher}
-    return pl.DataFrame([row], schema=SCORES_SCHEMA)
+def scores(values: Sequence[float], metric: str = "nats_per_token", task: str = "heldout") -> pl.DataFrame:
+    rows = [(task, metric, n, float(value), 1 + n % 3) for n, value in enumerate(values)]
+    samples = pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row")
+    return with_samples(score_table(samples), samples)
+
+
+def models(**arms: list[pl.DataFrame]) -> dict[str, dict[str, pl.DataFrame]]:
+    """{model: {seed: scores}}; the early-stopped baseline is the baseline unless given."""
+    every = {"early_stopped": arms["baseline"], **arms}
+    return {name: {str(seed): frame for seed, frame in enumerate(frames)} for name, frames in every.items()}
 
 
 def one_row(values: dict[str, list[float]], higher: bool) -> dict[str, object]:
-    table = compare({arm: {str(s): scores(v, higher) for s, v in enumerate(vs)} for arm, vs in values.items()})
+    metric = "acc" if higher else "nats_per_token"
+    table = compare(models(**{arm: [scores([v] * 3, metric) for v in vs] for arm, vs in values.items()}), 50)
     return table.to_dicts()[0]
 
 
@@ -51,60 +63,83 @@ def test_share_is_positive_exactly_where_sbp_gains(baseline: float, sbp: float, 
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(VALUE, VALUE, VALUE), min_size=2, max_size=5))
-def test_means_and_errors_over_seeds(values: list[tuple[float, float, float]]) -> None:
+@given(st.lists(st.tuples(VALUE, VALUE, VALUE), min_size=1, max_size=4))
+def test_means_are_over_the_seeds(values: list[tuple[float, float, float]]) -> None:
     row = one_row({arm: [triple[i] for triple in values] for i, arm in enumerate(ARMS)}, higher=True)
     deltas = pl.Series([sbp - baseline for baseline, sbp, _ in values])
     assert row["seeds"] == len(values)
     assert row["delta_sbp"] == pytest.approx(deltas.mean())
-    assert row["delta_sbp_stderr"] == pytest.approx(float(deltas.std() or 0) / math.sqrt(len(values)))  # type: ignore[arg-type]
 
 
-def test_one_seed_keeps_the_sampling_error() -> None:
-    row = one_row({"baseline": [3.0], "sbp": [2.5], "oracle": [2.0]}, higher=False)
-    assert row["seeds"] == 1 and row["sbp_stderr"] == 0.1
-    assert row["delta_sbp_stderr"] == pytest.approx(0.1 * math.sqrt(2))
+def test_bootstrap_variance_is_that_of_a_mean_over_seeds() -> None:
+    baseline, sbp = [1.0, 1.4, 1.1], [0.8, 1.0, 0.7]
+    arms = {"baseline": baseline, "sbp": sbp, "oracle": [0.5, 0.5, 0.6]}
+    row = compare(models(**{arm: [scores([v] * 3) for v in vs] for arm, vs in arms.items()}), 20_000).to_dicts()[0]
+    # Equal examples leave only the seeds: the classical standard error of a mean of three.
+    assert row["delta_sbp_stderr"] == pytest.approx(np.std(np.subtract(sbp, baseline), ddof=1) / 3**0.5, rel=0.03)
+    assert row["delta_sbp_low"] < row["delta_sbp"] < row["delta_sbp_high"]
+
+
+def test_examples_are_paired_between_arms() -> None:
+    hard = np.linspace(0, 5, 200)  # examples differ much, the gain hardly at all
+    arms = {"baseline": hard, "sbp": hard - 0.5, "oracle": hard - 1 + 0.01 * np.sin(hard)}
+    row = compare(models(**{arm: [scores(list(values))] for arm, values in arms.items()})).to_dicts()[0]
+    assert row["sbp_stderr"] > 0.05 and row["delta_sbp_stderr"] < 1e-9
+    assert row["share_low"] <= row["share_of_oracle_gain"] <= row["share_high"]
+    assert row["share_high"] - row["share_low"] < 0.01
+
+
+def test_perplexity_is_the_exponential_of_the_resampled_mean() -> None:
+    row = compare(models(**{arm: [scores([1, 2, 3, 4], "perplexity")] for arm in ARMS})).to_dicts()[0]
+    mean = (1 * 1 + 2 * 2 + 3 * 3 + 4 * 1) / 7
+    assert row["baseline"] == pytest.approx(np.exp(mean)) and row["baseline_stderr"] > 1
+
+
+def test_a_share_of_a_doubtful_gain_has_no_interval() -> None:
+    noise = np.random.default_rng(0).normal(size=(2, 30))
+    arms = {"baseline": noise[0], "sbp": noise[0], "oracle": noise[0] + noise[1] - noise[1].mean() - 1e-3}
+    row = compare(models(**{arm: [scores(list(values))] for arm, values in arms.items()})).to_dicts()[0]
+    assert row["share_low"] is None and row["delta_oracle_stderr"] > 0
 
 
 def test_only_common_seeds_are_compared() -> None:
-    table = compare({
-        "baseline": {"0": scores(4.0), "1": scores(9.0)}, "sbp": {"0": scores(3.0)}, "oracle": {"0": scores(2.0)},
-    })  # fmt: skip
+    four, nine = scores([4.0]), scores([9.0])
+    table = compare(models(baseline=[four, nine], sbp=[scores([3.0])], oracle=[scores([2.0])]))
     row = table.to_dicts()[0]
     assert (row["seeds"], row["baseline"], row["share_of_oracle_gain"]) == (1, 4.0, 0.5)
 
 
-def test_early_stopping_row_takes_each_arms_best() -> None:
-    dynamics = pl.DataFrame({
-        "arm": ["baseline"] * 2 + ["sbp"] * 2 + ["oracle"] * 2, "seed": ["0"] * 6, "tokens": [1, 2] * 3,
-        "heldout_loss": [2.0, 2.6, 2.4, 1.9, 2.2, 1.5],
-    })  # fmt: skip
-    table = compare({arm: {"0": scores(1.0)} for arm in ARMS}, dynamics)
-    row = table.filter(metric="best_nats_per_token").to_dicts()[0]
-    assert (row["baseline"], row["sbp"], row["oracle"]) == (2.0, 1.9, 1.5)
-    assert row["share_of_oracle_gain"] == pytest.approx(0.2)
-    assert not comparison_problems(table)
+def test_deltas_are_taken_to_both_baselines() -> None:
+    arms = {"baseline": 3.0, "early_stopped": 2.5, "sbp": 2.0, "oracle": 1.5}
+    table = compare(models(**{name: [scores([value] * 4)] for name, value in arms.items()}))
+    assert table["against"].to_list() == list(AGAINST)
+    assert table["delta_sbp"].to_list() == [-1.0, -0.5]
+    assert table["share_of_oracle_gain"].to_list() == pytest.approx([2 / 3, 1 / 2])
 
 
 def test_check_goes_red() -> None:
-    same = {arm: {"0": scores(1.0)} for arm in ARMS}
+    same = models(**{arm: [scores([1.0, 2.0])] for arm in ARMS})
     assert not comparison_problems(compare(same))
-    assert "sample counts differ" in comparison_problems(compare({**same, "sbp": {"0": scores(1.0, samples=9)}}))[0]
-    lacking = {**same, "baseline": {"0": pl.concat([scores(1.0), scores(2.0, task="sciq")])}}
-    assert comparison_problems(compare(lacking)) == ["sciq m: missing for sbp, oracle"]
+    fewer = comparison_problems(compare({**same, "sbp": {"0": scores([1.0])}}))
+    assert "sample counts differ" in fewer[0]
+    lacking = {**same, "baseline": {"0": pl.concat([scores([1.0, 2.0]), scores([2.0], task="sciq")])}}
+    assert comparison_problems(compare(lacking)) == [
+        "sciq nats_per_token against the final baseline: missing for sbp, oracle",
+        "sciq nats_per_token against the early-stopped baseline: missing for baseline, sbp, oracle",
+    ]
+    other_weights = scores([1.0, 2.0]).with_columns(sample_weights=pl.Series([[5, 5]]))
+    assert "same examples" in comparison_problems(compare({**same, "sbp": {"0": other_weights}}))[0]
     assert comparison_problems(compare(same).clear())
 
 
-def test_an_arm_without_scores_is_an_error() -> None:
+def test_a_model_without_scores_is_an_error() -> None:
     with pytest.raises(ValueError, match="oracle"):
-        compare({"baseline": {"0": scores(1.0)}, "sbp": {"0": scores(1.0)}})
+        compare({name: {"0": scores([1.0])} for name in SCORED if name != "oracle"})
 
 
 def test_rendered_tables_show_every_row() -> None:
-    table = compare(
-        {arm: {"0": pl.concat([scores(1.0 + i), scores(0.5, True, task="sciq")])} for i, arm in enumerate(ARMS)}
-    )
+    both = [pl.concat([scores([1.0 + i, 2.0]), scores([0, 1], "acc", "sciq")]) for i in range(3)]
+    table = compare(models(**{arm: [frame] for arm, frame in zip(ARMS, both, strict=True)}))
     text, markdown = render_table(table), render_markdown(table)
-    assert "Held-out documents" in text and "SciQ" in text and "+1.000" in text and "1 seed." in text
-    assert len({len(line) for line in text.splitlines()[1:2]}) == 1
-    assert markdown.count("\n") == 3
+    assert "Held-out documents" in text and "SciQ" in text and "early-stopped" in text and "1 seed." in text
+    assert markdown.count("\n") == 1 + len(table)

@@ -1,9 +1,11 @@
+import math
+
 import polars as pl
 import pytest
 
 from sbp_assets.evaluation import report, report_data
-from sbp_assets.evaluation.comparison import ARMS, compare
-from sbp_assets.evaluation.suite import SCORES_SCHEMA
+from sbp_assets.evaluation.comparison import compare, with_samples
+from sbp_assets.evaluation.suite import SAMPLES_SCHEMA, score_table
 from sbp_assets_tests.evaluation.example_report import report_inputs
 
 ATTACK = (
@@ -72,14 +74,14 @@ def test_verdict_over_seeds_knows_its_error() -> None:
 
 
 def _comparison(values: list[tuple[float, float, float]]) -> pl.DataFrame:
+    def scores(value: float) -> pl.DataFrame:
+        rows = [("heldout", "perplexity", n, math.log(value), 1) for n in range(10)]
+        samples = pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row")
+        return with_samples(score_table(samples), samples)
+
+    places = {"baseline": 0, "early_stopped": 0, "sbp": 1, "oracle": 2}
     return compare({
-        arm: {
-            str(seed): pl.DataFrame(
-                [("heldout", "perplexity", v[i], 0.1, 10, False)], schema=SCORES_SCHEMA, orient="row"
-            )
-            for seed, v in enumerate(values)
-        }
-        for i, arm in enumerate(ARMS)
+        name: {str(seed): scores(triple[place]) for seed, triple in enumerate(values)} for name, place in places.items()
     })  # fmt: skip
 
 

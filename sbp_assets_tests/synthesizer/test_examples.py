@@ -15,6 +15,7 @@ from sbp_assets.synthesizer.examples import (
     format_example,
     format_prompt,
     heldout_seeds,
+    random_partners,
     write_examples,
 )
 
@@ -126,3 +127,36 @@ def test_check_sees_every_broken_rule(tokens: dict[str, Path], tmp_path: Path) -
     assert set(check_examples(changed(prompt_tokens=pl.lit(2)), 5, unique, 9, RELATED, EOS)) == {"prompt_tokens"}
     assert set(check_examples(changed(prompt_tokens=pl.lit(99)), 5, unique, 9, RELATED, EOS)) == {"prompt_tokens"}
     assert set(check_examples(changed(id=pl.lit("a->b")), 5, unique, 9, RELATED, EOS)) == {"repeated"}
+
+
+@given(st.integers(0, 100), st.integers(4, 40))
+def test_random_partners_deal_the_same_documents_without_repeats(seed: int, count: int) -> None:
+    ring = [f"doc{n}" for n in range(count)]
+    d1 = pl.Series([ring[n] for n in range(count) for _ in (1, 2)])
+    d2 = pl.Series([ring[(n + step) % count] for n in range(count) for step in (1, 2)])
+    order = random_partners(d1, d2, seed)
+    dealt = d2[order]
+    assert sorted(dealt) == sorted(d2)
+    assert not (dealt == d1).any()
+    assert len(set(zip(d1, dealt, strict=True))) == len(d1)
+    assert (random_partners(d1, d2, seed) == order).all()
+
+
+def test_random_partners_make_valid_examples_of_the_same_documents(tokens: dict[str, Path], tmp_path: Path) -> None:
+    # Of these another deal exists; of PAIRS none, since three of the d2 are c.
+    pairs = frames(
+        {"00000": [("a", "b", "00000"), ("b", "a", "00000")], "00001": [("c", "d", "00001"), ("d", "c", "00001")]}
+    )
+    nearest = write_examples(tmp_path / "nearest", pairs, tokens, RELATED, 3, 100)
+    seeds = range(8)
+    dealt = [write_examples(tmp_path / str(s), pairs, tokens, RELATED, 3, 100, shuffle_seed=s) for s in seeds]
+    for seed, rows in zip(seeds, dealt, strict=True):
+        assert sorted(rows["d1"]) == sorted(nearest["d1"]) and sorted(rows["d2"]) == sorted(nearest["d2"])
+        arrays = TokenArrays.load(tmp_path / str(seed))
+        assert not check_examples(arrays, len(nearest), pl.Series(list("abcd")), 9, RELATED, EOS)
+    assert any(rows["id"].to_list() != nearest["id"].to_list() for rows in dealt)
+
+
+def test_a_deal_that_is_not_found_says_what_to_do() -> None:
+    with pytest.raises(ExamplesError, match=r"synthesizer\.partners"):
+        random_partners(pl.Series(["a", "b"]), pl.Series(["b", "a"]), 0, attempts=0)

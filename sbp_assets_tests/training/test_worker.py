@@ -7,8 +7,13 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 import psutil
+import pytest
+import torch
 
 from sbp_assets.training.launch import training_command, training_environment
+from sbp_assets.training.loop import PackedLoss
+from sbp_assets.training.model import load_model
+from sbp_assets.training.order import heldout_rows
 from sbp_assets.training.spec import TrainingSpec
 from sbp_assets.training.worker import run
 from sbp_assets_tests.training.conftest import Launch
@@ -25,6 +30,22 @@ def test_output_is_a_model_directory_with_its_record(spec: TrainingSpec):
     assert TrainingSpec.model_validate(record["spec"]) == spec
     curve = pl.read_parquet(spec.output_dir / "metrics.parquet")
     assert record["final_heldout_loss"] == curve["heldout_loss"][-1]
+
+
+def test_the_best_model_is_kept_beside_the_last(spec: TrainingSpec):
+    # A rate so high that the loss rises again before the end.
+    optimizer = spec.optimizer.model_copy(update={"learning_rate": 0.3, "final_learning_rate": 1.0})
+    spec = spec.model_copy(update={"keep_best": True, "evaluations": 12, "optimizer": optimizer})
+    run(spec)
+    curve = pl.read_parquet(spec.output_dir / "metrics.parquet")[1:]
+    best = curve.sort("heldout_loss")["step"][0]
+    assert json.loads((spec.output_dir / "run.json").read_text())["best_step"] == best < 12
+    rows = heldout_rows(spec.heldout, spec.model.context_length, spec.heldout_tokens)
+    batch = [torch.from_numpy(array) for array in (rows.input_ids, rows.position_ids, rows.labels)]
+    with torch.no_grad():
+        kept = PackedLoss(load_model(spec.output_dir / "best"))(*batch) / rows.supervised
+    assert float(kept) == pytest.approx(curve["heldout_loss"].min(), abs=1e-5)
+    assert not list(spec.work_dir.glob("*.pt"))
 
 
 def test_failure_is_one_readable_message_and_a_status(spec: TrainingSpec, launch: Launch, tmp_path: Path):
