@@ -44,8 +44,8 @@ PAIRS_PER_BATCH = 2000  # Candidate pairs whose texts are in memory together.
 
 # Scripts without spaces between words count each character as a word; punctuation and emoji are words too, so that a
 # document of nothing else has shingles.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]+")
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]+")
 
 
 def normalise(text: str) -> str:
