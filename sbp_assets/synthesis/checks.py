@@ -12,11 +12,13 @@ from sbp_assets.partitions import EXPERIMENT, SHARDS
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis import verify
 from sbp_assets.synthesis.generate import shard_budget
+from sbp_assets.synthesis.posterior import LEVEL, UNKNOWN, copying_problems, leak_problems
 
 DOCUMENTS = dg.AssetKey(["synthesis", "synthetic_documents"])
 TOKENS = dg.AssetKey(["synthesis", "synthetic_tokens"])
 QUALITY = dg.AssetKey(["synthesis", "quality"])
 QUALITY_TABLE = dg.AssetKey(["synthesis", "quality_table"])
+POSTERIOR = dg.AssetKey(["synthesis", "posterior_predictive"])
 CORPUS_TOKENS = dg.AssetIn(["corpus", "tokens"])
 
 
@@ -130,6 +132,36 @@ def quality_is_valid(quality: pl.LazyFrame) -> dg.AssetCheckResult:
 def quality_table_is_valid(quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
     problems = verify.quality_problems(quality_table.collect())
     return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems})
+
+
+@dg.asset_check(
+    asset=POSTERIOR,
+    description="Facts that D states nowhere are right no more often than by chance "
+    f"(randomisation test at {LEVEL:.1%}): no text outside D has reached the synthesizer.",
+)
+def unknown_facts_are_at_chance(posterior_predictive: pl.LazyFrame) -> dg.AssetCheckResult:
+    table = posterior_predictive.collect()
+    problems = leak_problems(table)
+    unknown = table.filter(pl.col("group").is_in(UNKNOWN))
+    return dg.AssetCheckResult(
+        passed=not problems, metadata={"statements": int(unknown["statements"].sum()), "problems": problems}
+    )
+
+
+@dg.asset_check(
+    asset=POSTERIOR,
+    description=f"Facts of d1 are restated right more often than by chance (randomisation test at {LEVEL:.1%}).",
+)
+def restated_facts_are_above_chance(posterior_predictive: pl.LazyFrame) -> dg.AssetCheckResult:
+    table = posterior_predictive.collect()
+    problems = copying_problems(table)
+    restated = table.filter(pl.col("group") == "restated")
+    return dg.AssetCheckResult(
+        passed=not problems,
+        # Judging again would give the same: a person has to decide whether to train for longer.
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"statements": int(restated["statements"].sum()), "problems": problems},
+    )
 
 
 def _unique_ids(tokens: Path) -> list[str]:
