@@ -1,7 +1,9 @@
-"""The command line: `sbp run` materialises everything, `sbp plan` says what it would take, `sbp ui` opens Dagster."""
+"""The command line: `sbp run` materialises everything, `sbp plan` says what it would take, `sbp trace` says where
+something comes from, `sbp ui` opens Dagster."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -122,6 +124,59 @@ def plan(profile: Profile = None) -> None:
         partitions = graph.get(key).partitions_def
         assets[key.to_user_string()] = len(partitions.get_partition_keys()) if partitions else 1
     typer.echo(render(make_plan(settings, assets)))
+
+
+@app.command()
+def trace(
+    name: Annotated[str, typer.Argument(metavar="ID", help="See the list above.")],
+    profile: Profile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Show where a document, a synthesis, a pair or a score comes from, and what it went into.
+
+    ID is one of:
+
+    \b
+      concepts-0000012           a document, by its id
+      syn-concepts-0000012-3     a synthetic document: syn-SEED-ROLLOUT
+      'a->b'                     a pair of two documents (quote it)
+      heldout/perplexity/sbp/0   a score: TASK/METRIC/ARM, and /SEED for one of several
+      sbp_scores                 an asset, or pretraining/sbp_model/0: a partition of it
+    """
+    settings = _activate(profile)
+    import dagster as dg
+
+    from sbp_assets.definitions import defs
+    from sbp_assets.provenance.records import Records, graph_of
+    from sbp_assets.provenance.store import NotMaterialisedError, Store
+    from sbp_assets.provenance.view import show
+    from sbp_assets.provenance.walk import UnknownIdError
+    from sbp_assets.provenance.walk import trace as walk
+
+    deployment = settings.deployment
+    with ExitStack() as stack:
+        # Looked at only: an instance that is not there is not made.
+        there = Path(deployment.instance_dir).is_dir()
+        instance = stack.enter_context(dg.DagsterInstance.get()) if there else None
+        store = Store(deployment.data_dir, f"{deployment.work_dir}/cache", graph_of(defs), deployment.memory_limit)
+        stack.callback(store.close)
+        try:
+            traces = walk(name, settings, store, Records(defs, instance))
+        except (UnknownIdError, NotMaterialisedError) as error:
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps({"id": name, "profile": settings.profile, "traces": traces}, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no width to fit
+    for one in traces:
+        show(one, console)
+    if not there:
+        typer.echo(f"no Dagster records in {deployment.instance_dir}: versions, runs and staleness are not known")
 
 
 @app.command()

@@ -51,7 +51,9 @@ class StepState:
     failures: dict[str | None, str] = field(default_factory=dict)
 
 
-class _Loading(LoadingContext):
+class Loading(LoadingContext):
+    """What Dagster's resolvers load through."""
+
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self._instance = instance
         self._loaders: dict = {}
@@ -71,7 +73,7 @@ def pending_partitions(defs: dg.Definitions, instance: dg.DagsterInstance, step:
     A blocking check must have passed; another must not have failed as an error (a warning is only shown).
     """
     graph = defs.resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, _Loading(instance))
+    resolver = CachingStaleStatusResolver(instance, graph, Loading(instance))
     checks = [key for key in graph.asset_check_keys if key.asset_key in step.keys]
     pending: list[str | None] = []
     for partition in step_partitions(defs, step):

@@ -18,6 +18,7 @@ DAGSTER = {
     "cli.py",
     "storage/io_managers.py",
     "storage/columns.py",
+    "provenance/records.py",
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

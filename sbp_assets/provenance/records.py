@@ -1,0 +1,71 @@
+"""What Dagster knows of the artifacts that a trace passes through: the graph, and each artifact's record and state."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+
+from sbp_assets.automation import PIPELINE
+from sbp_assets.provenance.store import Asset
+from sbp_assets.run import Loading
+
+DATA_VERSION = "dagster/data_version"
+
+
+def graph_of(defs: dg.Definitions) -> dict[str, Asset]:
+    """The asset graph in the order of the data flow: what the store is read by."""
+    graph = defs.resolve_asset_graph()
+    jobs = {key: step.name for step in PIPELINE for key in step.assets}
+    assets = {}
+    for key in graph.toposorted_asset_keys:
+        node, name = graph.get(key), key.to_user_string()
+        partitions = node.partitions_def
+        assets[name] = Asset(
+            key=name,
+            partitions=tuple(partitions.get_partition_keys()) if partitions else None,
+            parents=tuple(sorted(parent.to_user_string() for parent in node.parent_keys)),
+            job=jobs[name],
+            directory=node.assets_def.get_io_manager_key_for_asset_key(key) == "directory",
+        )
+    return assets
+
+
+class Records:
+    """Records of artifacts in an instance; without one, records that say so."""
+
+    def __init__(self, defs: dg.Definitions, instance: dg.DagsterInstance | None) -> None:
+        self._instance = instance
+        if instance is not None:
+            self._stale = CachingStaleStatusResolver(instance, defs.resolve_asset_graph(), Loading(instance))
+
+    def __call__(self, asset: str, partition: str | None) -> dict[str, Any]:
+        """The latest materialisation: asset, partition, data_version, run_id, materialised (ISO), state, reasons.
+
+        state is fresh, stale (reasons says why: an input or a setting has changed since it was made), or unrecorded.
+        """
+        row: dict[str, Any] = {"asset": asset, "partition": partition, "data_version": None, "run_id": None}
+        row |= {"materialised": None, "state": "unrecorded", "reasons": []}
+        if self._instance is None:
+            return row
+        key = dg.AssetKey(asset.split("/"))
+        wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition])
+        found = self._instance.fetch_materializations(wanted, limit=1).records
+        if not found:
+            return row
+        event, causes = found[0], self._stale.get_stale_causes(key, partition)
+        made = event.asset_materialization
+        return row | {
+            "data_version": made.tags.get(DATA_VERSION) if made and made.tags else None,
+            "run_id": event.run_id,
+            "materialised": datetime.fromtimestamp(event.timestamp, UTC).isoformat(timespec="seconds"),
+            "state": "stale" if causes else "fresh",
+            "reasons": sorted({_reason(cause.reason, cause.dependency_asset_key) for cause in causes}),
+        }
+
+
+def _reason(reason: str, dependency: dg.AssetKey | None) -> str:
+    name = dependency.to_user_string() if dependency else ""
+    return reason if name in reason else f"{reason}: {name}"

@@ -1,0 +1,120 @@
+"""Rows of artifacts, read where they lie: DuckDB over Parquet under any fsspec URL, columns and filters pushed down."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import duckdb
+from upath import UPath
+
+from sbp_assets.storage.artifacts import atomic_path
+
+
+@dataclass(frozen=True)
+class Asset:
+    """What an asset is made of: `parents` are asset keys, `partitions` is None where it has none."""
+
+    key: str
+    partitions: tuple[str, ...] | None
+    parents: tuple[str, ...]
+    job: str
+    """The job (and step of `sbp run --until`) that makes it."""
+    directory: bool
+    """Whether an artifact is a directory rather than one Parquet file."""
+
+
+class NotMaterialisedError(LookupError):
+    """An artifact that is needed is not in the store; the message names the asset and the job that makes it."""
+
+
+# The table of an artifact that is a directory of token arrays.
+DOCUMENTS = "documents.parquet"
+
+
+class Store:
+    """The artifact store of a deployment, read only. `assets` says what should be in it."""
+
+    def __init__(self, base: str, cache: str, assets: Mapping[str, Asset], memory_limit: str) -> None:
+        self.base, self.assets = UPath(base), assets
+        self.looked_in: dict[str, str] = {}
+        """What was searched so far: asset -> '3 of 4 partitions'."""
+        self._cache = Path(cache)
+        self._local = self.base.protocol in ("", "file", "local")
+        self._copied: set[Path] = set()
+        self._present: dict[str, list[str | None]] = {}
+        self._db = duckdb.connect(config={"memory_limit": memory_limit})
+        if not self._local:
+            self._db.register_filesystem(self.base.fs)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def present(self, asset: str) -> list[str | None]:
+        """Partitions of `asset` that are in the store, in order; [None] for an unpartitioned one that is there."""
+        if asset not in self._present:
+            partitions = self.assets[asset].partitions
+            suffix = "" if self.assets[asset].directory else ".parquet"
+            folder = self.base / asset
+            if partitions is None:
+                self._present[asset] = [None] if (self.base / f"{asset}{suffix}").exists() else []
+            else:
+                # One listing: a store may be far away and hold thousands of shards. Only partitions that exist count.
+                names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+                self._present[asset] = [key for key in partitions if f"{key}{suffix}" in names]
+            total = len(partitions or [None])
+            self.looked_in[asset] = f"{len(self._present[asset])} of {total} partition{'s' if total > 1 else ''}"
+        return self._present[asset]
+
+    def missing(self, asset: str) -> str | None:
+        """What of `asset` is not in the store, and the job that makes it; None where all of it is there."""
+        found, total = len(self.present(asset)), len(self.assets[asset].partitions or [None])
+        if found == total:
+            return None
+        of = "" if total == 1 else f" for {total - found} of {total} partitions"
+        job = self.assets[asset].job
+        return f"{asset} is not materialised{of}: job {job} (sbp run --until {job})"
+
+    def rows(
+        self, asset: str, query: str, parameters: Sequence[object] = (), partition: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of `query` over the table of `asset` (or of one partition), which it calls `rows`.
+
+        `rows` has a column `partition` beside the asset's own. No rows where nothing is materialised.
+        """
+        partitions = [key for key in self.present(asset) if partition is None or key == partition]
+        if not partitions:
+            return []
+        urls = [glob.escape(str(self._path(asset, key))) for key in partitions]
+        # The directory's name for a table inside a directory, else the file's.
+        named = "parse_dirpath(filename)" if self.assets[asset].directory else "filename, true"
+        key = f"parse_filename({named}) as partition"
+        table = f"(select * exclude (filename), {key} from read_parquet(?, filename = true))"
+        cursor = self._db.execute(f"with rows as {table} {query}", [urls, *parameters])
+        names = [column[0] for column in cursor.description or []]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def directory(self, asset: str, partition: str | None) -> Path:
+        """Local directory of a directory artifact; one of a remote store is copied to the cache first.
+
+        Raises NotMaterialisedError where it is not in the store.
+        """
+        if partition not in self.present(asset):
+            raise NotMaterialisedError(self.missing(asset))
+        path = self.base / asset / partition if partition else self.base / asset
+        if self._local:
+            return Path(path.path)
+        local = self._cache / path.path.lstrip("/")
+        if local in self._copied:
+            return local
+        with atomic_path(local) as temporary:
+            self.base.fs.get(path.path, str(temporary), recursive=True)
+        self._copied.add(local)
+        return local
+
+    def _path(self, asset: str, partition: str | None) -> str:
+        path = PurePosixPath(asset, partition or "")
+        return str(self.base / (f"{path}/{DOCUMENTS}" if self.assets[asset].directory else f"{path}.parquet"))
