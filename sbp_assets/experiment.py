@@ -247,8 +247,10 @@ class Synthesizer(Optimizer):
 
     epochs: PositiveFloat = 1
     max_document_tokens: PositiveInt | None = Field(None, description="d1 and d2 are cut here; null: half the context.")
-    start: Literal["baseline", "scratch"] = Field(
-        "baseline", description="Weights to tune from; scratch, random ones, is an ablation."
+    start: Literal["final", "early_stopped", "scratch"] = Field(
+        "final",
+        description="Weights to tune from: the baseline's last, or those of its lowest held-out loss, which know D less "
+        "by heart; scratch, random ones, is an ablation.",
     )
     partners: Literal["nearest", "random"] = Field(
         "nearest", description="random: every d1 gets other pairs' d2, a placebo without relations between documents."

@@ -14,6 +14,7 @@ from sbp_assets.storage.preview import escape
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import HELDOUT, TRAIN, write_examples
+from sbp_assets.training.checkpoint import BEST_DIRECTORY
 from sbp_assets.training.spec import ExamplesData, Source, TrainingSpec
 
 
@@ -101,17 +102,21 @@ def checkpoint(
 ) -> dg.MaterializeResult[Path]:
     """The synthesizer: the first seed's baseline, tuned to continue a seed document with a related one, p(d2 | d1).
 
-    Where synthesizer.start is scratch, an ablation, random weights are tuned instead.
+    synthesizer.start says from which of the baseline's weights, or (an ablation) from random ones.
 
     A Hugging Face model directory like the arms', with the same records. Held-out loss is that of d2 given d1 on the
     held-out examples.
     """
+    start = EXPERIMENT.synthesizer.start
+    best = baseline_model / BEST_DIRECTORY
+    # Without best/ the last weights are the best ones.
+    initial_model = best if start == "early_stopped" and best.is_dir() else None if start == "scratch" else baseline_model
     spec = TrainingSpec(
         name="synthesizer",
         model=EXPERIMENT.model,
         optimizer=optimizer_of(EXPERIMENT.synthesizer),
         tokenizer_dir=tokenizer,
-        initial_model=baseline_model if EXPERIMENT.synthesizer.start == "baseline" else None,
+        initial_model=initial_model,
         data=ExamplesData(source=Source(directory=tuning_examples, split=TRAIN), epochs=EXPERIMENT.synthesizer.epochs),
         seed=EXPERIMENT.pretraining.seeds[0],
         heldout=[Source(directory=tuning_examples, split=HELDOUT)],
