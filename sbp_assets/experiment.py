@@ -249,8 +249,8 @@ class Synthesizer(Optimizer):
     max_document_tokens: PositiveInt | None = Field(None, description="d1 and d2 are cut here; null: half the context.")
     start: Literal["final", "early_stopped", "scratch"] = Field(
         "final",
-        description="Weights to tune from: the baseline's last, or those of its lowest held-out loss, which know D less "
-        "by heart; scratch, random ones, is an ablation.",
+        description="Weights to tune from: the baseline's last, or those of its lowest held-out loss, which know less "
+        "of D by heart; scratch, random ones, is an ablation.",
     )
     partners: Literal["nearest", "random"] = Field(
         "nearest", description="random: every d1 gets other pairs' d2, a placebo without relations between documents."

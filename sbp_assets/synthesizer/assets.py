@@ -108,9 +108,10 @@ def checkpoint(
     held-out examples.
     """
     start = EXPERIMENT.synthesizer.start
-    best = baseline_model / BEST_DIRECTORY
+    initial_model = None if start == "scratch" else baseline_model
     # Without best/ the last weights are the best ones.
-    initial_model = best if start == "early_stopped" and best.is_dir() else None if start == "scratch" else baseline_model
+    if start == "early_stopped" and (best := baseline_model / BEST_DIRECTORY).is_dir():
+        initial_model = best
     spec = TrainingSpec(
         name="synthesizer",
         model=EXPERIMENT.model,
