@@ -1,4 +1,4 @@
-"""The headline: how much of the oracle's gain SBP recovers, beside two placebos: python -m benchmarks.headline [PROFILE].
+"""How much of the oracle's gain SBP recovers, beside two placebos: python -m benchmarks.headline [PROFILE].
 
 Runs the profile (default: headline) through Dagster in its own store, then each placebo in a branch of it; whatever is
 finished is not run again. Placebos have SBP's budget and synthetic share, but nothing in them relates documents:

@@ -74,11 +74,11 @@ PIPELINE = (
     ),
     Step("pretrain_sbp", "Pretrain SBP", ("pretraining/sbp_model",)),
     Step("prepare_tasks", "Prepare the evaluation", ("evaluation/tasks",)),
-    Step(
-        "score",
-        "Score the arms",
-        tuple(f"evaluation/{name}_scores" for name in ("baseline", "early_stopped", "sbp", "oracle")),
-    ),
+    # A step each: what changes one arm does not score the others again.
+    Step("score_baseline", "Score the baseline", ("evaluation/baseline_scores",)),
+    Step("score_early_stopped", "Score the early-stopped baseline", ("evaluation/early_stopped_scores",)),
+    Step("score_sbp", "Score SBP", ("evaluation/sbp_scores",)),
+    Step("score_oracle", "Score the oracle", ("evaluation/oracle_scores",)),
     Step(
         "compare",
         "Compare and report",
