@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,20 @@ def override(key: str, value: Any) -> tuple[str, str]:
     return f"{ENV_PREFIX}EXPERIMENT{ENV_SEPARATOR}{key.upper().replace('.', ENV_SEPARATOR)}", yaml.safe_dump(
         value, default_flow_style=True
     ).removesuffix("\n").removesuffix("\n...")
+
+
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """{dotted key: value} of `key=value` arguments, values read as YAML; SettingsError where one is none."""
+    parsed = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"{change!r} changes nothing: write key=value, as in synthesizer.epochs=2")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{change!r}: the value is not YAML: {error}") from None
+    return parsed
 
 
 def make_branch(settings: Settings, name: str) -> dict[str, str]:

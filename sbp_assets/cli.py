@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -108,6 +109,25 @@ def run(
         typer.echo("\n" + render_table(pl.read_parquet(f"{data}/evaluation/comparison.parquet")))
     typer.echo(f"\nreport: {data}/evaluation/report/index.html")
     typer.echo("records: `make ui` (or `sbp ui`) opens this instance in Dagster's UI")
+
+
+@app.command()
+def branch(
+    name: Annotated[str, typer.Argument(help="Of the branch: letters, digits, underscores.")],
+    changes: Annotated[list[str], typer.Argument(help="Settings of the experiment, as in pairing.min_similarity=0.8")],
+    profile: Profile = None,
+) -> None:
+    """Run other settings on a copy of the finished artifacts: only what they change is made anew."""
+    settings = _activate(profile)
+    from sbp_assets.branch import parse_changes, run_branch
+
+    try:
+        run_branch(settings, name, parse_changes(changes))
+    except (SettingsError, RuntimeError) as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from None
+    except subprocess.CalledProcessError as error:
+        raise typer.Exit(error.returncode) from None  # it has said why
 
 
 @app.command()

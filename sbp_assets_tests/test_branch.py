@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.branch import make_branch, override
+from sbp_assets.branch import make_branch, override, parse_changes
 from sbp_assets.experiment import Settings, SettingsError, load_settings
 from sbp_assets.storage.artifacts import atomic_path, exclusive
 
@@ -62,3 +62,12 @@ def test_what_cannot_be_branched(settings: Settings) -> None:
 def test_overrides_read_back_as_given(value: object) -> None:
     name, text = override("synthesis.top_p", value)
     assert name == "SBP_EXPERIMENT__SYNTHESIS__TOP_P" and yaml.safe_load(text) == value
+
+
+def test_changes_are_key_value_pairs() -> None:
+    assert parse_changes(["synthesizer.epochs=2", "pretraining.seeds=[0, 1]", "synthesis.salt=a=b"]) == {
+        "synthesizer.epochs": 2, "pretraining.seeds": [0, 1], "synthesis.salt": "a=b",
+    }  # fmt: skip
+    for wrong in ("synthesizer.epochs", "=2", "synthesis.salt={"):
+        with pytest.raises(SettingsError):
+            parse_changes([wrong])
