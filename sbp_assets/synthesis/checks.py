@@ -13,10 +13,12 @@ from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis import verify
 from sbp_assets.synthesis.generate import shard_budget
 from sbp_assets.synthesis.posterior import LEVEL, UNKNOWN, copying_problems, leak_problems
+from sbp_assets.synthesis.quality import expected_rows
 
 DOCUMENTS = dg.AssetKey(["synthesis", "synthetic_documents"])
 TOKENS = dg.AssetKey(["synthesis", "synthetic_tokens"])
 QUALITY = dg.AssetKey(["synthesis", "quality"])
+JUDGEMENTS = dg.AssetKey(["synthesis", "judgements"])
 QUALITY_TABLE = dg.AssetKey(["synthesis", "quality_table"])
 POSTERIOR = dg.AssetKey(["synthesis", "posterior_predictive"])
 CORPUS_TOKENS = dg.AssetIn(["corpus", "tokens"])
@@ -119,18 +121,37 @@ def tokens_reconcile(synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, 
 @dg.asset_check(
     asset=QUALITY,
     partitions_def=SHARDS,
-    description="Every metric once per corpus, in [0, 1], or null where nothing was scored.",
+    description="Every metric once per corpus and method, in [0, 1], or null where nothing was scored.",
 )
 def quality_is_valid(quality: pl.LazyFrame) -> dg.AssetCheckResult:
-    problems = verify.quality_problems(quality.collect())
+    problems = verify.quality_problems(quality.collect(), expected_rows(EXPERIMENT.truth is not None, judged=False))
     return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems})
 
 
 @dg.asset_check(
-    asset=QUALITY_TABLE, description="Every metric once per corpus, in [0, 1], or null where nothing was scored."
+    asset=JUDGEMENTS,
+    description=(
+        f"Each row has a verdict or a reason for none, and at least {verify.MIN_JUDGED_SHARE:.0%} have a verdict; "
+        "empty without a judge."
+    ),
+)
+def judge_has_answered(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
+    rows, configured = judgements.collect(), EXPERIMENT.synthesis.judge is not None
+    problems = verify.judgement_problems(rows) if configured else [] if rows.is_empty() else ["rows without a judge"]
+    # An error that blocks nothing: the rest is asked again by the next run.
+    return dg.AssetCheckResult(
+        passed=not problems,
+        metadata={"judge_configured": configured, "judged": rows["verdict"].count(), "problems": problems},
+    )
+
+
+@dg.asset_check(
+    asset=QUALITY_TABLE,
+    description="Every metric once per corpus and method, in [0, 1], or null where nothing was scored.",
 )
 def quality_table_is_valid(quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
-    problems = verify.quality_problems(quality_table.collect())
+    expected = expected_rows(EXPERIMENT.truth is not None, judged=EXPERIMENT.synthesis.judge is not None)
+    problems = verify.quality_problems(quality_table.collect(), expected)
     return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems})
 
 

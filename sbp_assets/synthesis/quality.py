@@ -1,114 +1,224 @@
 """The five quality metrics of synthetic text, beside the same metrics on real documents. No dagster.
 
-They follow the paper's quality table (non-factual and pair-irrelevance are judged by a model there). Each value is a
-share of documents, so lower is better everywhere. Null means that the metric does not exist for this corpus or
-cannot be decided, never zero: the pair metrics have no meaning for a real document, and non-factual and
-pair-irrelevance need a source whose truth is known (`concepts`).
+They are those of the paper's quality table: repetition, duplicate@1M, non-factual, pair-irrelevance, pair-copying.
+Each value is a share of documents, so lower is better everywhere. Null means that the metric does not exist for this
+corpus or was not judged, never zero: the pair metrics have no meaning for a real document. How a value was found
+stands beside it:
+
+- exact: decided by the definition without error. All metrics of the `concepts` source, whose truth is known and whose
+  own documents neither repeat themselves nor copy; duplicates of every source.
+- heuristic: a threshold on word sequences stands for what a reader would say, on text that may quote and list.
+- judge: non-factual and pair-irrelevance of other sources, which only a model can tell (see `judge`).
+
+For `concepts` two more rows tell what lies behind non-factual and pair-irrelevance: false_statements, among all
+statements, and no_concept, documents about nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import duckdb
 import polars as pl
 
+from sbp_assets.corpus import dedup
 from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.experiment import Dedup
+from sbp_assets.pairing import filter as pair_filter
 
 SYNTHETIC, REAL = "synthetic", "real"
+CORPORA = (SYNTHETIC, REAL)
+EXACT, HEURISTIC, JUDGE = "exact", "heuristic", "judge"
 
 REPETITION_WORDS = 4
 REPETITION_THRESHOLD = 0.2
 COPY_THRESHOLD = 0.5
 
-# In the order of the paper's table.
+# In the order of the paper's table, each detail behind the metric that it explains.
 DEFINITIONS = {
     "repetition": (
         f"Share of documents in which more than {REPETITION_THRESHOLD:.0%} of the {REPETITION_WORDS}-word sequences "
         "repeat an earlier one of the same document."
     ),
     "duplicates": (
-        "Share of documents of a fixed sample per shard that equal an earlier one of the sample (case and white space "
-        "aside) or reach the corpus' deduplication threshold (exact Jaccard similarity of word shingles) with one. It "
-        "grows with the sample, whose size is in `documents`; the paper samples 1M."
+        "Share of documents of a fixed sample that equal an earlier one of it (case and white space aside) or reach "
+        "the corpus' deduplication threshold (exact Jaccard similarity of word shingles) with one. It grows with the "
+        "sample, whose size is in `sample`: of all shards together in quality_table, of one shard in quality; the "
+        "paper samples 1M."
     ),
     "non_factual": "Share of documents that state a fact which is false in the world of concepts.",
+    "false_statements": "Share of the documents' statements of facts that are false in the world of concepts.",
     "pair_irrelevance": "Share of syntheses that do not name the concept of their seed document.",
+    "no_concept": "Share of documents that name no concept at all.",
     "pair_copying": (
         f"Share of syntheses of which more than {COPY_THRESHOLD:.0%} of the word shingles (of the pair filter's "
         "length) stand in their seed document."
     ),
 }
-METRICS = tuple(DEFINITIONS)
-SCHEMA = {"metric": pl.String(), "corpus": pl.String(), "value": pl.Float64(), "documents": pl.Int64()}
+JUDGED_DEFINITIONS = {
+    "non_factual": "Share of documents that state something false, of those that the judge gave a verdict on.",
+    "pair_irrelevance": (
+        "Share of syntheses that are about something else than their seed document, of those that the judge gave a "
+        "verdict on."
+    ),
+}
+NEEDS_A_JUDGE = "Not judged: this needs a judge (experiment.synthesis.judge)."
+DETAILS = ("false_statements", "no_concept")
+METRICS = tuple(metric for metric in DEFINITIONS if metric not in DETAILS)
+SCHEMA = {
+    "metric": pl.String(),
+    "corpus": pl.String(),
+    "value": pl.Float64(),
+    "flagged": pl.Int64(),
+    "scored": pl.Int64(),
+    "documents": pl.Int64(),
+    "sample": pl.Int64(),
+    "method": pl.String(),
+}
+
+
+def row(
+    metric: str, corpus: str, method: str, flagged: int, scored: int, documents: int, sample: int
+) -> dict[str, Any]:
+    """A row of SCHEMA: the share `flagged` of `scored`, null where nothing was."""
+    share = flagged / scored if scored else None
+    return dict(zip(SCHEMA, (metric, corpus, share, flagged, scored, documents, sample, method), strict=True))
+
+
+def expected_rows(world_is_known: bool, judged: bool) -> list[tuple[str, str, str]]:
+    """(metric, corpus, method) of every row that a table must have, in order.
+
+    `judged`: a judge is configured. Where neither the world nor a judge can tell, the row is there with a null.
+    """
+    rows = []
+    for metric in DEFINITIONS:
+        for corpus in CORPORA:
+            if world_is_known:
+                rows.append((metric, corpus, EXACT))
+            elif metric not in DETAILS and metric not in JUDGED_DEFINITIONS:
+                rows.append((metric, corpus, EXACT if metric == "duplicates" else HEURISTIC))
+            if metric in JUDGED_DEFINITIONS and (judged or not world_is_known):
+                rows.append((metric, corpus, JUDGE))
+    return rows
 
 
 def quality_rows(
     synthetic: pl.DataFrame,
     real: pl.DataFrame,
-    duplicate_words: int,
-    duplicate_threshold: float,
+    dedup_settings: Dedup,
     copy_words: int,
     world: ConceptWorld | None,
+    scratch: Path,
+    memory_limit: str,
 ) -> pl.DataFrame:
-    """All metrics of a sample: metric, corpus, value (null: does not exist), documents (scored).
+    """All metrics of one shard's sample, SCHEMA rows; those that need a judge are null.
 
-    `synthetic`: text, seed_text; `real`: text. `world`: the truth, for the concepts source.
+    `synthetic`: text, seed_text; `real`: text. `copy_words`: words per shingle of the pair filter. `world`: the truth,
+    for the concepts source. `scratch`: an empty directory for `duplicate_flags`.
     """
     pairs = synthetic.select("text", "seed_text").rows()
-    rows = []
+    sizes = {SYNTHETIC: len(synthetic), REAL: len(real)}
+    found: dict[tuple[str, str], tuple[int, int]] = {}  # flagged, scored
     for corpus, texts in ((SYNTHETIC, synthetic["text"].to_list()), (REAL, real["text"].to_list())):
-        flags: dict[str, list[bool] | None] = dict.fromkeys(METRICS)
-        flags["repetition"] = [is_repetitive(text) for text in texts]
-        flags["duplicates"] = duplicate_flags(texts, duplicate_words, duplicate_threshold)
+        duplicates = duplicate_flags([texts], dedup_settings, scratch / corpus, memory_limit)
+        found["repetition", corpus] = sum(map(is_repetitive, texts)), len(texts)
+        found["duplicates", corpus] = sum(duplicates), len(texts)
         if world:
-            flags["non_factual"] = [is_non_factual(text, world) for text in texts]
-        if corpus == SYNTHETIC:
-            flags["pair_copying"] = [is_copy(text, seed, copy_words) for text, seed in pairs]
-            if world:
-                flags["pair_irrelevance"] = [is_irrelevant(text, seed, world) for text, seed in pairs]
-        for metric, found in flags.items():
-            value = sum(found) / len(found) if found else None
-            rows.append({"metric": metric, "corpus": corpus, "value": value, "documents": len(found or ())})
+            stated = [world.statements(text) for text in texts]
+            false = [sum(not statement.true for statement in statements) for statements in stated]
+            found["non_factual", corpus] = sum(count > 0 for count in false), len(texts)
+            found["false_statements", corpus] = sum(false), sum(map(len, stated))
+            found["no_concept", corpus] = sum(world.concept_of(text) is None for text in texts), len(texts)
+    found["pair_copying", SYNTHETIC] = sum(is_copy(text, seed, copy_words) for text, seed in pairs), len(pairs)
+    if world:
+        found["pair_irrelevance", SYNTHETIC] = sum(is_irrelevant(text, seed, world) for text, seed in pairs), len(pairs)
+    rows = []
+    for metric, corpus, method in expected_rows(world is not None, judged=False):
+        size = sizes[corpus] if (metric, corpus) in found else 0
+        rows.append(row(metric, corpus, method, *found.get((metric, corpus), (0, 0)), size, size))
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def quality_over_shards(shards: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
-    """The metrics over all shards, each shard weighted by its scored documents; with a `definition` column.
+def duplicates_over_shards(
+    corpora: Mapping[str, Mapping[str, pl.LazyFrame]], size: int, settings: Dedup, scratch: Path, memory_limit: str
+) -> pl.DataFrame:
+    """duplicates@`size`: SCHEMA rows of one fixed sample of each corpus (its id, text by shard) over all shards."""
+    rows = []
+    for corpus, shards in corpora.items():
+        chosen = fixed_sample({shard: _ids(frame) for shard, frame in shards.items()}, size)
+        batches = (texts_of(shards[shard], chosen[shard])["text"].to_list() for shard in sorted(chosen))
+        flags = duplicate_flags(batches, settings, scratch / corpus, memory_limit)
+        rows.append(row("duplicates", corpus, EXACT, sum(flags), len(flags), len(flags), len(flags)))
+    return pl.DataFrame(rows, schema=SCHEMA)
 
-    Duplicates are counted within the sample of each shard, never across shards.
+
+def quality_over_shards(
+    shards: Mapping[str, pl.LazyFrame], duplicates: pl.DataFrame, judged: pl.DataFrame, judge: str | None
+) -> pl.DataFrame:
+    """The metrics over all shards, each shard weighted by what was scored of it; with a `definition` column.
+
+    `duplicates` and `judged` are SCHEMA rows over all shards: duplicates cannot be added up, for those of two shards
+    with each other would be missed, and the judge reads one sample of the whole corpus. `judge` names the judge; where
+    it is None, `judged` is empty.
     """
-    scored = pl.col("value").is_not_null()
-    overall = (
+    summed = (
         pl.concat([frame for _, frame in sorted(shards.items())])
-        .group_by("metric", "corpus")
-        .agg(
-            total=pl.when(scored).then(pl.col("value") * pl.col("documents")).sum(),
-            documents=pl.when(scored).then(pl.col("documents")).sum(),
-        )
+        .filter(pl.col("metric") != "duplicates")
+        .group_by("metric", "corpus", "method")
+        .agg(pl.col("flagged", "scored", "documents", "sample").sum())
         .collect()
+        .join(judged, on=["metric", "corpus", "method"], how="anti")
+        .with_columns(value=pl.when(pl.col("scored") > 0).then(pl.col("flagged") / pl.col("scored")))
     )
-    order = pl.DataFrame(
-        [
-            {"metric": metric, "corpus": corpus, "definition": definition}
-            for metric, definition in DEFINITIONS.items()
-            for corpus in (SYNTHETIC, REAL)
-        ]
-    )
-    return order.join(overall, on=["metric", "corpus"], how="left", maintain_order="left").select(
-        "metric",
-        "corpus",
-        value=pl.when(pl.col("documents") > 0).then(pl.col("total") / pl.col("documents")),
-        documents=pl.col("documents").fill_null(0).cast(pl.Int64),
-        definition="definition",
-    )
+    ranks = {name: place for place, name in enumerate((*DEFINITIONS, *CORPORA, EXACT, HEURISTIC, JUDGE))}
+    table = pl.concat([frame.select(list(SCHEMA)) for frame in (summed, duplicates, judged)])
+    table = table.sort(pl.col("metric", "corpus", "method").replace_strict(ranks))
+    keys = table.select("metric", "method", "sample").iter_rows()
+    definitions = [definition(metric, method, sample, judge) for metric, method, sample in keys]
+    return table.with_columns(definition=pl.Series(definitions, dtype=pl.String))
 
 
-def fixed_sample(ids: Sequence[str], size: int) -> list[str]:
-    """At most `size` of `ids`, chosen by hash: the same on every machine and little changed as ids are added."""
-    return sorted(ids, key=lambda document_id: hashlib.sha256(document_id.encode()).digest())[:size]
+def definition(metric: str, method: str, sample: int, judge: str | None) -> str:
+    """What a value means, with the size of the sample where that decides the value, and the judge where one does."""
+    if method == JUDGE:
+        return f"{JUDGED_DEFINITIONS[metric]} {f'Judge: {judge}.' if judge else NEEDS_A_JUDGE}"
+    return DEFINITIONS[metric] + (f" This is duplicates@{sample:,}." if metric == "duplicates" else "")
+
+
+def texts_of(frame: pl.LazyFrame, ids: Sequence[str], *columns: str) -> pl.DataFrame:
+    """id, text and further columns of the rows with these ids, in the frame's order."""
+    return frame.filter(pl.col("id").is_in(list(ids))).select("id", "text", *columns).collect()
+
+
+def with_seeds(synthetic: pl.DataFrame, documents: pl.LazyFrame) -> pl.DataFrame:
+    """Syntheses (seed_id, …) of a shard with the text of their seed document, one of the shard's `documents`."""
+    seeds = texts_of(documents, synthetic["seed_id"].unique().to_list()).select(seed_id="id", seed_text="text")
+    return synthetic.join(seeds, on="seed_id", how="inner", maintain_order="left")
+
+
+def fixed_sample(ids: Mapping[str, Iterable[str]], size: int) -> dict[str, list[str]]:
+    """At most `size` of the ids of all shards, by shard, chosen by hash: little changed as ids are added.
+
+    Shards are read one after another (lazily, where `ids` gives iterators); memory is that of the sample.
+    """
+    hashed = (
+        (hashlib.sha256(document_id.encode()).digest(), shard, document_id)
+        for shard, members in ids.items()
+        for document_id in members
+    )
+    chosen: dict[str, list[str]] = {}
+    for _, shard, document_id in heapq.nsmallest(size, hashed):
+        chosen.setdefault(shard, []).append(document_id)
+    return chosen
+
+
+def _ids(frame: pl.LazyFrame) -> Iterator[str]:
+    yield from frame.select("id").collect()["id"]
 
 
 def is_repetitive(text: str) -> bool:
@@ -121,57 +231,87 @@ def is_repetitive(text: str) -> bool:
     return (total - distinct) / total > REPETITION_THRESHOLD
 
 
-def duplicate_flags(texts: Sequence[str], shingle_words: int, threshold: float) -> list[bool]:
-    """For each text whether an earlier one has a Jaccard similarity of shingles at or above `threshold`. Exact.
+def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: Path, memory_limit: str) -> list[bool]:
+    """For each text, in order, whether an earlier one has a Jaccard similarity of shingles at or above the threshold.
 
-    Candidates come by prefix filtering (Chaudhuri et al. 2006, Bayardo et al. 2007): two sets that similar must share
-    one of their rarest shingles, so a text is compared only with those that do.
+    Normalisation, shingles and threshold are those of the corpus' deduplication. No pair is missed: candidates come by
+    prefix filtering (Chaudhuri et al. 2006, Bayardo et al. 2007), for two sets that similar must share one of their
+    rarest shingles, so a text is compared only with those that do. Copies are set aside first, so that a text with
+    thousands of them costs one.
+
+    Batches of texts are read one at a time. `scratch` is a directory that may be filled: shingles are staged there and
+    DuckDB spills there; memory holds one batch, the digests of the texts, and at most `memory_limit` in DuckDB.
     """
-    documents = [shingles(text, shingle_words) for text in texts]
-    frequency = Counter(shingle for document in documents for shingle in document)
-    index: dict[str, list[int]] = defaultdict(list)
-    flags = []
-    for number, document in enumerate(documents):
-        rarest = sorted(document, key=lambda shingle: (frequency[shingle], shingle))
-        # |A ∩ B| >= t |A|, so a similar B holds one of any |A| - ceil(t |A|) + 1 of A; floor is on the safe side.
-        prefix = rarest[: len(rarest) - int(threshold * len(rarest)) + 1]
-        candidates = {other for shingle in prefix for other in index[shingle]}
-        flags.append(any(_jaccard(document, documents[other]) >= threshold for other in candidates))
-        for shingle in prefix:
-            index[shingle].append(number)
+    scratch.mkdir(parents=True, exist_ok=True)
+    seen: set[bytes] = set()
+    flags: list[bool] = []
+    staged = False
+    for number, texts in enumerate(batches):
+        numbers, shingles = [], []
+        for text in map(dedup.normalise, texts):
+            digest = hashlib.sha256(text.encode()).digest()
+            if digest not in seen:
+                numbers.append(len(flags))
+                shingles.append(sorted(dedup.shingles(text, settings.shingle_words)))
+            flags.append(digest in seen)
+            seen.add(digest)
+        if numbers:
+            # By hash of 64 bits: among 10**9 different shingles the chance of any false meeting is 3%.
+            frame = pl.DataFrame({"n": numbers, "shingle": shingles}).explode("shingle")
+            frame.with_columns(pl.col("shingle").hash()).write_parquet(scratch / f"shingles-{number}.parquet")
+            staged = True
+    if staged:
+        with duckdb.connect() as db:
+            db.execute("SET memory_limit = ?", [memory_limit])
+            db.execute("SET temp_directory = ?", [str(scratch / "spill")])
+            db.execute("SET preserve_insertion_order = false")
+            source = str(scratch).replace("'", "''")
+            db.execute(f"CREATE VIEW shingles AS SELECT * FROM read_parquet('{source}/shingles-*.parquet')")
+            for (near,) in db.execute(_NEAR, {"threshold": settings.threshold}).fetchall():
+                flags[near] = True
     return flags
 
 
+# |A ∩ B| >= t |A|, so a similar B holds one of any |A| - ceil(t |A|) + 1 shingles of A; floor is on the safe side, and
+# so is the margin below, for the lengths' ratio bounds the similarity from above. A shingle of one text meets no other.
+_NEAR = """
+WITH frequencies AS (SELECT shingle, count(*) AS frequency FROM shingles GROUP BY shingle),
+ranked AS (
+    SELECT n, shingle, frequency, count(*) OVER (PARTITION BY n) AS size,
+           row_number() OVER (PARTITION BY n ORDER BY frequency, shingle) AS place
+    FROM shingles JOIN frequencies USING (shingle)
+),
+prefixes AS (
+    SELECT n, shingle, size FROM ranked
+    WHERE frequency > 1 AND place <= size - CAST(floor($threshold * size) AS BIGINT) + 1
+),
+candidates AS (
+    SELECT DISTINCT a.n AS a, b.n AS b, a.size AS size_a, b.size AS size_b
+    FROM prefixes a JOIN prefixes b ON a.shingle = b.shingle AND a.n < b.n
+    WHERE least(a.size, b.size) >= $threshold * greatest(a.size, b.size) - 1e-6
+),
+compared AS (
+    SELECT b, size_a, size_b, count(*) AS shared
+    FROM candidates JOIN shingles left_ ON left_.n = a JOIN shingles right_ ON right_.n = b
+    WHERE left_.shingle = right_.shingle GROUP BY a, b, size_a, size_b
+)
+SELECT DISTINCT b FROM compared WHERE shared / (size_a + size_b - shared) >= $threshold
+"""
+
+
 def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
-    """More than half of the synthesis' shingles stand in its seed document."""
-    own = shingles(text, shingle_words)
-    if len(text.split()) < shingle_words:
-        # Too short for a shingle: a copy where the seed holds it word for word.
-        return bool(text.split()) and f" {_normal(text)} " in f" {_normal(seed_text)} "
-    return len(own & shingles(seed_text, shingle_words)) / len(own) > COPY_THRESHOLD
+    """More than half of the synthesis' shingles stand in its seed document; of a shorter text, all its words in a row.
 
-
-def is_non_factual(text: str, world: ConceptWorld) -> bool:
-    """At least one statement of the text is false in `world`."""
-    return any(not statement.true for statement in world.statements(text))
+    Shingles are those of the pair filter, so a synthesis is held to what pairs were.
+    """
+    words = min(shingle_words, len(text.split()))
+    if not words:
+        return False
+    own, seed = pair_filter.shingles(text, words), pair_filter.shingles(seed_text, words)
+    return pair_filter.shared(seed, own) > COPY_THRESHOLD
 
 
 def is_irrelevant(text: str, seed_text: str, world: ConceptWorld) -> bool:
     """The synthesis does not name the concept that its seed document is about."""
     concept = world.concept_of(seed_text)
     return concept is None or world.names[concept] not in re.findall(r"\w+", text)
-
-
-def shingles(text: str, words: int) -> set[str]:
-    """Sets of `words` consecutive words, lower-cased; of a shorter text, the text itself."""
-    tokens = _normal(text).split(" ")
-    return {" ".join(tokens[start : start + words]) for start in range(max(len(tokens) - words + 1, 1))}
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def _jaccard(a: set[str], b: set[str]) -> float:
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared)

@@ -13,13 +13,14 @@ import polars as pl
 
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis.generate import FINISH_REASONS
-from sbp_assets.synthesis.quality import METRICS, REAL, SYNTHETIC
 
 SHOWN = 10
 # A synthesizer that was tuned at all ends most documents by itself; one that rarely does writes on without a subject.
 MAX_LENGTH_SHARE = 0.5
 # An empty synthesis leaves a gap in the rollouts of its seed; more gaps than this are lost rows or a bad synthesizer.
 MAX_EMPTY_SHARE = 0.1
+# Of fewer verdicts nobody knows whether the rest is like them: what a judge cannot answer is seldom the easy part.
+MIN_JUDGED_SHARE = 0.9
 
 
 def repeated_ids(rows: pl.DataFrame) -> list[str]:
@@ -106,11 +107,27 @@ def length_share(rows: pl.DataFrame) -> float:
     return float((rows["finish_reason"] == "length").sum()) / max(len(rows), 1)
 
 
-def quality_problems(rows: pl.DataFrame) -> list[str]:
-    """Metrics that are missing, repeated, or outside [0, 1] (null is allowed where nothing was scored)."""
-    found = sorted(rows["metric", "corpus"].rows())
-    if found != sorted((metric, corpus) for metric in METRICS for corpus in (SYNTHETIC, REAL)):
-        return [f"metrics are {found}"]
-    valid = pl.when(pl.col("documents") > 0).then(pl.col("value").is_between(0, 1)).otherwise(pl.col("value").is_null())
-    wrong = rows.filter(~valid.fill_null(False))
+def quality_problems(rows: pl.DataFrame, expected: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Rows that are not the `expected` (metric, corpus, method), or values that are no share; null: nothing scored."""
+    found = rows.select("metric", "corpus", "method").rows()
+    if sorted(found) != sorted(expected):
+        return [f"rows are {sorted(found)}"]
+    share = pl.col("value").is_between(0, 1) & (pl.col("flagged") <= pl.col("scored"))
+    valid = pl.when(pl.col("scored") > 0).then(share).otherwise(pl.col("value").is_null())
+    wrong = rows.filter(~(valid.fill_null(False) & (pl.col("documents") <= pl.col("sample"))))
     return [f"{metric} ({corpus}): {value}" for metric, corpus, value in wrong["metric", "corpus", "value"].iter_rows()]
+
+
+def judgement_problems(rows: pl.DataFrame) -> list[str]:
+    """Questions that occur twice or have both or neither of verdict and reason, and too few verdicts."""
+    wrong = rows.filter(
+        pl.struct("id", "corpus", "metric").is_duplicated()
+        | (pl.col("verdict").is_null() == pl.col("unjudged").is_null())
+    )
+    problems = [f"{metric} of {id_}" for id_, metric in wrong.select("id", "metric").head(SHOWN).iter_rows()]
+    judged = rows["verdict"].count()
+    if judged < MIN_JUDGED_SHARE * len(rows):
+        reasons = rows["unjudged"].drop_nulls().value_counts(sort=True)
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.iter_rows())
+        problems.append(f"{judged} of {len(rows)} questions have a verdict; unjudged: {told}")
+    return problems

@@ -1,36 +1,62 @@
 """The metrics on constructed texts whose answers are known."""
 
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import polars as pl
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.experiment import ConceptsSource
+from sbp_assets.corpus.dedup import jaccard, normalise, shingles
+from sbp_assets.experiment import ConceptsSource, Dedup
+from sbp_assets.synthesis.judge import judged_rows
 from sbp_assets.synthesis.quality import (
+    CORPORA,
+    DETAILS,
+    EXACT,
+    HEURISTIC,
+    JUDGE,
     METRICS,
+    NEEDS_A_JUDGE,
     REAL,
+    SCHEMA,
     SYNTHETIC,
     duplicate_flags,
+    duplicates_over_shards,
+    expected_rows,
     fixed_sample,
     is_copy,
     is_irrelevant,
-    is_non_factual,
     is_repetitive,
     quality_over_shards,
     quality_rows,
-    shingles,
 )
+from sbp_assets_tests.synthesis.test_judge import JUDGEMENTS
 
 WORLD = ConceptWorld(ConceptsSource(documents=50, concepts=10))
 PLAIN = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+BACKWARDS = " ".join(reversed(PLAIN.split()))
+NO_JUDGE = pl.DataFrame(schema=SCHEMA)
 
 
 def fact(concept: int, colour: str) -> str:
     return f"The colour of {WORLD.names[concept]} is {colour}."
 
 
-def value_of(rows: pl.DataFrame, metric: str, corpus: str) -> tuple[float | None, int]:
-    return rows.filter(metric=metric, corpus=corpus)["value", "documents"].row(0)
+def rows_of(synthetic: pl.DataFrame, real: pl.DataFrame, world: ConceptWorld | None, scratch: Path) -> pl.DataFrame:
+    return quality_rows(synthetic, real, Dedup(), 13, world, scratch, "1GB")
+
+
+def flags_of(batches: Iterable[Sequence[str]], words: int = 5, threshold: float = 0.8) -> list[bool]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return duplicate_flags(batches, Dedup(shingle_words=words, threshold=threshold), Path(scratch), "1GB")
+
+
+def value_of(rows: pl.DataFrame, metric: str, corpus: str, method: str = EXACT) -> tuple[float | None, int]:
+    return rows.filter(metric=metric, corpus=corpus, method=method)["value", "documents"].row(0)
 
 
 def test_repetition_is_more_than_a_fifth_of_the_sequences() -> None:
@@ -41,64 +67,126 @@ def test_repetition_is_more_than_a_fifth_of_the_sequences() -> None:
     assert not is_repetitive("") and not is_repetitive("one two")
 
 
-def test_duplicates_exact_near_and_neither() -> None:
-    near = PLAIN + " seventeen"
-    other = " ".join(reversed(PLAIN.split()))
-    assert duplicate_flags([PLAIN, other, PLAIN.upper() + "  ", near], 5, 0.8) == [False, False, True, True]
+def test_duplicates_exact_near_and_neither_also_across_batches() -> None:
+    texts = [PLAIN, BACKWARDS, PLAIN.upper() + "  ", PLAIN + " seventeen"]
+    assert flags_of([texts]) == [False, False, True, True]
+    assert flags_of([texts[:1], [], texts[1:3], texts[3:]]) == [False, False, True, True]
+    assert flags_of([]) == [] and flags_of([["", " "]]) == [False, True]
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from("abcd"), max_size=8).map(" ".join), max_size=12), st.sampled_from([0.5, 0.8, 1.0])
 )
 def test_duplicates_equal_the_comparison_of_all_pairs(texts: list[str], threshold: float) -> None:
-    sets = [shingles(text, 2) for text in texts]
-    expected = [any(len(a & b) / len(a | b) >= threshold for b in sets[:number]) for number, a in enumerate(sets)]
-    assert duplicate_flags(texts, 2, threshold) == expected
+    sets = [shingles(normalise(text), 2) for text in texts]
+    expected = [any(jaccard(a, b) >= threshold for b in sets[:number]) for number, a in enumerate(sets)]
+    assert flags_of([texts], 2, threshold) == expected
+
+
+def test_duplicates_are_counted_across_shards_in_one_sample_of_both(tmp_path: Path) -> None:
+    shards = {
+        "00000": pl.LazyFrame({"id": ["a", "b"], "text": [PLAIN, BACKWARDS]}),
+        "00001": pl.LazyFrame({"id": ["c"], "text": [PLAIN]}),
+    }
+    found = duplicates_over_shards({SYNTHETIC: shards, REAL: {}}, 10, Dedup(), tmp_path, "1GB")
+    assert found.filter(corpus=SYNTHETIC)["value", "documents", "sample"].row(0) == (1 / 3, 3, 3)
+    assert found.filter(corpus=REAL)["value", "sample"].row(0) == (None, 0)
+    within = duplicates_over_shards({"one": {"00000": shards["00000"]}}, 10, Dedup(), tmp_path / "one", "1GB")
+    assert within["value"].item() == 0, "each shard alone holds none"
+    cut = duplicates_over_shards({SYNTHETIC: shards}, 2, Dedup(), tmp_path / "cut", "1GB")
+    assert cut["sample"].item() == 2
 
 
 def test_copying_is_containment_in_the_seed() -> None:
     assert is_copy(PLAIN, f"before {PLAIN} after", 5)
-    assert not is_copy(PLAIN, " ".join(reversed(PLAIN.split())), 5)
+    assert not is_copy(PLAIN, BACKWARDS, 5)
     half = " ".join(PLAIN.split()[:8])
     assert is_copy(half, PLAIN, 5) and not is_copy(PLAIN, half, 5), "containment is of the synthesis in the seed"
     assert is_copy("Two three", PLAIN, 5) and not is_copy("three two", PLAIN, 5) and not is_copy("wo thre", PLAIN, 5)
+    assert not is_copy("", PLAIN, 5)
 
 
-def test_facts_and_concepts_are_checked_against_the_world() -> None:
-    true = WORLD.facts[0]["colour"]
-    false = next(value for value in ("amber", "violet") if value != true)
-    assert not is_non_factual(fact(0, true), WORLD)
-    assert is_non_factual(fact(0, true) + " " + fact(0, false), WORLD)
-    assert not is_non_factual("No fact at all.", WORLD)
-    assert not is_irrelevant(fact(0, false), fact(0, true), WORLD)
-    assert is_irrelevant(fact(1, true), fact(0, true), WORLD)
+def test_irrelevance_is_about_the_seeds_concept() -> None:
+    assert not is_irrelevant(fact(0, "amber"), fact(0, "violet"), WORLD)
+    assert is_irrelevant(fact(1, "amber"), fact(0, "amber"), WORLD)
+    assert is_irrelevant("No concept.", fact(0, "amber"), WORLD)
 
 
-def test_table_of_a_shard_and_of_all() -> None:
+def test_table_of_a_shard_and_of_all(tmp_path: Path) -> None:
     true = WORLD.facts[0]["colour"]
     false = next(value for value in ("amber", "violet") if value != true)
     seed = fact(0, true)
-    synthetic = pl.DataFrame({"text": [fact(0, false), fact(1, WORLD.facts[1]["colour"])], "seed_text": [seed, seed]})
-    rows = quality_rows(synthetic, pl.DataFrame({"text": [seed, PLAIN]}), 5, 0.8, 13, WORLD)
-    assert rows["metric"].unique().sort().to_list() == sorted(METRICS)
-    assert value_of(rows, "non_factual", SYNTHETIC) == (0.5, 2)
+    texts = [fact(0, true) + " " + fact(0, false), fact(1, WORLD.facts[1]["colour"]), "Nothing at all."]
+    synthetic = pl.DataFrame({"text": texts, "seed_text": [seed] * 3})
+    rows = rows_of(synthetic, pl.DataFrame({"text": [seed, PLAIN]}), WORLD, tmp_path / "a")
+    assert rows.select("metric", "corpus", "method").rows() == expected_rows(True, judged=False)
+    assert value_of(rows, "non_factual", SYNTHETIC) == (1 / 3, 3)
+    assert value_of(rows, "false_statements", SYNTHETIC) == (1 / 3, 3), "of three statements in three documents"
+    assert value_of(rows, "no_concept", SYNTHETIC) == (1 / 3, 3)
     assert value_of(rows, "non_factual", REAL) == (0.0, 2)
-    assert value_of(rows, "pair_irrelevance", SYNTHETIC) == (0.5, 2)
+    assert value_of(rows, "pair_irrelevance", SYNTHETIC) == (2 / 3, 3)
     assert value_of(rows, "pair_irrelevance", REAL) == value_of(rows, "pair_copying", REAL) == (None, 0)
 
-    unjudged = quality_rows(synthetic[:1], pl.DataFrame({"text": [seed]}), 5, 0.8, 13, None)
-    assert value_of(unjudged, "non_factual", SYNTHETIC) == (None, 0), "absent, not zero"
-    empty = quality_rows(synthetic[:0], pl.DataFrame({"text": [seed]}), 5, 0.8, 13, WORLD)
-    assert value_of(empty, "repetition", SYNTHETIC) == (None, 0)
+    empty = rows_of(synthetic[:0], pl.DataFrame({"text": [seed]}), WORLD, tmp_path / "b")
+    assert value_of(empty, "repetition", SYNTHETIC) == value_of(empty, "false_statements", SYNTHETIC) == (None, 0)
 
-    one_false = quality_rows(synthetic[:1], pl.DataFrame({"text": [seed]}), 5, 0.8, 13, WORLD)
-    table = quality_over_shards({"00000": rows.lazy(), "00001": one_false.lazy(), "00002": empty.lazy()})
-    assert value_of(table, "non_factual", SYNTHETIC) == (2 / 3, 3)
+    one_false = rows_of(synthetic[:1], pl.DataFrame({"text": [seed]}), WORLD, tmp_path / "c")
+    shards = {"00000": rows.lazy(), "00001": one_false.lazy(), "00002": empty.lazy()}
+    copies = {"00000": pl.LazyFrame({"id": ["a", "b"], "text": [PLAIN, PLAIN]})}
+    duplicates = duplicates_over_shards({SYNTHETIC: copies, REAL: copies}, 9, Dedup(), tmp_path / "d", "1GB")
+    table = quality_over_shards(shards, duplicates, NO_JUDGE, None)
+    assert table.select("metric", "corpus", "method").rows() == expected_rows(True, judged=False)
+    assert value_of(table, "non_factual", SYNTHETIC) == (2 / 4, 4)
+    assert value_of(table, "false_statements", SYNTHETIC) == (2 / 5, 4), "shards weigh by their statements"
     assert value_of(table, "pair_copying", REAL) == (None, 0)
-    assert table["definition"].null_count() == 0 and len(table) == 2 * len(METRICS)
+    assert value_of(table, "duplicates", SYNTHETIC) == (1 / 2, 2), "not a mean of shards"
+    assert "duplicates@2" in table.filter(metric="duplicates")["definition"][0]
+    assert table["definition"].null_count() == 0
 
 
-def test_sample_is_fixed() -> None:
+@pytest.mark.parametrize("judge", [None, "model"])
+def test_without_a_truth_only_a_judge_tells(judge: str | None, tmp_path: Path) -> None:
+    synthetic = pl.DataFrame({"text": [PLAIN, PLAIN], "seed_text": [PLAIN, BACKWARDS]})
+    rows = rows_of(synthetic, synthetic.select("text"), None, tmp_path / "rows")
+    assert value_of(rows, "pair_copying", SYNTHETIC, HEURISTIC) == (0.5, 2)
+    duplicates = duplicates_over_shards({SYNTHETIC: {}, REAL: {}}, 9, Dedup(), tmp_path, "1GB")
+    judged = judged_rows(JUDGEMENTS) if judge else NO_JUDGE
+    table = quality_over_shards({"00000": rows.lazy()}, duplicates, judged, judge)
+    assert table.select("metric", "corpus", "method").rows() == expected_rows(False, judged=judge is not None)
+    assert set(table["metric"]) == set(METRICS) and not set(DETAILS) & set(table["metric"])
+    non_factual = table.filter(metric="non_factual", corpus=SYNTHETIC).row(0, named=True)
+    if judge:
+        assert (non_factual["value"], non_factual["documents"], non_factual["sample"]) == (0.5, 2, 3)
+        assert "Judge: model." in non_factual["definition"]
+    else:
+        assert non_factual["value"] is None and non_factual["documents"] == 0, "absent, not zero"
+        assert NEEDS_A_JUDGE in non_factual["definition"]
+    assert non_factual["method"] == JUDGE
+
+
+def test_a_judge_stands_beside_the_truth(tmp_path: Path) -> None:
+    text = pl.DataFrame({"text": [fact(0, WORLD.facts[0]["colour"])], "seed_text": [PLAIN]})
+    rows = rows_of(text, text.select("text"), WORLD, tmp_path / "rows")
+    duplicates = duplicates_over_shards({SYNTHETIC: {}, REAL: {}}, 9, Dedup(), tmp_path, "1GB")
+    table = quality_over_shards({"00000": rows.lazy()}, duplicates, judged_rows(JUDGEMENTS), "model")
+    assert table.select("metric", "corpus", "method").rows() == expected_rows(True, judged=True)
+    assert value_of(table, "non_factual", SYNTHETIC) == (0, 1)
+    assert value_of(table, "non_factual", SYNTHETIC, JUDGE) == (0.5, 2)
+    assert [value_of(table, "pair_irrelevance", corpus, JUDGE)[1] for corpus in CORPORA] == [1, 0]
+
+
+def test_sample_is_fixed_and_drawn_from_all_shards() -> None:
     ids = [str(number) for number in range(100)]
-    assert fixed_sample(ids, 10) == fixed_sample(list(reversed(ids)), 10)
-    assert fixed_sample(ids, 10) != ids[:10] and len(fixed_sample(ids, 1000)) == 100
+    halves = {"00000": ids[:50], "00001": ids[50:]}
+    chosen = fixed_sample(halves, 20)
+    assert sum(map(len, chosen.values())) == 20 and all(len(part) > 3 for part in chosen.values())
+    assert fixed_sample({"00000": list(reversed(ids[:50])), "00001": iter(ids[50:])}, 20) == chosen
+    assert sorted(fixed_sample({"one": ids}, 20)["one"]) == sorted(chosen["00000"] + chosen["00001"])
+    more = fixed_sample(halves | {"00002": [str(number) for number in range(100, 110)]}, 20)
+    assert len(set(more["00000"]) - set(chosen["00000"])) == 0, "added ids push others out and bring none back"
+    assert fixed_sample({"00000": ids[:3], "00001": []}, 20) == {"00000": chosen_all(ids[:3])}
+
+
+def chosen_all(ids: list[str]) -> list[str]:
+    return fixed_sample({"x": ids}, len(ids))["x"]

@@ -6,10 +6,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from sbp_assets.experiment import Dedup
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis import verify
 from sbp_assets.synthesis.generate import SCHEMA
-from sbp_assets.synthesis.quality import quality_rows
+from sbp_assets.synthesis.quality import expected_rows, quality_rows
+from sbp_assets_tests.synthesis.test_judge import JUDGEMENTS
 
 SEEDS = ["a", "b"]
 
@@ -95,11 +97,25 @@ def test_length_share() -> None:
     assert verify.length_share(GOOD.with_columns(finish_reason=pl.lit("length"))) == 1 > verify.MAX_LENGTH_SHARE
 
 
-def test_quality() -> None:
+def test_quality(tmp_path: Path) -> None:
     texts = pl.DataFrame({"text": ["a b c"], "seed_text": ["d"]})
-    table = quality_rows(texts, texts.select("text"), 5, 0.8, 13, None)
-    assert not verify.quality_problems(table)
-    assert verify.quality_problems(table[1:])
-    assert verify.quality_problems(table.with_columns(value=pl.col("value") + 1.5))
-    assert verify.quality_problems(table.with_columns(value=pl.lit(None, dtype=pl.Float64))), "scored but null"
-    assert verify.quality_problems(table.with_columns(value=pl.lit(0.0))), "not scored but zero"
+    expected = expected_rows(False, judged=False)
+    table = quality_rows(texts, texts.select("text"), Dedup(), 13, None, tmp_path, "1GB")
+    assert not verify.quality_problems(table, expected)
+    assert verify.quality_problems(table[1:], expected)
+    assert verify.quality_problems(table, expected_rows(True, judged=False)), "a row per method"
+    assert verify.quality_problems(table.with_columns(value=pl.col("value") + 1.5), expected)
+    unscored = table.with_columns(value=pl.lit(None, dtype=pl.Float64))
+    assert verify.quality_problems(unscored, expected), "scored but null"
+    assert verify.quality_problems(table.with_columns(value=pl.lit(0.0)), expected), "not scored but zero"
+    assert verify.quality_problems(table.with_columns(documents=pl.col("sample") + 1), expected)
+
+
+def test_judgements() -> None:
+    judged = JUDGEMENTS.filter(pl.col("verdict").is_not_null())
+    assert not verify.judgement_problems(judged)
+    assert verify.judgement_problems(JUDGEMENTS) == ["4 of 5 questions have a verdict; unjudged: 1 timeout"]
+    assert verify.judgement_problems(pl.concat([judged, judged[:1]])) == ["non_factual of a"] * 2
+    assert verify.judgement_problems(judged.with_columns(unjudged=pl.lit("timeout"))), "a verdict and a reason"
+    invented = JUDGEMENTS.with_columns(unjudged=pl.lit(None, dtype=pl.String))
+    assert "non_factual of c" in verify.judgement_problems(invented), "neither"

@@ -1,0 +1,379 @@
+"""Non-factual and pair-irrelevance as a language model judges them, over any OpenAI-compatible endpoint. No dagster.
+
+The paper judges both with a model. A question is one document (or a synthesis and its seed) in the wording of
+`prompts/<revision>/<metric>.md`; the answer's last line is the verdict. Whatever does not end in a verdict is
+*unjudged*, with the reason, and never guessed: an endpoint that is down, refuses, is too slow or talks nonsense.
+
+Every outcome is a line of a ledger at once, its cost with it. A question is known there by a digest of all that was
+asked of which model, so a stopped run goes on where it stopped, changed texts or prompts are asked anew, and what
+was unjudged is asked again by the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from string import Template
+from typing import Any, TextIO
+
+import openai
+import polars as pl
+from pydantic import BaseModel, Field, ValidationError
+
+from sbp_assets.experiment import Judge
+from sbp_assets.storage.progress import Progress
+from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, fixed_sample, row, texts_of, with_seeds
+from sbp_assets.synthesis.quality import SCHEMA as QUALITY_SCHEMA
+
+logger = logging.getLogger("sbp_assets.synthesis.judge")
+
+PROMPTS = Path(__file__).parent / "prompts"
+API_KEY = "SBP_JUDGE_API_KEY"
+# The word of a verdict, and whether it finds the document at fault.
+VERDICTS: dict[str, dict[str, bool]] = {
+    "non_factual": {"FACTUAL": False, "NON_FACTUAL": True},
+    "pair_irrelevance": {"RELATED": False, "UNRELATED": True},
+}
+# Of one question, while no verdict can be read from the answer.
+MAX_ANSWERS = 3
+ANSWER_DELAY = 0.5  # Seconds before asking again; doubles.
+# So many questions in a row that the endpoint failed to answer, each after its retries, mean that it is down.
+GIVE_UP_AFTER = 10
+NOT_ASKED, UNPARSEABLE = "not_asked", "unparseable"
+
+SCHEMA: dict[str, pl.DataType] = {
+    "id": pl.String(),
+    "corpus": pl.String(),
+    "metric": pl.String(),
+    "verdict": pl.Boolean(),
+    "unjudged": pl.String(),
+    "answer": pl.String(),
+    "prompt_tokens": pl.Int64(),
+    "completion_tokens": pl.Int64(),
+}
+_VERDICT_LINE = re.compile(r"(?im)^[^\w\n]*verdict[^\w\n:]*:(.*)$")
+
+Message = dict[str, str]
+
+
+class JudgeError(ValueError):
+    """Prompts or settings that no judge can work with; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the judge answers, and how patient to be: deployment, no part of a verdict."""
+
+    url: str
+    concurrency: int
+    timeout: float  # seconds
+    retries: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about one document; `key` is the digest of everything that decides the answer."""
+
+    id: str
+    corpus: str
+    metric: str
+    messages: list[Message]
+    key: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line of the ledger: how a question went in one session. `seconds` includes waiting between tries."""
+
+    key: str
+    verdict: bool | None
+    unjudged: str | None
+    answer: str | None
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+
+class _Text(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Text
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Answer(BaseModel):
+    """What of a chat completion is read; servers differ in the rest."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+def load_prompts(revision: str) -> dict[str, Template]:
+    """The wording of each metric's question, and of the `reminder`; JudgeError for an unknown revision."""
+    names = (*VERDICTS, "reminder")
+    try:
+        return {name: Template((PROMPTS / revision / f"{name}.md").read_text()) for name in names}
+    except OSError as error:
+        known = ", ".join(sorted(path.name for path in PROMPTS.iterdir() if path.is_dir()))
+        raise JudgeError(
+            f"experiment.synthesis.judge.prompts is {revision!r}, and {error.filename} cannot be read; "
+            f"revisions are: {known}"
+        ) from error
+
+
+def sample_documents(
+    synthetic: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], size: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A fixed sample of `size` syntheses (id, text, seed_text) and of `size` documents of D (id, text).
+
+    `synthetic` (id, seed_id, text) and `documents` (id, text; D alone) hold every shard; memory is the sample's and one
+    shard's ids.
+    """
+    parts: dict[str, list[pl.DataFrame]] = {}
+    for corpus, shards in ((SYNTHETIC, synthetic), (REAL, documents)):
+        chosen = fixed_sample({s: frame.select("id").collect()["id"] for s, frame in shards.items()}, size)
+        for shard, ids in sorted(chosen.items()):
+            part = (
+                with_seeds(texts_of(shards[shard], ids, "seed_id"), documents[shard]).drop("seed_id")
+                if corpus == SYNTHETIC
+                else texts_of(shards[shard], ids)
+            )
+            parts.setdefault(corpus, []).append(part)
+    nothing = pl.DataFrame(schema={"id": pl.String, "text": pl.String, "seed_text": pl.String})
+    return pl.concat(parts.get(SYNTHETIC, [nothing])), pl.concat(parts.get(REAL, [nothing.drop("seed_text")]))
+
+
+def questions(synthetic: pl.DataFrame, real: pl.DataFrame, settings: Judge) -> list[Question]:
+    """Non-factual of every document, pair-irrelevance of every synthesis; frames as `sample_documents` returns them."""
+    prompts = load_prompts(settings.prompts)
+
+    def question(document_id: str, corpus: str, metric: str, **texts: str) -> Question:
+        cut = {name: text[: settings.max_chars] for name, text in texts.items()}
+        # Templates are filled once, so a document that holds `$seed` stays as it is.
+        messages = [{"role": "user", "content": prompts[metric].substitute(cut)}]
+        asked = [settings.model, settings.max_tokens, settings.temperature, prompts["reminder"].template, messages]
+        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        return Question(document_id, corpus, metric, messages, key)
+
+    found = []
+    for row_ in synthetic.iter_rows(named=True):
+        found.append(question(row_["id"], SYNTHETIC, "non_factual", document=row_["text"]))
+        texts = {"document": row_["text"], "seed": row_["seed_text"]}
+        found.append(question(row_["id"], SYNTHETIC, "pair_irrelevance", **texts))
+    found += [question(row_["id"], REAL, "non_factual", document=row_["text"]) for row_ in real.iter_rows(named=True)]
+    return found
+
+
+def parse_verdict(answer: str, metric: str) -> bool | None:
+    """Whether the answer's verdict finds fault; None where it holds none, one of other words, or two that differ."""
+    words = {re.sub(r"[\W_]+", "_", line).strip("_").upper() for line in _VERDICT_LINE.findall(answer)}
+    return VERDICTS[metric].get(words.pop()) if len(words) == 1 else None
+
+
+def judge(
+    asked: Sequence[Question], settings: Judge, endpoint: Endpoint, ledger: Path, progress: Progress
+) -> tuple[pl.DataFrame, dict[str, int | float]]:
+    """Rows of SCHEMA, one per question, in their order, and what they took.
+
+    Questions with a verdict in the file `ledger` are not asked again; `progress` counts questions. No failure of the
+    endpoint raises. The counts: judged, unjudged, unjudged_{reason}, resumed; and of all sessions together, failed
+    tries included: requests, prompt_tokens, completion_tokens, judge_seconds (spent on questions, summed over those
+    that were asked side by side). The key, if the endpoint needs one, is read from $SBP_JUDGE_API_KEY and goes nowhere
+    else; JudgeError for one that no header can carry.
+    """
+    reminder = load_prompts(settings.prompts)["reminder"]
+    by_key = {question.key: question for question in asked}
+    records = _read(ledger, by_key)
+    done = {record.key: record for record in records if record.verdict is not None}
+    open_ = [question for key, question in by_key.items() if key not in done]
+    outcome = dict(done)
+    progress.advance(len(done))
+    if open_:
+        stop = threading.Event()
+        failed = 0
+        with _client(endpoint) as (client, sent), _appending(ledger) as stream:
+            pool = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="judge")
+            try:
+                futures = [pool.submit(_ask, client, sent, question, settings, reminder, stop) for question in open_]
+                for future in as_completed(futures):
+                    record = outcome[future.result().key] = future.result()
+                    if record.unjudged != NOT_ASKED:
+                        stream.write(json.dumps(asdict(record)) + "\n")
+                        stream.flush()
+                        records.append(record)
+                        # What answers nonsense is up: only an endpoint that does not answer ends the questions.
+                        failed = failed + 1 if record.unjudged not in (None, UNPARSEABLE) else 0
+                    if failed == GIVE_UP_AFTER and not stop.is_set():
+                        logger.warning(
+                            "the judge did not answer %d questions in a row (%s): the rest stays unjudged; "
+                            "materialise again to ask it",
+                            failed,
+                            record.unjudged,
+                        )
+                        stop.set()
+                    progress.advance()
+            finally:
+                stop.set()
+                # Not waited for: when interrupted, closing the client ends what is under way.
+                pool.shutdown(wait=False, cancel_futures=True)
+    rows = [
+        {**asdict(outcome[question.key]), "id": question.id, "corpus": question.corpus, "metric": question.metric}
+        for question in asked
+    ]
+    table = pl.DataFrame([{name: row_[name] for name in SCHEMA} for row_ in rows], schema=SCHEMA)
+    reasons = Counter(table["unjudged"].drop_nulls().to_list())
+    judged = len(table) - table["verdict"].null_count()
+    return table, {
+        "judged": judged,
+        "unjudged": len(table) - judged,
+        **{f"unjudged_{reason}": count for reason, count in sorted(reasons.items())},
+        "resumed": len(done),
+        "requests": sum(record.requests for record in records),
+        "prompt_tokens": sum(record.prompt_tokens for record in records),
+        "completion_tokens": sum(record.completion_tokens for record in records),
+        "judge_seconds": round(sum(record.seconds for record in records), 3),
+    }
+
+
+def judged_rows(judgements: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the quality table: the share at fault among the judged, how many these are, and the sample's size."""
+    rows = []
+    for metric in VERDICTS:
+        for corpus in (SYNTHETIC, REAL):
+            found = judgements.filter(metric=metric, corpus=corpus)
+            judged = len(found) - found["verdict"].null_count()
+            flagged = int(found["verdict"].sum())
+            rows.append(row(metric, corpus, JUDGE, flagged, judged, judged, len(found)))
+    return pl.DataFrame(rows, schema=QUALITY_SCHEMA)
+
+
+def _ask(
+    client: openai.OpenAI,
+    sent: threading.local,
+    question: Question,
+    settings: Judge,
+    reminder: Template,
+    stop: threading.Event,
+) -> Record:
+    """One question, retried by the client while the endpoint fails, and put again while the answer has no verdict."""
+    if stop.is_set():
+        return Record(question.key, None, NOT_ASKED, None)
+    began, sent.requests = time.monotonic(), 0
+    tokens: Counter[str] = Counter()
+    messages, content, verdict = list(question.messages), None, None
+    unjudged: str | None = UNPARSEABLE
+    try:
+        for attempt in range(MAX_ANSWERS):
+            # Not told when to stop within a wait of the client's own, but before the next answer.
+            if attempt and stop.wait(ANSWER_DELAY * 2 ** (attempt - 1)):
+                break
+            content, usage = _complete(client, messages, settings)
+            tokens += usage
+            if content is not None and (verdict := parse_verdict(content, question.metric)) is not None:
+                unjudged = None
+                break
+            wording = reminder.substitute(verdicts="\n".join(f"Verdict: {word}" for word in VERDICTS[question.metric]))
+            messages = [
+                *question.messages,
+                {"role": "assistant", "content": content or ""},
+                {"role": "user", "content": wording},
+            ]
+    except openai.APITimeoutError:
+        unjudged = "timeout"
+    except openai.APIConnectionError:
+        unjudged = "connection"
+    except openai.APIStatusError as error:
+        unjudged = f"http_{error.status_code}"
+    except openai.OpenAIError:
+        unjudged = "client_error"
+    return Record(
+        key=question.key,
+        verdict=verdict,
+        unjudged=unjudged,
+        answer=content,
+        requests=sent.requests,
+        prompt_tokens=tokens["prompt"],
+        completion_tokens=tokens["completion"],
+        seconds=round(time.monotonic() - began, 3),
+    )
+
+
+def _complete(client: openai.OpenAI, messages: Sequence[Message], settings: Judge) -> tuple[str | None, Counter[str]]:
+    """The answer's text, None where the body is no chat completion, and its tokens."""
+    raw = client.chat.completions.with_raw_response.create(
+        model=settings.model,
+        messages=list(messages),  # type: ignore[arg-type]
+        max_tokens=settings.max_tokens,
+        temperature=openai.omit if settings.temperature is None else settings.temperature,
+    )
+    try:
+        answer = _Answer.model_validate_json(raw.http_response.content)
+    except ValidationError:
+        return None, Counter()
+    usage = answer.usage or _Usage()
+    return answer.choices[0].message.content, Counter(prompt=usage.prompt_tokens, completion=usage.completion_tokens)
+
+
+@contextmanager
+def _client(endpoint: Endpoint) -> Iterator[tuple[openai.OpenAI, threading.local]]:
+    """A client that backs off and honours Retry-After, and a counter of the requests that each thread sends."""
+    sent = threading.local()
+    key = os.environ.get(API_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise JudgeError(f"${API_KEY} holds characters that an HTTP header cannot carry")
+
+    def count(_: object) -> None:
+        sent.requests += 1
+
+    with openai.OpenAI(
+        base_url=endpoint.url,
+        api_key=key or "none",  # the client wants one even where the endpoint does not
+        timeout=endpoint.timeout,
+        max_retries=endpoint.retries,
+        http_client=openai.DefaultHttpxClient(event_hooks={"request": [count]}),
+    ) as client:
+        yield client, sent
+
+
+def _read(ledger: Path, wanted: Mapping[str, Any]) -> list[Record]:
+    """Records of the wanted questions; a line that a kill tore is left out, and its question asked again."""
+    if not ledger.exists():
+        return []
+    records = []
+    for line in ledger.read_text(errors="replace").splitlines():
+        try:
+            record = Record(**json.loads(line))
+        except (ValueError, TypeError):
+            logger.warning("%s: a line that is no record is dropped and its question asked again", ledger)
+            continue
+        if record.key in wanted:
+            records.append(record)
+    return records
+
+
+@contextmanager
+def _appending(ledger: Path) -> Iterator[TextIO]:
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with ledger.open("a+") as stream:
+        # After a torn line, begin a new one.
+        if stream.tell() and not ledger.read_bytes().endswith(b"\n"):
+            stream.write("\n")
+        yield stream
