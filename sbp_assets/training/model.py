@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import cast
 
@@ -74,5 +75,7 @@ def save_model(
         pad_token_id=config.pad_token_id,
     )
     shell.save_pretrained(directory, state_dict=state)
-    tokenizer.init_kwargs["split_special_tokens"] = True
-    tokenizer.save_pretrained(directory)
+    saved = copy.deepcopy(tokenizer)
+    # Written only where it is both an attribute and one that the tokenizer was made with.
+    saved.split_special_tokens = saved.init_kwargs["split_special_tokens"] = True
+    saved.save_pretrained(directory)

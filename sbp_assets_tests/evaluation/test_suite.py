@@ -1,6 +1,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,55 +11,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_assets.evaluation import suite
 from sbp_assets.evaluation.suite import score_problems
+from sbp_assets.evaluation.tasks import BENCHMARKS, write_tasks
+from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
-HELDOUT = pl.DataFrame({
-    "id": ["a", "b", "c"],
-    "text": [
-        "The copper kettle of Varnholm was first described in 1843.",
-        "A text that is longer than the context of the model, so that it has to be read in several windows.",
-        "Écrit <|bos|> en toutes lettres.",
-    ],
-})  # fmt: skip
-QUESTIONS = [{"question": "The kettle is made of", "choices": ["copper", "tin", "oak"], "answer": 0}] * 3
+
+def evaluate(model_dir: Path, work_dir: Path, **settings: Any) -> suite.Scores:
+    (work_dir / "tasks").mkdir()
+    write_tasks(work_dir / "tasks", HELDOUT, **settings)
+    return suite.evaluate(model_dir, work_dir / "tasks", device="cpu")
 
 
 def values(scores: suite.Scores) -> dict[tuple[str, str], float]:
     return {(task, metric): value for task, metric, value in scores.table.select("task", "metric", "value").iter_rows()}
 
 
-def write_benchmarks(folder: Path) -> Path:
-    folder.mkdir()
-    choices = {"text": ["red", "blue"], "label": ["A", "B"]}
-    frames = {
-        "webtext.test": {"text": ["One document.", "Another <script>."]},
-        "lambada_openai.test": {"text": ["the cat sat on the mat", "she opened the door"]},
-        "mmlu.dev": {"subject": ["anatomy"] * 5, "question": list("abcde"),
-            "choices": [list("wxyz")] * 5, "answer": [0] * 5},
-        "mmlu.test": {"subject": ["anatomy"] * 2, "question": ["f", "g"],
-            "choices": [list("wxyz")] * 2, "answer": [1, 2]},
-        "arc_easy.validation": {"question": ["Colour of sky?"] * 2, "choices": [choices] * 2, "answerKey": ["B", "B"]},
-        "sciq.validation": {
-            "question": ["q"], "distractor1": ["a"], "distractor2": ["b"], "distractor3": ["c"],
-            "correct_answer": ["d"],
-            "support": ["s"],
-        },
-        "winogrande.validation": {
-            "sentence": ["Ann met Eve and _ left."], "option1": ["Ann"], "option2": ["Eve"], "answer": ["1"],
-        },
-        "triviaqa.validation": {
-            "question": ["Which metal", "Which tree"],
-            "answer": [{"value": "tin", "aliases": ["tin"]}, {"value": "oak", "aliases": ["oak", "Oak"]}],
-        },
-        "webqs.train": {"question": ["who?"], "answers": [["Ann"]], "url": [""]},
-        "webqs.test": {"question": ["where?"], "answers": [["Rome", "Roma"]], "url": [""]},
-    }  # fmt: skip
-    for name, frame in frames.items():
-        pl.DataFrame(frame).write_parquet(folder / f"{name}.parquet")
-    return folder
-
-
 def test_per_token_perplexity_equals_transformers(model_dir: Path, tmp_path: Path) -> None:
-    scores = suite.evaluate(model_dir, tmp_path, HELDOUT, questions=QUESTIONS, device="cpu")
+    scores = evaluate(model_dir, tmp_path, questions=QUESTIONS)
     tokenizer, model = AutoTokenizer.from_pretrained(model_dir), AutoModelForCausalLM.from_pretrained(model_dir).eval()
     context = model.config.max_position_embeddings
     loss, tokens, bytes_ = 0.0, 0, 0
@@ -84,7 +52,7 @@ def test_per_token_perplexity_equals_transformers(model_dir: Path, tmp_path: Pat
     assert found["concept_questions", "acc"] in (0, 1)
     assert scores.table["samples"].to_list() == [3] * 5
     assert not score_problems(scores.table, ["heldout", "concept_questions"])
-    again = suite.evaluate(model_dir, tmp_path, HELDOUT, questions=QUESTIONS, device="cpu", batch_size=1)
+    again = suite.evaluate(model_dir, tmp_path / "tasks", device="cpu", batch_size=4)
     torch.testing.assert_close(
         torch.tensor(again.table["stderr"].to_list()),
         torch.tensor(scores.table["stderr"].to_list()),
@@ -96,26 +64,27 @@ def test_per_token_perplexity_equals_transformers(model_dir: Path, tmp_path: Pat
 def test_benchmarks_run_and_bad_ones_are_named(model_dir: Path, tmp_path: Path) -> None:
     folder = write_benchmarks(tmp_path / "benchmarks")
     (folder / "sciq.validation.parquet").unlink()
-    pl.read_parquet(folder / "winogrande.validation.parquet").drop("option2").write_parquet(
-        folder / "winogrande.validation.parquet"
-    )
-    names = [name for name in suite.BENCHMARKS if name != "arc_challenge"]
-    scores = suite.evaluate(
-        model_dir, tmp_path / "work", HELDOUT, benchmarks=names, benchmarks_dir=folder, device="cpu", benchmark_limit=2
-    )
-    assert set(scores.table["task"]) == {"heldout", *names} - {"sciq", "winogrande"}
-    assert any("sciq" in problem and "sciq.validation.parquet" in problem for problem in scores.problems)
-    assert any("winogrande.validation.parquet lacks column option2" in problem for problem in scores.problems)
-    assert len(scores.problems) == 2
+    # Found only when lm-eval asks it.
+    broken = pl.read_parquet(folder / "arc_easy.validation.parquet").with_columns(answerKey=pl.lit("Z"))
+    broken.write_parquet(folder / "arc_easy.validation.parquet")
+    names = list(BENCHMARKS)
+    scores = evaluate(model_dir, tmp_path, benchmarks=names, benchmarks_dir=folder, benchmark_limit=2)
+    assert set(scores.table["task"]) == {"heldout", *names} - {"sciq", "arc_easy"}
+    assert len(scores.problems) == 2 and scores.problems[0].startswith("sciq: deployment.benchmarks_dir has no sciq.")
+    assert scores.problems[1].startswith("arc_easy: ValueError")
     assert any("webtext.test.parquet" in note for note in scores.notes)
+    assert any("cut on the left" in note for note in scores.notes)
     assert dict(scores.table.select("task", "samples").iter_rows())["mmlu"] == 2
     problems = score_problems(scores.table, ["heldout", *names])
-    assert len(problems) == 2 and all("sciq" in p or "winogrande" in p for p in problems)
+    assert len(problems) == 2 and all("sciq" in p or "arc_easy" in p for p in problems)
+    assert not list((tmp_path / "tasks").rglob("*.pyc")), "an artifact stays as it was written"
 
 
 def test_scores_follow_from_the_samples(model_dir: Path, tmp_path: Path) -> None:
-    scores = suite.evaluate(model_dir, tmp_path, HELDOUT, questions=QUESTIONS, device="cpu")
-    assert suite.score_table(scores.samples).equals(scores.table)
+    scores = evaluate(model_dir, tmp_path, questions=QUESTIONS)
+    table = suite.score_table(scores.samples)
+    assert table.drop("value").equals(scores.table.drop("value"))
+    assert table["value"].to_list() == pytest.approx(scores.table["value"].to_list(), rel=1e-12)
     rows = scores.samples.filter(task="heldout", metric="perplexity")
     assert rows["sample"].to_list() == [0, 1, 2]
     assert rows["weight"].to_list() == [len(text.encode()) for text in HELDOUT["text"]], "byte-level tokens"
@@ -133,23 +102,6 @@ def test_standard_errors_resample_documents() -> None:
     perplexity = suite.bootstrap_stderr("perplexity", losses, ones)
     assert perplexity == pytest.approx(math.exp(3) * losses.std(ddof=1) / 20, rel=0.15), "delta method"
     assert suite.bootstrap_stderr("acc", accuracies[:1], ones[:1]) is None
-
-
-def test_heldout_sample_does_not_depend_on_sharding() -> None:
-    documents = pl.DataFrame({
-        "id": [f"d{i}" for i in range(40)], "text": [f"text {i}" for i in range(40)],
-        "split": ["heldout", "unique"] * 20,
-    })  # fmt: skip
-    one = suite.sample_heldout({"00000": documents.lazy()}, 7)
-    two = suite.sample_heldout({"00000": documents[25:].lazy(), "00001": documents[:25].lazy()}, 7)
-    assert one.equals(two) and len(one) == 7
-    assert set(one["id"]) <= set(documents.filter(pl.col("split") == "heldout")["id"])
-    assert len(suite.sample_heldout({"0": documents.lazy()}, 99)) == 20
-
-
-def test_no_heldout_documents_is_an_error(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"corpus\.split\.heldout"):
-        suite.evaluate(model_dir, tmp_path, HELDOUT.clear())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+import shutil
+from pathlib import Path
+
+import datasets
+import polars as pl
+import pytest
+import yaml
+
+from sbp_assets.evaluation import local_data, tasks
+from sbp_assets.evaluation.tasks import BENCHMARKS, BenchmarkDataError, Tasks
+from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
+
+
+def write(folder: Path, benchmarks: list[str], benchmarks_dir: Path | None, limit: int | None = None) -> Tasks:
+    folder.mkdir()
+    return tasks.write_tasks(
+        folder, HELDOUT, questions=QUESTIONS, benchmarks=benchmarks, benchmarks_dir=benchmarks_dir,
+        benchmark_limit=limit,
+    )  # fmt: skip
+
+
+def rows(folder: Path, name: str) -> pl.DataFrame:
+    return pl.read_parquet(folder / "data" / f"{name}.parquet")
+
+
+def test_task_files_name_no_machine(tmp_path: Path) -> None:
+    benchmarks = write_benchmarks(tmp_path / "benchmarks")
+    made = write(tmp_path / "here", list(BENCHMARKS), benchmarks)
+    assert not made.problems and Tasks.load(tmp_path / "here") == made
+    for file in (tmp_path / "here").glob("*.*"):
+        text = file.read_text()
+        assert str(tmp_path) not in text and str(tasks.STOCK_TASKS) not in text, file.name
+    again = write(tmp_path / "there", list(BENCHMARKS), shutil.copytree(benchmarks, tmp_path / "copy"))
+    assert again == made
+    for file in (path for path in (tmp_path / "here").rglob("*") if path.is_file()):
+        assert file.read_bytes() == (tmp_path / "there" / file.relative_to(tmp_path / "here")).read_bytes()
+    assert all(task.lm_eval in (tmp_path / "here/README.md").read_text() for task in made.tasks)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("sciq.validation", None, "sciq: deployment.benchmarks_dir has no sciq.validation.parquet"),
+        ("winogrande.validation", lambda f: f.drop("option2"), "winogrande.validation.parquet lacks column option2"),
+        ("arc_easy.validation", lambda f: f.clear(), "arc_easy.validation.parquet has no rows"),
+        ("webqs.train", lambda f: f.clear(), "webqs.train.parquet has no rows"),
+        ("lambada_openai.test", b"", "lambada_openai.test.parquet cannot be read as Parquet"),
+        ("mmlu.dev", None, "mmlu: five-shot MMLU needs mmlu.dev.parquet"),
+        ("mmlu.dev", lambda f: f[:3], "fewer than 5 dev rows of subject anatomy"),
+        ("mmlu.test", lambda f: f.with_columns(subject=pl.lit("alchemy")), "subject alchemy is not one of MMLU's"),
+    ],
+)  # fmt: skip
+def test_bad_benchmarks_are_named_and_the_others_made(tmp_path: Path, file: str, change, said: str) -> None:
+    path = write_benchmarks(tmp_path / "benchmarks") / f"{file}.parquet"
+    if change is None:
+        path.unlink()
+    elif isinstance(change, bytes):
+        path.write_bytes(change)
+    else:
+        change(pl.read_parquet(path)).write_parquet(path)
+    made = write(tmp_path / "tasks", list(BENCHMARKS), path.parent)
+    (problem,) = made.problems
+    assert said in problem
+    bad = problem.split(":")[0]
+    assert {task.name for task in made.tasks} == {"heldout", "concept_questions", *BENCHMARKS} - {bad}
+    assert made.missing(["heldout", *BENCHMARKS]) == [problem], "the check on this asset goes red by name"
+    assert problem in (tmp_path / "tasks/README.md").read_text()
+
+
+def test_limit_is_in_the_data_and_no_asked_row_is_shown(tmp_path: Path) -> None:
+    benchmarks = write_benchmarks(tmp_path / "benchmarks")
+    write(tmp_path / "all", ["triviaqa"], benchmarks)
+    assert len(rows(tmp_path / "all", "sbp_triviaqa.test")) == 2
+    # lm-eval leaves the asked row out of the shots only where both come from one split.
+    assert yaml.safe_load((tmp_path / "all/sbp_triviaqa.yaml").read_text().replace("!function", ""))[
+        "fewshot_split"
+    ] == "test"  # fmt: skip
+    made = write(tmp_path / "one", ["triviaqa", "mmlu", "openwebtext2"], benchmarks, limit=1)
+    assert {task.name: task.documents for task in made.tasks if task.name in BENCHMARKS} == {
+        "triviaqa": 1, "mmlu": 1, "openwebtext2": 1,
+    }  # fmt: skip
+    asked, shown = (rows(tmp_path / "one", f"sbp_triviaqa.{split}")["question"] for split in ("test", "shots"))
+    assert not set(asked) & set(shown) and len(shown) == 1
+    assert made.notes == ("openwebtext2: scored on webtext.test.parquet, which stands in for it",)
+
+
+def test_data_is_found_wherever_the_folder_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "tasks", ["mmlu"], write_benchmarks(tmp_path / "benchmarks"))
+    (tmp_path / "tasks").rename(tmp_path / "moved")
+    monkeypatch.setattr(local_data, "__file__", str(tmp_path / "moved/local_data.py"))
+    loaded = local_data.load("sbp_mmlu", subject="anatomy", pretrained="ignored")
+    assert isinstance(loaded, datasets.DatasetDict) and (len(loaded["test"]), len(loaded["shots"])) == (2, 5)
+
+
+def test_hub_rows_are_those_of_the_stock_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A folder of Parquet files is a data set to `datasets`, as a repository on the hub is.
+    hub = tmp_path / "stanfordnlp/web_questions"
+    hub.mkdir(parents=True)
+    for split, who in (("train", ["Ann", "Eve"]), ("test", ["Rome"])):
+        frame = pl.DataFrame({"question": ["who?"] * len(who), "answers": [[name] for name in who]})
+        frame.write_parquet(hub / f"{split}.parquet")
+    monkeypatch.chdir(tmp_path)
+    made = write(tmp_path / "tasks", ["webqs", "sciq"], None)
+    assert [task.documents for task in made.tasks if task.name == "webqs"] == [1]
+    assert rows(tmp_path / "tasks", "sbp_webqs.shots")["answers"].to_list() == [["Ann"], ["Eve"]]
+    assert len(made.problems) == 1 and made.problems[0].startswith("sciq: "), "named, and the others are made"
+
+
+def test_heldout_sample_does_not_depend_on_sharding() -> None:
+    documents = pl.DataFrame({
+        "id": [f"d{i}" for i in range(40)], "text": [f"text {i}" for i in range(40)],
+        "split": ["heldout", "unique"] * 20,
+    })  # fmt: skip
+    one = tasks.sample_heldout({"00000": documents.lazy()}, 7)
+    two = tasks.sample_heldout({"00000": documents[25:].lazy(), "00001": documents[:25].lazy()}, 7)
+    assert one.equals(two) and len(one) == 7
+    assert set(one["id"]) <= set(documents.filter(pl.col("split") == "heldout")["id"])
+    assert len(tasks.sample_heldout({"0": documents.lazy()}, 99)) == 20
+
+
+def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"corpus\.split\.heldout"):
+        tasks.write_tasks(tmp_path, HELDOUT.clear())
+    with pytest.raises(FileNotFoundError, match="materialise evaluation/tasks"):
+        Tasks.load(tmp_path / "none")
+    with pytest.raises(BenchmarkDataError, match=r"openwebtext2\.validation\.parquet or .*webtext\.test\.parquet"):
+        tasks.local_files(BENCHMARKS["openwebtext2"], tmp_path)
