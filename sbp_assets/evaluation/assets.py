@@ -14,6 +14,7 @@ from sbp_assets.experiment import ConceptsSource
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.columns import lineage, schema
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.checkpoint import BEST_DIRECTORY
@@ -40,6 +41,21 @@ SCORED_MODELS: dict[Scored, str] = {
     "sbp": "the SBP model",
     "oracle": "the oracle model",
 }
+SAMPLES = ("sample_values", "sample_weights")
+# Scores that a column of the comparison is made of, by the name that its columns begin with.
+BASELINES: tuple[Scored, ...] = ("baseline", "early_stopped")
+COMPARED: dict[str, tuple[Scored, ...]] = {
+    "baseline": BASELINES,
+    "sbp": ("sbp",),
+    "oracle": ("oracle",),
+    "delta_sbp": (*BASELINES, "sbp"),
+    "delta_oracle": (*BASELINES, "oracle"),
+    "share": SCORED,
+}
+
+
+def _of_scores(name: str, *columns: str) -> str:
+    return " ".join(f"evaluation/{scored}_scores.{column}" for scored in COMPARED[name] for column in columns)
 
 
 def configured_tasks() -> list[str]:
@@ -55,6 +71,8 @@ def configured_tasks() -> list[str]:
     kinds={"yaml", "parquet"},
     io_manager_key="directory",
     code_version=EXPERIMENT.version("1", "evaluation", "truth"),
+    metadata=schema(("id", "string", "Held-out document."), ("text", "string", "What is scored of it."))
+    | lineage({"corpus/documents": ("id", "text")}),
 )
 def evaluation_tasks(
     context: dg.AssetExecutionContext, documents: dict[str, pl.LazyFrame]
@@ -113,11 +131,17 @@ def _scores(name: Scored) -> dg.AssetsDefinition:
         kinds={"huggingface", "parquet"},
         io_manager_key="parquet",
         code_version=EXPERIMENT.version("3"),
-        metadata={"dagster/column_schema": dg.TableSchema(SCORE_COLUMNS)},
+        metadata={
+            "dagster/column_schema": dg.TableSchema(SCORE_COLUMNS),
+            **lineage(
+                **dict.fromkeys(
+                    ("value", "stderr", "samples", *SAMPLES),
+                    f"pretraining/{'baseline' if name in BASELINES else name}_model.weights evaluation/tasks.text",
+                )
+            ),
+        },
     )
-    def scores(
-        context: dg.AssetExecutionContext, model: Path, tasks_dir: Path
-    ) -> dg.MaterializeResult[pl.DataFrame]:
+    def scores(context: dg.AssetExecutionContext, model: Path, tasks_dir: Path) -> dg.MaterializeResult[pl.DataFrame]:
         best = model / BEST_DIRECTORY
         result = suite.evaluate(
             best if name == "early_stopped" and best.is_dir() else model,
@@ -179,7 +203,19 @@ baseline_scores, early_stopped_scores, sbp_scores, oracle_scores = map(_scores, 
                 for end in ("low", "high")
             ),
             *(dg.TableColumn(f"{arm}_samples", "int", f"Examples scored per seed of {arm}") for arm in ARMS),
-        ])
+        ]),
+        **lineage(
+            {f"evaluation/{name}_scores": ("task", "metric", "higher_is_better") for name in SCORED},
+            share_of_oracle_gain=_of_scores("share", "value"),
+            **{name: _of_scores(name, "value") for name in (*ARMS, "delta_sbp", "delta_oracle")},
+            **{f"{name}_stderr": _of_scores(name, *SAMPLES) for name in (*ARMS, "delta_sbp", "delta_oracle")},
+            **{
+                f"{name}_{end}": _of_scores(name, *SAMPLES)
+                for name in ("delta_sbp", "delta_oracle", "share")
+                for end in ("low", "high")
+            },
+            **{f"{arm}_samples": _of_scores(arm, "samples") for arm in ARMS},
+        ),
     },
 )  # fmt: skip
 def comparison(
@@ -228,7 +264,8 @@ def comparison(
             dg.TableColumn("seed", "string", "Training seed"),
             dg.TableColumn("tokens", "int", "Training tokens read so far"),
             dg.TableColumn("heldout_loss", "float", "Mean loss on held-out documents, nats per token"),
-        ])
+        ]),
+        **lineage({f"pretraining/{arm}_model": ("tokens", "heldout_loss") for arm in ARMS}),
     },
 )  # fmt: skip
 def training_dynamics(

@@ -21,6 +21,7 @@ from sbp_assets.pretraining.budget import (
     tuning_cost,
 )
 from sbp_assets.pretraining.curves import loss_curve, loss_summary
+from sbp_assets.storage.columns import lineage, schema
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.launch import training_command, training_environment
@@ -50,6 +51,20 @@ A Hugging Face model directory (safetensors, config, tokenizer) with metrics.par
 heldout_loss, learning_rate, gradient_norm) and run.json (what was run, where, how long). Trained from random weights on
 exactly the token budget that the other arms have. A run that was interrupted resumes from its last checkpoint. `best/`
 is the model at the lowest held-out loss along training, what early stopping would keep, where that is not the last."""
+
+
+def model_columns(*read: str) -> dict[str, Any]:
+    """Column metadata of a model directory made of the columns `read`: its weights, and those of metrics.parquet."""
+    measured = ("train_loss", "heldout_loss", "gradient_norm")
+    return schema(
+        ("weights", "tensors", "Of model.safetensors."),
+        ("step", "int", "Of metrics.parquet, as all that follow: optimizer steps taken."),
+        ("tokens", "int", "Tokens trained on so far."),
+        ("train_loss", "float", "Nats per token."),
+        ("heldout_loss", "float", "Nats per token; null where not measured."),
+        ("learning_rate", "float", "At this step."),
+        ("gradient_norm", "float", "Before clipping."),
+    ) | lineage(**dict.fromkeys(("weights", *measured), " ".join(read)))
 
 
 def optimizer_of(section: Optimizer) -> Optimizer:
@@ -122,6 +137,9 @@ def _arm_model(arm: Arm) -> dg.AssetsDefinition:
         dagster_type=dg.Any,  # beside check_specs, Dagster reads `-> MaterializeResult` as no output
         pool="training",
         code_version=EXPERIMENT.version("2", *TRAINING_SETTINGS),
+        metadata=model_columns(
+            "corpus/tokens.tokens", *(["synthesis/synthetic_tokens.tokens"] if arm == "sbp" else [])
+        ),
         # Made here: Dagster ignores the partition mapping of a partitioned check's further inputs, so that a check of
         # its own could not be given the tokens of all shards.
         check_specs=[
@@ -213,7 +231,15 @@ COLUMN_TYPES = {"passes": "float", "flops": "float"} | dict.fromkeys(
                 dg.TableColumn(name, COLUMN_TYPES.get(name, "string"), description)
                 for name, description in COLUMN_DESCRIPTIONS.items()
             ]
-        )
+        ),
+        **lineage(
+            unique_documents="corpus/tokens.id synthesis/synthetic_tokens.id",
+            **dict.fromkeys(
+                ("unique_tokens", "passes", "tokens_read", "steps", "flops", "most_reads"),
+                "corpus/tokens.tokens synthesis/synthetic_tokens.tokens "
+                f"{dg.AssetKey.from_coercible(SAMPLED_MODEL.key or []).to_user_string()}.tokens",
+            ),
+        ),
     },
 )
 def token_budget(

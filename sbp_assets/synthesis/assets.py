@@ -33,6 +33,8 @@ from sbp_assets.synthesis.quality import (
 )
 from sbp_assets.synthesizer.examples import format_prompt
 
+_SAMPLED = dg.AssetKey.from_coercible(SAMPLED_MODEL.key or []).to_user_string()
+
 
 @dg.asset(
     key=["synthesis", "synthetic_documents"],
@@ -75,7 +77,12 @@ from sbp_assets.synthesizer.examples import format_prompt
                 ),
                 dg.TableColumn("synthesizer_version", "string", description="Content of the sampled checkpoint."),
             ]
-        )
+        ),
+        **lineage(
+            **dict.fromkeys(("id", "seed_id", "sampling_seed"), "corpus/tokens.id corpus/documents.id"),
+            **dict.fromkeys(("text", "n_tokens", "finish_reason"), f"{_SAMPLED}.weights corpus/tokens.tokens"),
+            synthesizer_version=f"{_SAMPLED}.weights",
+        ),
     },
 )
 def synthetic_documents(
@@ -172,6 +179,12 @@ def synthetic_documents(
     kinds={"huggingface", "numpy"},
     io_manager_key="directory",
     code_version=EXPERIMENT.version("1"),
+    metadata=schema(
+        ("id", "string", "Synthetic document; of documents.parquet."),
+        ("seed_id", "string", "The document d1 it was sampled from; of documents.parquet."),
+        ("tokens", "array[uint]", "Of tokens.npy: `<bos>` ids `<eos>`."),
+    )
+    | lineage({"synthesis/synthetic_documents": ("id", "seed_id")}, tokens="synthesis/synthetic_documents.text"),
 )
 def synthetic_tokens(
     context: dg.AssetExecutionContext, synthetic_documents: pl.LazyFrame, tokenizer: Path

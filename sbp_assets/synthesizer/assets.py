@@ -8,8 +8,9 @@ import polars as pl
 from sbp_assets.corpus.tokenizer import decode, load_tokenizer, related_id
 from sbp_assets.experiment import Optimizer
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, FIRST_SEED
-from sbp_assets.pretraining.assets import execution_fields, optimizer_of, train
+from sbp_assets.pretraining.assets import execution_fields, model_columns, optimizer_of, train
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.columns import lineage, schema
 from sbp_assets.storage.preview import escape
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
@@ -29,6 +30,24 @@ from sbp_assets.training.spec import ExamplesData, Source, TrainingSpec
     kinds={"polars", "numpy"},
     io_manager_key="directory",
     code_version=EXPERIMENT.version("1", "max_document_tokens", "synthesizer.partners"),
+    metadata=schema(
+        ("id", "string", "`d1->d2`; of documents.parquet, as all but the last."),
+        ("d1", "string", "Seed document."),
+        ("d2", "string", "Related document."),
+        ("prompt_tokens", "int", "Leading tokens, up to and with `<related>`, that take no loss."),
+        ("cut", "bool", "Whether d2 was cut, so that there is no `<eos>`."),
+        ("split", "string", "train or heldout."),
+        ("tokens", "array[uint]", "Of tokens.npy: `<bos>` d1 `<related>` d2 `<eos>`."),
+    )
+    | lineage(
+        {"pairing/neighbor_pairs": ("d1", "d2")},
+        id="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2",
+        split="pairing/neighbor_pairs.d1",
+        **dict.fromkeys(
+            ("prompt_tokens", "cut", "tokens"),
+            "pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/tokens.tokens",
+        ),
+    ),
 )
 def tuning_examples(
     neighbor_pairs: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
@@ -92,6 +111,7 @@ def tuning_examples(
         "pretraining.heldout_tokens",
         *(f"synthesizer.{field}" for field in Optimizer.model_fields),
     ),
+    metadata=model_columns("synthesizer/tuning_examples.tokens", "pretraining/baseline_model.weights"),
 )
 def checkpoint(
     context: dg.AssetExecutionContext,

@@ -1,0 +1,76 @@
+"""Column lineage over the whole graph: every dep is a column that exists, and scores lead back to source files."""
+
+import dagster as dg
+import pytest
+
+from sbp_assets.definitions import defs
+from sbp_assets.storage.columns import LINEAGE
+
+GRAPH = defs.resolve_asset_graph()
+SCHEMAS = {
+    key: [column.name for column in GRAPH.get(key).metadata["dagster/column_schema"].columns]
+    for key in GRAPH.toposorted_asset_keys
+    if "dagster/column_schema" in GRAPH.get(key).metadata
+}
+Column = tuple[str, str]
+
+
+def lineage_of(key: dg.AssetKey) -> dg.TableColumnLineage:
+    return GRAPH.get(key).metadata[LINEAGE]
+
+
+def origins(column: Column) -> set[Column]:
+    """Every column that a column is made of, near and far."""
+    found: set[Column] = set()
+    open_columns = [column]
+    while open_columns:
+        asset, name = open_columns.pop()
+        key = dg.AssetKey(asset.split("/"))
+        deps = lineage_of(key).deps_by_column.get(name, []) if LINEAGE in GRAPH.get(key).metadata else []
+        new = {(dep.asset_key.to_user_string(), dep.column_name) for dep in deps} - found
+        found |= new
+        open_columns.extend(new)
+    return found
+
+
+@pytest.mark.parametrize("key", SCHEMAS, ids=dg.AssetKey.to_user_string)
+def test_lineage_names_columns_of_declared_inputs(key: dg.AssetKey):
+    if not GRAPH.get(key).parent_keys:
+        assert LINEAGE not in GRAPH.get(key).metadata
+        return
+    for column, deps in lineage_of(key).deps_by_column.items():
+        assert column in SCHEMAS[key]
+        assert deps
+        for dep in deps:
+            name = dep.asset_key.to_user_string()
+            assert dep.asset_key in GRAPH.get(key).parent_keys, f"{column}: {name} is no input"
+            assert dep.column_name in SCHEMAS[dep.asset_key], f"{column}: {name}.{dep.column_name}"
+
+
+def test_a_share_of_the_oracle_gain_leads_back_to_the_source_files():
+    chain = [
+        ("corpus/source_manifest", "sha256"),
+        ("corpus/raw_documents", "text"),
+        ("corpus/documents", "text"),
+        ("pairing/embeddings", "id"),
+        ("pairing/neighbor_candidates", "query_id"),
+        ("pairing/neighbor_pairs", "d1"),
+        ("synthesizer/checkpoint", "weights"),
+        ("synthesis/synthetic_documents", "text"),
+        ("synthesis/synthetic_tokens", "tokens"),
+        ("pretraining/sbp_model", "weights"),
+        ("evaluation/sbp_scores", "value"),
+    ]
+    assert set(chain) <= origins(("evaluation/comparison", "share_of_oracle_gain"))
+
+
+def test_a_seed_and_a_pair_lead_back_to_the_document_and_its_file():
+    for column in (("synthesis/synthetic_documents", "seed_id"), ("synthesizer/tuning_examples", "d2")):
+        assert {("corpus/documents", "id"), ("corpus/source_manifest", "file")} <= origins(column)
+    # The synthesizer's examples are chosen by similarity of texts.
+    assert ("corpus/documents", "text") in origins(("pairing/neighbor_pairs", "similarity"))
+
+
+def test_no_score_is_made_of_another_arm():
+    baseline = {asset for asset, _ in origins(("evaluation/baseline_scores", "value"))}
+    assert not {asset for asset in baseline if asset.startswith(("synthesis/", "synthesizer/", "pairing/"))}
