@@ -3,8 +3,8 @@
 The world follows the Bayesian reading of SBP (paper, section 5): a document renders a latent concept, so two documents
 about one concept inform each other. A concept has an invented name, a kind of thing that it is, and one value per
 attribute. A document opens with a line naming its genre, then states a few of the concept's facts in varied wording
-among sentences that state none. Everything is a pure function of the settings and the document's number, whatever
-the number of shards.
+among sentences that state none; some it may state once more, as texts do, in other words before it closes. Everything
+is a pure function of the settings and the document's number, whatever the number of shards.
 """
 
 from __future__ import annotations
@@ -291,6 +291,11 @@ class ConceptWorld:
                 f"corpus.source.facts_per_document ({source.facts_per_document}) is above corpus.source.attributes "
                 f"({source.attributes}): a document cannot state more facts than there are"
             )
+        if source.restatements > source.facts_per_document:
+            raise ValueError(
+                f"corpus.source.restatements ({source.restatements}) is above corpus.source.facts_per_document "
+                f"({source.facts_per_document}): a document restates only what it states"
+            )
         self.source = source
         self.attributes = list(ATTRIBUTES)[: source.attributes]
         rng = random.Random(f"world-{source.seed}")
@@ -314,19 +319,27 @@ class ConceptWorld:
         concept = min(bisect(self._cumulative, rng.random() * self._cumulative[-1]), len(self.names) - 1)
         genre = _pick(rng, GENRES)
         facts = _sample(rng, self.attributes, self.source.facts_per_document)
-        sentences = [self._fact(rng, concept, genre, attribute) for attribute in facts]
+        sentences, unused = [], {}
+        for attribute in facts:
+            clause = _pick(rng, CLAUSES[attribute])
+            unused[attribute] = [other for other in CLAUSES[attribute] if other != clause]
+            sentences.append(self._fact(rng, concept, genre, attribute, clause))
+        restated = [
+            self._fact(rng, concept, genre, attribute, _pick(rng, unused[attribute]))
+            for attribute in _sample(rng, facts, self.source.restatements)
+        ]
         opening, closing = (
             self._say(_pick(rng, genre.openings), concept),
             self._say(_pick(rng, genre.closings), concept),
         )
         target = _WORDS[0] + int(rng.random() * (_WORDS[1] - _WORDS[0] + 1))
         fillers = _sample(rng, FILLERS, len(FILLERS))
-        words = len(" ".join([genre.line, opening, *sentences, closing]).split())
+        words = len(" ".join([genre.line, opening, *sentences, *restated, closing]).split())
         while words < target - 4 and fillers:
             filler = self._filler(rng, concept, fillers.pop())
             words += len(filler.split())
             sentences.insert(int(rng.random() * (len(sentences) + 1)), filler)
-        text = f"{genre.line}\n{opening} {' '.join(sentences)} {closing}"
+        text = f"{genre.line}\n{opening} {' '.join([*sentences, *restated])} {closing}"
         # The id does not tell the concept: whoever reads ids learns nothing that the text does not say.
         return {"id": f"concepts-{number:07d}", "text": text, "url": f"concepts://{number}", "source": "concepts"}
 
@@ -410,8 +423,8 @@ class ConceptWorld:
     def _say(self, template: str, concept: int) -> str:
         return template.format(name=self.names[concept], kind=self.kinds[concept])
 
-    def _fact(self, rng: random.Random, concept: int, genre: Genre, attribute: str) -> str:
-        clause = _pick(rng, CLAUSES[attribute]).format(name=self.names[concept], value=self.facts[concept][attribute])
+    def _fact(self, rng: random.Random, concept: int, genre: Genre, attribute: str, clause: str) -> str:
+        clause = clause.format(name=self.names[concept], value=self.facts[concept][attribute])
         return _sentence(_pick(rng, genre.frames).format(clause=clause))
 
     def _filler(self, rng: random.Random, concept: int, template: str) -> str:

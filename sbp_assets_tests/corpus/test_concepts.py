@@ -38,6 +38,26 @@ def test_documents_have_the_asked_facts_length_and_variety() -> None:
     assert max(jaccard(a, b) for a, b in itertools.combinations(sets[:120], 2)) < 0.5
 
 
+def test_restated_facts_come_once_more_in_other_words() -> None:
+    source = SOURCE.model_copy(update={"restatements": 2})
+    world = ConceptWorld(source)
+    for number in range(100):
+        text = world.document(number)["text"]
+        statements = world.statements(text)
+        stated, restated = statements[: source.facts_per_document], statements[source.facts_per_document :]
+        assert len(restated) == 2 == len({s.attribute for s in restated})
+        assert {(s.attribute, s.value) for s in restated} <= {(s.attribute, s.value) for s in stated}
+        assert all(s.true for s in statements)
+        for statement in restated:  # two wordings, so no sentence of the fact stands there twice
+            clauses = [
+                clause.format(name=world.names[statement.concept], value=statement.value)
+                for clause in CLAUSES[statement.attribute]
+            ]
+            assert sum(clause.lower() in text.lower() for clause in clauses) == 2
+    with pytest.raises(ValueError, match="restatements"):
+        ConceptWorld(ConceptsSource(documents=1, concepts=2, facts_per_document=1, restatements=2))
+
+
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_every_wording_of_every_genre_is_read_back_true_or_false(attribute: str) -> None:
     concept = 3
