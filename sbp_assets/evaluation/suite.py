@@ -27,8 +27,9 @@ from sbp_assets.storage.progress import Progress
 
 logger = logging.getLogger("sbp_assets.evaluation.suite")
 
-# It warns once per prompt that it cuts; `Scores.notes` has their number.
-logging.getLogger("lm_eval.models").setLevel(logging.ERROR)
+# It warns once per prompt that it cuts (`Scores.notes` has their number), and of every task that brings its data.
+for _name in ("lm_eval.models", "lm_eval.api.task"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 BOOTSTRAP_RESAMPLES = 1000
 SEED = 1234  # of the bootstrap and the questions: one value, so that all arms see the same

@@ -173,7 +173,8 @@ def write_tasks(
         raise ValueError("no held-out documents to score: raise corpus.split.heldout or the number of documents")
     (directory / DATA).mkdir(exist_ok=True)
     shutil.copyfile(local_data.__file__, directory / Path(local_data.__file__).name)
-    tasks, problems, notes = [_heldout(directory, heldout)], [], []
+    tasks, problems = [_heldout(directory, heldout)], list[str]()
+    notes: list[str] = []
     if questions:
         tasks.append(_questions(directory, questions))
     for name in benchmarks:

@@ -1,0 +1,33 @@
+"""Our scores are those of the lm_eval command line, run as its users run it: to the last digit."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.lm_eval_equality import compare
+from sbp_assets.evaluation.tasks import BENCHMARKS, write_tasks
+from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
+
+SHARED = Path(__file__).parents[2] / "../shared/data/benchmarks"
+
+
+def test_every_score_equals_the_command_lines(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    benchmarks = write_benchmarks(tmp_path / "benchmarks")
+    made = write_tasks(
+        tmp_path / "tasks", HELDOUT, questions=QUESTIONS, benchmarks=list(BENCHMARKS), benchmarks_dir=benchmarks
+    )
+    found = compare(model_dir, tmp_path / "tasks")
+    assert found["different"] == [] and found["not_scored"] == []
+    assert found["compared"] == sum(len(task.metrics) for task in made.tasks) == 21
+    assert all(pair["lm_eval"] is not None for pair in found["scores"].values())
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the benchmarks' own files are not beside this checkout")
+def test_the_nine_benchmarks_are_made_from_their_own_files(tmp_path: Path) -> None:
+    made = write_tasks(tmp_path, HELDOUT, benchmarks=list(BENCHMARKS), benchmarks_dir=SHARED, benchmark_limit=3)
+    assert not made.problems
+    # MMLU gives one question of each of its 57 subjects.
+    assert {task.name: task.documents for task in made.tasks} == {"heldout": 3, **dict.fromkeys(BENCHMARKS, 3)} | {
+        "mmlu": 57
+    }
