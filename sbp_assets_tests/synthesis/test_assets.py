@@ -13,6 +13,7 @@ from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesis import assets, checks
 from sbp_assets.synthesis.engine import Engines, EngineSpec
+from sbp_assets.synthesis.quality import expected_rows
 from sbp_assets_tests.synthesis.conftest import CONTEXT
 
 FULL, EMPTY = "00000", "00001"
@@ -93,7 +94,9 @@ def test_two_shards_through_dagster(
                 ),
                 partitions_def=SHARDS,
             ),
-            dg.define_asset_job("table", dg.AssetSelection.assets(["synthesis", "quality_table"])),
+            dg.define_asset_job(
+                "table", dg.AssetSelection.assets(["synthesis", "judgements"], ["synthesis", "quality_table"])
+            ),
         ],
     )
     with dg.DagsterInstance.ephemeral() as instance:
@@ -123,4 +126,6 @@ def test_two_shards_through_dagster(
     empty = pl.read_parquet(tmp_path / "data" / "synthesis" / "synthetic_documents" / f"{EMPTY}.parquet")
     assert empty.is_empty() and empty.schema == rows.schema
     overall = pl.read_parquet(tmp_path / "data" / "synthesis" / "quality_table.parquet")
-    assert len(overall) == 10 and overall.filter(metric="repetition", corpus="real")["documents"].item() == 4
+    assert overall.select("metric", "corpus", "method").rows() == expected_rows(True, judged=False)
+    assert overall.filter(metric="repetition", corpus="real")["documents"].item() == 4
+    assert overall.filter(metric="duplicates", corpus="synthetic")["sample"].item() == len(rows)
