@@ -312,10 +312,13 @@ def leak_problems(table: pl.DataFrame) -> list[str]:
 
 
 def copying_problems(table: pl.DataFrame) -> list[str]:
-    """That the facts of d1 are not restated better than by chance: the synthesizer does not use its seed document."""
+    """That the facts of d1 are not restated better than by chance: the synthesizer has learned neither them nor to read.
+
+    The reverse does not show that it reads d1, whose facts it has also met in pretraining: compare new_known.
+    """
     weak = table.filter(pl.col("group") == "restated", pl.col("p_above_chance") >= LEVEL)
     return [
         f"{row['accuracy']:.1%} of {row['statements']} restated facts are right, chance is {row['chance']:.1%} "
-        f"(p = {row['p_above_chance']:.2g}): the synthesizer is not trained enough to use d1"
+        f"(p = {row['p_above_chance']:.2g}): the synthesizer has learned neither D's facts nor to read d1"
         for row in weak.iter_rows(named=True)
     ]
