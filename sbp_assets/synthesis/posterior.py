@@ -312,7 +312,7 @@ def leak_problems(table: pl.DataFrame) -> list[str]:
 
 
 def copying_problems(table: pl.DataFrame) -> list[str]:
-    """That the facts of d1 are not restated better than by chance: the synthesizer has learned neither them nor to read.
+    """That the facts of d1 are restated no better than by chance: the synthesizer learned neither them nor to read.
 
     The reverse does not show that it reads d1, whose facts it has also met in pretraining: compare new_known.
     """
