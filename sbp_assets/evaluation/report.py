@@ -278,18 +278,19 @@ def _histogram(counts: pl.DataFrame, width: int = 640, height: int = 150) -> dic
 
 
 def _quality_rows(quality: pl.DataFrame) -> list[dict[str, Any]]:
-    """One row per metric: this run's synthetic and real values in percent, and the published ones."""
-    rows: dict[str, dict[str, Any]] = {}
+    """One row per metric and method: this run's synthetic and real values in percent, and the published ones."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in quality.iter_rows(named=True):
         name = row["metric"]
         published = next((figures for key, figures in PUBLISHED_QUALITY.items() if key in name), (None, None, None))
-        entry = rows.setdefault(name, {
-            "name": name.replace("_", "-"), "definition": row["definition"],
+        entry = rows.setdefault((name, row["method"]), {
+            "name": f"{name.replace('_', '-')} ({row['method']})", "definition": row["definition"],
             "published": [_percent(v and v / 100) for v in published],
-            "synthetic": "–", "real": "–", "documents": {},
+            "synthetic": "–", "real": "–", "documents": {}, "unjudged": 0,
         })  # fmt: skip
         entry[row["corpus"]] = _percent(row["value"])
         entry["documents"][row["corpus"]] = row["documents"]
+        entry["unjudged"] += row["sample"] - row["documents"]
     return list(rows.values())
 
 

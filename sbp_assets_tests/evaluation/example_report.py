@@ -82,6 +82,8 @@ def report_inputs(injected: str = "") -> dict[str, Any]:
             "corpus": corpus,
             "value": value,
             "documents": 1000,
+            "sample": 1000,
+            "method": "heuristic",
             "definition": f"Share of documents with {metric}.",
         }
         for metric, *values in QUALITY
