@@ -84,7 +84,7 @@ def _pair(trace: Trace, console: Console) -> None:
 
 
 def _score(trace: Trace, console: Console) -> None:
-    _title(console, trace["id"], f"scores of the {trace['arm']} arm, training seed {trace['seed']}")
+    _title(console, trace["id"], f"scores of {trace['scored']}, training seed {trace['seed']}")
     rows = [
         (row["task"], row["metric"], f"{row['value']:.5g}", "–" if row["stderr"] is None else f"{row['stderr']:.2g}",
          row["samples"])
@@ -95,6 +95,8 @@ def _score(trace: Trace, console: Console) -> None:
     trained = (
         f", {model['tokens']:,} tokens, held-out loss {model['final_heldout_loss']:.4f}" if "tokens" in model else ""
     )
+    if trace["scored"] != trace["arm"]:
+        _fact(console, "scored", f"the {trace['arm']} model kept along its training, not the last one")
     _fact(console, "model", f"{model['asset']}/{model['partition']} {model['record']['data_version'] or ''}{trained}")
     rows = [
         (row["source"], f"{row['unique_documents']:,}", f"{row['unique_tokens']:,}", f"{row['passes']:.2f}",

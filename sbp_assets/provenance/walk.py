@@ -229,6 +229,7 @@ class _Walk:
             yield {
                 "kind": "score",
                 "id": f"{asset}/{seed}",
+                "scored": asset.rpartition("/")[2].removesuffix("_scores"),
                 "arm": arm,
                 "seed": seed,
                 "scores": rows,
