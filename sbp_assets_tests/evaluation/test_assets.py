@@ -69,6 +69,10 @@ def test_scores_to_report(data: Path) -> None:
     ]
     definitions = [*own, *sources, *dg.load_asset_checks_from_modules([checks])]
     with dg.DagsterInstance.ephemeral() as instance:
+        tasks = dg.AssetKey(["evaluation", "tasks"])
+        prepared = dg.materialize(
+            definitions, resources=resources, instance=instance, selection=dg.AssetSelection.assets(tasks)
+        )
         keys = [dg.AssetKey(["evaluation", f"{name}_scores"]) for name in SCORED]
         scored = dg.materialize(
             definitions, resources=resources, instance=instance, partition_key=EXPERIMENT.seed_keys[0],
@@ -76,10 +80,14 @@ def test_scores_to_report(data: Path) -> None:
         )  # fmt: skip
         rest = dg.materialize(
             definitions, resources=resources, instance=instance,
-            selection=dg.AssetSelection.assets(*(made - set(keys))),
+            selection=dg.AssetSelection.assets(*(made - {tasks, *keys})),
         )  # fmt: skip
-    evaluations = [*scored.get_asset_check_evaluations(), *rest.get_asset_check_evaluations()]
-    assert len(evaluations) == 7
+    evaluations = [
+        *prepared.get_asset_check_evaluations(),
+        *scored.get_asset_check_evaluations(),
+        *rest.get_asset_check_evaluations(),
+    ]
+    assert len(evaluations) == 8
     assert all(evaluation.passed for evaluation in evaluations), [e.metadata for e in evaluations if not e.passed]
     comparison = pl.read_parquet(data / "evaluation/comparison.parquet")
     assert set(comparison["task"]) == {"heldout", "concept_questions"}
