@@ -74,6 +74,11 @@ PIPELINE = (
     ),
     Step("pretrain_sbp", "Pretrain SBP", ("pretraining/sbp_model",)),
     Step("prepare_tasks", "Prepare the evaluation", ("evaluation/tasks",)),
+    Step(
+        "compare_texts",
+        "Look for contamination",
+        ("evaluation/contamination", "evaluation/contaminated_items"),
+    ),
     # A step each: what changes one arm does not score the others again.
     Step("score_baseline", "Score the baseline", ("evaluation/baseline_scores",)),
     Step("score_early_stopped", "Score the early-stopped baseline", ("evaluation/early_stopped_scores",)),

@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.evaluation import dynamics, report_data, suite, tasks
+from sbp_assets.evaluation import contamination, dynamics, report_data, suite, tasks
 from sbp_assets.evaluation.comparison import SCORED, Scored, compare, render_markdown, seed_count, with_samples
 from sbp_assets.evaluation.report import render
 from sbp_assets.experiment import ConceptsSource
@@ -52,6 +52,8 @@ COMPARED: dict[str, tuple[Scored, ...]] = {
     "delta_oracle": (*BASELINES, "oracle"),
     "share": SCORED,
 }
+
+TEXTS_COMPARED = "evaluation/tasks.text corpus/documents.text synthesis/synthetic_documents.text"
 
 
 def _of_scores(name: str, *columns: str) -> str:
@@ -171,6 +173,111 @@ def _scores(name: Scored) -> dg.AssetsDefinition:
 
 
 baseline_scores, early_stopped_scores, sbp_scores, oracle_scores = map(_scores, SCORED)
+
+
+@dg.multi_asset(
+    outs={
+        "contamination": dg.AssetOut(
+            key=["evaluation", "contamination"],
+            dagster_type=dg.Any,
+            io_manager_key="parquet",
+            group_name="evaluation",
+            kinds={"polars", "parquet"},
+            code_version=EXPERIMENT.version("1", "contamination"),
+            description="One row per evaluation set and training corpus: how many items share text with it.\n\n"
+            "D, the oracle's documents and the syntheses are compared with every item that is scored, by runs of "
+            "words; a question with its right answer. Short items are not judged.",
+            metadata=schema(
+                ("evaluation_set", "string", "A task of evaluation/tasks"),
+                ("corpus", "string", "unique (D), oracle or synthetic"),
+                ("documents", "int", "Documents of the corpus"),
+                ("words", "int", "n of the n-grams; an item of fewer words is one n-gram"),
+                ("items", "int", "Items of the set"),
+                ("judged", "int", "Items that are long enough"),
+                ("hit", "int", f"Items with an n-gram that 1 to {contamination.COMMON} documents hold"),
+                ("hit_share", "float", "Of the judged items; null where there are none"),
+                (
+                    "contained",
+                    "int",
+                    f"Items of whose n-grams one document holds {contamination.CONTAINED:.0%} or more",
+                ),
+                ("contained_share", "float", "Of the judged items; null where there are none"),
+            )
+            | lineage(**dict.fromkeys(("hit", "hit_share", "contained", "contained_share"), TEXTS_COMPARED)),
+        ),
+        "contaminated_items": dg.AssetOut(
+            key=["evaluation", "contaminated_items"],
+            dagster_type=dg.Any,
+            io_manager_key="parquet",
+            group_name="evaluation",
+            kinds={"polars", "parquet"},
+            code_version=EXPERIMENT.version("1", "contamination"),
+            description="One row per evaluation item and corpus that holds of it: hits and contained items, the "
+            "largest overlap first, with the document that holds most.",
+            metadata=schema(
+                ("evaluation_set", "string", "A task of evaluation/tasks"),
+                ("item", "string", "Document id, or row of the task's data, from 0"),
+                ("corpus", "string", "unique (D), oracle or synthetic"),
+                ("hit", "bool", "As in contamination"),
+                ("contained", "bool", "As in contamination"),
+                ("ngrams", "int", "Different n-grams of the item"),
+                ("shared_ngrams", "int", "Of these, in any document of the corpus"),
+                ("document", "string", "The document that holds most of them; of equals, the first"),
+                ("document_share", "float", "Share of the item's n-grams that this document holds"),
+                ("ngram", "string", "The first that the two share, as compared: lower case, no punctuation"),
+            )
+            | lineage(
+                item="evaluation/tasks.id",
+                document="corpus/documents.id synthesis/synthetic_documents.id",
+                **dict.fromkeys(("hit", "contained", "shared_ngrams", "document_share", "ngram"), TEXTS_COMPARED),
+            ),
+        ),
+    },
+    ins={
+        "tasks_dir": dg.AssetIn(["evaluation", "tasks"], dagster_type=Path),
+        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+    },
+    name="evaluation_contamination",
+)
+def evaluation_contamination(
+    tasks_dir: Path, documents: dict[str, pl.LazyFrame], synthetic_documents: dict[str, pl.LazyFrame]
+) -> tuple[dg.MaterializeResult, dg.MaterializeResult]:
+    """Every evaluation item against every training document."""
+    with Progress("contamination", "documents") as progress:
+        summary, listed = contamination.compare(
+            contamination.evaluation_items(tasks_dir),
+            contamination.training_documents(documents, synthetic_documents),
+            EXPERIMENT.contamination,
+            progress,
+        )
+    shares = {
+        f"{row['evaluation_set']}_{kind}_in_{row['corpus']}": row[f"{kind}_share"]
+        for row in summary.iter_rows(named=True)
+        for kind in ("hit", "contained")
+        if row["judged"]
+    }
+    return (
+        dg.MaterializeResult(
+            asset_key=["evaluation", "contamination"],
+            value=summary,
+            metadata={
+                "dagster/row_count": len(summary),
+                **shares,
+                **progress.metadata(),
+                "preview": dg.MetadataValue.md(table_preview(summary)),
+            },
+        ),
+        dg.MaterializeResult(
+            asset_key=["evaluation", "contaminated_items"],
+            value=listed,
+            metadata={
+                "dagster/row_count": len(listed),
+                "contained": int(listed["contained"].sum()),
+                "preview": dg.MetadataValue.md(table_preview(listed.head(20))),
+            },
+        ),
+    )
 
 
 @dg.asset(

@@ -5,13 +5,23 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from sbp_assets.evaluation import negative_control
 from sbp_assets.evaluation.assets import configured_tasks
 from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems
+from sbp_assets.evaluation.contamination import above, misplaced, training_documents, uncompared
 from sbp_assets.evaluation.dynamics import dynamics_problems
 from sbp_assets.evaluation.report import page_problems
 from sbp_assets.evaluation.suite import score_problems
-from sbp_assets.evaluation.tasks import Tasks
-from sbp_assets.partitions import SEEDS
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks
+from sbp_assets.experiment import FiveTokensSource
+from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
+from sbp_assets.storage.preview import table_preview
+from sbp_assets.training.order import Documents
+from sbp_assets.training.spec import Source
+
+SHOWN = 20
+TASKS = dg.AssetIn(["evaluation", "tasks"], dagster_type=Path)
+DOCUMENTS = dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)
 
 
 def _result(problems: list[str], **numbers: int) -> dg.AssetCheckResult:
@@ -51,6 +61,101 @@ SCORES_CHECKS = [_scores_check(name) for name in SCORED]
 def arms_measured_alike(comparison: pl.LazyFrame) -> dg.AssetCheckResult:
     table = comparison.collect()
     return _result(comparison_problems(table), rows=len(table))
+
+
+def _control_check(source: FiveTokensSource) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=dg.AssetKey(["evaluation", "comparison"]),
+        name="control_stays_negative",
+        additional_ins={
+            "training_dynamics": dg.AssetIn(["evaluation", "training_dynamics"]),
+            "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
+            "tasks_dir": TASKS,
+        },
+        description="In the five-token world nothing can be learned: no arm goes below the entropy on held-out "
+        "documents, and SBP not below the early-stopped baseline, beyond the sampling error.",
+    )
+    def check(
+        comparison: pl.LazyFrame, training_dynamics: pl.LazyFrame, tokens: dict[str, Path], tasks_dir: Path
+    ) -> dg.AssetCheckResult:
+        heldout = next(task for task in Tasks.load(tasks_dir).tasks if task.name == HELDOUT)
+        texts = pl.read_parquet(tasks_dir / DATA / f"{heldout.lm_eval}.test.parquet")["text"]
+        measured = Documents([Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)])
+        verdict = negative_control.judge(
+            comparison.collect(),
+            training_dynamics.collect(),
+            negative_control.scored_floor(texts),
+            negative_control.measured_floor(source, measured.lengths.tolist(), EXPERIMENT.pretraining.heldout_tokens),
+        )
+        return dg.AssetCheckResult(
+            passed=not verdict.problems, metadata={"problems": verdict.problems, **verdict.numbers}
+        )
+
+    return check
+
+
+# Elsewhere there is something to learn, and nothing to check.
+if isinstance(EXPERIMENT.corpus.source, FiveTokensSource):
+    control_stays_negative = _control_check(EXPERIMENT.corpus.source)
+
+
+@dg.asset_check(
+    asset=dg.AssetKey(["evaluation", "contamination"]),
+    additional_ins={"tasks_dir": TASKS},
+    description="Every evaluation set is compared in full with D, the oracle's documents and the syntheses.",
+)
+def every_set_is_compared(contamination: pl.LazyFrame, tasks_dir: Path) -> dg.AssetCheckResult:
+    table = contamination.collect()
+    return _result(uncompared(table, tasks_dir), rows=len(table))
+
+
+@dg.asset_check(
+    asset=dg.AssetKey(["evaluation", "contamination"]),
+    additional_ins={"contaminated_items": dg.AssetIn(["evaluation", "contaminated_items"])},
+    description=f"Of no evaluation set are more than {EXPERIMENT.contamination.max_share:.0%} of the items contained "
+    "in a training document. Items that share single n-grams, and questions about the corpus' own facts that a "
+    "document answers word for word, are a warning.",
+)
+def evaluation_is_not_in_training(contamination: pl.LazyFrame, contaminated_items: pl.LazyFrame) -> dg.AssetCheckResult:
+    table, listed = contamination.collect(), contaminated_items.collect()
+    # Documents state the facts that these questions ask for, in the same words: that is the task, and no leak.
+    own = pl.col("evaluation_set") == CONCEPT_QUESTIONS
+    leaks = above(table.filter(~own), "contained", EXPERIMENT.contamination.max_share)
+    hints = [
+        *above(table, "hit", EXPERIMENT.contamination.max_share),
+        *above(table.filter(own), "contained", EXPERIMENT.contamination.max_share),
+    ]
+    return dg.AssetCheckResult(
+        passed=not leaks and not hints,
+        severity=dg.AssetCheckSeverity.ERROR if leaks else dg.AssetCheckSeverity.WARN,
+        metadata={
+            "leaks": leaks,
+            "shared": hints,
+            "contained": int(listed["contained"].sum()),
+            "hit": int(listed["hit"].sum()),
+            "offending": dg.MetadataValue.md(
+                table_preview(listed.sort(own, maintain_order=True).head(SHOWN)) if len(listed) else "None."
+            ),
+        },
+    )
+
+
+@dg.asset_check(
+    asset=dg.AssetKey(["evaluation", "contaminated_items"]),
+    additional_ins={
+        "documents": DOCUMENTS,
+        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+    },
+    description="The documents listed hold the n-grams listed, word for word.",
+)
+def documents_hold_the_ngrams(
+    contaminated_items: pl.LazyFrame,
+    documents: dict[str, pl.LazyFrame],
+    synthetic_documents: dict[str, pl.LazyFrame],
+) -> dg.AssetCheckResult:
+    listed = contaminated_items.collect()
+    wrong = misplaced(listed, training_documents(documents, synthetic_documents))
+    return _result(wrong[:SHOWN], items=len(listed), wrong=len(wrong))
 
 
 @dg.asset_check(

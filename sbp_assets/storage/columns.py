@@ -17,7 +17,7 @@ def schema(*columns: tuple[str, str, str]) -> dict[str, dg.TableSchema]:
     return {"dagster/column_schema": dg.TableSchema([dg.TableColumn(*column) for column in columns])}
 
 
-def lineage(same: Mapping[str, Iterable[str]] | None = None, **columns: str) -> dict[str, dg.TableColumnLineage]:
+def lineage(same: Mapping[str, Iterable[str]] | None = None, /, **columns: str) -> dict[str, dg.TableColumnLineage]:
     """Metadata entry of what an asset's columns are made of; the IO managers put it on each materialisation, too.
 
     `same` lists, by asset, columns taken over under their own names. Further columns name what they are made of as

@@ -87,7 +87,7 @@ def test_scores_to_report(data: Path) -> None:
         *scored.get_asset_check_evaluations(),
         *rest.get_asset_check_evaluations(),
     ]
-    assert len(evaluations) == 8
+    assert len(evaluations) == 11
     assert all(evaluation.passed for evaluation in evaluations), [e.metadata for e in evaluations if not e.passed]
     comparison = pl.read_parquet(data / "evaluation/comparison.parquet")
     assert set(comparison["task"]) == {"heldout", "concept_questions"}

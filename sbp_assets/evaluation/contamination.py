@@ -1,0 +1,295 @@
+"""Which evaluation items stand in the training documents, by shared runs of words.
+
+An item and a document share an n-gram where n consecutive words are the same, case and punctuation aside (Brown et al.
+2020, GPT-3, appendix C: n = 13). Two things are counted, per evaluation set and corpus:
+
+- *hit*: items with an n-gram that the corpus holds, in COMMON documents at most (GPT-3's rule: what more hold is
+  boilerplate or a quotation). Templated text shares runs of words without a leak, so a hit is a hint.
+- *contained*: items of whose n-grams one single document holds CONTAINED or more, common ones too (the share of Llama
+  2's "dirty" samples: Touvron et al. 2023, appendix A.6). That is a leak.
+
+An item of fewer than n words is one n-gram, all of it, from `min_words` on; a shorter one is not judged. To a question
+belongs its right answer.
+
+The items' n-grams are held as sorted 64-bit hashes, and training documents stream past them: memory is that of the
+evaluation sets and of one batch of documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sbp_assets.corpus.dedup import UNSPACED
+from sbp_assets.corpus.split import ORACLE, UNIQUE
+from sbp_assets.evaluation.tasks import DATA, Tasks
+from sbp_assets.experiment import Contamination
+from sbp_assets.storage.progress import Progress
+
+COMMON = 10
+CONTAINED = 0.8
+SYNTHETIC = "synthetic"
+CORPORA = (UNIQUE, ORACLE, SYNTHETIC)
+
+# As de-duplication has them, without punctuation.
+WORD = rf"[{UNSPACED}]|[^\W_{UNSPACED}]+"
+_BATCH = 1000  # Training documents hashed at once.
+_SLOTS = (
+    16  # One-byte slots per n-gram of the items, at least: a sixteenth or less of all other hashes is searched for.
+)
+
+SUMMARY_SCHEMA = {
+    "evaluation_set": pl.String, "corpus": pl.String, "documents": pl.Int64, "words": pl.Int64, "items": pl.Int64,
+    "judged": pl.Int64, "hit": pl.Int64, "hit_share": pl.Float64, "contained": pl.Int64, "contained_share": pl.Float64,
+}  # fmt: skip
+ITEMS_SCHEMA = {
+    "evaluation_set": pl.String, "item": pl.String, "corpus": pl.String, "hit": pl.Boolean, "contained": pl.Boolean,
+    "ngrams": pl.Int64, "shared_ngrams": pl.Int64, "document": pl.String, "document_share": pl.Float64,
+    "ngram": pl.String,
+}  # fmt: skip
+
+_INDEX_SCHEMA = {"hash": pl.UInt64, "number": pl.Int64, "place": pl.Int64, "n": pl.Int64}
+_HOLDERS_SCHEMA = {"hash": pl.UInt64, "documents": pl.Int64}
+_BEST_SCHEMA = {"number": pl.Int64, "document": pl.String, "shared": pl.Int64, "place": pl.Int64, "n": pl.Int64}
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    return str(row["text"])
+
+
+def _chosen(row: Mapping[str, Any]) -> str:
+    return f"{row['question']} {row['choices'][row['answer']]}"
+
+
+def _labelled(row: Mapping[str, Any]) -> str:
+    return f"{row['question']} {row['choices']['text'][row['choices']['label'].index(row['answerKey'])]}"
+
+
+TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "heldout": _text,
+    "openwebtext2": _text,
+    "lambada": _text,
+    "concept_questions": _chosen,
+    "mmlu": _chosen,
+    "arc_challenge": _labelled,
+    "arc_easy": _labelled,
+    "sciq": lambda row: f"{row['support']} {row['question']} {row['correct_answer']}",
+    "winogrande": lambda row: row["sentence"].replace("_", row[f"option{row['answer']}"]),
+    "triviaqa": lambda row: f"{row['question']} {row['answer']['value']}",
+    "webqs": lambda row: f"{row['question']} {next(iter(row['answers']), '')}",
+}
+"""What of a row of a task's data is compared: the text, or the question with its right answer."""
+
+
+def evaluation_items(tasks: Path) -> pl.DataFrame:
+    """Every item that is scored (evaluation_set, item, text), from an evaluation/tasks directory.
+
+    An item is named by its id where the data has one, else by its row (from 0).
+    """
+    frames = [pl.DataFrame(schema={"evaluation_set": pl.String, "item": pl.String, "text": pl.String})]
+    for task in Tasks.load(tasks).tasks:
+        rows = pl.read_parquet(tasks / DATA / f"{task.lm_eval}.test.parquet")
+        names = rows["id"] if "id" in rows.columns else pl.Series(range(len(rows)))
+        texts = [TEXTS[task.name](row) for row in rows.iter_rows(named=True)]
+        frames.append(
+            pl.DataFrame({"item": names.cast(pl.String), "text": pl.Series(texts, dtype=pl.String)}).select(
+                evaluation_set=pl.lit(task.name), item="item", text="text"
+            )
+        )
+    return pl.concat(frames)
+
+
+def training_documents(
+    documents: Mapping[str, pl.LazyFrame], synthetic: Mapping[str, pl.LazyFrame]
+) -> Iterator[tuple[str, pl.DataFrame]]:
+    """(corpus, rows of id and text) of D, the oracle's documents and the syntheses: one shard in memory at a time."""
+    for key in sorted(documents):
+        rows = documents[key].filter(pl.col("split").is_in([UNIQUE, ORACLE])).select("id", "text", "split").collect()
+        for (split,), part in rows.partition_by("split", as_dict=True).items():
+            yield str(split), part.drop("split")
+    for key in sorted(synthetic):
+        yield SYNTHETIC, synthetic[key].select("id", "text").collect()
+
+
+def split_words(texts: pl.Series) -> pl.Series:
+    """Lists of the texts' words, lower-cased and composed (NFC)."""
+    return texts.str.normalize("NFC").str.to_lowercase().str.extract_all(WORD)
+
+
+class Words:
+    """The words of some texts as one flat array of hashes, and the hash of any run of them."""
+
+    # Odd, so that it has an inverse modulo 2**64 (Knuth's MMIX multiplier).
+    _BASE = 6364136223846793005
+
+    def __init__(self, words: pl.Series) -> None:
+        lengths = words.list.len().to_numpy().astype(np.int64)
+        hashes = words.explode(empty_as_null=False, keep_nulls=False).hash(seed=1).to_numpy()
+        self.text = np.repeat(np.arange(len(lengths)), lengths)
+        """Number of the text that each word is of, (words,)."""
+        self.left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(hashes))
+        """Words from each word to the end of its text, itself included, (words,)."""
+        # uint64 arithmetic wraps around on purpose: polynomial hashes modulo 2**64 (Karp and Rabin, 1987).
+        powers, inverses = (
+            np.cumprod(np.full(len(hashes), base, np.uint64), dtype=np.uint64)
+            for base in (self._BASE, pow(self._BASE, -1, 2**64))
+        )
+        self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(hashes * powers, dtype=np.uint64)])
+        self._inverses = inverses
+
+    def ngrams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Place of the first word, and hash, of every run of n words within one text."""
+        starts = np.flatnonzero(self.left >= n)
+        return starts, (self._sums[starts + n] - self._sums[starts]) * self._inverses[starts]
+
+
+class Comparison:
+    """Evaluation items, and what the training documents that are fed to it share with them."""
+
+    def __init__(self, items: pl.DataFrame, settings: Contamination) -> None:
+        """items: evaluation_set, item, text."""
+        self._settings, self._words = settings, split_words(items["text"])
+        lengths = self._words.list.len().to_numpy().astype(np.int64)
+        # Words per n-gram of each item: one of fewer than n words is one n-gram; 0 where it is not judged.
+        own = np.where(lengths >= settings.min_words, np.minimum(lengths, settings.words), 0)
+        self._lengths = sorted(set(own.tolist()) - {0})
+        words, frames = Words(self._words), [pl.DataFrame(schema=_INDEX_SCHEMA)]
+        for n in self._lengths:
+            starts, hashes = words.ngrams(n)
+            mine = own[words.text[starts]] == n
+            number = words.text[starts[mine]]
+            place = lengths[number] - words.left[starts[mine]]
+            frames.append(pl.DataFrame([hashes[mine], number, place, np.full(len(place), n)], schema=_INDEX_SCHEMA))
+        # An n-gram counts once for an item that repeats it.
+        self._index = pl.concat(frames).unique(["hash", "number"], keep="first", maintain_order=True)
+        self._known = self._index["hash"].unique().sort().to_numpy()
+        # Which hashes may be known, by their highest bits: a look-up that spares most of the searches.
+        self._shift = np.uint64(64 - (_SLOTS * len(self._known)).bit_length())
+        self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
+        self._maybe[self._known >> self._shift] = True
+        self._items = items.select("evaluation_set", "item", number=pl.int_range(pl.len()), judged=pl.Series(own > 0))
+        self._documents = dict.fromkeys(CORPORA, 0)
+        self._holders = dict.fromkeys(CORPORA, pl.DataFrame(schema=_HOLDERS_SCHEMA))
+        self._best = dict.fromkeys(CORPORA, pl.DataFrame(schema=_BEST_SCHEMA))
+
+    def feed(self, corpus: str, documents: pl.DataFrame) -> None:
+        """Compare a batch of documents (id, text) of one of CORPORA."""
+        self._documents[corpus] += len(documents)
+        if not len(self._known):
+            return
+        ids, words, frames = documents["id"], Words(split_words(documents["text"])), []
+        for n in self._lengths:
+            starts, hashes = words.ngrams(n)
+            maybe = self._maybe[hashes >> self._shift]
+            starts, hashes = starts[maybe], hashes[maybe]
+            at = np.minimum(np.searchsorted(self._known, hashes), len(self._known) - 1)
+            known = self._known[at] == hashes
+            frames.append(pl.DataFrame({"position": words.text[starts[known]], "hash": hashes[known]}))
+        held = pl.concat(frames).unique()
+        if held.is_empty():
+            return
+        holders = pl.concat([self._holders[corpus], held.group_by("hash").agg(documents=pl.len().cast(pl.Int64))])
+        self._holders[corpus] = holders.group_by("hash").agg(pl.col("documents").sum())
+        overlaps = (
+            held.join(self._index, on="hash")
+            .group_by("position", "number")
+            .agg(shared=pl.len().cast(pl.Int64), place=pl.col("place").min(), n=pl.col("n").first())
+            .sort("position")
+        )
+        overlaps = overlaps.with_columns(document=ids.gather(overlaps["position"])).select(_BEST_SCHEMA.keys())
+        # Of equal overlaps the first document's stays, so that batches do not matter.
+        best = pl.concat([self._best[corpus], overlaps]).sort("shared", descending=True, maintain_order=True)
+        self._best[corpus] = best.unique("number", keep="first", maintain_order=True)
+
+    def results(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """SUMMARY_SCHEMA, a row per set and corpus; and ITEMS_SCHEMA, a row per item and corpus that holds of it."""
+        sizes = self._index.group_by("number").agg(ngrams=pl.len().cast(pl.Int64))
+        frames = []
+        for corpus in CORPORA:
+            held = self._index.join(self._holders[corpus], on="hash").group_by("number").agg(
+                shared_ngrams=pl.len().cast(pl.Int64), hit=(pl.col("documents") <= COMMON).any()
+            )  # fmt: skip
+            frames.append(
+                self._items.join(sizes, on="number", how="left")
+                .join(held, on="number", how="left")
+                .join(self._best[corpus], on="number", how="left")
+                .with_columns(
+                    corpus=pl.lit(corpus),
+                    documents=pl.lit(self._documents[corpus], dtype=pl.Int64),
+                    hit=pl.col("hit").fill_null(False),
+                    document_share=pl.col("shared") / pl.col("ngrams"),
+                )
+                .with_columns(contained=(pl.col("document_share") >= CONTAINED).fill_null(False))
+            )
+        every = pl.concat(frames).sort("number", maintain_order=True)
+        counts = [pl.col(name).sum().cast(pl.Int64) for name in ("judged", "hit", "contained")]
+        summary = (
+            every.group_by("evaluation_set", "corpus", maintain_order=True)
+            .agg(pl.col("documents").first(), *counts, items=pl.len().cast(pl.Int64))
+            .with_columns(
+                # Nothing judged: no share, rather than a reassuring zero.
+                *(
+                    pl.when(pl.col("judged") > 0).then(pl.col(name) / pl.col("judged")).alias(f"{name}_share")
+                    for name in ("hit", "contained")
+                ),
+                words=pl.lit(self._settings.words, dtype=pl.Int64),
+            )
+        )
+        listed = every.filter(pl.col("hit") | pl.col("contained")).sort(
+            "contained", "document_share", descending=True, maintain_order=True
+        )
+        ngrams = [
+            " ".join(self._words[number][place : place + n])
+            for number, place, n in listed.select("number", "place", "n").iter_rows()
+        ]
+        listed = listed.with_columns(ngram=pl.Series(ngrams, dtype=pl.String))
+        return summary.select(SUMMARY_SCHEMA.keys()), listed.select(ITEMS_SCHEMA.keys())
+
+
+def compare(
+    items: pl.DataFrame, documents: Iterable[tuple[str, pl.DataFrame]], settings: Contamination, progress: Progress
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`Comparison.results` of `items` (evaluation_set, item, text) against (corpus, documents) pairs."""
+    comparison = Comparison(items, settings)
+    for corpus, rows in documents:
+        for batch in rows.iter_slices(_BATCH):
+            comparison.feed(corpus, batch)
+            progress.advance(len(batch))
+    return comparison.results()
+
+
+def uncompared(summary: pl.DataFrame, tasks: Path) -> list[str]:
+    """Evaluation sets that are not compared with each corpus, not in full, or of which no item is long enough."""
+    problems = []
+    for task in Tasks.load(tasks).tasks:
+        rows = summary.filter(pl.col("evaluation_set") == task.name)
+        if sorted(rows["corpus"]) != sorted(CORPORA):
+            problems.append(f"{task.name}: compared with {', '.join(sorted(rows['corpus'])) or 'nothing'}")
+        elif rows["items"].unique().to_list() != [task.documents]:
+            problems.append(f"{task.name}: {rows['items'][0]} items compared of {task.documents}")
+    return problems
+
+
+def above(summary: pl.DataFrame, column: str, max_share: float) -> list[str]:
+    """Sets and corpora whose `column` ('hit' or 'contained') is more than `max_share` of the judged items."""
+    return [
+        f"{row['evaluation_set']} in {row['corpus']}: {row[column]} of {row['judged']} items {column}"
+        for row in summary.filter(pl.col(f"{column}_share") > max_share).iter_rows(named=True)
+    ]
+
+
+def misplaced(listed: pl.DataFrame, documents: Iterable[tuple[str, pl.DataFrame]]) -> list[str]:
+    """Listed items (ITEMS_SCHEMA) whose document does not exist or does not hold the n-gram, word for word."""
+    missing = {(row["corpus"], row["document"], row["ngram"]): row["item"] for row in listed.iter_rows(named=True)}
+    for corpus, rows in documents:
+        wanted = listed.filter(pl.col("corpus") == corpus).select("document", "ngram")
+        found = wanted.unique().join(rows, left_on="document", right_on="id")
+        texts = split_words(found["text"]).list.join(" ")
+        for document, ngram, text in zip(found["document"], found["ngram"], texts, strict=True):
+            if f" {ngram} " in f" {text} ":
+                missing.pop((corpus, document, ngram), None)
+    return [f"{item}: not in {document} ({corpus})" for (corpus, document, _), item in missing.items()]

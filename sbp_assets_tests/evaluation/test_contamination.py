@@ -1,0 +1,185 @@
+"""Contamination: planted overlaps of known size, against a plain implementation, and with the checks' verdicts."""
+
+import random
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from sbp_assets.evaluation.contamination import (
+    COMMON,
+    CORPORA,
+    TEXTS,
+    Comparison,
+    Words,
+    above,
+    compare,
+    evaluation_items,
+    misplaced,
+    split_words,
+    training_documents,
+    uncompared,
+)
+from sbp_assets.evaluation.tasks import BENCHMARKS, CONCEPT_QUESTIONS, HELDOUT, write_tasks
+from sbp_assets.experiment import Contamination
+from sbp_assets.storage.progress import Progress
+from sbp_assets_tests.evaluation.conftest import HELDOUT as HELDOUT_ROWS
+from sbp_assets_tests.evaluation.conftest import QUESTIONS, write_benchmarks
+
+SETTINGS = Contamination(words=5, min_words=3, max_share=0.1)
+VOCABULARY = [f"word{number}" for number in range(400)]
+
+
+def prose(seed: int, words: int) -> str:
+    rng = random.Random(seed)
+    return " ".join(rng.choice(VOCABULARY) for _ in range(words))
+
+
+def frame(**texts: str) -> pl.DataFrame:
+    return pl.DataFrame({"id": list(texts), "text": list(texts.values())}, schema={"id": pl.String, "text": pl.String})
+
+
+def items(*texts: str) -> pl.DataFrame:
+    names = [f"i{number}" for number in range(len(texts))]
+    return pl.DataFrame({"evaluation_set": ["test"] * len(texts), "item": names, "text": list(texts)})
+
+
+def run(evaluated: pl.DataFrame, *documents: tuple[str, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    with Progress("test", "documents") as progress:
+        return compare(evaluated, documents, SETTINGS, progress)
+
+
+def counts(summary: pl.DataFrame, corpus: str) -> tuple[int, int, int]:
+    row = summary.row(by_predicate=pl.col("corpus") == corpus, named=True)
+    return row["judged"], row["hit"], row["contained"]
+
+
+def test_a_whole_item_in_a_document_is_contained_and_listed_with_document_and_words() -> None:
+    item, other = prose(1, 40), prose(2, 40)
+    document = f"{prose(3, 30)} {item.replace(' ', ', ').upper()}! {prose(4, 30)}"
+    summary, listed = run(items(item, other), ("unique", frame(a=prose(5, 90), b=document)), ("oracle", frame(c=other)))
+    assert counts(summary, "unique") == (2, 1, 1)
+    assert counts(summary, "oracle") == (2, 1, 1)
+    assert counts(summary, "synthetic") == (2, 0, 0)
+    row = listed.row(by_predicate=pl.col("corpus") == "unique", named=True)
+    assert (row["item"], row["document"], row["document_share"]) == ("i0", "b", 1.0)
+    assert row["ngram"] == " ".join(item.split()[:5])
+    assert misplaced(listed, [("unique", frame(b=document)), ("oracle", frame(c=other))]) == []
+
+
+def test_a_quoted_passage_is_a_hit_and_not_contained() -> None:
+    item = prose(1, 40)
+    quote = " ".join(item.split()[10:17])
+    summary, listed = run(items(item), ("unique", frame(a=f"{prose(2, 20)} {quote} {prose(3, 20)}")))
+    assert counts(summary, "unique") == (1, 1, 0)
+    assert listed["shared_ngrams"].to_list() == [3] and listed["ngrams"].to_list() == [36]
+    assert listed["ngram"].item() == " ".join(item.split()[10:15])
+
+
+def test_passages_of_many_documents_are_common_but_a_copy_counts_however_often_it_stands() -> None:
+    item, boilerplate = prose(1, 40), prose(2, 12)
+    many = frame(**{f"d{n}": f"{prose(10 + n, 20)} {boilerplate}" for n in range(COMMON + 1)})
+    few = many.head(COMMON)
+    assert counts(run(items(f"{item} {boilerplate}"), ("unique", few))[0], "unique") == (1, 1, 0)
+    assert counts(run(items(f"{item} {boilerplate}"), ("unique", many))[0], "unique") == (1, 0, 0)
+    copies = frame(**{f"d{n}": f"{item} {prose(50 + n, 9)}" for n in range(COMMON + 1)})
+    assert counts(run(items(item), ("unique", copies))[0], "unique") == (1, 0, 1)
+
+
+def test_short_items_are_matched_whole_and_shorter_ones_not_judged() -> None:
+    summary, _ = run(
+        items("one two three four", "one two three nine", "one two", ""),
+        ("unique", frame(a="Zero one two three four!")),
+    )
+    assert counts(summary, "unique") == (2, 1, 1)
+    assert summary["items"].unique().to_list() == [4]
+    nothing, listed = run(items("one two"), ("unique", frame(a="one two")))
+    assert nothing["hit_share"].null_count() == len(CORPORA) and listed.is_empty()
+
+
+def test_agrees_with_a_plain_implementation_whatever_the_batches() -> None:
+    rng = random.Random(7)
+    few = VOCABULARY[:12]  # so that runs of words are shared by chance
+
+    def text(words: int) -> str:
+        return " ".join(rng.choice(few) for _ in range(words))
+
+    evaluated = items(*(text(rng.randint(0, 30)) for _ in range(40)))
+    documents = frame(**{f"d{n}": text(rng.randint(0, 80)) for n in range(60)})
+    summary, listed = run(evaluated, ("unique", documents))
+
+    def grams(value: str, n: int) -> set[tuple[str, ...]]:
+        words = value.split()
+        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+    expected = {}
+    for name, value in evaluated.select("item", "text").iter_rows():
+        n = min(len(value.split()), SETTINGS.words)
+        if n < SETTINGS.min_words:
+            continue
+        own = grams(value, n)
+        shared = [len(own & grams(text_, n)) for text_ in documents["text"]]
+        holders = {gram: sum(gram in grams(text_, n) for text_ in documents["text"]) for gram in own}
+        hit = any(1 <= number <= COMMON for number in holders.values())
+        if hit or max(shared) / len(own) >= 0.8:
+            expected[name] = (hit, max(shared) / len(own), f"d{shared.index(max(shared))}")
+    found = {row["item"]: (row["hit"], row["document_share"], row["document"]) for row in listed.iter_rows(named=True)}
+    assert expected and found == expected
+    assert counts(summary, "unique")[1] == sum(hit for hit, _, _ in expected.values())
+    one_by_one = Comparison(evaluated, SETTINGS)
+    for row in documents.iter_slices(1):
+        one_by_one.feed("unique", row)
+    assert one_by_one.results()[1].equals(listed)
+
+
+def test_hashes_tell_order_and_text_ends_apart() -> None:
+    words = Words(split_words(pl.Series(["a b c d", "", "b a c d", "a b c"])))
+    starts, hashes = words.ngrams(3)
+    assert words.text[starts].tolist() == [0, 0, 2, 2, 3]
+    assert hashes[0] == hashes[4] and len(set(hashes.tolist())) == 4
+
+
+def test_every_task_has_its_text_and_questions_their_right_answer(tmp_path: Path) -> None:
+    assert set(TEXTS) == {HELDOUT, CONCEPT_QUESTIONS, *BENCHMARKS}
+    folder = write_benchmarks(tmp_path / "benchmarks")
+    made = tmp_path / "tasks"
+    made.mkdir()
+    write_tasks(made, HELDOUT_ROWS, questions=QUESTIONS, benchmarks=tuple(BENCHMARKS), benchmarks_dir=folder)
+    evaluated = evaluation_items(made)
+    texts = {name: group["text"][0] for (name,), group in evaluated.group_by("evaluation_set", maintain_order=True)}
+    assert evaluated.filter(pl.col("evaluation_set") == "heldout")["item"].to_list() == ["a", "b", "c"]
+    assert texts["concept_questions"] == "The kettle is made of copper"
+    assert texts["mmlu"] == "f x"
+    assert texts["arc_easy"] == "Colour of sky? blue"
+    assert texts["sciq"] == "s q d"
+    assert texts["winogrande"] == "Ann met Eve and Ann left."
+    assert texts["triviaqa"] == "Which metal tin" and texts["webqs"] == "where? Rome"
+    summary, _ = run(evaluated, ("unique", frame(a="nothing alike")))
+    assert uncompared(summary, made) == []
+    assert uncompared(summary.filter(pl.col("evaluation_set") != "mmlu"), made) == ["mmlu: compared with nothing"]
+    lacking = run(evaluated.filter(pl.col("item") != "b"), ("unique", frame(a="")))[0]
+    assert uncompared(lacking, made) == ["heldout: 2 items compared of 3"]
+
+
+def test_corpora_are_d_the_oracle_and_the_syntheses_and_nothing_held_out() -> None:
+    splits = ["unique", "oracle", "heldout"]
+    documents = {"00000": pl.LazyFrame({"id": splits, "text": splits, "split": splits})}
+    synthetic = {"00000": pl.LazyFrame({"id": ["syn"], "text": ["made"], "seed_id": ["unique"]})}
+    found = {corpus: rows["id"].to_list() for corpus, rows in training_documents(documents, synthetic)}
+    assert found == {"unique": ["unique"], "oracle": ["oracle"], "synthetic": ["syn"]}
+
+
+@pytest.mark.parametrize(("leaked", "red"), [(1, False), (2, True)])
+def test_more_than_the_allowed_share_is_reported(leaked: int, red: bool) -> None:
+    evaluated = items(*(prose(seed, 30) for seed in range(10)))
+    documents = frame(**{f"d{n}": text for n, text in enumerate(evaluated["text"].head(leaked))})
+    summary, _ = run(evaluated, ("synthetic", documents))
+    problems = above(summary, "contained", SETTINGS.max_share)
+    assert problems == (["test in synthetic: 2 of 10 items contained"] if red else [])
+
+
+def test_a_document_that_does_not_hold_its_ngram_is_found() -> None:
+    item = prose(1, 20)
+    _, listed = run(items(item), ("unique", frame(a=item)))
+    assert misplaced(listed, [("unique", frame(a=prose(2, 20)))]) == ["i0: not in a (unique)"]
+    assert misplaced(listed, [("unique", frame(b=item))]) == ["i0: not in a (unique)"]
