@@ -56,6 +56,7 @@ def test_deployment_never_reaches_a_version():
         ("SBP_EXPERIMENT__CORPUS__SOURCE", "7", "experiment.corpus.source"),
         ("SBP_EXPERIMENT__NAME__X", "7", "is a value, not a section"),
         ("SBP_EXPERIMENT__NAME", "{", "not YAML"),
+        ("SBP_EXPERIMENT__SYNTHESIS__JUDGE__MODEL", "some-model", "deployment.judge_url is not"),
     ],
 )
 def test_impossible_settings_are_refused_with_key_and_reason(variable: str, value: str, says: str):
@@ -99,3 +100,20 @@ def test_an_error_names_the_variable_that_set_the_key_and_one_that_could():
         SettingsError, match=r"source\.path \(environment variable SBP_EXPERIMENT__CORPUS__SOURCE__PATH\)"
     ):
         load("text")
+
+
+def test_a_judge_is_identity_and_where_it_answers_is_not_nor_holds_it_a_key():
+    environ = {"SBP_EXPERIMENT__SYNTHESIS__JUDGE__MODEL": "m", "SBP_DEPLOYMENT__JUDGE_URL": "http://127.0.0.1:1/v1"}
+    versions = [
+        load(**environ | changed).experiment.version("1", "synthesis.judge")
+        for changed in (
+            {},
+            {"SBP_DEPLOYMENT__JUDGE_URL": "https://judge.example/v1", "SBP_DEPLOYMENT__JUDGE_CONCURRENCY": "2"},
+            {"SBP_EXPERIMENT__SYNTHESIS__JUDGE__MODEL": "other"},
+        )
+    ]
+    assert versions[0] == versions[1] != versions[2]
+    for url in ("http://user:s3cret@host/v1", "http://host/v1?api_key=s3cret"):
+        with pytest.raises(SettingsError, match="judge_url") as refused:
+            load(SBP_DEPLOYMENT__JUDGE_URL=url)
+        assert "s3cret" not in str(refused.value)

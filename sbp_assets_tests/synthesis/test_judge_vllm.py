@@ -39,7 +39,7 @@ def vllm_server(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while True:
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()[-3000:]
             try:
