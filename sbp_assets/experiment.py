@@ -46,9 +46,6 @@ class ConceptsSource(Section):
     attributes: Annotated[int, Field(ge=2, le=8)] = Field(6, description="Facts that exist per concept.")
     facts_per_document: Annotated[int, Field(ge=1, le=8)] = Field(3, description="Facts one document states.")
     restatements: Annotated[int, Field(ge=0, le=8)] = Field(
-        0, description="Of those facts, how many the document states again, in another wording, before it closes."
-    )
-    restatements: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="Of those facts, how many the document states once more, in another wording, near its end."
     )
     zipf_exponent: Annotated[float, Field(ge=0)] = Field(0.8, description="Popularity of concept r is r**-exponent.")
