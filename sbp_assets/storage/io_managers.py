@@ -62,7 +62,7 @@ class ArtifactIOManager(UPathIOManager):
             shutil.rmtree(local.parent)
 
     def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, Any]:
-        # Dagster's UI reads column lineage from materialisations alone, never from the asset's definition.
+        # Dagster looks for column lineage on materialisations alone, never on the asset's definition.
         lineage = {key: value for key, value in context.definition_metadata.items() if key == LINEAGE}
         return {"bytes": self._bytes, **lineage}  # called right after dump_to_path, which adds `path` itself
 
