@@ -1,15 +1,20 @@
 """The five-token world's check: floors against models of known loss, and that a planted gain turns it red."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from sbp_assets.corpus.five_tokens import LETTERS, MIN_LETTERS, document, end_probability, surprisal
+from sbp_assets.evaluation.checks import _control_check
 from sbp_assets.evaluation.negative_control import Floor, judge, measured_floor, scored_floor
+from sbp_assets.evaluation.tasks import write_tasks
 from sbp_assets.experiment import FiveTokensSource
+from sbp_assets.partitions import EXPERIMENT
 from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.storage.token_arrays import write_token_arrays
 
 SOURCE = FiveTokensSource(documents=300, tokens_per_document=48)
 TEXTS = [document(SOURCE, number)["text"] for number in range(SOURCE.documents)]
@@ -112,3 +117,23 @@ def test_chance_shrinks_with_tokens_and_grows_with_losses() -> None:
     assert Floor(1000, 1.6).allowed(1) == pytest.approx(math.log(1000) / 1000)
     assert Floor(2000, 1.6).allowed(1) < Floor(1000, 1.6).allowed(1) < Floor(1000, 1.6).allowed(9)
     assert end_probability(SOURCE) == 1 / (48 - MIN_LETTERS + 1)
+
+
+def test_the_check_takes_its_floors_from_the_tokens_that_the_run_measured(tmp_path: Path) -> None:
+    names = pl.DataFrame({"id": [f"d{number}" for number in range(len(TEXTS))], "text": TEXTS})
+    tokens, tasks = tmp_path / "tokens", tmp_path / "tasks"
+    tasks.mkdir()
+    write_tasks(tasks, names)
+    splits = names.select("id", split=pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("heldout")).otherwise(None))
+    write_token_arrays(tokens, splits, (np.zeros(length, np.int64) for length in LENGTHS), 10)
+    floor = measured_floor(SOURCE, LENGTHS[::2], EXPERIMENT.pretraining.heldout_tokens)
+    check = _control_check(SOURCE)
+
+    def evaluated(below: float):
+        curves = dynamics(baseline=floor.nats - MEASURED.nats, sbp=floor.nats - MEASURED.nats - below)
+        return check(comparison().lazy(), curves.lazy(), tokens={"00000": tokens}, tasks_dir=tasks)
+
+    assert evaluated(0).passed
+    assert evaluated(0).metadata["lowest_along_training_tokens"].value == floor.tokens
+    assert evaluated(0).metadata["scored_tokens"].value == SCORED.tokens
+    assert not evaluated(2 * floor.allowed(9)).passed
