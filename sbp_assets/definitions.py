@@ -16,6 +16,7 @@ import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.automation import JOBS, display_logger
 from sbp_assets.partitions import DEPLOYMENT
+from sbp_assets.storage.columns import with_sources
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
 STAGES = [
@@ -40,12 +41,12 @@ ASSETS = [
 ]
 
 
-def _owned(spec: dg.AssetSpec) -> dg.AssetSpec:
-    return spec.replace_attributes(owners=list(DEPLOYMENT.owners))
+def _house_rules(spec: dg.AssetSpec) -> dg.AssetSpec:
+    return spec.replace_attributes(owners=list(DEPLOYMENT.owners), metadata=with_sources(spec.metadata))
 
 
 defs = dg.Definitions(
-    assets=[asset.map_asset_specs(_owned) for asset in ASSETS],
+    assets=[asset.map_asset_specs(_house_rules) for asset in ASSETS],
     asset_checks=dg.load_asset_checks_from_modules([stage.checks for stage in STAGES]),
     jobs=JOBS,
     loggers={"console": dg.colored_console_logger, "display": display_logger},

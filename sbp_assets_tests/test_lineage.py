@@ -74,3 +74,13 @@ def test_a_seed_and_a_pair_lead_back_to_the_document_and_its_file():
 def test_no_score_is_made_of_another_arm():
     baseline = {asset for asset, _ in origins(("evaluation/baseline_scores", "value"))}
     assert not {asset for asset in baseline if asset.startswith(("synthesis/", "synthesizer/", "pairing/"))}
+
+
+def test_column_descriptions_say_what_a_column_is_made_of():
+    schema = GRAPH.get(dg.AssetKey(["pairing", "neighbor_pairs"])).metadata["dagster/column_schema"]
+    described = {column.name: column.description for column in schema.columns}
+    assert "← " in described["d1"] and "pairing/neighbor_candidates.query_id" in described["d1"]
+    without = {name for key in SCHEMAS for name in SCHEMAS[key]} - {
+        name for key in SCHEMAS if LINEAGE in GRAPH.get(key).metadata for name in lineage_of(key).deps_by_column
+    }
+    assert "rollout" in without  # a counter is made of no column

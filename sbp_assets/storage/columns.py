@@ -6,15 +6,17 @@ An artifact that is a directory has columns too: those of its tables, and its ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import dagster as dg
 
 LINEAGE = "dagster/column_lineage"
+SCHEMA = "dagster/column_schema"
 
 
 def schema(*columns: tuple[str, str, str]) -> dict[str, dg.TableSchema]:
     """Metadata entry of an asset's columns: (name, type, description) each."""
-    return {"dagster/column_schema": dg.TableSchema([dg.TableColumn(*column) for column in columns])}
+    return {SCHEMA: dg.TableSchema([dg.TableColumn(*column) for column in columns])}
 
 
 def lineage(same: Mapping[str, Iterable[str]] | None = None, /, **columns: str) -> dict[str, dg.TableColumnLineage]:
@@ -35,3 +37,20 @@ def lineage(same: Mapping[str, Iterable[str]] | None = None, /, **columns: str) 
         return dg.TableColumnDep(dg.AssetKey(asset.split("/")), column)
 
     return {LINEAGE: dg.TableColumnLineage({name: [dep(s) for s in sources] for name, sources in made_of.items()})}
+
+
+def with_sources(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """`metadata` with each column's sources behind its description, as in "The seed document. ← corpus/documents.id".
+
+    Open-source Dagster keeps and serves column lineage but does not draw it; an asset's table of columns it does show.
+    """
+    if SCHEMA not in metadata or LINEAGE not in metadata:
+        return dict(metadata)
+    sources = metadata[LINEAGE].deps_by_column
+
+    def column(own: dg.TableColumn) -> dg.TableColumn:
+        names = ", ".join(f"{dep.asset_key.to_user_string()}.{dep.column_name}" for dep in sources.get(own.name, ()))
+        description = f"{own.description or ''} ← {names}".strip() if names else own.description
+        return dg.TableColumn(own.name, own.type, description, own.constraints, own.tags)
+
+    return {**metadata, SCHEMA: dg.TableSchema([column(own) for own in metadata[SCHEMA].columns])}
