@@ -56,7 +56,7 @@ def main(profile: str) -> None:
         "wall_seconds_of_this_call": round(wall, 1),
         "rows": rows,
         "lead_over_placebos": _leads(stores),
-        "quality": {arm: _quality(store) for arm, store in stores.items()},
+        "quality": {arm: quality(store) for arm, store in stores.items()},
     }
     print(json.dumps(result))
 
@@ -100,7 +100,8 @@ def _leads(stores: dict[str, Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def _quality(store: Path) -> dict[str, float]:
+def quality(store: Path) -> dict[str, float]:
+    """{metric}_{corpus} of a store's quality table, for metrics that have a value."""
     table = pl.read_parquet(store / "synthesis/quality_table.parquet").filter(pl.col("value").is_not_null())
     return {f"{metric}_{corpus}": value for metric, corpus, value in table["metric", "corpus", "value"].iter_rows()}
 
