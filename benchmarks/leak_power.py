@@ -11,6 +11,7 @@ import json
 import random
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -31,7 +32,8 @@ def main() -> None:
         raise SystemExit(f"profile {settings.profile}: the truth is known of source concepts alone")
     world, tokenizer = ConceptWorld(experiment.truth), load_tokenizer(data / "corpus/tokenizer")
     world.statements = cache(world.statements)  # type: ignore[method-assign]  # The texts are the same each time.
-    seeds, syntheses = {}, []
+    seeds: dict[str, Any] = {}
+    syntheses = []
     for shard in experiment.shard_keys:
         arrays = TokenArrays.load(data / "corpus/tokens" / shard)
         seeds |= seed_documents(arrays, tokenizer, experiment.max_document_tokens, experiment.conditional)

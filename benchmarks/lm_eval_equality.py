@@ -62,7 +62,7 @@ def lm_eval_scores(
 
     With batch size 1 no score depends on what else is in a run, so that one run does for all tasks of a kind.
     """
-    found = {}
+    found: dict[tuple[str, str], float] = {}
     for rolling in (True, False):
         tasks = [task for task in made.tasks if task.rolling is rolling]
         for part in [tasks] if batch_size == 1 else [[task] for task in tasks]:
