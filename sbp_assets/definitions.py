@@ -16,6 +16,7 @@ import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.automation import JOBS, display_logger
 from sbp_assets.partitions import DEPLOYMENT
+from sbp_assets.pipes import WholeLinesMessageReader
 from sbp_assets.storage.columns import with_sources
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
@@ -31,7 +32,7 @@ STAGES = [
 RESOURCES = {
     "parquet": ParquetIOManager(DEPLOYMENT.data_dir, cache=f"{DEPLOYMENT.work_dir}/cache"),
     "directory": DirectoryIOManager(DEPLOYMENT.data_dir, cache=f"{DEPLOYMENT.work_dir}/cache"),
-    "pipes": dg.PipesSubprocessClient(),
+    "pipes": dg.PipesSubprocessClient(message_reader=WholeLinesMessageReader()),
 }
 
 ASSETS = [
