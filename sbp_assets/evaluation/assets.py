@@ -378,22 +378,24 @@ def comparison(
 def training_dynamics(
     baseline_model: dict[str, Path], sbp_model: dict[str, Path], oracle_model: dict[str, Path]
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Held-out loss along training, one row per arm, seed and measurement; the plot is in the metadata."""
+    """Held-out loss along training, one row per arm, seed and measurement; means over the seeds, with their spread, and
+    the plot are in the metadata."""
     with Progress("training dynamics", "rows") as progress:
         table = dynamics.collect(dict(zip(ARMS, (baseline_model, sbp_model, oracle_model), strict=True)))
         progress.advance(len(table))
     image = b64encode(dynamics.png(table)).decode()
-    final = {
-        f"{arm}_final_heldout_loss": float(rows.sort("tokens").group_by("seed").last()["heldout_loss"].mean())  # type: ignore[arg-type]
-        for arm in ARMS
-        if not (rows := table.filter(pl.col("arm") == arm)).is_empty()
-    }
+    means = dynamics.over_seeds(table)
+    stops = dynamics.early_stops(table)
+    ends = means.group_by("arm", maintain_order=True).last()
+    side_by_side = means.pivot("arm", index="tokens", values="mean").sort("tokens")
     return dg.MaterializeResult(
         value=table,
         metadata={
             "dagster/row_count": len(table),
-            **final,
+            **{f"{arm}_final_heldout_loss": loss for arm, loss in ends.select("arm", "mean").iter_rows()},
+            **({"baseline_lowest_heldout_loss": float(stops["heldout_loss"].mean())} if len(stops) else {}),  # type: ignore[arg-type]
             **progress.metadata(),
+            "mean_over_seeds": dg.MetadataValue.md(table_preview(side_by_side)),
             "plot": dg.MetadataValue.md(f"![held-out loss against training tokens](data:image/png;base64,{image})"),
         },
     )
@@ -406,6 +408,9 @@ def training_dynamics(
         "training_dynamics": dg.AssetIn(["evaluation", "training_dynamics"]),
         "token_budget": dg.AssetIn(["pretraining", "token_budget"]),
         "quality_table": dg.AssetIn(["synthesis", "quality_table"]),
+        "posterior_predictive": dg.AssetIn(["synthesis", "posterior_predictive"]),
+        "pair_truth": dg.AssetIn(["pairing", "pair_truth"]),
+        "contamination": dg.AssetIn(["evaluation", "contamination"]),
         "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
         "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
         "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
@@ -414,13 +419,16 @@ def training_dynamics(
     kinds={"jinja", "html"},
     io_manager_key="directory",
     # The page prints all of the experiment.
-    code_version=EXPERIMENT.version("1", *type(EXPERIMENT).model_fields),
+    code_version=EXPERIMENT.version("2", *type(EXPERIMENT).model_fields),
 )
 def report(
     comparison: pl.LazyFrame,
     training_dynamics: pl.LazyFrame,
     token_budget: pl.LazyFrame,
     quality_table: pl.LazyFrame,
+    posterior_predictive: pl.LazyFrame,
+    pair_truth: pl.LazyFrame,
+    contamination: pl.LazyFrame,
     neighbor_pairs: dict[str, pl.LazyFrame],
     documents: dict[str, pl.LazyFrame],
     synthetic_documents: dict[str, pl.LazyFrame],
@@ -434,6 +442,9 @@ def report(
             dynamics=training_dynamics.collect(),
             token_budget=token_budget.collect(),
             quality=quality_table.collect(),
+            posterior=posterior_predictive.collect(),
+            pair_truth=pair_truth.collect(),
+            contamination=contamination.collect(),
             similarities=report_data.similarity_counts(neighbor_pairs),
             pairs=report_data.example_pairs(neighbor_pairs, documents),
             syntheses=report_data.example_syntheses(synthetic_documents, documents),

@@ -1,4 +1,4 @@
-"""Training dynamics: held-out loss against training tokens, three arms, every seed a thin line."""
+"""Training dynamics: held-out loss against training tokens, three arms, their means and spread over the seeds."""
 
 from __future__ import annotations
 
@@ -57,22 +57,45 @@ def dynamics_problems(table: pl.DataFrame) -> list[str]:
     return problems
 
 
+def over_seeds(table: pl.DataFrame) -> pl.DataFrame:
+    """The curves over the seeds, ordered by arm and tokens: arm, tokens, seeds, mean, low, high (nats per token)."""
+    loss = pl.col("heldout_loss")
+    return (
+        table.group_by("arm", "tokens")
+        .agg(seeds=pl.len().cast(pl.Int64), mean=loss.mean(), low=loss.min(), high=loss.max())
+        .sort(pl.col("arm").cast(pl.Enum(ARMS)), "tokens")
+    )
+
+
+def early_stops(table: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `table` at which early stopping would keep the baseline: each seed's lowest loss, the first of equals."""
+    return (
+        table.filter(arm="baseline")
+        .sort("heldout_loss", "tokens")
+        .unique("seed", keep="first", maintain_order=True)
+        .sort("seed")
+    )
+
+
 def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
-    """Held-out loss (nats per token) against tokens; thick lines are means over seeds. `ink` draws text and axes."""
+    """Held-out loss (nats per token) against tokens: means over seeds, in bands from the lowest seed to the highest.
+
+    Rings are where early stopping would keep the baseline, one per seed. `ink` draws text and axes.
+    """
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
-    for arm in ARMS:
-        rows = table.filter(pl.col("arm") == arm)
-        if rows.is_empty():
-            continue
-        colour, dashes = STYLES[arm]
-        if rows["seed"].n_unique() > 1:
-            for (_,), seed in rows.group_by("seed", maintain_order=True):
-                axes.plot(seed["tokens"], seed["heldout_loss"], color=colour, linewidth=0.7, alpha=0.5)
-        mean = rows.group_by("tokens").agg(pl.col("heldout_loss").mean()).sort("tokens")
-        axes.plot(mean["tokens"], mean["heldout_loss"], dashes, color=colour, linewidth=2, label=LABELS[arm])
+    for (arm,), rows in over_seeds(table).group_by("arm", maintain_order=True):
+        colour, dashes = STYLES[str(arm)]
+        if rows["seeds"].max() > 1:  # type: ignore[operator]
+            axes.fill_between(rows["tokens"], rows["low"], rows["high"], color=colour, alpha=0.22, linewidth=0)
+        axes.plot(rows["tokens"], rows["mean"], dashes, color=colour, linewidth=2, label=LABELS[str(arm)])
+    if len(stops := early_stops(table)):
+        axes.plot(
+            stops["tokens"], stops["heldout_loss"], "o", color=STYLES["baseline"][0], fillstyle="none", markersize=7,
+            markeredgewidth=1.5, label="baseline, stopped early",
+        )  # fmt: skip
     axes.set_xlabel("training tokens", color=ink)
     axes.set_ylabel("held-out loss, nats per token", color=ink)
     axes.tick_params(colors=ink, length=3)
@@ -80,7 +103,7 @@ def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(ink)
     axes.grid(axis="y", color=ink, alpha=0.12, linewidth=0.8)
-    late = table.filter(pl.col("tokens") >= 0.1 * pl.col("tokens").max())["heldout_loss"]
+    late = pl.concat([table.filter(pl.col("tokens") >= 0.1 * pl.col("tokens").max()), stops])["heldout_loss"]
     if len(late) > 1 and late.max() > late.min():  # type: ignore[operator]
         # The fall from the untrained model would flatten everything that sets the arms apart.
         low, high = float(late.min()), float(late.max())  # type: ignore[arg-type]

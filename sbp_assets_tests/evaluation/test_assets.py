@@ -40,6 +40,8 @@ def data(tmp_path: Path, model_dir: Path) -> Path:
         synthetic = {"id": ["syn-0"], "seed_id": ids[:1], "rollout": [0], "text": ["Hello"], "finish_reason": ["stop"]}
         write(f"synthesis/synthetic_documents/{shard}", pl.DataFrame(synthetic))
     write("synthesis/quality_table", inputs["quality"])
+    write("synthesis/posterior_predictive", inputs["posterior"])
+    write("pairing/pair_truth", inputs["pair_truth"])
     write("pretraining/token_budget", inputs["token_budget"])
     for arm in ARMS:
         model = tmp_path / "pretraining" / f"{arm}_model" / EXPERIMENT.seed_keys[0]
@@ -94,4 +96,10 @@ def test_scores_to_report(data: Path) -> None:
     # One model under three names: no arm gains anything.
     assert comparison["delta_sbp"].to_list() == [0] * len(comparison)
     assert comparison["share_of_oracle_gain"].null_count() == len(comparison)
-    assert "reached the same held-out perplexity" in (data / "evaluation/report/index.html").read_text()
+    page = (data / "evaluation/report/index.html").read_text()
+    assert "reached the same held-out perplexity" in page
+    (precision,) = pl.read_parquet(data / "pairing/pair_truth.parquet").filter(shard="all")["precision"]
+    assert f"{precision:.1%}" in page, "the report shows what its upstream artifacts hold"
+    (curves,) = rest.asset_materializations_for_node("evaluation__training_dynamics")
+    assert curves.metadata["baseline_lowest_heldout_loss"].value == 5.0
+    assert "| 100" in str(curves.metadata["mean_over_seeds"].value)
