@@ -8,6 +8,7 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from sbp_assets.pretraining.budget import ARMS
 
@@ -21,7 +22,7 @@ AGAINST: tuple[Against, ...] = get_args(Against)
 
 PERPLEXITY = "perplexity"
 RESAMPLES = 2000
-INTERVAL = (2.5, 97.5)
+CONFIDENCE = 0.975  # each side of a 95% interval
 # Of the resamples, in which the oracle may fail to beat the baseline before a share has no interval.
 UNDEFINED_SHARE = 0.025
 _ENTRIES = 1 << 22  # Counts held at once: resamples by samples.
@@ -60,11 +61,11 @@ def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], resamples: int = R
     share_of_oracle_gain is delta_sbp / delta_oracle: 1 is all of the oracle's gain, negative is a loss; null where the
     oracle does not beat the baseline.
 
-    Standard errors and 95% intervals (percentiles) are of a paired bootstrap: in each resample all models get the same
-    examples, drawn with replacement, and the same seeds. Of n > 1 seeds n - 1 are drawn, which makes the bootstrap
-    variance that of a mean of n (Rao and Wu 1988, J. Am. Stat. Assoc. 83); of one seed only the examples vary. The
-    synthesizer is tuned and sampled once, so its own variation is not in them. Null where models did not answer the
-    same examples.
+    Standard errors are of a paired bootstrap: in each resample all models get the same examples, drawn with
+    replacement, and the same seeds. Of n > 1 seeds n - 1 are drawn, which makes the bootstrap variance that of a mean
+    of n (Rao and Wu 1988, J. Am. Stat. Assoc. 83); of one seed only the examples vary. 95% intervals reach as many
+    standard errors as Student's t asks for with so few seeds (see `_quantile`). The synthesizer is tuned and sampled
+    once, so its own variation is not in them. Null where models did not answer the same examples.
     """
     if missing := [name for name in SCORED if not scores.get(name)]:
         raise ValueError(f"no scores of {', '.join(missing)}: a comparison needs {', '.join(SCORED)}")
@@ -102,49 +103,83 @@ def _row(task: str, metric: str, higher: bool, arms: Mapping[str, pl.DataFrame],
     }
     row |= deltas
     row["share_of_oracle_gain"] = share_of_oracle_gain(deltas["delta_sbp"], deltas["delta_oracle"], higher)
-    if not seeds or (drawn := _bootstrap(task, metric, arms, seeds, resamples)) is None:
+    if not seeds or (sample := _samples(arms, seeds)) is None:
         return row
-    drawn |= {f"delta_{arm}": drawn[arm] - drawn["baseline"] for arm in ("sbp", "oracle")}
-    for name, resampled in drawn.items():
-        row[f"{name}_stderr"] = float(np.std(resampled, ddof=1))
-        if name in deltas:
-            row[f"{name}_low"], row[f"{name}_high"] = map(float, np.percentile(resampled, INTERVAL))
-    gained = drawn["delta_oracle"] > 0 if higher else drawn["delta_oracle"] < 0
-    if row["share_of_oracle_gain"] is not None and np.mean(~gained) <= UNDEFINED_SHARE:
-        shares = drawn["delta_sbp"][gained] / drawn["delta_oracle"][gained]
-        row["share_low"], row["share_high"] = map(float, np.percentile(shares, INTERVAL))
+    # Twice: with the seeds drawn, too, for the error; with the seeds as they are, to tell what part of it seeds make.
+    both = _statistics(_bootstrap(task, metric, *sample, resamples, draw_seeds=True), higher)
+    examples = _statistics(_bootstrap(task, metric, *sample, resamples, draw_seeds=False), higher)
+    for name, resampled in both.items():
+        if np.mean(np.isnan(resampled)) > UNDEFINED_SHARE:
+            continue
+        error = float(np.nanstd(resampled, ddof=1))
+        middle = row["share_of_oracle_gain"] if name == "share" else row[name]
+        if name != "share":
+            row[f"{name}_stderr"] = error
+        if name in INTERVALS and middle is not None:
+            reach = error * _quantile(error**2, float(np.nanvar(examples[name], ddof=1)), len(seeds))
+            row[f"{name}_low"], row[f"{name}_high"] = middle - reach, middle + reach  # type: ignore[operator]
     return row
 
 
-def _bootstrap(
-    task: str, metric: str, arms: Mapping[str, pl.DataFrame], seeds: list[str], resamples: int
-) -> dict[str, np.ndarray] | None:
-    """Resampled means over seeds of every arm, (resamples,) each; None where arms were not asked the same examples."""
+INTERVALS = ("delta_sbp", "delta_oracle", "share")
+
+
+def _quantile(variance: float, of_examples: float, seeds: int) -> float:
+    """Student's t quantile of a two-sided 95% interval, its degrees of freedom by Satterthwaite (1946).
+
+    The part of the variance that the examples make is taken as known, that of n seeds as estimated with n - 1 degrees.
+    With three seeds and nothing but them it is 4.3 and not 1.96: percentiles of the bootstrap would cover 80% for 95%.
+    """
+    of_seeds = max(variance - of_examples, 0.0)
+    if seeds < 2 or not of_seeds:
+        return float(stats.norm.ppf(CONFIDENCE))
+    return float(stats.t.ppf(CONFIDENCE, (seeds - 1) * (variance / of_seeds) ** 2))
+
+
+def _statistics(drawn: dict[str, np.ndarray], higher: bool) -> dict[str, np.ndarray]:
+    """Resampled scores, deltas and share; the share is NaN where the oracle does not gain."""
+    drawn = drawn | {f"delta_{arm}": drawn[arm] - drawn["baseline"] for arm in ("sbp", "oracle")}
+    gained = drawn["delta_oracle"] > 0 if higher else drawn["delta_oracle"] < 0
+    share = np.full(len(gained), np.nan)
+    np.divide(drawn["delta_sbp"], drawn["delta_oracle"], out=share, where=gained)
+    return drawn | {"share": share}
+
+
+def _samples(arms: Mapping[str, pl.DataFrame], seeds: list[str]) -> tuple[list[str], np.ndarray, np.ndarray] | None:
+    """Arms, weighted sample values (arms, seeds, samples), weights; None where examples differ or are unknown."""
     found = {
         arm: [own.filter(seed=seed).select(*SAMPLES).row(0) for seed in seeds]  # (values, weights) per seed
         for arm, own in arms.items()
     }
     flat = [sample for rows in found.values() for sample in rows]
-    if any(values is None for values, _ in flat) or len({tuple(weights) for _, weights in flat}) != 1:
+    if any(not values for values, _ in flat) or len({tuple(weights) for _, weights in flat}) != 1:
         return None
     weights = np.array(flat[0][1], dtype=np.float64)
-    sums = np.array([[values for values, _ in rows] for rows in found.values()]) * weights  # (arms, seeds, samples)
-    if not len(weights):
-        return None
+    values = np.array([[values for values, _ in rows] for rows in found.values()])
+    return list(found), values * weights, weights
+
+
+def _bootstrap(
+    task: str, metric: str, arms: list[str], sums: np.ndarray, weights: np.ndarray, resamples: int, draw_seeds: bool
+) -> dict[str, np.ndarray]:
+    """Resampled means over the seeds of every arm, (resamples,) each."""
+    seeds = sums.shape[1]
     # The task alone decides what is drawn: rows about the same examples agree, and nothing else moves them.
     random = np.random.default_rng(int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big"))
+    chosen = random.integers(0, seeds, (resamples, max(1, seeds - 1)))
+    if not draw_seeds:
+        chosen = np.tile(np.arange(seeds), (resamples, 1))
     parts = []
-    chosen = random.integers(0, len(seeds), (resamples, max(1, len(seeds) - 1)))
-    for start in range(0, resamples, max(1, _ENTRIES // len(weights))):
-        picks = chosen[start : start + max(1, _ENTRIES // len(weights))]
+    at_once = max(1, _ENTRIES // len(weights))
+    for start in range(0, resamples, at_once):
+        picks = chosen[start : start + at_once]
         counts = random.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), len(picks)).astype(float)
         totals = np.maximum(counts @ weights, 1e-9)
         means = np.einsum("rn,asn->ars", counts, sums, optimize=True) / totals[None, :, None]
         if metric == PERPLEXITY:
             means = np.exp(means)
         parts.append(np.take_along_axis(means, np.broadcast_to(picks, (len(sums), *picks.shape)), axis=2).mean(axis=2))
-    drawn = np.concatenate(parts, axis=1)
-    return dict(zip(found, drawn, strict=True))
+    return dict(zip(arms, np.concatenate(parts, axis=1), strict=True))
 
 
 def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, higher_is_better: bool) -> float | None:

@@ -80,6 +80,21 @@ def test_bootstrap_variance_is_that_of_a_mean_over_seeds() -> None:
     assert row["delta_sbp_low"] < row["delta_sbp"] < row["delta_sbp_high"]
 
 
+def test_intervals_cover_as_often_as_they_say() -> None:
+    random = np.random.default_rng(0)
+
+    def covered(spread: float) -> bool:
+        baseline = [scores(random.normal(1.0, 0.05, 40)) for _ in range(3)]
+        gains = random.normal(0.5, spread, 3)
+        sbp = [scores(random.normal(1.0 - gain, 0.05, 40)) for gain in gains]
+        oracle = [scores(random.normal(0.0, 0.05, 40)) for _ in range(3)]
+        row = compare(models(baseline=baseline, sbp=sbp, oracle=oracle), 200).to_dicts()[0]
+        return row["delta_sbp_low"] <= -0.5 <= row["delta_sbp_high"] and row["share_low"] < row["share_high"]
+
+    for spread in (0.0, 0.1):  # nothing but examples, nearly nothing but seeds
+        assert sum(covered(spread) for _ in range(30)) >= 26
+
+
 def test_examples_are_paired_between_arms() -> None:
     hard = np.linspace(0, 5, 200)  # examples differ much, the gain hardly at all
     arms = {"baseline": hard, "sbp": hard - 0.5, "oracle": hard - 1 + 0.01 * np.sin(hard)}
