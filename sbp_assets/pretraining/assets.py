@@ -41,7 +41,9 @@ SHARDS_OF_SYNTHETIC_TOKENS = dg.AssetIn(
 TOKENIZER = dg.AssetIn(["corpus", "tokenizer"], dagster_type=Path)
 
 DESCRIPTIONS: dict[Arm, str] = {
-    "baseline": "The repetition arm: D read `repetitions` times. The synthesizer is tuned from the first seed's model.",
+    "baseline": "The repetition arm: D read `repetitions` times. The synthesizer is tuned from the first seed's model. "
+    "`best/` is the model at the lowest held-out loss along training, what early stopping would keep, unless that is "
+    "the last one.",
     "sbp": "The SBP arm: every synthetic document once, and D repeated for the rest of the budget.",
     "oracle": "The oracle arm: D and the oracle split, as many unique real documents as the budget asks for.",
 }
@@ -49,8 +51,7 @@ DIRECTORY = """
 
 A Hugging Face model directory (safetensors, config, tokenizer) with metrics.parquet (step, tokens, train_loss,
 heldout_loss, learning_rate, gradient_norm) and run.json (what was run, where, how long). Trained from random weights on
-exactly the token budget that the other arms have. A run that was interrupted resumes from its last checkpoint. `best/`
-is the model at the lowest held-out loss along training, what early stopping would keep, where that is not the last."""
+exactly the token budget that the other arms have. A run that was interrupted resumes from its last checkpoint."""
 
 
 def model_columns(*read: str) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def _arm_model(arm: Arm) -> dg.AssetsDefinition:
             heldout=[Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)],
             heldout_tokens=EXPERIMENT.pretraining.heldout_tokens,
             evaluations=EXPERIMENT.pretraining.evaluations,
-            keep_best=True,
+            keep_best=arm == "baseline",
             **execution_fields(f"{arm}_model", context.partition_key),
         )
         directory, metadata = train(context, pipes, spec)

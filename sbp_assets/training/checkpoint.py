@@ -14,7 +14,6 @@ from sbp_assets.storage.artifacts import atomic_path
 logger = logging.getLogger("sbp_assets.training")
 
 _CHECKPOINT = "checkpoint.pt"
-_BEST = "best.pt"
 RUN_RECORD = "run.json"
 BEST_DIRECTORY = "best"
 
@@ -63,32 +62,45 @@ def finished(output_dir: Path, fingerprint: dict[str, Any]) -> bool:
 
 
 def save_best(work_dir: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
-    """Keep `weights` as those of the lowest held-out loss so far, replacing the ones before atomically."""
+    """Keep `weights`, those after `step`, as the ones of the lowest held-out loss so far.
+
+    Earlier ones stay: a run that resumes before `step` may find another lowest loss, where floating-point work is not
+    exactly repeatable. `prune_best` removes them once a checkpoint no longer needs them.
+    """
     work_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_path(work_dir / _BEST) as temporary:
-        torch.save({"step": step, "weights": weights}, temporary)
+    with atomic_path(_best(work_dir, step)) as temporary:
+        torch.save(weights, temporary)
+
+
+def prune_best(work_dir: Path, step: int | None) -> None:
+    """Remove the kept weights of all steps but `step`."""
+    for path in work_dir.glob(_best(work_dir, "*").name):
+        if step is None or path != _best(work_dir, step):
+            path.unlink(missing_ok=True)
 
 
 def load_best(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    """The weights kept at `step`; CheckpointMismatch where the file is gone or holds those of another step."""
-    path = work_dir / _BEST
-    best = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if path.exists() else {"step": None}
-    if best["step"] != step:
+    """The weights kept after `step`; CheckpointMismatch where they are gone."""
+    path = _best(work_dir, step)
+    if not path.exists():
         raise CheckpointMismatch(
-            f"{path} should hold the weights after step {step}, the lowest held-out loss, and holds those of "
-            f"{best['step']}: delete {work_dir} to train again"
+            f"{path}, the weights of the lowest held-out loss, is gone: delete {work_dir} to train again"
         )
-    return cast(dict[str, torch.Tensor], best["weights"])
+    return cast(dict[str, torch.Tensor], torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+
+
+def _best(work_dir: Path, step: int | str) -> Path:
+    return work_dir / f"best-{step}.pt"
 
 
 def discard_checkpoint(work_dir: Path) -> None:
     """Remove the checkpoint and the best weights: the run has finished."""
-    for name in (_CHECKPOINT, _BEST):
-        (work_dir / name).unlink(missing_ok=True)
+    (work_dir / _CHECKPOINT).unlink(missing_ok=True)
+    prune_best(work_dir, None)
 
 
 def remove_partial(work_dir: Path) -> None:
-    """Remove what a process killed while it wrote a checkpoint has left."""
-    for name in (_CHECKPOINT, _BEST):
+    """Remove what a process killed while it wrote a checkpoint or best weights has left."""
+    for name in (_CHECKPOINT, _best(work_dir, "*").name):
         for partial in work_dir.glob(f".{name}.*.partial"):
             partial.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from sbp_assets.training.checkpoint import (
     finished,
     load_best,
     load_checkpoint,
+    prune_best,
     remove_partial,
     save_best,
     save_checkpoint,
@@ -386,6 +387,7 @@ class _Run:
                     "optimizer": optimizer,
                 },
             )
+            prune_best(self.spec.work_dir, self._best_step())
         self.saved = time.monotonic()
 
     def _restore(self) -> None:
@@ -404,6 +406,8 @@ class _Run:
         self.step, self.seconds_before = checkpoint["step"], checkpoint["seconds"]
         self.metrics = checkpoint["metrics"]
         if self.world.leads:
+            if (best := self._best_step()) is not None:
+                load_best(self.spec.work_dir, best)  # missing weights are told now, not after the last step
             logger.info("%s: resuming after step %d of %d", self.spec.name, self.step, self.steps)
 
 
