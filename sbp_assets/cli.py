@@ -108,16 +108,19 @@ def run(
 
         typer.echo("\n" + render_table(pl.read_parquet(f"{data}/evaluation/comparison.parquet")))
     typer.echo(f"\nreport: {data}/evaluation/report/index.html")
-    typer.echo("records: `make ui` (or `sbp ui`) opens this instance in Dagster's UI")
+    typer.echo("records: `make ui` (or `sbp ui`, with the same settings) opens this instance in Dagster's UI")
 
 
 @app.command()
 def branch(
     name: Annotated[str, typer.Argument(help="Of the branch: letters, digits, underscores.")],
-    changes: Annotated[list[str], typer.Argument(help="Settings of the experiment, as in pairing.min_similarity=0.8")],
+    changes: Annotated[list[str], typer.Argument(help="Settings of the experiment, as in pairing.min_similarity=0.8.")],
     profile: Profile = None,
 ) -> None:
-    """Run other settings on a copy of the finished artifacts: only what they change is made anew."""
+    """Run other settings on a copy of the finished artifacts: only what they change is made anew.
+
+    `sbp env --branch NAME` prints what makes `sbp ui`, `sbp trace` and the rest act on the branch.
+    """
     settings = _activate(profile)
     from sbp_assets.branch import parse_changes, run_branch
 
@@ -209,9 +212,21 @@ def ui(profile: Profile = None, port: int = 3000) -> None:
 
 
 @app.command()
-def env(profile: Profile = None) -> None:
+def env(
+    profile: Profile = None,
+    branch: Annotated[str | None, typer.Option(help="Act on this branch of the profile's store.")] = None,
+) -> None:
     """Print export lines for bare `dagster` commands: eval "$(sbp env)"."""
     settings = _activate(profile)
+    if branch:
+        from sbp_assets.branch import branch_environment
+
+        try:
+            os.environ.update(branch_environment(settings, branch))
+        except SettingsError as error:
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(2) from None
+        settings = load_settings()
     overrides = {name: value for name, value in os.environ.items() if name.startswith("SBP_") and "__" in name}
     for name, value in {**dagster_environment(settings), **overrides}.items():
         typer.echo(f"export {name}={shlex.quote(value)}")

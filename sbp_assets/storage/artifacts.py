@@ -46,12 +46,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(folder: Path, what: str, seconds: float = 0) -> Iterator[None]:
-    """Hold `folder`'s lock for the block; RuntimeError naming `what` if another process has it for `seconds` more.
+    """Hold `folder`'s lock for the block, doing `what`; RuntimeError if another process has it for `seconds` more.
+
+    The error says what the other does.
 
     The lock goes with the process that holds it, killed or not.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("a+") as lock:
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -59,8 +61,13 @@ def exclusive(folder: Path, what: str, seconds: float = 0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise RuntimeError(f"another process is {what} in {folder}; wait for it or stop it") from None
+                    lock.seek(0)
+                    holder = lock.read() or what  # not written yet: both are at the same
+                    raise RuntimeError(f"another process is {holder} in {folder}; wait for it or stop it") from None
                 time.sleep(0.2)
+        lock.truncate(0)
+        lock.write(what)
+        lock.flush()
         yield
 
 
