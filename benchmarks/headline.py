@@ -23,7 +23,14 @@ from typing import Any
 import polars as pl
 
 from sbp_assets.branch import run_branch
-from sbp_assets.evaluation.comparison import BASELINE_NAMES, METRIC_NAMES, PERCENT_METRICS, TASK_NAMES, compare
+from sbp_assets.evaluation.comparison import (
+    BASELINE_NAMES,
+    METRIC_NAMES,
+    PERCENT_METRICS,
+    SCORED,
+    TASK_NAMES,
+    compare,
+)
 from sbp_assets.experiment import load_settings
 
 PLACEBOS: dict[str, dict[str, Any]] = {
@@ -41,21 +48,27 @@ def main(profile: str) -> None:
     subprocess.run([sys.executable, "-m", "sbp_assets.cli", "run"], check=True)
     stores = {"sbp": own} | {name: run_branch(settings, name, changes) for name, changes in PLACEBOS.items()}
     wall = time.monotonic() - started
+    seeds = settings.experiment.seed_keys
+    scores: dict[str, dict[str, dict[str, pl.DataFrame]]] = {
+        arm: {model: _scores(store, model, seeds) for model in SCORED} for arm, store in stores.items()
+    }
+    for name, branch in scores.items():
+        for model in ("baseline", "early_stopped", "oracle"):
+            if any(not branch[model][seed].equals(scores["sbp"][model][seed]) for seed in seeds):
+                raise SystemExit(f"{stores[name]}: its {model} is another one, so its deltas are; delete the branch")
     tables = {arm: pl.read_parquet(store / "evaluation/comparison.parquet") for arm, store in stores.items()}
     rows = [_row(row, tables) for row in tables["sbp"].iter_rows(named=True)]
     for against in BASELINE_NAMES:
-        print(
-            f"\nagainst the {BASELINE_NAMES[against]} baseline, {len(settings.experiment.seed_keys)} training seeds\n"
-        )
+        print(f"\nagainst the {BASELINE_NAMES[against]} baseline, training seeds {', '.join(seeds)}\n")
         print(_markdown([row for row in rows if row["against"] == against]))
     print()
     result = {
         "profile": profile,
-        "seeds": settings.experiment.seed_keys,
+        "seeds": seeds,
         "cores": os.cpu_count(),
         "wall_seconds_of_this_call": round(wall, 1),
         "rows": rows,
-        "lead_over_placebos": _leads(stores),
+        "lead_over_placebos": _leads(scores),
         "quality": {arm: quality(store) for arm, store in stores.items()},
     }
     print(json.dumps(result))
@@ -81,16 +94,16 @@ def _row(row: dict[str, Any], tables: dict[str, pl.DataFrame]) -> dict[str, Any]
     return {**key, **{name: row[name] for name in shared}, **arms, "oracle": oracle}
 
 
-def _leads(stores: dict[str, Path]) -> list[dict[str, Any]]:
+def _scores(store: Path, model: str, seeds: list[str]) -> dict[str, pl.DataFrame]:
+    return {seed: pl.read_parquet(store / f"evaluation/{model}_scores/{seed}.parquet") for seed in seeds}
+
+
+def _leads(scores: dict[str, dict[str, dict[str, pl.DataFrame]]]) -> list[dict[str, Any]]:
     """SBP against each placebo, which stands where the baseline would: paired over the same examples and seeds."""
-
-    def scores(store: Path, model: str) -> dict[str, pl.DataFrame]:
-        return {path.stem: pl.read_parquet(path) for path in sorted((store / f"evaluation/{model}_scores").glob("*"))}
-
-    sbp, oracle = (scores(stores["sbp"], model) for model in ("sbp", "oracle"))
     rows = []
     for placebo in PLACEBOS:
-        own = scores(stores[placebo], "sbp")
+        own = scores[placebo]["sbp"]
+        sbp, oracle = scores["sbp"]["sbp"], scores["sbp"]["oracle"]
         table = compare({"baseline": own, "early_stopped": own, "sbp": sbp, "oracle": oracle}).filter(against="final")
         rows += [
             {"placebo": placebo, "task": row["task"], "metric": row["metric"]}

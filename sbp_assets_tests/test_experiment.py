@@ -117,3 +117,10 @@ def test_a_judge_is_identity_and_where_it_answers_is_not_nor_holds_it_a_key():
         with pytest.raises(SettingsError, match="judge_url") as refused:
             load(SBP_DEPLOYMENT__JUDGE_URL=url)
         assert "s3cret" not in str(refused.value)
+
+
+def test_headline_is_the_demo_over_more_seeds():
+    demo, headline = (load_settings(name, {}) for name in ("demo", "headline"))
+    pretraining = headline.experiment.pretraining.model_copy(update={"seeds": demo.experiment.pretraining.seeds})
+    assert headline.experiment.model_copy(update={"name": "demo", "pretraining": pretraining}) == demo.experiment
+    assert len(headline.experiment.seed_keys) >= 3
