@@ -42,6 +42,7 @@ SCORED_MODELS: dict[Scored, str] = {
     "oracle": "the oracle model",
 }
 SAMPLES = ("sample_values", "sample_weights")
+BENCHMARKS_DIR = Path(DEPLOYMENT.benchmarks_dir) if DEPLOYMENT.benchmarks_dir else None
 # Scores that a column of the comparison is made of, by the name that its columns begin with.
 BASELINES: tuple[Scored, ...] = ("baseline", "early_stopped")
 COMPARED: dict[str, tuple[Scored, ...]] = {
@@ -72,7 +73,8 @@ def configured_tasks() -> list[str]:
     group_name="evaluation",
     kinds={"yaml", "parquet"},
     io_manager_key="directory",
-    code_version=EXPERIMENT.version("1", "evaluation", "truth"),
+    code_version=f"{EXPERIMENT.version('1', 'evaluation', 'truth')}-"
+    + tasks.data_version(EXPERIMENT.evaluation.benchmarks, BENCHMARKS_DIR),
     metadata=schema(("id", "string", "Held-out document."), ("text", "string", "What is scored of it."))
     | lineage({"corpus/documents": ("id", "text")}),
 )
@@ -97,7 +99,7 @@ def evaluation_tasks(
             tasks.sample_heldout(documents, evaluation.heldout_documents),
             questions=questions,
             benchmarks=evaluation.benchmarks,
-            benchmarks_dir=Path(DEPLOYMENT.benchmarks_dir) if DEPLOYMENT.benchmarks_dir else None,
+            benchmarks_dir=BENCHMARKS_DIR,
             benchmark_limit=evaluation.benchmark_limit,
         )
         progress.advance(sum(task.documents for task in made.tasks))

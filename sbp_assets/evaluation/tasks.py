@@ -21,6 +21,7 @@ from lm_eval import tasks as lm_eval_tasks
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from sbp_assets.evaluation import local_data
+from sbp_assets.storage.artifacts import content_version
 
 STOCK_TASKS = Path(lm_eval_tasks.__file__).parent
 HELDOUT, CONCEPT_QUESTIONS, MMLU = "heldout", "concept_questions", "mmlu"
@@ -230,6 +231,26 @@ def local_files(benchmark: Benchmark, directory: Path) -> dict[str, Path]:
             return files
     names = " or ".join(f"{stem}.{split}.parquet" for stem in benchmark.files for split in ("validation", "test"))
     raise BenchmarkDataError(f"deployment.benchmarks_dir has no {names}")
+
+
+def data_version(benchmarks: Sequence[str], directory: Path | None) -> str:
+    """Digest of the local copies of `benchmarks`, by names and bytes (12 hex digits); "hub" where none is read.
+
+    No asset holds these files, so they are part of the tasks' code version: with other rows the tasks are stale. A
+    benchmark without a usable copy counts as absent.
+    """
+    if not benchmarks or directory is None or not directory.is_dir():
+        return "hub"
+    digest = hashlib.sha256()
+    for name in sorted(benchmarks):
+        try:
+            files = sorted(local_files(BENCHMARKS[name], directory).values())
+            read = [f"{path.name} {content_version(path)}" for path in files]
+        except (BenchmarkDataError, OSError):
+            # Making the tasks says what is wrong with it; here it would keep all assets from being loaded.
+            read = []
+        digest.update(json.dumps([name, read]).encode())
+    return digest.hexdigest()[:12]
 
 
 def _heldout(directory: Path, heldout: pl.DataFrame) -> Task:

@@ -10,6 +10,7 @@ import pytest
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.evaluation import assets, checks
 from sbp_assets.evaluation.comparison import SCORED
+from sbp_assets.evaluation.tasks import data_version
 from sbp_assets.experiment import ConceptsSource
 from sbp_assets.partitions import EXPERIMENT, SEEDS, SHARDS
 from sbp_assets.pretraining.budget import ARMS
@@ -48,6 +49,11 @@ def data(tmp_path: Path, model_dir: Path) -> Path:
         shutil.copytree(model_dir, model)
         pl.DataFrame({"tokens": [0, 100], "heldout_loss": [6.0, 5.0]}).write_parquet(model / "metrics.parquet")
     return tmp_path
+
+
+def test_the_tasks_version_holds_that_of_the_benchmark_data() -> None:
+    (version,) = assets.evaluation_tasks.code_versions_by_key.values()
+    assert version and version.endswith(f"-{data_version(EXPERIMENT.evaluation.benchmarks, assets.BENCHMARKS_DIR)}")
 
 
 def test_scores_to_report(data: Path) -> None:

@@ -92,6 +92,23 @@ def test_data_is_found_wherever_the_folder_lies(tmp_path: Path, monkeypatch: pyt
     assert isinstance(loaded, datasets.DatasetDict) and (len(loaded["test"]), len(loaded["shots"])) == (2, 5)
 
 
+def test_other_benchmark_data_are_another_version(tmp_path: Path) -> None:
+    folder = write_benchmarks(tmp_path / "benchmarks")
+    before = tasks.data_version(["sciq", "webqs"], folder)
+    assert before == tasks.data_version(["webqs", "sciq"], shutil.copytree(folder, tmp_path / "elsewhere"))
+    (folder / "arc_easy.validation.parquet").unlink()
+    assert before == tasks.data_version(["sciq", "webqs"], folder), "nobody asked for it"
+    path = folder / "webqs.train.parquet"
+    pl.read_parquet(path).with_columns(question=pl.lit("why?")).write_parquet(path)
+    changed = tasks.data_version(["sciq", "webqs"], folder)
+    path.unlink()
+    (folder / "sciq.validation.parquet").unlink()
+    versions = [before, changed, tasks.data_version(["sciq", "webqs"], folder), tasks.data_version(["webqs"], folder)]
+    assert len(set(versions)) == 4 and "hub" not in versions
+    for benchmarks, directory in (([], folder), (["sciq"], None), (["sciq"], tmp_path / "none")):
+        assert tasks.data_version(benchmarks, directory) == "hub"
+
+
 def test_hub_rows_are_those_of_the_stock_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A folder of Parquet files is a data set to `datasets`, as a repository on the hub is.
     hub = tmp_path / "stanfordnlp/web_questions"
