@@ -33,7 +33,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from sbp_assets.experiment import Judge
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, fixed_sample, row, texts_of, with_seeds
+from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, fixed_sample, ids_of, row, texts_of, with_seeds
 from sbp_assets.synthesis.quality import SCHEMA as QUALITY_SCHEMA
 
 logger = logging.getLogger("sbp_assets.synthesis.judge")
@@ -149,7 +149,7 @@ def sample_documents(
     """
     parts: dict[str, list[pl.DataFrame]] = {}
     for corpus, shards in ((SYNTHETIC, synthetic), (REAL, documents)):
-        chosen = fixed_sample({s: frame.select("id").collect()["id"] for s, frame in shards.items()}, size)
+        chosen = fixed_sample({shard: ids_of(frame) for shard, frame in shards.items()}, size)
         for shard, ids in sorted(chosen.items()):
             part = (
                 with_seeds(texts_of(shards[shard], ids, "seed_id"), documents[shard]).drop("seed_id")

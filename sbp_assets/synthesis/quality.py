@@ -150,7 +150,7 @@ def duplicates_over_shards(
     """duplicates@`size`: SCHEMA rows of one fixed sample of each corpus (its id, text by shard) over all shards."""
     rows = []
     for corpus, shards in corpora.items():
-        chosen = fixed_sample({shard: _ids(frame) for shard, frame in shards.items()}, size)
+        chosen = fixed_sample({shard: ids_of(frame) for shard, frame in shards.items()}, size)
         batches = (texts_of(shards[shard], chosen[shard])["text"].to_list() for shard in sorted(chosen))
         flags = duplicate_flags(batches, settings, scratch / corpus, memory_limit)
         rows.append(row("duplicates", corpus, EXACT, sum(flags), len(flags), len(flags), len(flags)))
@@ -217,7 +217,8 @@ def fixed_sample(ids: Mapping[str, Iterable[str]], size: int) -> dict[str, list[
     return chosen
 
 
-def _ids(frame: pl.LazyFrame) -> Iterator[str]:
+def ids_of(frame: pl.LazyFrame) -> Iterator[str]:
+    """The frame's ids, which are read when the first is asked for."""
     yield from frame.select("id").collect()["id"]
 
 

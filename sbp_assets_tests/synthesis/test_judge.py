@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +27,7 @@ from sbp_assets.synthesis.judge import (
     questions,
     sample_documents,
 )
-from sbp_assets.synthesis.quality import REAL, SYNTHETIC
+from sbp_assets.synthesis.quality import REAL, SYNTHETIC, fixed_sample
 
 SETTINGS = Judge(model="small-judge", max_tokens=40)
 KEY = "sk-very-secret-4711"
@@ -180,6 +180,25 @@ def test_sample_is_of_all_shards_and_brings_the_seeds() -> None:
     assert (syntheses["text"] == "of " + syntheses["seed_text"]).all()
     empty = {s: frame.clear() for s, frame in documents.items()}
     assert [len(frame) for frame in sample_documents({s: f.clear() for s, f in synthetic.items()}, empty, 5)] == [0, 0]
+
+
+def test_no_shards_ids_are_read_before_the_sample_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def shard(name: str) -> pl.LazyFrame:
+        def reading(rows: pl.DataFrame) -> pl.DataFrame:
+            read.append(name)
+            return rows
+
+        return pl.LazyFrame({"id": [f"{name}{n}" for n in range(3)], "text": ["t"] * 3}).map_batches(reading)
+
+    def sampling(ids: Mapping[str, Iterable[str]], size: int) -> dict[str, list[str]]:
+        assert not read, "memory is the sample's and one shard's ids"
+        return fixed_sample(ids, size)
+
+    monkeypatch.setattr("sbp_assets.synthesis.judge.fixed_sample", sampling)
+    _, real = sample_documents({}, {name: shard(name) for name in "abc"}, 2)
+    assert read[:3] == ["a", "b", "c"] and len(real) == 2
 
 
 def test_answers_are_counted_with_their_cost_and_kept(serve: Callable, tmp_path: Path) -> None:
