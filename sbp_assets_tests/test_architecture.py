@@ -14,6 +14,7 @@ DAGSTER = {
     "definitions.py",
     "automation.py",
     "partitions.py",
+    "pipes.py",
     "run.py",
     "cli.py",
     "storage/io_managers.py",
