@@ -1,0 +1,70 @@
+"""Does the synthesizer copy facts from its seed or recall them? python -m benchmarks.copying [PROFILE].
+
+Reads a finished run on the concepts corpus. A fact that d1 states can be copied, however rare; one that D states in
+many documents can be recalled, whatever d1 says. So statements are counted by the number of documents of D that state
+the fact (5: five or more), and by whether d1 does. Prints a table and, as its last line, one JSON object: per group
+the facts, the syntheses' statements about them, the share that is right with its standard error (bootstrap over facts,
+whose statements stand or fall together), and the share of facts that most statements have right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.evaluation.suite import bootstrap_stderr
+from sbp_assets.experiment import load_settings
+
+MOST = 5
+Fact = tuple[int, str]  # concept, attribute
+
+
+def main(profile: str) -> None:
+    os.environ["SBP_PROFILE"] = profile
+    settings = load_settings()
+    if not (source := settings.experiment.truth):
+        raise SystemExit(f"profile {profile}: the truth is known of source concepts alone")
+    world, data = ConceptWorld(source), Path(settings.deployment.data_dir)
+    stated_by: dict[str, set[Fact]] = {}
+    for shard in settings.experiment.shard_keys:
+        documents = pl.scan_parquet(data / f"corpus/documents/{shard}.parquet").filter(split=UNIQUE)
+        for id_, text in documents.select("id", "text").collect().iter_rows():
+            stated_by[id_] = {(fact.concept, fact.attribute) for fact in world.statements(text)}
+    documents_of = Counter(fact for facts in stated_by.values() for fact in facts)
+    # {(documents of D, whether d1 states it): {fact: values stated}}
+    found: dict[tuple[int, bool], dict[Fact, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for shard in settings.experiment.shard_keys:
+        syntheses = pl.read_parquet(
+            data / f"synthesis/synthetic_documents/{shard}.parquet", columns=["seed_id", "text"]
+        )
+        for seed_id, text in syntheses.iter_rows():
+            for statement in world.statements(text):
+                fact = (statement.concept, statement.attribute)
+                group = (min(documents_of[fact], MOST), fact in stated_by[seed_id])
+                found[group][fact][statement.value] += 1
+    rows = []
+    for (documents_stating, in_seed), facts in sorted(found.items()):
+        right = np.array([values[world.facts[concept][key]] for (concept, key), values in facts.items()])
+        total = np.array([values.total() for values in facts.values()])
+        winners = [values.most_common(1)[0][0] == world.facts[c][key] for (c, key), values in facts.items()]
+        rows.append({
+            "documents_of_d": documents_stating, "stated_by_d1": in_seed, "facts": len(facts),
+            "statements": int(total.sum()), "right": float(right.sum() / total.sum()),
+            "right_stderr": bootstrap_stderr("acc", right / total, total),
+            "majority_right": sum(winners) / len(winners),
+        })  # fmt: skip
+    with pl.Config(tbl_rows=-1, tbl_cols=-1):
+        print(pl.DataFrame(rows))
+    print(json.dumps({"profile": profile, "groups": rows}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "headline")
