@@ -18,7 +18,7 @@ from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis.engine import EngineSpec
 from sbp_assets.synthesis.generate import Ledger, fingerprint, generate_shard, shard_budget
 from sbp_assets.synthesis.judge import SCHEMA as JUDGED_SCHEMA
-from sbp_assets.synthesis.judge import Endpoint, judge, judged_rows, questions, sample_documents
+from sbp_assets.synthesis.judge import Endpoint, judge, judged_rows, prompts_version, questions, sample_documents
 from sbp_assets.synthesis.posterior import SCHEMA, posterior_over_shards
 from sbp_assets.synthesis.quality import (
     JUDGE,
@@ -279,7 +279,9 @@ def quality(
     group_name="synthesis",
     kinds={"openai", "parquet"},
     io_manager_key="parquet",
-    code_version=EXPERIMENT.version("1", "synthesis.judge"),
+    # Changed wording makes other verdicts, though the revision's name stays.
+    code_version=EXPERIMENT.version("1", "synthesis.judge")
+    + (f"-{prompts_version(EXPERIMENT.synthesis.judge.prompts)}" if EXPERIMENT.synthesis.judge else ""),
     metadata=schema(
         ("id", "string", "Document that was judged."),
         ("corpus", "string", "synthetic, or real (documents of D)."),

@@ -32,6 +32,7 @@ import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
 from sbp_assets.experiment import Judge
+from sbp_assets.storage.artifacts import content_version
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, fixed_sample, ids_of, row, texts_of, with_seeds
 from sbp_assets.synthesis.quality import SCHEMA as QUALITY_SCHEMA
@@ -137,6 +138,12 @@ def load_prompts(revision: str) -> dict[str, Template]:
             f"experiment.synthesis.judge.prompts is {revision!r}, and {error.filename} cannot be read; "
             f"revisions are: {known}"
         ) from error
+
+
+def prompts_version(revision: str) -> str:
+    """Digest of a revision's wording (16 hex digits), which a revision's name does not pin; JudgeError as above."""
+    load_prompts(revision)
+    return content_version(PROMPTS / revision)
 
 
 def sample_documents(

@@ -1,6 +1,7 @@
 """The judge against a local server that answers, fails, hangs and talks nonsense as it is told."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.judge import (
     API_KEY,
     GIVE_UP_AFTER,
+    PROMPTS,
     SCHEMA,
     Endpoint,
     JudgeError,
@@ -24,6 +26,7 @@ from sbp_assets.synthesis.judge import (
     judged_rows,
     load_prompts,
     parse_verdict,
+    prompts_version,
     questions,
     sample_documents,
 )
@@ -166,6 +169,20 @@ def test_questions_hold_the_documents_as_they_are_and_keys_what_decides_the_answ
         assert first.key != questions(synthetic, real, SETTINGS.model_copy(update=change))[0].key
     with pytest.raises(JudgeError, match="revisions are: v1"):
         load_prompts("v0")
+
+
+def test_other_wording_is_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = prompts_version("v1")
+    shutil.copytree(PROMPTS, tmp_path / "prompts")
+    monkeypatch.setattr("sbp_assets.synthesis.judge.PROMPTS", tmp_path / "prompts")
+    assert prompts_version("v1") == before, "wherever the project lies"
+    for name in ("non_factual.md", "reminder.md"):
+        path = tmp_path / "prompts/v1" / name
+        path.write_text(path.read_text() + "Think twice.\n")
+        assert prompts_version("v1") != before
+        before = prompts_version("v1")
+    with pytest.raises(JudgeError, match="revisions are: v1"):
+        prompts_version("v0")
 
 
 def test_sample_is_of_all_shards_and_brings_the_seeds() -> None:
