@@ -158,7 +158,7 @@ def quality_table_is_valid(quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
 @dg.asset_check(
     asset=POSTERIOR,
     description="Facts that D states nowhere are right no more often than by chance "
-    f"(randomisation test at {LEVEL:.1%}): no text outside D has reached the synthesizer.",
+    f"(randomisation test at {LEVEL:.1%} over both groups of them): no text outside D has reached the synthesizer.",
 )
 def unknown_facts_are_at_chance(posterior_predictive: pl.LazyFrame) -> dg.AssetCheckResult:
     table = posterior_predictive.collect()

@@ -68,7 +68,8 @@ STATEMENTS = {
 RESAMPLES = 1000
 DRAWS = 10_000
 SEED = 0
-# Of both checks: at this level one sound run in a thousand shows a leak where there is none.
+# Of each check as a whole: one sound run in a thousand shows a leak where there is none. Where a check tests several
+# groups, each is tested at an equal share of it (Bonferroni).
 LEVEL = 0.001
 
 
@@ -302,7 +303,7 @@ def p_above_chance(answers: pl.DataFrame, world: ConceptWorld) -> float:
 
 def leak_problems(table: pl.DataFrame) -> list[str]:
     """Groups of facts that D states nowhere in which a synthesizer is right too often to have read only D."""
-    leaks = table.filter(pl.col("group").is_in(UNKNOWN), pl.col("p_above_chance") < LEVEL)
+    leaks = table.filter(pl.col("group").is_in(UNKNOWN), pl.col("p_above_chance") < LEVEL / len(UNKNOWN))
     return [
         f"{row['group']}: {row['accuracy']:.1%} of {row['statements']} statements about {row['facts']} facts are "
         f"right, chance is {row['chance']:.1%} (p = {row['p_above_chance']:.2g}): text outside D has reached the "

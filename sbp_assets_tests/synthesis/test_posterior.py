@@ -182,6 +182,15 @@ def test_randomisation_is_calibrated_for_guesses():
     assert min(found) > 0.001
 
 
+@pytest.mark.parametrize(("p", "found"), [(0.0004, 1), (0.0006, 0), (0.0009, 0)])
+def test_two_groups_share_the_level_of_the_leak_check(p: float, found: int):
+    figures = {"statements": 9, "facts": 9, "accuracy": 0.5, "chance": CHANCE}
+    rows = [
+        {"group": group, **figures, "p_above_chance": value} for group, value in zip(UNKNOWN, (p, 0.5), strict=True)
+    ]
+    assert len(leak_problems(pl.DataFrame(rows))) == found
+
+
 def syntheses(known: set[tuple[int, str]], seeds: dict[str, Seed], seed: int = 0) -> pl.DataFrame:
     """What an ideal synthesizer writes: facts of its seed's concept, those of `known` true and the others guessed."""
     rng = random.Random(seed)
