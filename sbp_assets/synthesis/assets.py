@@ -213,7 +213,11 @@ QUALITY_COLUMNS = [
     ("scored", "int", "Documents (statements) that there is a decision on."),
     ("documents", "int", "Documents scored."),
     ("sample", "int", "Documents drawn; those beyond `documents` are unjudged."),
-    ("method", "string", "exact, heuristic (a threshold on word sequences) or judge (a language model)."),
+    (
+        "method",
+        "string",
+        "exact, heuristic (repetition and pair_copying: a threshold on word sequences) or judge (a language model).",
+    ),
 ]
 _SYNTHESES_AND_SEEDS = "synthesis/synthetic_documents.text synthesis/synthetic_documents.seed_id corpus/documents.text"
 _COUNTS = ("value", "flagged", "scored", "documents", "sample")
@@ -229,7 +233,7 @@ _COUNTS = ("value", "flagged", "scored", "documents", "sample")
     group_name="synthesis",
     kinds={"polars", "duckdb", "parquet"},
     io_manager_key="parquet",
-    code_version=EXPERIMENT.version("2", "truth", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"),
+    code_version=EXPERIMENT.version("3", "truth", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"),
     metadata=schema(*QUALITY_COLUMNS) | lineage({}, **dict.fromkeys(_COUNTS, _SYNTHESES_AND_SEEDS)),
 )
 def quality(
@@ -348,7 +352,7 @@ def judgements(
     group_name="synthesis",
     kinds={"polars", "duckdb", "parquet"},
     io_manager_key="parquet",
-    code_version=EXPERIMENT.version("2", "corpus.dedup", "synthesis.duplicate_sample", "synthesis.judge"),
+    code_version=EXPERIMENT.version("3", "corpus.dedup", "synthesis.duplicate_sample", "synthesis.judge"),
     metadata=schema(*QUALITY_COLUMNS, ("definition", "string", "Of the metric."))
     | lineage(
         {"synthesis/quality": ("metric", "corpus", "method")},

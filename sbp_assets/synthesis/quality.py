@@ -5,9 +5,10 @@ Each value is a share of documents, so lower is better everywhere. Null means th
 corpus or was not judged, never zero: the pair metrics have no meaning for a real document. How a value was found
 stands beside it:
 
-- exact: decided by the definition without error. All metrics of the `concepts` source, whose truth is known and whose
-  own documents neither repeat themselves nor copy; duplicates of every source.
-- heuristic: a threshold on word sequences stands for what a reader would say, on text that may quote and list.
+- exact: decided without error. What the truth of the `concepts` source decides (non-factual, pair-irrelevance and the
+  two details below); duplicates of every source, whose threshold is the corpus' own definition of a duplicate.
+- heuristic: repetition and pair-copying, of every source: a threshold on word sequences stands for what a reader would
+  say, and text may quote and list.
 - judge: non-factual and pair-irrelevance of other sources, which only a model can tell (see `judge`).
 
 For `concepts` two more rows tell what lies behind non-factual and pair-irrelevance: false_statements, among all
@@ -69,6 +70,7 @@ JUDGED_DEFINITIONS = {
 }
 NEEDS_A_JUDGE = "Not judged: this needs a judge (experiment.synthesis.judge)."
 DETAILS = ("false_statements", "no_concept")
+OF_THE_WORLD = (*JUDGED_DEFINITIONS, *DETAILS)
 METRICS = tuple(metric for metric in DEFINITIONS if metric not in DETAILS)
 SCHEMA = {
     "metric": pl.String(),
@@ -98,10 +100,10 @@ def expected_rows(world_is_known: bool, judged: bool) -> list[tuple[str, str, st
     rows = []
     for metric in DEFINITIONS:
         for corpus in CORPORA:
-            if world_is_known:
-                rows.append((metric, corpus, EXACT))
-            elif metric not in DETAILS and metric not in JUDGED_DEFINITIONS:
+            if metric not in OF_THE_WORLD:
                 rows.append((metric, corpus, EXACT if metric == "duplicates" else HEURISTIC))
+            elif world_is_known:
+                rows.append((metric, corpus, EXACT))
             if metric in JUDGED_DEFINITIONS and (judged or not world_is_known):
                 rows.append((metric, corpus, JUDGE))
     return rows

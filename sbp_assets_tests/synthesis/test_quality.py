@@ -113,6 +113,15 @@ def test_irrelevance_is_about_the_seeds_concept() -> None:
     assert is_irrelevant("No concept.", fact(0, "amber"), WORLD)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_threshold_on_word_sequences_is_a_heuristic_whatever_is_known_of_the_world(known: bool) -> None:
+    methods = {(metric, method) for metric, _, method in expected_rows(known, judged=False)}
+    same = {("repetition", HEURISTIC), ("duplicates", EXACT), ("pair_copying", HEURISTIC)}
+    of_the_world = ("non_factual", "false_statements", "pair_irrelevance", "no_concept")
+    told = {(metric, EXACT) for metric in of_the_world} if known else {(metric, JUDGE) for metric in of_the_world[::2]}
+    assert methods == same | told
+
+
 def test_table_of_a_shard_and_of_all(tmp_path: Path) -> None:
     true = WORLD.facts[0]["colour"]
     false = next(value for value in ("amber", "violet") if value != true)
@@ -126,10 +135,11 @@ def test_table_of_a_shard_and_of_all(tmp_path: Path) -> None:
     assert value_of(rows, "no_concept", SYNTHETIC) == (1 / 3, 3)
     assert value_of(rows, "non_factual", REAL) == (0.0, 2)
     assert value_of(rows, "pair_irrelevance", SYNTHETIC) == (2 / 3, 3)
-    assert value_of(rows, "pair_irrelevance", REAL) == value_of(rows, "pair_copying", REAL) == (None, 0)
+    assert value_of(rows, "pair_irrelevance", REAL) == value_of(rows, "pair_copying", REAL, HEURISTIC) == (None, 0)
 
     empty = rows_of(synthetic[:0], pl.DataFrame({"text": [seed]}), WORLD, tmp_path / "b")
-    assert value_of(empty, "repetition", SYNTHETIC) == value_of(empty, "false_statements", SYNTHETIC) == (None, 0)
+    assert value_of(empty, "repetition", SYNTHETIC, HEURISTIC) == (None, 0)
+    assert value_of(empty, "false_statements", SYNTHETIC) == (None, 0)
 
     one_false = rows_of(synthetic[:1], pl.DataFrame({"text": [seed]}), WORLD, tmp_path / "c")
     shards = {"00000": rows.lazy(), "00001": one_false.lazy(), "00002": empty.lazy()}
@@ -139,7 +149,7 @@ def test_table_of_a_shard_and_of_all(tmp_path: Path) -> None:
     assert table.select("metric", "corpus", "method").rows() == expected_rows(True, judged=False)
     assert value_of(table, "non_factual", SYNTHETIC) == (2 / 4, 4)
     assert value_of(table, "false_statements", SYNTHETIC) == (2 / 5, 4), "shards weigh by their statements"
-    assert value_of(table, "pair_copying", REAL) == (None, 0)
+    assert value_of(table, "pair_copying", REAL, HEURISTIC) == (None, 0)
     assert value_of(table, "duplicates", SYNTHETIC) == (1 / 2, 2), "not a mean of shards"
     assert "duplicates@2" in table.filter(metric="duplicates")["definition"][0]
     assert table["definition"].null_count() == 0
