@@ -119,8 +119,11 @@ def test_a_judge_is_identity_and_where_it_answers_is_not_nor_holds_it_a_key():
         assert "s3cret" not in str(refused.value)
 
 
-def test_headline_is_the_demo_over_more_seeds():
-    demo, headline = (load_settings(name, {}) for name in ("demo", "headline"))
-    pretraining = headline.experiment.pretraining.model_copy(update={"seeds": demo.experiment.pretraining.seeds})
-    assert headline.experiment.model_copy(update={"name": "demo", "pretraining": pretraining}) == demo.experiment
-    assert len(headline.experiment.seed_keys) >= 3
+def test_headline_is_the_demos_world_at_a_larger_budget():
+    demo, headline = (load_settings(name, {}).experiment for name in ("demo", "headline"))
+    own = ("seeds", "repetitions")
+    pretraining = headline.pretraining.model_copy(update={key: getattr(demo.pretraining, key) for key in own})
+    synthesizer = headline.synthesizer.model_copy(update={"epochs": demo.synthesizer.epochs})
+    changed = {"name": demo.name, "pretraining": pretraining, "synthesizer": synthesizer}
+    assert headline.model_copy(update=changed) == demo
+    assert len(headline.seed_keys) >= 3 and headline.pretraining.repetitions > demo.pretraining.repetitions
