@@ -92,11 +92,10 @@ def _score(trace: Trace, console: Console) -> None:
     ]  # fmt: skip
     _table(console, "Scores", ("task", "metric", "value", "± stderr", "samples"), rows)
     model = trace["model"]
-    trained = (
-        f", {model['tokens']:,} tokens, held-out loss {model['final_heldout_loss']:.4f}" if "tokens" in model else ""
-    )
+    trained = f", {model['tokens']:,} tokens, held-out loss {model['heldout_loss']:.4f}" if "tokens" in model else ""
     if trace["scored"] != trace["arm"]:
-        _fact(console, "scored", f"the {trace['arm']} model kept along its training, not the last one")
+        kept = "" if model.get("step") is None else f", after step {model['step']:,}"
+        _fact(console, "scored", f"the {trace['arm']} model at its lowest held-out loss along training{kept}")
     _fact(console, "model", f"{model['asset']}/{model['partition']} {model['record']['data_version'] or ''}{trained}")
     rows = [
         (row["source"], f"{row['unique_documents']:,}", f"{row['unique_tokens']:,}", f"{row['passes']:.2f}",

@@ -36,6 +36,7 @@ EXAMPLES, SYNTHESES, SYNTHETIC_TOKENS = (
     "synthesizer/tuning_examples", "synthesis/synthetic_documents", "synthesis/synthetic_tokens",
 )  # fmt: skip
 BUDGET, COMPARISON = "pretraining/token_budget", "evaluation/comparison"
+EARLY_STOPPED = "early_stopped"
 
 Trace = dict[str, Any]
 # State of an artifact by asset and partition, as Dagster's instance has it.
@@ -215,6 +216,7 @@ class _Walk:
     def _scores(self, asset: str, partitions: list[Any], task: str | None, metric: str | None) -> Iterator[Trace]:
         model = next(parent for parent in self.store.assets[asset].parents if parent.endswith("_model"))
         arm = model.rpartition("/")[2].removesuffix("_model")
+        scored = asset.rpartition("/")[2].removesuffix("_scores")
         for seed in partitions:
             where = "where (? is null or task = ?) and (? is null or metric = ?)"
             columns = "task, metric, value, stderr, samples, higher_is_better"
@@ -225,20 +227,24 @@ class _Walk:
                     f"{asset}, seed {seed}, has no score {task}/{metric}; it has "
                     + ", ".join(row["score"] for row in known)
                 )
-            run = self._run_record(model, seed)
+            run = self._run_record(model, seed, best=scored == EARLY_STOPPED)
+            data = self._rows(
+                BUDGET,
+                "select source, unique_documents, unique_tokens, passes, tokens_read from rows where arm = ?",
+                [arm],
+            )
+            if scored == EARLY_STOPPED and (tokens := run.get("tokens")) is not None:
+                # The budget is that of the whole training; the baseline reads D alone.
+                data = [row | {"passes": tokens / row["unique_tokens"], "tokens_read": tokens} for row in data]
             yield {
                 "kind": "score",
                 "id": f"{asset}/{seed}",
-                "scored": asset.rpartition("/")[2].removesuffix("_scores"),
+                "scored": scored,
                 "arm": arm,
                 "seed": seed,
                 "scores": rows,
                 "model": {"asset": model, "partition": seed, "record": self.record(model, seed), **run},
-                "data": self._rows(
-                    BUDGET,
-                    "select source, unique_documents, unique_tokens, passes, tokens_read from rows where arm = ?",
-                    [arm],
-                ),
+                "data": data,
                 "synthesizer_versions": self._rows(
                     SYNTHESES, "select synthesizer_version, count(*) as documents from rows group by all order by all"
                 )
@@ -401,12 +407,26 @@ class _Walk:
         model = next(key for key in parents if key.endswith(("checkpoint", "_model")))
         return model, self.settings.experiment.seed_keys[0] if self.store.assets[model].partitions else None
 
-    def _run_record(self, model: str, seed: str) -> dict[str, Any]:
-        """What the model's run.json says of its training."""
+    def _run_record(self, model: str, seed: str, best: bool) -> dict[str, Any]:
+        """What the model's records say of its training, up to its last weights or those of its lowest held-out loss."""
         if seed not in self.store.present(model):
             return {}
-        record = json.loads((self.store.directory(model, seed) / "run.json").read_text())
-        return {key: record.get(key) for key in ("tokens", "final_train_loss", "final_heldout_loss", "seconds", "host")}
+        directory = self.store.directory(model, seed)
+        record = json.loads((directory / "run.json").read_text())
+        run: dict[str, Any] = {
+            "step": None,
+            "tokens": record.get("tokens"),
+            "train_loss": record.get("final_train_loss"),
+            "heldout_loss": record.get("final_heldout_loss"),
+            **{key: record.get(key) for key in ("seconds", "host")},
+        }
+        # Null where none was kept: then the last weights are scored.
+        if best and (step := record.get("best_step")) is not None:
+            metrics = pl.read_parquet(
+                directory / "metrics.parquet", columns=["step", "tokens", "train_loss", "heldout_loss"]
+            )
+            run |= metrics.row(by_predicate=pl.col("step") == step, named=True)
+        return run
 
     def _rows(
         self, asset: str, query: str, parameters: list[Any] | None = None, partition: str | None = None
@@ -433,7 +453,8 @@ class _Walk:
             wanted = {None, *shards, first_seed} if shards is not None else set(self.store.present(asset))
             passed += [(asset, key) for key in self.store.present(asset) if key in wanted]
         for reader in readers or []:
-            for asset in (f"pretraining/{reader['arm']}_model", f"evaluation/{reader['arm']}_scores"):
+            scored = [reader["arm"], *([EARLY_STOPPED] if reader["arm"] == "baseline" else [])]
+            for asset in (f"pretraining/{reader['arm']}_model", *(f"evaluation/{name}_scores" for name in scored)):
                 if reader["reads"] and reader["seed"] in self.store.present(asset):
                     passed.append((asset, reader["seed"]))
         return {

@@ -19,6 +19,7 @@ from sbp_assets.synthesizer.examples import write_examples
 SHARDS = ("00000", "00001")
 SPLITS = ["unique"] * 6 + ["oracle"] * 4 + ["heldout"] * 3
 RELATED = 3
+BEST_STEP = 2
 
 
 @pytest.fixture(scope="session")
@@ -109,10 +110,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> Path
         budget.append(arm_rows(plan, 32, 0, 1.0))
         model = root / f"pretraining/{arm}_model/0"
         model.mkdir(parents=True)
-        (model / "run.json").write_text(json.dumps({"tokens": plan.tokens, "final_heldout_loss": 3.5}))
+        record = {"tokens": plan.tokens, "final_heldout_loss": 3.5, "best_step": BEST_STEP}
+        (model / "run.json").write_text(json.dumps(record))
+        steps = [0, BEST_STEP, plan.steps]
+        measured = {"tokens": [64 * step for step in steps], "train_loss": [None, 3.2, 2.0]}
+        write(f"pretraining/{arm}_model/0/metrics", {"step": steps, **measured, "heldout_loss": [6.0, 3.1, 3.5]})
         scores = {"task": ["heldout", "mmlu"], "metric": ["perplexity", "acc"], "value": [9.5, 0.25],
                   "stderr": [0.1, 0.02], "samples": [3, 40], "higher_is_better": [False, True]}  # fmt: skip
-        write(f"evaluation/{arm}_scores/0", scores)
+        for name in (arm, *(["early_stopped"] if arm == "baseline" else [])):
+            write(f"evaluation/{name}_scores/0", scores)
     write("pretraining/token_budget", pl.concat(budget))
     write("evaluation/comparison", {"task": ["heldout"], "metric": ["perplexity"], "delta_sbp": [-0.5]})
     return root

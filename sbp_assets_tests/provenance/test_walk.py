@@ -17,9 +17,16 @@ from sbp_assets.provenance.view import show
 from sbp_assets.provenance.walk import Trace, UnknownIdError, trace
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.training.order import StreamOrder
-from sbp_assets_tests.provenance.conftest import SHARDS, SPLITS, ids
+from sbp_assets_tests.provenance.conftest import BEST_STEP, SHARDS, SPLITS, ids
 
-EVERY_KIND = ["d0-1", "syn-d1-2-1", "d0-1->d1-2", "heldout/perplexity/sbp/0", "pretraining/token_budget"]
+EVERY_KIND = [
+    "d0-1",
+    "syn-d1-2-1",
+    "d0-1->d1-2",
+    "heldout/perplexity/sbp/0",
+    "heldout/perplexity/early_stopped/0",
+    "pretraining/token_budget",
+]
 
 
 @pytest.fixture
@@ -148,6 +155,30 @@ def test_a_score_leads_to_what_it_rests_on(one, name: str):
     rests = {row["asset"] for row in found["artifacts"]}
     assert {"corpus/source_manifest", "synthesis/synthetic_documents", "pretraining/sbp_model"} <= rests
     assert "pretraining/oracle_model" not in rests
+
+
+def test_an_early_stopped_score_tells_what_its_weights_had_read(one, folder: Path):
+    last, found = one("heldout/perplexity/baseline/0"), one("early_stopped_scores/0")
+    steps = pl.read_parquet(folder / "pretraining/token_budget.parquet").filter(arm="baseline")["steps"].item()
+    assert 0 < BEST_STEP < steps
+    assert (last["model"]["tokens"], last["model"]["heldout_loss"]) == (64 * steps, 3.5)
+    assert (found["model"]["step"], found["model"]["tokens"]) == (BEST_STEP, 64 * BEST_STEP)
+    assert (found["model"]["train_loss"], found["model"]["heldout_loss"]) == (3.2, 3.1)
+    (whole,), (row,) = last["data"], found["data"]
+    assert (whole["tokens_read"], row["tokens_read"]) == (64 * steps, 64 * BEST_STEP)
+    assert row["passes"] == pytest.approx(64 * BEST_STEP / row["unique_tokens"]) != whole["passes"]
+    out = StringIO()
+    show(found, Console(file=out, width=200))
+    assert f"lowest held-out loss along training, after step {BEST_STEP}" in out.getvalue()
+    assert f"{64 * BEST_STEP:,} tokens, held-out loss 3.1000" in out.getvalue()
+
+
+@pytest.mark.parametrize(("name", "rests"), [("d0-1", True), ("d0-8", False), ("syn-d1-2-1", False)])
+def test_both_scores_of_the_baseline_rest_on_what_it_reads(one, name: str, rests: bool):
+    """d0-8 is the oracle's alone, a synthesis the SBP arm's."""
+    passed = {row["asset"] for row in one(name)["artifacts"]}
+    for scored in ("baseline", "early_stopped"):
+        assert (f"evaluation/{scored}_scores" in passed) is rests
 
 
 def test_the_baseline_rests_on_no_synthesis(one):
