@@ -205,3 +205,21 @@ def test_histogram_counts_every_pair_once() -> None:
     assert counts["count"].sum() == 5
     assert counts.filter(pl.col("count") > 0)["low"].to_list() == pytest.approx([0.70, 0.72, 0.80, 0.98])
     assert report_data.similarity_counts({"0": pl.LazyFrame(schema={"similarity": pl.Float64})}).is_empty()
+
+
+def test_caveats_count_a_task_by_its_accuracy() -> None:
+    table = report_inputs()["comparison"]
+    questions = table.filter(task="concept_questions", against="final")
+    # The perplexity says ahead, the accuracy says behind.
+    flipped = questions.with_columns(
+        [pl.when(metric="acc").then(-pl.col(name)).otherwise(name).alias(name) for name in ("delta_sbp",)]
+        + [
+            pl.when(metric="acc")
+            .then(-pl.col(f"delta_sbp_{other}"))
+            .otherwise(f"delta_sbp_{end}")
+            .alias(f"delta_sbp_{end}")
+            for end, other in (("low", "high"), ("high", "low"))
+        ]
+    ).sort("metric", descending=True)
+    assert flipped["metric"].to_list() == ["perplexity", "acc"]
+    assert "behind on 1 (Concept questions)" in report.caveats(flipped)[0]
