@@ -2,7 +2,8 @@
 
 Runs `lm_eval` as its users do, in processes of their own on the same task files, and compares every score with `==`:
 what lm-eval prints as it is, and the perplexities per token by the formula of docs/evaluation.md from the samples that
-it logs. The last line printed is one JSON object: scores compared, scores that differ, and both values of each.
+it logs. The last line printed is one JSON object: scores compared, scores that differ, those that are not there, and
+both values of each. The exit status is 1 where any differs or is not there.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ def main() -> int:
     arguments = parser.parse_args()
     found = compare(arguments.model, arguments.tasks, device=arguments.device, batch_size=arguments.batch_size)
     print(json.dumps(found))
-    return 1 if found["different"] else 0
+    return 1 if found["different"] or found["not_scored"] else 0
 
 
 def compare(model: Path, tasks_dir: Path, *, device: str = "cpu", batch_size: int = 1) -> dict[str, Any]:
-    """Both values of every task and metric, and the names of those that are not equal (`==`)."""
+    """Both values of every task and metric, the names of those that are not equal (`==`), and what has no score."""
     made = Tasks.load(tasks_dir)
     ours = evaluate(model, tasks_dir, device=device, batch_size=batch_size)
     theirs = lm_eval_scores(model, tasks_dir, made, device=resolve_device(device), batch_size=batch_size)
@@ -50,7 +51,7 @@ def compare(model: Path, tasks_dir: Path, *, device: str = "cpu", batch_size: in
         "tasks": len({name.split()[0] for name in scores}),
         "compared": len(scores),
         "different": sorted(name for name, pair in scores.items() if pair["ours"] != pair["lm_eval"]),
-        "not_scored": sorted(expected - set(scores)),
+        "not_scored": [*sorted(expected - set(scores)), *ours.problems],
         "scores": scores,
     }
 

@@ -73,7 +73,7 @@ def configured_tasks() -> list[str]:
     group_name="evaluation",
     kinds={"yaml", "parquet"},
     io_manager_key="directory",
-    code_version=f"{EXPERIMENT.version('1', 'evaluation', 'truth')}-"
+    code_version=f"{EXPERIMENT.version('2', 'evaluation', 'truth')}-"
     + tasks.data_version(EXPERIMENT.evaluation.benchmarks, BENCHMARKS_DIR),
     metadata=schema(("id", "string", "Held-out document."), ("text", "string", "What is scored of it."))
     | lineage({"corpus/documents": ("id", "text")}),

@@ -411,7 +411,7 @@ def _readme(made: Tasks) -> str:
         line = command(
             ["$TASK"], rolling=rolling, model="$MODEL", tasks_dir=".", device="$DEVICE", batch_size="$BATCH_SIZE"
         )
-        call = " ".join([*line, "--output_path", "results", "--log_samples"])
+        call = " ".join([*line, "--output_path", "$OUT", "--log_samples"])
         return [f"for TASK in {' '.join(names)}; do", f"  {call}", "done"] if names else []
 
     rows = [
@@ -425,10 +425,14 @@ def _readme(made: Tasks) -> str:
         "as this experiment scores its models; run in this folder:",
         "",
         "```sh",
-        "MODEL=/path/to/model DEVICE=cpu BATCH_SIZE=32",
+        "MODEL=/path/to/model OUT=/path/for/results DEVICE=cpu BATCH_SIZE=32",
+        "export PYTHONDONTWRITEBYTECODE=1",
         *loop(rolling=True),
         *loop(rolling=False),
         "```",
+        "",
+        "This folder is a versioned artifact, in which nothing else may appear: give `OUT` a place outside, and let",
+        "Python keep no bytecode.",
         "",
         "A training document starts with `<bos>`: so does a prompt (`add_bos_token=True`). To whole documents lm-eval",
         "gives the `<bos>` as context itself (`add_bos_token=False`).",

@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -8,6 +11,7 @@ import yaml
 
 from sbp_assets.evaluation import local_data, tasks
 from sbp_assets.evaluation.tasks import BENCHMARKS, BenchmarkDataError, Tasks
+from sbp_assets.storage.artifacts import content_version
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
 
@@ -35,6 +39,35 @@ def test_task_files_name_no_machine(tmp_path: Path) -> None:
     for file in (path for path in (tmp_path / "here").rglob("*") if path.is_file()):
         assert file.read_bytes() == (tmp_path / "there" / file.relative_to(tmp_path / "here")).read_bytes()
     assert all(task.lm_eval in (tmp_path / "here/README.md").read_text() for task in made.tasks)
+
+
+# In the place of lm_eval: imports what lies in the tasks folder and writes results, as that does.
+LM_EVAL = """#!{python}
+import pathlib, sys
+value = dict(zip(sys.argv, sys.argv[1:]))
+sys.path.insert(0, value["--include_path"])
+import local_data
+results = pathlib.Path(value["--output_path"])
+results.mkdir(exist_ok=True)
+(results / value["--tasks"]).write_text(value["--model_args"])
+"""
+
+
+def test_the_readmes_commands_leave_the_folder_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    made = write(folder, ["sciq"], write_benchmarks(tmp_path / "benchmarks"))
+    before = content_version(folder)
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/lm_eval"
+    program.write_text(LM_EVAL.format(python=sys.executable))
+    program.chmod(0o755)
+    script = (folder / "README.md").read_text().split("```sh\n")[1].split("```")[0]
+    script = script.replace("/path/for/results", str(tmp_path / "results"))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PATH"] = f"{tmp_path / 'bin'}:{environment['PATH']}"
+    subprocess.run(["sh", "-e", "-c", script], cwd=folder, env=environment, check=True)
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {task.lm_eval for task in made.tasks}
+    assert content_version(folder) == before
 
 
 @pytest.mark.parametrize(
