@@ -102,7 +102,7 @@ def evaluate(
             # Two copies of a large model need not fit.
             del model
     if truncated:
-        notes.append(f"{truncated} prompts were longer than the model's context and were cut on the left")
+        notes.append(f"{truncated} different prompts were longer than the model's context and were cut on the left")
     samples = pl.concat([
         _samples(task.name, measurement) for task in made.tasks for measurement in measured.get(task.name, ())
     ])  # fmt: skip
@@ -150,7 +150,8 @@ def bootstrap_stderr(metric: str, values: np.ndarray, weights: np.ndarray) -> fl
 
 class CountingHFLM(HFLM):
     """lm-eval's Hugging Face backend, computing what it computes: forward passes advance `on_sequences`, and
-    `truncated` counts prompts that were cut to the context.
+    `truncated` counts different prompts that were cut to the context: one of a multiple-choice question, however many
+    of its choices do not fit.
     """
 
     def __init__(self, on_sequences: Callable[[int], None], **arguments: Any) -> None:
@@ -162,8 +163,19 @@ class CountingHFLM(HFLM):
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
-        self.truncated += sum(len(context) + len(target) > self.max_length + 1 for _, context, target in requests)
+        # The model reads all but the target's last token.
+        long = (context for _, context, target in requests if len(context) + len(target) > self.max_length + 1)
+        self.truncated += len({tuple(context) for context in long})
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **keywords: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Prompts to generate from come here, each once, and are cut as a batch: the mask tells their own lengths.
+        if left_truncate_len:
+            _, mask = super().tok_batch_encode(strings, padding_side, **keywords)
+            self.truncated += int((mask.sum(dim=1) > left_truncate_len).sum())
+        return super().tok_batch_encode(strings, padding_side, left_truncate_len, **keywords)
 
     def _model_call(self, inps: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
         out = super()._model_call(inps, *arguments, **keywords)

@@ -80,6 +80,27 @@ def test_benchmarks_run_and_bad_ones_are_named(model_dir: Path, tmp_path: Path) 
     assert not list((tmp_path / "tasks").rglob("*.pyc")), "an artifact stays as it was written"
 
 
+def test_cut_prompts_are_counted_once_of_choices_and_of_generation(model_dir: Path, tmp_path: Path) -> None:
+    """A context of 64 tokens, bytes here; 32 of them are for what is generated."""
+    folder = write_benchmarks(tmp_path / "benchmarks")
+    choices = ["copper", "tin", "oak"]
+    questions = [{"question": letter * length, "choices": choices, "answer": 0} for letter, length in
+                 (("a", 80), ("b", 90), ("c", 20))]  # fmt: skip
+    shot = {"question": ["q"], "answer": [{"value": "a", "aliases": ["a"]}]}
+    asked = {"question": ["why" * 30, "who"], "answer": shot["answer"] * 2}
+    pl.DataFrame(shot).write_parquet(folder / "triviaqa.train.parquet")
+    pl.DataFrame(asked).write_parquet(folder / "triviaqa.validation.parquet")
+    (tmp_path / "tasks").mkdir()
+    write_tasks(tmp_path / "tasks", HELDOUT, questions=questions, benchmarks=["triviaqa"], benchmarks_dir=folder)
+    expected = "4 different prompts were longer than the model's context and were cut on the left"
+    for batch_size in (1, 2):
+        scores = suite.evaluate(model_dir, tmp_path / "tasks", device="cpu", batch_size=batch_size)
+        assert scores.problems == [] and scores.notes == [expected], "two of three questions, and both with their shot"
+    model = suite.load_model(model_dir, "cpu", 2, lambda _: None, add_bos_token=True)
+    ids, mask = model.tok_batch_encode(["a" * 9, "b" * 10, "c" * 3], left_truncate_len=10)
+    assert ids.shape == mask.shape == (3, 10) and model.truncated == 1, "<bos> counts, padding does not"
+
+
 def test_scores_follow_from_the_samples(model_dir: Path, tmp_path: Path) -> None:
     scores = evaluate(model_dir, tmp_path, questions=QUESTIONS)
     table = suite.score_table(scores.samples)
