@@ -8,7 +8,14 @@ import polars as pl
 from sbp_assets.evaluation import negative_control
 from sbp_assets.evaluation.assets import configured_tasks
 from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems
-from sbp_assets.evaluation.contamination import above, misplaced, training_documents, uncompared
+from sbp_assets.evaluation.contamination import (
+    JUDGED,
+    above,
+    misplaced,
+    mostly_unjudged,
+    training_documents,
+    uncompared,
+)
 from sbp_assets.evaluation.dynamics import dynamics_problems
 from sbp_assets.evaluation.report import page_problems
 from sbp_assets.evaluation.suite import score_problems
@@ -102,11 +109,18 @@ if isinstance(EXPERIMENT.corpus.source, FiveTokensSource):
 @dg.asset_check(
     asset=dg.AssetKey(["evaluation", "contamination"]),
     additional_ins={"tasks_dir": TASKS},
-    description="Every evaluation set is compared in full with D, the oracle's documents and the syntheses.",
+    description="Every evaluation set is compared in full with D, the oracle's documents and the syntheses, and has "
+    f"items long enough for it; less than {JUDGED:.0%} of such items are a warning.",
 )
 def every_set_is_compared(contamination: pl.LazyFrame, tasks_dir: Path) -> dg.AssetCheckResult:
     table = contamination.collect()
-    return _result(uncompared(table, tasks_dir), rows=len(table))
+    problems, short = uncompared(table, tasks_dir), mostly_unjudged(table)
+    return dg.AssetCheckResult(
+        passed=not problems and not short,
+        # What is not compared is not known to be clean; what is short stays short, and a person has to decide.
+        severity=dg.AssetCheckSeverity.ERROR if problems else dg.AssetCheckSeverity.WARN,
+        metadata={"rows": len(table), "problems": problems, "mostly_unjudged": short},
+    )
 
 
 @dg.asset_check(

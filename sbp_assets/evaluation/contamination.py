@@ -30,6 +30,8 @@ from sbp_assets.evaluation.tasks import DATA, Tasks
 from sbp_assets.experiment import Contamination
 from sbp_assets.storage.progress import Progress
 
+# Of a set's items, below which a comparison says little of the set.
+JUDGED = 0.5
 COMMON = 10
 CONTAINED = 0.8
 SYNTHETIC = "synthetic"
@@ -271,7 +273,19 @@ def uncompared(summary: pl.DataFrame, tasks: Path) -> list[str]:
             problems.append(f"{task.name}: compared with {', '.join(sorted(rows['corpus'])) or 'nothing'}")
         elif rows["items"].unique().to_list() != [task.documents]:
             problems.append(f"{task.name}: {rows['items'][0]} items compared of {task.documents}")
+        elif not rows["judged"].sum():
+            problems.append(
+                f"{task.name}: none of {task.documents} items has enough words to compare: lower "
+                "contamination.min_words"
+            )
     return problems
+
+
+def mostly_unjudged(summary: pl.DataFrame) -> list[str]:
+    """Evaluation sets of whose items less than JUDGED, but some, are long enough to compare."""
+    sets = summary.select("evaluation_set", "judged", "items").unique(maintain_order=True)
+    few = sets.filter(pl.col("judged") > 0, pl.col("judged") < JUDGED * pl.col("items"))
+    return [f"{name}: {judged} of {items} items have enough words" for name, judged, items in few.iter_rows()]
 
 
 def above(summary: pl.DataFrame, column: str, max_share: float) -> list[str]:

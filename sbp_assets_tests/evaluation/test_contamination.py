@@ -3,9 +3,11 @@
 import random
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pytest
 
+from sbp_assets.evaluation import checks
 from sbp_assets.evaluation.contamination import (
     COMMON,
     CORPORA,
@@ -16,6 +18,7 @@ from sbp_assets.evaluation.contamination import (
     compare,
     evaluation_items,
     misplaced,
+    mostly_unjudged,
     split_words,
     training_documents,
     uncompared,
@@ -155,10 +158,38 @@ def test_every_task_has_its_text_and_questions_their_right_answer(tmp_path: Path
     assert texts["winogrande"] == "Ann met Eve and Ann left."
     assert texts["triviaqa"] == "Which metal tin" and texts["webqs"] == "where? Rome"
     summary, _ = run(evaluated, ("unique", frame(a="nothing alike")))
-    assert uncompared(summary, made) == []
+    short = uncompared(summary, made)
+    assert [problem.split(":")[0] for problem in short] == ["openwebtext2", "mmlu", "webqs"], "of two words or fewer"
+    assert short[1] == "mmlu: none of 2 items has enough words to compare: lower contamination.min_words"
+    with Progress("test", "documents") as progress:
+        summary, _ = compare(evaluated, [], Contamination(min_words=1), progress)
+    assert uncompared(summary, made) == [] == mostly_unjudged(summary)
     assert uncompared(summary.filter(pl.col("evaluation_set") != "mmlu"), made) == ["mmlu: compared with nothing"]
     lacking = run(evaluated.filter(pl.col("item") != "b"), ("unique", frame(a="")))[0]
-    assert uncompared(lacking, made) == ["heldout: 2 items compared of 3"]
+    assert uncompared(lacking, made) == ["heldout: 2 items compared of 3", *short]
+
+
+@pytest.mark.parametrize(("long", "said"), [(0, []), (1, ["test: 1 of 4 items have enough words"]), (2, []), (4, [])])
+def test_a_set_of_mostly_short_items_is_named(long: int, said: list[str]) -> None:
+    summary, _ = run(items(*["one two three"] * long, *["one two"] * (4 - long)), ("unique", frame(a="nothing")))
+    assert mostly_unjudged(summary) == said
+
+
+@pytest.mark.parametrize(
+    ("texts", "passed", "severity"),
+    [
+        (["one two", "one"], False, "ERROR"),
+        (["one two", "one", "one two three"], False, "WARN"),
+        (["one two", "one two three"], True, "WARN"),
+    ],
+)
+def test_the_check_tells_what_was_not_judged(texts: list[str], passed: bool, severity: str, tmp_path: Path) -> None:
+    heldout = pl.DataFrame({"id": [f"d{n}" for n in range(len(texts))], "text": texts})
+    write_tasks(tmp_path, heldout)
+    summary, _ = run(evaluation_items(tmp_path), ("unique", frame(a="nothing alike")))
+    result = checks.every_set_is_compared(summary.lazy(), tmp_path)
+    assert isinstance(result, dg.AssetCheckResult)
+    assert (result.passed, result.severity.value) == (passed, severity)
 
 
 def test_corpora_are_d_the_oracle_and_the_syntheses_and_nothing_held_out() -> None:
