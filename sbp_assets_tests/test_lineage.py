@@ -1,5 +1,10 @@
 """Column lineage over the whole graph: every dep is a column that exists, and scores lead back to source files."""
 
+import json
+import os
+import subprocess
+import sys
+
 import dagster as dg
 import pytest
 
@@ -74,6 +79,42 @@ def test_a_seed_and_a_pair_lead_back_to_the_document_and_its_file():
 def test_no_score_is_made_of_another_arm():
     baseline = {asset for asset, _ in origins(("evaluation/baseline_scores", "value"))}
     assert not {asset for asset in baseline if asset.startswith(("synthesis/", "synthesizer/", "pairing/"))}
+
+
+# What a placebo's graph claims, after the test above on all of its assets.
+UNDER_OTHER_SETTINGS = """
+import json
+from sbp_assets_tests import test_lineage as here
+for key in here.SCHEMAS:
+    here.test_lineage_names_columns_of_declared_inputs(key)
+print(json.dumps({key.to_user_string(): here.claims(key) for key in here.SCHEMAS if here.GRAPH.get(key).parent_keys}))
+"""
+CHECKPOINT, TEXT, BUDGET = "synthesizer/checkpoint", "synthesis/synthetic_documents", "pretraining/token_budget"
+
+
+def claims(key: dg.AssetKey) -> dict[str, list[str]]:
+    """The columns that each column is made of, as "stage/asset.column"."""
+    return {
+        column: sorted(f"{dep.asset_key.to_user_string()}.{dep.column_name}" for dep in deps)
+        for column, deps in lineage_of(key).deps_by_column.items()
+    }
+
+
+def test_lineage_claims_nothing_that_the_settings_leave_unread():
+    made = {key.to_user_string(): claims(key) for key in SCHEMAS if GRAPH.get(key).parent_keys}
+    assert made[CHECKPOINT]["weights"] == ["pretraining/baseline_model.weights", "synthesizer/tuning_examples.tokens"]
+    assert made[TEXT]["text"] == ["corpus/tokens.tokens", "synthesizer/checkpoint.weights"]
+    read = ["corpus/tokens.tokens", "synthesis/synthetic_tokens.tokens"]
+    assert made[BUDGET]["flops"] == [*read, "synthesizer/checkpoint.tokens"]
+    placebo = {"SBP_EXPERIMENT__SYNTHESIS__CONDITION": "none", "SBP_EXPERIMENT__SYNTHESIZER__START": "scratch"}
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_OTHER_SETTINGS], env=os.environ | placebo, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout.splitlines()[-1])
+    assert made[CHECKPOINT]["weights"] == ["synthesizer/tuning_examples.tokens"]
+    assert made[TEXT]["text"] == ["pretraining/baseline_model.weights"]
+    assert made[BUDGET]["flops"] == read
 
 
 def test_column_descriptions_say_what_a_column_is_made_of():

@@ -237,8 +237,9 @@ COLUMN_TYPES = {"passes": "float", "flops": "float"} | dict.fromkeys(
             unique_documents="corpus/tokens.id synthesis/synthetic_tokens.id",
             **dict.fromkeys(
                 ("unique_tokens", "passes", "tokens_read", "steps", "flops", "most_reads"),
-                "corpus/tokens.tokens synthesis/synthetic_tokens.tokens "
-                f"{dg.AssetKey.from_coercible(SAMPLED_MODEL.key or []).to_user_string()}.tokens",
+                "corpus/tokens.tokens synthesis/synthetic_tokens.tokens"
+                # The ledger of tuning; the unconditional placebo has none.
+                + (" synthesizer/checkpoint.tokens" if EXPERIMENT.conditional else ""),
             ),
         ),
     },

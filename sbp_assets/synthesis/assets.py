@@ -80,7 +80,10 @@ _SAMPLED = dg.AssetKey.from_coercible(SAMPLED_MODEL.key or []).to_user_string()
         ),
         **lineage(
             **dict.fromkeys(("id", "seed_id", "sampling_seed"), "corpus/tokens.id corpus/documents.id"),
-            **dict.fromkeys(("text", "n_tokens", "finish_reason"), f"{_SAMPLED}.weights corpus/tokens.tokens"),
+            **dict.fromkeys(
+                ("text", "n_tokens", "finish_reason"),
+                f"{_SAMPLED}.weights" + (" corpus/tokens.tokens" if EXPERIMENT.conditional else ""),
+            ),
             synthesizer_version=f"{_SAMPLED}.weights",
         ),
     },

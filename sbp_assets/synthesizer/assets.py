@@ -111,7 +111,10 @@ def tuning_examples(
         "pretraining.heldout_tokens",
         *(f"synthesizer.{field}" for field in Optimizer.model_fields),
     ),
-    metadata=model_columns("synthesizer/tuning_examples.tokens", "pretraining/baseline_model.weights"),
+    metadata=model_columns(
+        "synthesizer/tuning_examples.tokens",
+        *([] if EXPERIMENT.synthesizer.start == "scratch" else ["pretraining/baseline_model.weights"]),
+    ),
 )
 def checkpoint(
     context: dg.AssetExecutionContext,
