@@ -288,7 +288,7 @@ def evaluation_contamination(
     group_name="evaluation",
     kinds={"polars", "parquet"},
     io_manager_key="parquet",
-    code_version=EXPERIMENT.version("2", "pretraining.seeds"),
+    code_version=EXPERIMENT.version("3", "pretraining.seeds"),
     metadata={
         "dagster/column_schema": dg.TableSchema([
             dg.TableColumn("task", "string", "As in the scores"),
