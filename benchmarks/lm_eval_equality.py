@@ -78,7 +78,10 @@ def lm_eval_scores(
                 line[0] = str(Path(sys.executable).with_name(line[0]))
                 done = subprocess.run(
                     [*line, "--output_path", output, "--log_samples"], capture_output=True, text=True,
-                    env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+                    # lm-eval's own bootstrap forks a pool per metric, which was seen to wait for ever when it ends.
+                    env={
+                        **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "DISABLE_MULTIPROC": "1",
+                    },
                 )  # fmt: skip
                 if done.returncode:
                     raise RuntimeError(f"{' '.join(line)} failed:\n{done.stderr[-4000:]}")

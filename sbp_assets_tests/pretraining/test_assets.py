@@ -63,7 +63,7 @@ def test_an_arm_refuses_a_budget_of_other_tokens(world: World) -> None:
     table = pl.read_parquet(path)
     table.with_columns(tokens_read=pl.col("tokens_read") + 1).write_parquet(path)
     try:
-        result = world.run("key:pretraining/oracle_model", "0")
+        result = world.run("key:pretraining/sbp_model", "0")
     finally:
         table.write_parquet(path)
     assert not result.success

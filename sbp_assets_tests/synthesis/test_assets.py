@@ -30,8 +30,12 @@ class InPlace(dg.IOManager):
         raise NotImplementedError
 
     def load_input(self, context: dg.InputContext) -> object:
-        partition = context.partition_key if context.has_asset_partitions else None
-        return self.values[context.asset_key.path[-1], partition]
+        name = context.asset_key.path[-1]
+        if not context.has_asset_partitions:
+            return self.values[name, None]
+        if context.has_partition_key:
+            return self.values[name, context.partition_key]
+        return {key: self.values[name, key] for key in context.asset_partition_keys}
 
 
 @pytest.fixture
