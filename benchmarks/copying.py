@@ -1,10 +1,10 @@
 """Does the synthesizer copy facts from its seed or recall them? python -m benchmarks.copying [PROFILE].
 
 Reads a finished run on the concepts corpus. A fact that d1 states can be copied, however rare; one that D states in
-many documents can be recalled, whatever d1 says. So statements are counted by the number of documents of D that state
-the fact (5: five or more), and by whether d1 does. Prints a table and, as its last line, one JSON object: per group
-the facts, the syntheses' statements about them, the share that is right with its standard error (bootstrap over facts,
-whose statements stand or fall together), and the share of facts that most statements have right.
+many documents can be recalled, whatever d1 says. So statements about the concept of d1 are counted by the number of
+documents of D that state the fact (5: five or more), and by whether d1 does. Prints a table and, as its last line, one
+JSON object: per group the facts, the syntheses' statements about them, the share that is right with its standard error
+(bootstrap over facts, whose statements stand or fall together), and the share of facts that most statements have right.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ def main(profile: str) -> None:
         raise SystemExit(f"profile {profile}: the truth is known of source concepts alone")
     world, data = ConceptWorld(source), Path(settings.deployment.data_dir)
     stated_by: dict[str, set[Fact]] = {}
+    about: dict[str, int | None] = {}
     for shard in settings.experiment.shard_keys:
         documents = pl.scan_parquet(data / f"corpus/documents/{shard}.parquet").filter(split=UNIQUE)
         for id_, text in documents.select("id", "text").collect().iter_rows():
+            about[id_] = world.concept_of(text)
             stated_by[id_] = {(fact.concept, fact.attribute) for fact in world.statements(text)}
     documents_of = Counter(fact for facts in stated_by.values() for fact in facts)
     # {(documents of D, whether d1 states it): {fact: values stated}}
@@ -47,6 +49,8 @@ def main(profile: str) -> None:
         )
         for seed_id, text in syntheses.iter_rows():
             for statement in world.statements(text):
+                if statement.concept != about[seed_id]:
+                    continue
                 fact = (statement.concept, statement.attribute)
                 group = (min(documents_of[fact], MOST), fact in stated_by[seed_id])
                 found[group][fact][statement.value] += 1

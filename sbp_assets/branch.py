@@ -52,7 +52,12 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
     profile has no artifacts that can be linked; RuntimeError where `sbp run` is writing them.
     """
     home, deployment = _home(settings, name), settings.deployment
-    load_settings(environ={**os.environ, **dict(override(key, value) for key, value in changes.items())})
+    try:
+        load_settings(environ={**os.environ, **dict(override(key, value) for key, value in changes.items())})
+    except SettingsError as error:
+        raise SettingsError(
+            f"the changes {', '.join(f'{k}={v}' for k, v in changes.items())} are refused: {error}"
+        ) from error
     if home.exists():
         if (made := json.loads((home / RECORD).read_text())) != json.loads(json.dumps(dict(changes))):
             raise SettingsError(f"branch {name} exists and changes {made}: take another name, or delete {home}")

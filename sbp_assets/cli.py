@@ -186,7 +186,8 @@ def trace(
         try:
             traces = walk(name, settings, store, Records(defs, instance))
         except (UnknownIdError, NotMaterialisedError) as error:
-            typer.secho(str(error), fg="red", err=True)
+            where = f"Looked at profile {settings.profile}, artifacts in {deployment.data_dir}."
+            typer.secho(f"{error}\n{where} --profile or another directory may hold what you mean.", fg="red", err=True)
             raise typer.Exit(1) from None
     if as_json:
         typer.echo(json.dumps({"id": name, "profile": settings.profile, "traces": traces}, ensure_ascii=False))
