@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from benchmarks.headline import quality
+from benchmarks.headline import quality, share_text
 from sbp_assets.branch import run_branch
 from sbp_assets.experiment import load_settings
 
@@ -33,6 +33,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "temperature_07": {"synthesis.temperature": 0.7},
 }
 SHOWN = (("heldout", "perplexity"), ("concept_questions", "acc"))
+SHARE = ("share_of_oracle_gain", "share_low", "share_high")
 QUALITY = ("non_factual", "pair_irrelevance", "duplicates")
 
 
@@ -65,17 +66,12 @@ def _markdown(found: dict[str, dict[str, Any]]) -> str:
         cells = []
         for task, metric in SHOWN:
             for against in ("final", "early_stopped"):
-                row = rows.get((task, metric, against))
-                cells.append("–" if row is None or row["share_of_oracle_gain"] is None else _share(row))
+                row = rows.get((task, metric, against), dict.fromkeys(SHARE))
+                cells.append(share_text(*(row[column] for column in SHARE)))
         values = (result["quality"].get(f"{metric}_synthetic") for metric in QUALITY)
         cells += ["–" if value is None else f"{value:.1%}" for value in values]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _share(row: dict[str, Any]) -> str:
-    interval = "" if row["share_low"] is None else f" [{row['share_low']:.0%}, {row['share_high']:.0%}]"
-    return f"{row['share_of_oracle_gain']:.0%}{interval}"
 
 
 if __name__ == "__main__":

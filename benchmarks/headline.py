@@ -119,6 +119,13 @@ def quality(store: Path) -> dict[str, float]:
     return {f"{metric}_{corpus}": value for metric, corpus, value in table["metric", "corpus", "value"].iter_rows()}
 
 
+def share_text(share: float | None, low: float | None, high: float | None) -> str:
+    """A share of the oracle's gain with its interval, as in '66% [61%, 71%]'."""
+    if share is None:
+        return "–"
+    return f"{share:.0%}" + ("" if low is None else f" [{low:.0%}, {high:.0%}]")
+
+
 def _markdown(rows: list[dict[str, Any]]) -> str:
     header = ["", "baseline", *ARM_NAMES.values(), "oracle", *(f"share: {name}" for name in ARM_NAMES.values())]
     lines = [f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
@@ -131,15 +138,14 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
                 return shown
             return f"{shown} [{scale * arm['delta_low']:+.{digits}f}, {scale * arm['delta_high']:+.{digits}f}]"
 
-        def share(arm: dict[str, Any]) -> str:
-            if arm["share"] is None:
-                return "–"
-            interval = "" if arm["share_low"] is None else f" [{arm['share_low']:.0%}, {arm['share_high']:.0%}]"
-            return f"{arm['share']:.0%}{interval}"
-
         name = f"{TASK_NAMES.get(row['task'], row['task'])}, {METRIC_NAMES.get(row['metric'], row['metric'])}"
         arms = [row[arm] for arm in ARM_NAMES]
-        cells = [name, f"{scale * row['baseline']:.{digits}f}", *map(delta, [*arms, row["oracle"]]), *map(share, arms)]
+        cells = [
+            name,
+            f"{scale * row['baseline']:.{digits}f}",
+            *map(delta, [*arms, row["oracle"]]),
+            *(share_text(arm["share"], arm["share_low"], arm["share_high"]) for arm in arms),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

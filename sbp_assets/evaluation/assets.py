@@ -17,7 +17,7 @@ from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.columns import lineage, schema
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
-from sbp_assets.training.checkpoint import BEST_DIRECTORY
+from sbp_assets.training.checkpoint import best_model
 
 SCORE_COLUMNS = [
     dg.TableColumn("task", "string", "heldout, concept_questions, or a stock benchmark"),
@@ -146,9 +146,8 @@ def _scores(name: Scored) -> dg.AssetsDefinition:
         },
     )
     def scores(context: dg.AssetExecutionContext, model: Path, tasks_dir: Path) -> dg.MaterializeResult[pl.DataFrame]:
-        best = model / BEST_DIRECTORY
         result = suite.evaluate(
-            best if name == "early_stopped" and best.is_dir() else model,
+            best_model(model) if name == "early_stopped" else model,
             tasks_dir,
             device=DEPLOYMENT.device,
             batch_size=DEPLOYMENT.evaluation_batch_size,

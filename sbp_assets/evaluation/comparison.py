@@ -105,9 +105,8 @@ def _row(task: str, metric: str, higher: bool, arms: Mapping[str, pl.DataFrame],
     row["share_of_oracle_gain"] = share_of_oracle_gain(deltas["delta_sbp"], deltas["delta_oracle"], higher)
     if not seeds or (sample := _samples(arms, seeds)) is None:
         return row
-    # Twice: with the seeds drawn, too, for the error; with the seeds as they are, to tell what part of it seeds make.
-    both = _statistics(_bootstrap(task, metric, *sample, resamples, draw_seeds=True), higher)
-    examples = _statistics(_bootstrap(task, metric, *sample, resamples, draw_seeds=False), higher)
+    # With the seeds drawn, too, for the error; with the seeds as they are, to tell what part of it seeds make.
+    both, examples = (_statistics(drawn, higher) for drawn in _bootstrap(task, metric, *sample, resamples))
     for name, resampled in both.items():
         if np.mean(np.isnan(resampled)) > UNDEFINED_SHARE:
             continue
@@ -160,26 +159,27 @@ def _samples(arms: Mapping[str, pl.DataFrame], seeds: list[str]) -> tuple[list[s
 
 
 def _bootstrap(
-    task: str, metric: str, arms: list[str], sums: np.ndarray, weights: np.ndarray, resamples: int, draw_seeds: bool
-) -> dict[str, np.ndarray]:
-    """Resampled means over the seeds of every arm, (resamples,) each."""
+    task: str, metric: str, arms: list[str], sums: np.ndarray, weights: np.ndarray, resamples: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Resampled means over the seeds of every arm, (resamples,) each: over drawn seeds, and over all of them."""
     seeds = sums.shape[1]
     # The task alone decides what is drawn: rows about the same examples agree, and nothing else moves them.
     random = np.random.default_rng(int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big"))
     chosen = random.integers(0, seeds, (resamples, max(1, seeds - 1)))
-    if not draw_seeds:
-        chosen = np.tile(np.arange(seeds), (resamples, 1))
     parts = []
     at_once = max(1, _ENTRIES // len(weights))
     for start in range(0, resamples, at_once):
-        picks = chosen[start : start + at_once]
-        counts = random.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), len(picks)).astype(float)
+        size = min(at_once, resamples - start)
+        counts = random.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size).astype(float)
         totals = np.maximum(counts @ weights, 1e-9)
         means = np.einsum("rn,asn->ars", counts, sums, optimize=True) / totals[None, :, None]
-        if metric == PERPLEXITY:
-            means = np.exp(means)
-        parts.append(np.take_along_axis(means, np.broadcast_to(picks, (len(sums), *picks.shape)), axis=2).mean(axis=2))
-    return dict(zip(arms, np.concatenate(parts, axis=1), strict=True))
+        parts.append(np.exp(means) if metric == PERPLEXITY else means)
+    of_seeds = np.concatenate(parts, axis=1)  # (arms, resamples, seeds)
+    drawn = np.take_along_axis(of_seeds, chosen[None], axis=2)
+    return (
+        dict(zip(arms, drawn.mean(axis=2), strict=True)),
+        dict(zip(arms, of_seeds.mean(axis=2), strict=True)),
+    )
 
 
 def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, higher_is_better: bool) -> float | None:

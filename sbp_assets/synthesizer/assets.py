@@ -15,7 +15,7 @@ from sbp_assets.storage.preview import escape
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import HELDOUT, TRAIN, write_examples
-from sbp_assets.training.checkpoint import BEST_DIRECTORY
+from sbp_assets.training.checkpoint import best_model
 from sbp_assets.training.spec import ExamplesData, Source, TrainingSpec
 
 
@@ -130,17 +130,13 @@ def checkpoint(
     A Hugging Face model directory like the arms', with the same records. Held-out loss is that of d2 given d1 on the
     held-out examples.
     """
-    start = EXPERIMENT.synthesizer.start
-    initial_model = None if start == "scratch" else baseline_model
-    # Without best/ the last weights are the best ones.
-    if start == "early_stopped" and (best := baseline_model / BEST_DIRECTORY).is_dir():
-        initial_model = best
+    starts = {"final": baseline_model, "early_stopped": best_model(baseline_model), "scratch": None}
     spec = TrainingSpec(
         name="synthesizer",
         model=EXPERIMENT.model,
         optimizer=optimizer_of(EXPERIMENT.synthesizer),
         tokenizer_dir=tokenizer,
-        initial_model=initial_model,
+        initial_model=starts[EXPERIMENT.synthesizer.start],
         data=ExamplesData(source=Source(directory=tuning_examples, split=TRAIN), epochs=EXPERIMENT.synthesizer.epochs),
         seed=EXPERIMENT.pretraining.seeds[0],
         heldout=[Source(directory=tuning_examples, split=HELDOUT)],

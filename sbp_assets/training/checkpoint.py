@@ -61,6 +61,12 @@ def finished(output_dir: Path, fingerprint: dict[str, Any]) -> bool:
     return not lines
 
 
+def best_model(model: Path) -> Path:
+    """Directory of the weights of a trained baseline's lowest held-out loss: its own where those are the last."""
+    best = model / BEST_DIRECTORY
+    return best if best.is_dir() else model
+
+
 def save_best(work_dir: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
     """Keep `weights`, those after `step`, as the ones of the lowest held-out loss so far.
 
