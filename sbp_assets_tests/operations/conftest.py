@@ -1,0 +1,33 @@
+"""The finished store that the tests of operations copy; all of them carry the marker `operations`."""
+
+import os
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from sbp_assets_tests.operations.deployment import Deployment
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("operations")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Home of a deployment in which `sbp run -p tiny` has finished; to be copied, never changed.
+
+    Made once for all workers of pytest-xdist. $SBP_FINISHED_STORE names one from an earlier session, kept for work on
+    these tests.
+    """
+    if kept := os.environ.get("SBP_FINISHED_STORE"):
+        home = Path(kept)
+    else:
+        shared = tmp_path_factory.getbasetemp()
+        home = (shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared) / "finished"
+    with FileLock(f"{home}.lock"), Deployment(home) as deployment:
+        if not (deployment.artifacts / "evaluation/report/index.html").is_file():
+            deployment.sbp("run")
+    return home
