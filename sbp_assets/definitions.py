@@ -17,6 +17,7 @@ import sbp_assets.synthesizer.checks
 from sbp_assets.automation import JOBS, display_logger
 from sbp_assets.partitions import DEPLOYMENT
 from sbp_assets.pipes import WholeLinesMessageReader
+from sbp_assets.storage.checks import stored_checks
 from sbp_assets.storage.columns import with_sources
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
@@ -48,7 +49,10 @@ def _house_rules(spec: dg.AssetSpec) -> dg.AssetSpec:
 
 defs = dg.Definitions(
     assets=[asset.map_asset_specs(_house_rules) for asset in ASSETS],
-    asset_checks=dg.load_asset_checks_from_modules([stage.checks for stage in STAGES]),
+    asset_checks=[
+        *dg.load_asset_checks_from_modules([stage.checks for stage in STAGES]),
+        *stored_checks(ASSETS),
+    ],
     jobs=JOBS,
     loggers={"console": dg.colored_console_logger, "display": display_logger},
     resources=RESOURCES,

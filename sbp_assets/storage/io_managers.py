@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -18,19 +19,24 @@ from upath import UPath
 
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
 from sbp_assets.storage.columns import LINEAGE
+from sbp_assets.storage.remote import RemoteStore, is_local
 
 
 class ArtifactIOManager(UPathIOManager):
     """Common part: local staging, atomic publication, data version, dict inputs."""
 
-    def __init__(self, base: str, cache: str) -> None:
-        super().__init__(base_path=UPath(base))
+    def __init__(self, base: str, cache: str, cache_gb: float = 50, patience: float = 60) -> None:
+        # Listings kept by the file system would hide what other processes write.
+        super().__init__(base_path=UPath(base) if is_local(UPath(base)) else UPath(base, use_listings_cache=False))
         self._cache = Path(cache)
+        self._remote = None if self.is_local else RemoteStore(self._base_path, self._cache, cache_gb * 1e9, patience)
+        self._run_id = ""
+        self._published = ""
         self._bytes = 0
 
     @property
     def is_local(self) -> bool:
-        return self._base_path.protocol in ("", "file", "local")
+        return is_local(self._base_path)
 
     @property
     def storage_options(self) -> dict[str, Any]:
@@ -45,39 +51,69 @@ class ArtifactIOManager(UPathIOManager):
         """Artifact at the local `path`, as the asset receives it."""
         raise NotImplementedError
 
+    def make_directory(self, path: UPath) -> None:
+        """Object stores have no directories, and s3fs would make a bucket of a mistyped name."""
+        if self.is_local:
+            super().make_directory(path)
+
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
-        local = Path(path.path) if self.is_local else Path(tempfile.mkdtemp()) / path.name
-        with atomic_path(local) as temporary:
-            self.write(obj, temporary)
-        version = dg.DataVersion(content_version(local))
+        with ExitStack() as stack:
+            if self._remote is None:
+                local = Path(path.path)
+                with atomic_path(local) as temporary:
+                    self.write(obj, temporary)
+            else:
+                (uploads := self._cache / "uploads").mkdir(parents=True, exist_ok=True)
+                local = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=uploads))) / path.name
+                self.write(obj, local)
+            version, self._bytes = content_version(local), bytes_on_disk(local)
+            self._published = str(path)
+            if self._remote and local.is_dir():
+                self._published = self._remote.put_directory(local, path.path, version)
+            elif self._remote:
+                self._published = self._remote.put_file(local, path.path)
+        # Recorded only once all of it is in the store.
         if context.has_asset_key:
-            context.step_context.set_data_version(context.asset_key, version)
-        self._bytes = bytes_on_disk(local)
-        if not self.is_local:
-            # A put of one object is atomic on object stores; a directory's version is recorded only after all of it.
-            # Put into a directory that exists, fsspec would nest the new one inside the old.
-            if self.fs.exists(path.path):
-                self.fs.rm(path.path, recursive=True)
-            self.fs.put(str(local), path.path, recursive=local.is_dir())
-            shutil.rmtree(local.parent)
+            context.step_context.set_data_version(context.asset_key, dg.DataVersion(version))
 
     def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, Any]:
-        # Dagster looks for column lineage on materialisations alone, never on the asset's definition.
+        # Called right after dump_to_path. Dagster looks for column lineage on materialisations alone, never on the
+        # asset's definition.
         lineage = {key: value for key, value in context.definition_metadata.items() if key == LINEAGE}
-        return {"bytes": self._bytes, **lineage}  # called right after dump_to_path, which adds `path` itself
+        return {"bytes": self._bytes, "path": dg.MetadataValue.path(self._published), **lineage}
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
-        if self.is_local:
-            local = Path(path.path)
-            if not local.exists():
-                raise FileNotFoundError(
-                    f"artifact {path} does not exist: materialise {context.asset_key.to_user_string()} first"
-                )
-            return self.read(local)
-        local = self._cache / path.path.lstrip("/")
-        with atomic_path(local) as temporary:
-            self.fs.get(path.path, str(temporary), recursive=True)
-        return self.read(local)
+        if self._remote and context.step_context.run_id != self._run_id:
+            # One process may do many runs; what an earlier one read may leave the cache.
+            self._run_id = context.step_context.run_id
+            self._remote.release()
+        return self.read(self._fetch(context.asset_key, path))
+
+    def load(self, key: dg.AssetKey, partition: str | None = None) -> Any:
+        """The artifact of `key` as an asset's input would be: Dagster gives a partitioned check its own shard alone."""
+        return self.read(self._fetch(key, self._path_of(key, partition)))
+
+    def stored_version(self, key: dg.AssetKey, partition: str | None = None) -> str:
+        """Content version of what now lies in the store; FileNotFoundError where nothing does."""
+        return content_version(self._fetch(key, self._path_of(key, partition)))
+
+    def _path_of(self, key: dg.AssetKey, partition: str | None) -> UPath:
+        context = dg.build_input_context(asset_key=key)
+        path = self._get_path_without_extension(context)
+        return self._with_extension(self.get_path_for_partition(context, path, partition) if partition else path)
+
+    def _fetch(self, key: dg.AssetKey, path: UPath) -> Path:
+        """Local path of an artifact: its own, or that of a fresh copy in the cache."""
+        local = Path(path.path)
+        try:
+            if self._remote:
+                return self._remote.get(path.path, directory=self.extension is None)
+            local.stat()
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"artifact {path} does not exist: materialise {key.to_user_string()} first"
+            ) from None
+        return local
 
     def load_partitions(self, context: dg.InputContext) -> Any:
         loaded = super().load_partitions(context)

@@ -1,0 +1,55 @@
+"""The check that every artifact has: what lies in the store is what its asset made, byte for byte."""
+
+from collections.abc import Iterable
+
+import dagster as dg
+
+from sbp_assets.storage.io_managers import ArtifactIOManager
+
+NAME = "stored_as_made"
+DATA_VERSION = "dagster/data_version"
+
+
+def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None):
+    """Check of `asset` that reads its artifact back through `io_manager` and compares content versions.
+
+    In the run that makes the artifact this finds an upload that was cut short; run alone (`sbp verify`), a file that
+    rotted, was changed or is gone.
+    """
+
+    @dg.asset_check(
+        asset=asset,
+        name=NAME,
+        partitions_def=partitions,
+        blocking=True,
+        required_resource_keys={io_manager},
+        description="The artifact in the store has the content that its last materialisation wrote, byte for byte.",
+    )
+    def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        partition = context.partition_key if partitions else None
+        made = last_version(context.instance, asset, partition)
+        manager: ArtifactIOManager = getattr(context.op_execution_context.resources, io_manager)
+        try:
+            stored = manager.stored_version(asset, partition)
+        except FileNotFoundError as error:
+            stored = str(error)
+        return dg.AssetCheckResult(passed=stored == made, metadata={"made": str(made), "stored": stored})
+
+    return check
+
+
+def stored_checks(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetChecksDefinition]:
+    """`stored_as_made` of every asset of `assets`."""
+    return [
+        stored_as_made(spec.key, asset.get_io_manager_key_for_asset_key(spec.key), spec.partitions_def)
+        for asset in assets
+        for spec in asset.specs
+    ]
+
+
+def last_version(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> str | None:
+    """Content version that the last materialisation of an asset (or partition) recorded; None without one."""
+    wanted = dg.AssetRecordsFilter(asset, asset_partitions=[partition] if partition else None)
+    records = instance.fetch_materializations(wanted, limit=1).records
+    materialization = records[0].asset_materialization if records else None
+    return (materialization.tags or {}).get(DATA_VERSION) if materialization else None
