@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # How an artifact was made (timings, host) is kept beside it but is not part of what it is.
 RUN_RECORD = "run.json"
+# Seconds after which an unfinished write is taken for one whose process died: none goes so long without a byte.
+ABANDONED = 24 * 3600
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`, renamed onto it when the block ends well and removed when it does not.
 
-    Works for a file or a directory; an existing `path` is replaced. A file is exchanged in one step. A directory takes
-    two renames: killed between them, `path` is absent (never half-written) and is made again.
+    Works for a file or a directory. An existing `path` is replaced in one step (where a file system cannot exchange two
+    directories, in two: killed between them, `path` is absent, never half-written, and is made again). What a killed
+    process left of an earlier write is removed after a day.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if time.time() - _last_written(abandoned) > ABANDONED:
+            _remove(abandoned)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
     try:
         yield temporary
         _sync(temporary)
-        if path.is_dir() or temporary.is_dir():
-            replaced = path.parent / f".{path.name}.{uuid.uuid4().hex}.replaced"
-            if path.exists():
-                path.rename(replaced)
+        if not path.exists() or (path.is_file() and temporary.is_file()):
+            temporary.replace(path)
+        elif not _exchange(temporary, path):
+            replaced = path.parent / f".{path.name}.{uuid.uuid4().hex}.replaced.partial"
+            path.rename(replaced)
             try:
                 temporary.rename(path)
             except OSError:
                 replaced.rename(path)
                 raise
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            temporary.replace(path)
+            _remove(replaced)
+        _sync_folder(path.parent)
     finally:
         _remove(temporary)
 
@@ -97,10 +105,35 @@ def bytes_on_disk(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
+    at_working_directory, exchange = -100, 2
+    paths = os.fsencode(one.absolute()), os.fsencode(other.absolute())
+    return bool(renameat2) and renameat2(at_working_directory, paths[0], at_working_directory, paths[1], exchange) == 0
+
+
 def _sync(path: Path) -> None:
     for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in `folder` last: Dagster's record of an artifact must not outlive it in a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _last_written(path: Path) -> float:
+    latest = 0.0
+    for entry in [path, *path.rglob("*")]:
+        with suppress(FileNotFoundError):  # its writer goes on
+            latest = max(latest, entry.stat().st_mtime)
+    return latest or time.time()
 
 
 def _remove(path: Path) -> None:

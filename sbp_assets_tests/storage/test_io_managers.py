@@ -1,6 +1,8 @@
+import json
 from pathlib import Path
 
 import dagster as dg
+import fsspec
 import polars as pl
 import pytest
 
@@ -97,12 +99,16 @@ def test_a_missing_artifact_is_named(tmp_path: Path):
 
 
 def test_artifacts_may_live_on_an_fsspec_url(tmp_path: Path):
-    import fsspec
-
-    pipeline(2, tmp_path / "first", base="memory://store")
-    fsspec.filesystem("memory").pipe("/store/s/folder/1/old.txt", b"of an earlier materialisation")
-    pipeline(2, tmp_path / "second", base="memory://store")
-    assert not fsspec.filesystem("memory").exists("/store/s/folder/1/old.txt")
-    assert not fsspec.filesystem("memory").exists("/store/s/folder/1/1")
-    assert fsspec.filesystem("memory").exists("/store/s/total.parquet")
-    assert fsspec.filesystem("memory").exists("/store/s/folder/1/sum.txt")
+    remote = fsspec.filesystem("memory")
+    for run in ("first", "second"):
+        pipeline(2, tmp_path / run, base="memory://fsspec-url")
+        (listing,) = remote.glob("/fsspec-url/s/folder/1.json")
+        prefix = json.loads(remote.cat_file(listing))["prefix"]
+        # The second replaced the first.
+        assert remote.find("/fsspec-url/s/folder/1") == []
+        assert [path for path in remote.find("/fsspec-url/s/folder") if "/1." in path] == [
+            f"/fsspec-url/s/folder/1.{prefix.removeprefix('1.')}/sum.txt",
+            listing,
+        ]
+    assert remote.exists("/fsspec-url/s/total.parquet")
+    assert not list((tmp_path / "second" / "cache" / "uploads").iterdir())
