@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from sbp_assets.experiment import ENV_PREFIX, ENV_SEPARATOR, Settings, SettingsError, load_settings
+from sbp_assets.experiment import ENV_PREFIX, ENV_SEPARATOR, Settings, SettingsError, fault, load_settings
 from sbp_assets.storage.artifacts import exclusive
 
 RECORD = "branch.json"  # the settings that the branch changes
@@ -41,7 +41,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         try:
             parsed[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise SettingsError(f"{change!r}: the value is not YAML: {error}") from None
+            raise SettingsError(f"{key}: the value is not YAML: {fault(error)}") from None
     return parsed
 
 
@@ -55,9 +55,7 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
     try:
         load_settings(environ={**os.environ, **dict(override(key, value) for key, value in changes.items())})
     except SettingsError as error:
-        raise SettingsError(
-            f"the changes {', '.join(f'{k}={v}' for k, v in changes.items())} are refused: {error}"
-        ) from error
+        raise SettingsError(f"the changes of {', '.join(changes)} are refused: {error}") from error
     if home.exists():
         if (made := json.loads((home / RECORD).read_text())) != json.loads(json.dumps(dict(changes))):
             raise SettingsError(f"branch {name} exists and changes {made}: take another name, or delete {home}")

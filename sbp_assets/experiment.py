@@ -10,12 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 ENV_PREFIX = "SBP_"
@@ -30,11 +40,32 @@ class SettingsError(ValueError):
     """A profile or an environment override that cannot be used; the message names the key and the reason."""
 
 
+# A user with a password (a colon before digits alone is a port); over HTTP also a bare user, or a query, which is where
+# tokens and signatures stand.
+_CREDENTIALS = re.compile(r"://[^/\s]*:(?!\d+(?:/|$))\S*@|\bhttps?://(?:[^/\s]*@|\S*\?)", re.IGNORECASE)
+
+
 class Section(BaseModel):
-    """A settings section: immutable, and unknown keys are refused."""
+    """A settings section: immutable; unknown keys are refused, and so are credentials in a URL.
+
+    Settings are digested, printed and kept beside what they made, so no key may be in them. Errors never repeat a
+    value: what is wrong may be just that it is a secret.
+    """
 
     # protected_namespaces=(): `model` is the field's own word for the thing pretrained here.
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
+
+    @field_validator("*")
+    @classmethod
+    def _holds_no_credentials(cls, value: Any) -> Any:
+        texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
+        # fsspec chains URLs with '::'.
+        if any(_CREDENTIALS.search(url) for text in texts for url in text.split("::")):
+            raise ValueError(
+                "holds a URL with a user, password or query: settings are printed and kept, so credentials are given "
+                "to the file system in the environment alone; see docs/security.md"
+            )
+        return value
 
 
 class ConceptsSource(Section):
@@ -411,7 +442,7 @@ class Deployment(Section):
     benchmarks_dir: str | None = Field(None, description="Local parquet files of the stock benchmarks; null: the hub.")
     judge_url: str | None = Field(
         None,
-        pattern=r"^https?://[^@?#\s]+$",
+        pattern=r"^https?://\S+$",
         description="OpenAI-compatible endpoint, '/v1' included; its key only ever from $SBP_JUDGE_API_KEY.",
     )
     judge_concurrency: PositiveInt = Field(8, description="Requests to the judge at a time.")
@@ -458,6 +489,13 @@ def _where(location: tuple[int | str, ...], environ: dict[str, str]) -> str:
     return f"{'.'.join(keys) or '(profile)'} ({'from' if name in environ else 'environment variable'} {name})"
 
 
+def fault(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the text that is: PyYAML's own message quotes it."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return type(error).__name__
+    return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+
+
 def load_settings(profile: str | None = None, environ: dict[str, str] | None = None) -> Settings:
     """Settings of `profile` (default: $SBP_PROFILE, then 'demo') with environment overrides applied.
 
@@ -470,7 +508,7 @@ def load_settings(profile: str | None = None, environ: dict[str, str] | None = N
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not YAML: {error}") from error
+        raise SettingsError(f"{path}: not YAML: {fault(error)}") from None
     if not isinstance(values, dict):
         raise SettingsError(
             f"{path}: expected a mapping with `experiment` and `deployment`, got {type(values).__name__}"
@@ -487,7 +525,7 @@ def load_settings(profile: str | None = None, environ: dict[str, str] | None = N
         try:
             section[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise SettingsError(f"environment variable {name}: not YAML: {value!r}") from error
+            raise SettingsError(f"environment variable {name}: not YAML: {fault(error)}") from None
     values.setdefault("profile", path.stem)
     try:
         settings = Settings.model_validate(values)

@@ -29,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sbp_assets.automation import DISPLAY_LOGGER, PIPELINE, Step
+from sbp_assets.storage.preview import printable
 
 RUN_TAGS = {"sbp/command": "run"}
 
@@ -197,7 +198,8 @@ def _failure(result: dg.ExecuteInProcessResult) -> str:
             # Dagster wraps what the asset raised; what that was raised from is a library's word, not ours.
             while cause.cause is not None and (cause.cls_name or "").startswith("Dagster"):
                 cause = cause.cause
-            return f"{event.step_key}: {cause.message.strip()}"
+            # A file's name in it is as untrusted as its text.
+            return f"{event.step_key}: " + "\n".join(map(printable, cause.message.strip().splitlines()))
     checks = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]
     return f"check failed: {', '.join(checks)}" if checks else "the run failed; see its log in the UI"
 
@@ -232,7 +234,7 @@ def _display(states: list[StepState]) -> Iterator[Callable[[StepState], None]]:
             meta: dict[str, Any] = getattr(record, "dagster_meta", {})
             message = str(meta.get("orig_message", ""))
             if record.levelno == logging.WARNING:  # errors are told once, by PipelineError
-                console.print(f"[yellow]{record.levelname.lower()}[/] ", Text(message))
+                console.print(f"[yellow]{record.levelname.lower()}[/] ", Text(printable(message)))
             if " · " not in message or not current:
                 return
             current[-1].line = message

@@ -51,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer `name` (hub name or path); special tokens that it lacks are added, those it has stay its own."""
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CorpusError(f"corpus.tokenizer.name {name!r} cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
@@ -66,7 +66,7 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The tokenizer saved in `directory`; ValueError where it lacks a special token."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     if None in ids or RELATED not in tokenizer.get_added_vocab():
         raise ValueError(

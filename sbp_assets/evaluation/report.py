@@ -323,12 +323,18 @@ def overfitting(dynamics: pl.DataFrame) -> str | None:
 
 
 def public(value: Any) -> Any:
-    """Settings fit to be published: absolute paths and URLs cut to their last part, which names data, not a machine."""
+    """Settings fit to be published: absolute paths and URLs cut to their last part, which names data, not a machine.
+
+    Of a URL that is a host alone nothing is left, nor is a query.
+    """
     if isinstance(value, dict):
         return {key: public(item) for key, item in value.items()}
     if isinstance(value, list):
         return [public(item) for item in value]
-    if isinstance(value, str) and (value.startswith(("/", "~", "\\")) or "://" in value or value[1:3] in (":\\", ":/")):
+    if isinstance(value, str) and "://" in value:
+        location = value.rpartition("://")[2].partition("?")[0]
+        return f"…/{PurePosixPath(location).name if '/' in location else ''}"
+    if isinstance(value, str) and (value.startswith(("/", "~", "\\")) or value[1:3] in (":\\", ":/")):
         return f"…/{PurePosixPath(value.replace(chr(92), '/')).name}"
     return value
 

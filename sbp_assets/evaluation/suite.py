@@ -199,7 +199,7 @@ def load_model(
         raise FileNotFoundError(f"{model_dir} has no config.json: it is not a Hugging Face model directory")
     model = CountingHFLM(
         on_sequences, pretrained=str(model_dir), device=resolve_device(device), dtype="float32",
-        batch_size=batch_size, add_bos_token=add_bos_token,
+        batch_size=batch_size, add_bos_token=add_bos_token, trust_remote_code=False, use_safetensors=True,
     )  # fmt: skip
     bos = model.tokenizer.bos_token_id
     if bos is None:

@@ -130,7 +130,16 @@ def _load(path: str, dtype: str, device: str) -> tuple[SentenceTransformer, floa
     import torch
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(path, device=device, model_kwargs={"dtype": getattr(torch, dtype)})
+    try:
+        model = SentenceTransformer(
+            path,
+            device=device,
+            # Weights that are pickles, and classes that come with a model, could run code.
+            trust_remote_code=False,
+            model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"pairing.embedding_model {path!r} cannot be loaded: {error}") from error
     return model, time.monotonic() - start
 
 

@@ -17,8 +17,8 @@ def model_problems(directory: Path, tokenizer_dir: Path) -> list[str]:
 
     problems = []
     try:
-        config = AutoConfig.from_pretrained(directory)
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
@@ -39,7 +39,7 @@ def model_problems(directory: Path, tokenizer_dir: Path) -> list[str]:
         if found.get(name) != shape:
             problems.append(f"tensor {name} should have shape {shape}, and is {found.get(name, 'missing')}")
 
-    vocabulary = AutoTokenizer.from_pretrained(tokenizer_dir).get_vocab()
+    vocabulary = AutoTokenizer.from_pretrained(tokenizer_dir, trust_remote_code=False).get_vocab()
     if tokenizer.get_vocab() != vocabulary:
         problems.append("the tokenizer beside the model is not corpus/tokenizer")
     if config.vocab_size != len(vocabulary):

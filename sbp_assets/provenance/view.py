@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sbp_assets.provenance.walk import Trace
+from sbp_assets.storage.preview import printable
 
 ROWS = 10
 STEPS = 6
@@ -188,15 +189,15 @@ def _times(count: int) -> str:
 
 def _title(console: Console, name: str, what: str) -> None:
     console.print()
-    console.print(Text.assemble((_inert(name), "bold cyan"), f"  {what}"))
+    console.print(Text.assemble((printable(name), "bold cyan"), f"  {what}"))
 
 
 def _fact(console: Console, label: str, value: object) -> None:
-    console.print(Text.assemble((f"{label:<17}", "dim"), _inert(str(value))), soft_wrap=True)
+    console.print(Text.assemble((f"{label:<17}", "dim"), printable(str(value))), soft_wrap=True)
 
 
 def _text(console: Console, text: str) -> None:
-    console.print(Text(f"  {_inert(text)}", "italic"))
+    console.print(Text(f"  {printable(text)}", "italic"))
 
 
 def _table(
@@ -208,13 +209,8 @@ def _table(
     for column in columns:
         table.add_column(Text(column, "dim"), overflow="fold", no_wrap=column not in FOLDED)
     for row in rows[:limit]:
-        table.add_row(*(Text(_inert(str(cell))) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     console.print()
     console.print(table)
     if limit is not None and len(rows) > limit:
         console.print(Text(f"… and {len(rows) - limit:,} more; --json lists all", "dim"))
-
-
-def _inert(text: str) -> str:
-    """One line without control characters: a document must not steer the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)

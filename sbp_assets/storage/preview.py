@@ -1,4 +1,4 @@
-"""Markdown previews of untrusted text for the Dagster UI: nothing in a document can become markup."""
+"""Untrusted text shown to people: in markdown for the Dagster UI nothing in a document can become markup."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 _AUTOLINK = re.compile(r"(?i)(?:https?|ftp|mailto):|www(?=\.)|@")
 
 
+def printable(text: str) -> str:
+    """`text` without control characters, and without those that hide or reorder others; a space stands for each.
+
+    So that a document neither steers a terminal nor shows other than it is. Line breaks go, too.
+    """
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def escape(text: str, max_chars: int = 300) -> str:
     """One line of plain text, safe inside a markdown table cell, cut to `max_chars` characters."""
-    line = " ".join(text.split())
+    line = " ".join(printable(text).split())
     cut = line if len(line) <= max_chars else line[: max_chars - 1] + "…"
     # A zero-width space keeps GitHub-flavoured markdown from making links of bare addresses.
     inert = _AUTOLINK.sub("\\g<0>\u200b", cut)

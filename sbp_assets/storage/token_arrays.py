@@ -21,9 +21,12 @@ class TokenArrays:
     @classmethod
     def load(cls, directory: Path) -> TokenArrays:
         """Arrays of `directory`; ValueError where the three files do not belong together."""
-        # allow_pickle stays False: an artifact store is not a place to run code from.
-        tokens = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
-        offsets = np.load(directory / "offsets.npy", allow_pickle=False)
+        try:
+            # allow_pickle stays False: an artifact store is not a place to run code from.
+            tokens = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            offsets = np.load(directory / "offsets.npy", allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{directory} does not hold token arrays ({error}); materialise it again") from error
         documents = pl.read_parquet(directory / "documents.parquet")
         if len(offsets) != len(documents) + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
             raise ValueError(

@@ -254,6 +254,8 @@ def _start(spec: EngineSpec, device: str) -> int:
     memory: dict[str, Any] = {} if device == "cpu" else {"gpu_memory_utilization": spec.gpu_memory_utilization}
     _llm = LLM(
         str(spec.checkpoint),
+        load_format="safetensors",  # never a pickle
+        trust_remote_code=False,
         dtype=spec.dtype,
         seed=0,
         max_model_len=spec.context_length,

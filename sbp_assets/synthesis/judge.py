@@ -311,6 +311,9 @@ def _ask(
         unjudged = f"http_{error.status_code}"
     except openai.OpenAIError:
         unjudged = "client_error"
+    # An endpoint that repeats what it was sent must not bring the key into the ledger.
+    if content and (secret := _key()):
+        content = content.replace(secret, f"${API_KEY}")
     return Record(
         key=question.key,
         verdict=verdict,
@@ -343,7 +346,7 @@ def _complete(client: openai.OpenAI, messages: Sequence[Message], settings: Judg
 def _client(endpoint: Endpoint) -> Iterator[tuple[openai.OpenAI, threading.local]]:
     """A client that backs off and honours Retry-After, and a counter of the requests that each thread sends."""
     sent = threading.local()
-    key = os.environ.get(API_KEY, "").strip()
+    key = _key()
     if not (key.isascii() and key.isprintable()):
         raise JudgeError(f"${API_KEY} holds characters that an HTTP header cannot carry")
 
@@ -358,6 +361,10 @@ def _client(endpoint: Endpoint) -> Iterator[tuple[openai.OpenAI, threading.local
         http_client=openai.DefaultHttpxClient(event_hooks={"request": [count]}),
     ) as client:
         yield client, sent
+
+
+def _key() -> str:
+    return os.environ.get(API_KEY, "").strip()
 
 
 def _read(ledger: Path, wanted: Mapping[str, Any]) -> list[Record]:

@@ -19,7 +19,7 @@ BEST_DIRECTORY = "best"
 
 
 class CheckpointMismatch(ValueError):
-    """A checkpoint or a finished model belongs to another run; the message names each difference."""
+    """A checkpoint or a finished model belongs to another run, or cannot be read; the message says in what way."""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -35,12 +35,11 @@ def save_checkpoint(work_dir: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load_checkpoint(work_dir: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
-    """Checkpoint in `work_dir`, None where there is none; CheckpointMismatch where its run was another one."""
+    """Checkpoint in `work_dir`, None where there is none; CheckpointMismatch where it cannot be used."""
     path = work_dir / _CHECKPOINT
     if not path.exists():
         return None
-    # weights_only: a checkpoint holds data and must not be able to run code.
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = _load(path)
     if lines := differences(checkpoint["fingerprint"], fingerprint):
         raise CheckpointMismatch(
             f"the checkpoint {path} belongs to another run and cannot be resumed:\n  "
@@ -86,13 +85,25 @@ def prune_best(work_dir: Path, step: int | None) -> None:
 
 
 def load_best(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    """The weights kept after `step`; CheckpointMismatch where they are gone."""
+    """The weights kept after `step`; CheckpointMismatch where they are gone or unreadable."""
     path = _best(work_dir, step)
     if not path.exists():
         raise CheckpointMismatch(
             f"{path}, the weights of the lowest held-out loss, is gone: delete {work_dir} to train again"
         )
-    return cast(dict[str, torch.Tensor], torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    return cast(dict[str, torch.Tensor], _load(path))
+
+
+def _load(path: Path) -> Any:
+    try:
+        # weights_only: a checkpoint holds data and must not be able to run code.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of the unpickler, of the archive, of the file: torch has no type for them all
+        # Not torch's words, which advise to load it all the same.
+        raise CheckpointMismatch(
+            f"{path} is damaged, or holds more than tensors, numbers and strings ({type(error).__name__}): delete "
+            f"{path.parent} to train again"
+        ) from None
 
 
 def _best(work_dir: Path, step: int | str) -> Path:

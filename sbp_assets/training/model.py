@@ -46,13 +46,15 @@ def build_model(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
 
 
 def load_model(directory: Path) -> Qwen3ForCausalLM:
-    """Float32 model of a saved directory, on the CPU."""
-    return Qwen3ForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    """Float32 model of a saved directory, on the CPU; OSError where its weights are no safetensors."""
+    return Qwen3ForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+    )
 
 
 def load_training_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Tokenizer of a directory; OSError where it holds none."""
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory))
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
 
 
 def save_model(
