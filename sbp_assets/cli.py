@@ -1,5 +1,5 @@
-"""The command line: `sbp run` materialises everything, `sbp plan` says what it would take, `sbp trace` says where
-something comes from, `sbp ui` opens Dagster."""
+"""The command line: `sbp run` materialises everything, `sbp verify` looks at what is there, `sbp plan` says what it would
+take, `sbp trace` says where something comes from, `sbp ui` opens Dagster."""
 
 from __future__ import annotations
 
@@ -100,15 +100,60 @@ def run(
         typer.echo("nothing to do: everything is up to date")
     if until:
         return
+    import polars as pl
+
     from sbp_assets.evaluation.comparison import render_table
+    from sbp_assets.storage.remote import root, url
 
-    data = settings.deployment.data_dir
-    if "://" not in data:
-        import polars as pl
-
-        typer.echo("\n" + render_table(pl.read_parquet(f"{data}/evaluation/comparison.parquet")))
-    typer.echo(f"\nreport: {data}/evaluation/report/index.html")
+    data = root(settings.deployment.data_dir)
+    comparison = pl.read_parquet((data / "evaluation/comparison.parquet").read_bytes())
+    typer.echo("\n" + render_table(comparison))
+    typer.echo(f"\nreport: {url(data / 'evaluation/report')}/index.html")
     typer.echo("records: `make ui` (or `sbp ui`, with the same settings) opens this instance in Dagster's UI")
+
+
+@app.command()
+def verify(
+    steps: Annotated[list[str] | None, typer.Argument(help="Steps (jobs' names) to look at; default: all.")] = None,
+    profile: Profile = None,
+) -> None:
+    """Evaluate every check on the artifacts as they lie in the store, making nothing anew.
+
+    Finds what rotted, was changed or went missing since it was made. `sbp run` then makes it again.
+    """
+    settings = _activate(profile)
+    import dagster as dg
+
+    from sbp_assets.automation import PIPELINE
+    from sbp_assets.definitions import defs
+    from sbp_assets.run import end_killed_runs, step_partitions
+    from sbp_assets.run import verify as verify_partition
+    from sbp_assets.storage.artifacts import exclusive
+    from sbp_assets.storage.checks import last_version
+
+    known = {step.name: step for step in PIPELINE}
+    if unknown := [name for name in steps or () if name not in known]:
+        raise typer.BadParameter(f"{unknown[0]!r} is not a step; steps are {', '.join(known)}", param_hint="STEPS")
+    looked_at = broken = 0
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(Path(settings.deployment.instance_dir), "running `sbp verify`"))
+        except RuntimeError as error:
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(1) from None
+        instance = stack.enter_context(dg.DagsterInstance.get())
+        end_killed_runs(instance)
+        for step in (known[name] for name in steps or known):
+            for partition in step_partitions(defs, step):
+                if not all(last_version(instance, key, partition) for key in step.keys):
+                    continue
+                failed = verify_partition(defs, instance, step, partition)
+                looked_at, broken = looked_at + 1, broken + bool(failed)
+                if failed:
+                    typer.secho(f"{' '.join(filter(None, (step.name, partition)))}: {', '.join(failed)}", fg="red")
+    typer.echo(f"{looked_at} partitions looked at, {broken} damaged" + ("; `sbp run` makes them again" if broken else ""))
+    if broken:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -181,7 +226,14 @@ def trace(
         # Looked at only: an instance that is not there is not made.
         there = Path(deployment.instance_dir).is_dir()
         instance = stack.enter_context(dg.DagsterInstance.get()) if there else None
-        store = Store(deployment.data_dir, f"{deployment.work_dir}/cache", graph_of(defs), deployment.memory_limit)
+        store = Store(
+            deployment.data_dir,
+            f"{deployment.work_dir}/cache",
+            graph_of(defs),
+            deployment.memory_limit,
+            deployment.cache_gb,
+            deployment.storage_patience,
+        )
         stack.callback(store.close)
         try:
             traces = walk(name, settings, store, Records(defs, instance))

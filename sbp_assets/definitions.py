@@ -30,9 +30,10 @@ STAGES = [
     sbp_assets.evaluation,
 ]
 
+STORAGE = (DEPLOYMENT.data_dir, f"{DEPLOYMENT.work_dir}/cache", DEPLOYMENT.cache_gb, DEPLOYMENT.storage_patience)
 RESOURCES = {
-    "parquet": ParquetIOManager(DEPLOYMENT.data_dir, cache=f"{DEPLOYMENT.work_dir}/cache"),
-    "directory": DirectoryIOManager(DEPLOYMENT.data_dir, cache=f"{DEPLOYMENT.work_dir}/cache"),
+    "parquet": ParquetIOManager(*STORAGE),
+    "directory": DirectoryIOManager(*STORAGE),
     "pipes": dg.PipesSubprocessClient(message_reader=WholeLinesMessageReader()),
 }
 

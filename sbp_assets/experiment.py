@@ -427,7 +427,14 @@ class Deployment(Section):
 
     data_dir: str = Field(".sbp/{profile}/artifacts", description="Artifact store; {profile} is filled in.")
     work_dir: str = Field(".sbp/{profile}/work", description="Local scratch: training checkpoints, generation ledgers.")
-    instance_dir: str = Field(".sbp/{profile}/instance", description="Dagster's own records (SQLite).")
+    instance_dir: str = Field(
+        ".sbp/{profile}/instance",
+        description="Dagster's own records and logs; where $SBP_POSTGRES_URL is set, logs alone.",
+    )
+    cache_gb: PositiveFloat = Field(50, description="Copies of a remote data_dir's artifacts kept in work_dir, in GB.")
+    storage_patience: PositiveFloat = Field(
+        60, description="Seconds that a remote data_dir may be out of reach before a transfer fails."
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     training_processes: PositiveInt = Field(1, description="torchrun processes: GPUs, or CPU processes.")
     training_sharding: Literal["none", "full"] = Field("none", description="full: FSDP2 over the processes.")

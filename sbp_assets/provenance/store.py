@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import duckdb
-from upath import UPath
 
-from sbp_assets.storage.artifacts import atomic_path
+from sbp_assets.storage.remote import RemoteStore, is_local, root, url
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,24 @@ DOCUMENTS = "documents.parquet"
 class Store:
     """The artifact store of a deployment, read only. `assets` says what should be in it."""
 
-    def __init__(self, base: str, cache: str, assets: Mapping[str, Asset], memory_limit: str) -> None:
-        self.base, self.assets = UPath(base), assets
+    def __init__(
+        self,
+        base: str,
+        cache: str,
+        assets: Mapping[str, Asset],
+        memory_limit: str,
+        cache_gb: float = 50,
+        patience: float = 60,
+    ) -> None:
+        self.base, self.assets = root(base), assets
         self.looked_in: dict[str, str] = {}
         """What was searched so far: asset -> '3 of 4 partitions'."""
-        self._cache = Path(cache)
-        self._local = self.base.protocol in ("", "file", "local")
-        self._copied: set[Path] = set()
+        self._remote = None
+        if not is_local(self.base):
+            self._remote = RemoteStore(self.base, Path(cache), cache_gb * 1e9, patience)
         self._present: dict[str, list[str | None]] = {}
         self._db = duckdb.connect(config={"memory_limit": memory_limit})
-        if not self._local:
+        if self._remote:
             self._db.register_filesystem(self.base.fs)
 
     def close(self) -> None:
@@ -57,7 +64,8 @@ class Store:
         """Partitions of `asset` that are in the store, in order; [None] for an unpartitioned one that is there."""
         if asset not in self._present:
             partitions = self.assets[asset].partitions
-            suffix = "" if self.assets[asset].directory else ".parquet"
+            # A directory of a remote store is there when its listing is.
+            suffix = ".parquet" if not self.assets[asset].directory else ".json" if self._remote else ""
             folder = self.base / asset
             if partitions is None:
                 self._present[asset] = [None] if (self.base / f"{asset}{suffix}").exists() else []
@@ -89,9 +97,9 @@ class Store:
         if not partitions:
             return []
         urls = [glob.escape(str(self._path(asset, key))) for key in partitions]
-        # The directory's name for a table inside a directory, else the file's.
+        # The directory's name for a table inside a directory, else the file's; less what a remote store adds to it.
         named = "parse_dirpath(filename)" if self.assets[asset].directory else "filename, true"
-        key = f"parse_filename({named}) as partition"
+        key = f"split_part(parse_filename({named}), '.', 1) as partition"
         table = f"(select * exclude (filename), {key} from read_parquet(?, filename = true))"
         cursor = self._db.execute(f"with rows as {table} {query}", [urls, *parameters])
         names = [column[0] for column in cursor.description or []]
@@ -105,16 +113,10 @@ class Store:
         if partition not in self.present(asset):
             raise NotMaterialisedError(self.missing(asset))
         path = self.base / asset / partition if partition else self.base / asset
-        if self._local:
-            return Path(path.path)
-        local = self._cache / path.path.lstrip("/")
-        if local in self._copied:
-            return local
-        with atomic_path(local) as temporary:
-            self.base.fs.get(path.path, str(temporary), recursive=True)
-        self._copied.add(local)
-        return local
+        return self._remote.get(path.path, directory=True) if self._remote else Path(path.path)
 
     def _path(self, asset: str, partition: str | None) -> str:
-        path = PurePosixPath(asset, partition or "")
-        return str(self.base / (f"{path}/{DOCUMENTS}" if self.assets[asset].directory else f"{path}.parquet"))
+        path = self.base / str(PurePosixPath(asset, partition or ""))
+        if not self.assets[asset].directory:
+            return f"{path}.parquet"
+        return f"{url(path)}/{DOCUMENTS}"

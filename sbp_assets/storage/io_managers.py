@@ -19,15 +19,14 @@ from upath import UPath
 
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
 from sbp_assets.storage.columns import LINEAGE
-from sbp_assets.storage.remote import RemoteStore, is_local
+from sbp_assets.storage.remote import RemoteStore, is_local, root
 
 
 class ArtifactIOManager(UPathIOManager):
     """Common part: local staging, atomic publication, data version, dict inputs."""
 
     def __init__(self, base: str, cache: str, cache_gb: float = 50, patience: float = 60) -> None:
-        # Listings kept by the file system would hide what other processes write.
-        super().__init__(base_path=UPath(base) if is_local(UPath(base)) else UPath(base, use_listings_cache=False))
+        super().__init__(base_path=root(base))
         self._cache = Path(cache)
         self._remote = None if self.is_local else RemoteStore(self._base_path, self._cache, cache_gb * 1e9, patience)
         self._run_id = ""

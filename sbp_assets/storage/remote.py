@@ -44,6 +44,20 @@ def is_local(path: UPath) -> bool:
     return path.protocol in ("", "file", "local")
 
 
+def root(url: str) -> UPath:
+    """`url` as a path whose listings are never remembered: those would hide what other processes write."""
+    path = UPath(url)
+    return path if is_local(path) else UPath(url, use_listings_cache=False)
+
+
+def url(directory: UPath) -> str:
+    """URL or path below which the files of a directory artifact are now; FileNotFoundError where it is not there."""
+    if is_local(directory):
+        return directory.path
+    listing = json.loads(directory.with_name(f"{directory.name}.json").read_bytes())
+    return str(directory.with_name(listing["prefix"]))
+
+
 class RemoteStore:
     """Artifacts below the URL `base`. Credentials are the file system's own business (for S3: the AWS variables).
 
@@ -78,13 +92,6 @@ class RemoteStore:
         self._try("write", f"{path}.json", lambda: self.fs.pipe_file(f"{path}.json", listing))
         self._remove_unlisted(path, keep=prefix, replaced=before and before[0])
         return self._url(prefix)
-
-    def directory(self, path: str) -> str:
-        """Path of the files that are `path` now; FileNotFoundError where it is not in the store."""
-        listing = self._listing(path)
-        if listing is None:
-            raise FileNotFoundError(self._url(path))
-        return listing[0]
 
     def get(self, path: str, directory: bool) -> Path:
         """Local copy of the artifact `path`; FileNotFoundError where it is not in the store.

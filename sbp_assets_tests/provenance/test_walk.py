@@ -3,7 +3,6 @@ import shutil
 from io import StringIO
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import polars as pl
 import pytest
@@ -15,6 +14,7 @@ from sbp_assets.pretraining.budget import ARMS, plan_arm
 from sbp_assets.provenance.store import NotMaterialisedError, Store
 from sbp_assets.provenance.view import show
 from sbp_assets.provenance.walk import Trace, UnknownIdError, trace
+from sbp_assets.storage.remote import RemoteStore, root
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.training.order import StreamOrder
 from sbp_assets_tests.provenance.conftest import BEST_STEP, SHARDS, SPLITS, ids
@@ -220,9 +220,16 @@ def test_what_is_not_materialised_names_the_asset_and_its_job(one, folder: Path,
 
 
 def test_a_store_behind_a_url_gives_the_same_traces(one, folder: Path, assets, settings, record, tmp_path):
-    base = f"memory://{tmp_path.name}"
-    fsspec.filesystem("memory").put(str(folder), base, recursive=True)
-    far = Store(base, str(tmp_path), assets, "1GB")
+    base = root(f"memory://{tmp_path.name}")
+    remote = RemoteStore(base, tmp_path / "cache", 1e9, patience=0)
+    for name, asset in assets.items():
+        for partition in asset.partitions or ("",):
+            local, path = folder / name / partition, (base / name / partition).path.rstrip("/")
+            if asset.directory and local.is_dir():
+                remote.put_directory(local, path, "v")
+            elif (table := local.with_name(f"{local.name}.parquet")).is_file():
+                remote.put_file(table, f"{path}.parquet")
+    far = Store(str(base), str(tmp_path), assets, "1GB")
     for name in EVERY_KIND:
         assert trace(name, settings, far, record) == [one(name)]
 

@@ -12,12 +12,12 @@ import pytest
 from upath import UPath
 
 from sbp_assets.storage.artifacts import ABANDONED
-from sbp_assets.storage.remote import Cache, RemoteStore, StorageError
+from sbp_assets.storage.remote import Cache, RemoteStore, StorageError, root, url
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> RemoteStore:
-    return RemoteStore(UPath(f"memory://{uuid.uuid4().hex}"), tmp_path / "cache", cache_bytes=1e9, patience=0)
+    return RemoteStore(root(f"memory://{uuid.uuid4().hex}"), tmp_path / "cache", cache_bytes=1e9, patience=0)
 
 
 def folder(tmp_path: Path, content: str) -> Path:
@@ -39,7 +39,7 @@ def test_a_directory_comes_back_and_a_new_one_replaces_it(store: RemoteStore, tm
     assert got.name == "model"
     assert {p.relative_to(got).as_posix() for p in got.rglob("*") if p.is_file()} == {"deep/file.txt", "empty.txt"}
     assert (got / "deep/file.txt").read_text() == "second"
-    assert store.fs.unstrip_protocol(store.directory(path)) == urls[1]
+    assert url(store.base / "s/model").rpartition("/")[2] == urls[1].rpartition("/")[2]
     assert not store.fs.exists(UPath(urls[0]).path)
 
 
@@ -71,7 +71,7 @@ def test_what_was_replaced_or_damaged_is_never_served_from_the_cache(store: Remo
         assert store.get(table, directory=False).read_text() == content
     store.put_directory(folder(tmp_path, "first"), model, "v")
     store.get(model, directory=True)
-    store.fs.rm(f"{store.directory(model)}/deep/file.txt")
+    store.fs.rm(f"{url(store.base / 's/model')}/deep/file.txt")
     with pytest.raises(StorageError, match=r"s/model is not what was uploaded.*materialise it again"):
         store.get(model, directory=True)
     store.fs.rm(f"{model}.json")
