@@ -15,23 +15,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
-from dagster._core.storage.asset_check_execution_record import (
-    AssetCheckExecutionRecord,
-    AssetCheckExecutionRecordStatus,
-)
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-from dagster._core.storage.event_log.base import PartitionKeyFilter
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from sbp_assets.automation import DISPLAY_LOGGER, PIPELINE, Step
+from sbp_assets.staleness import Staleness
 from sbp_assets.storage.preview import printable
 
 RUN_TAGS = {"sbp/command": "run"}
+RUN_CONFIG = {"loggers": {"display": {}}}
 
 
 class PipelineError(RuntimeError):
@@ -69,33 +65,41 @@ class Loading(LoadingContext):
 
 
 def pending_partitions(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step) -> list[str | None]:
-    """Partitions of `step` (None: unpartitioned) with an asset missing or stale, or a check not passed.
+    """Partitions of `step` (None: unpartitioned) with an asset missing or stale, or a check that does not hold."""
+    return list(_standing(defs, instance, step))
 
-    A blocking check must have passed; another must not have failed as an error (a warning is only shown).
+
+def _standing(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step) -> dict[str | None, str]:
+    """'stale' per pending partition, or 'unchecked' where all that is missing is that a blocking check has been run."""
+    staleness = Staleness(defs.resolve_asset_graph(), instance)
+    reasons: dict[str | None, set[str]] = {}
+    for key in step.keys:
+        for partition, reason in staleness.pending(key).items():
+            reasons.setdefault(partition, set()).add("unchecked" if reason.startswith("unchecked ") else "stale")
+    return {p: "stale" if "stale" in reasons[p] else "unchecked" for p in step_partitions(defs, step) if p in reasons}
+
+
+def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, partition: str | None) -> list[str]:
+    """Run the checks of `step` alone on the artifacts as they lie in the store; names of those that failed as errors.
+
+    Checks that an asset evaluates while it is made cannot be run alone, and are left out.
     """
     graph = defs.resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, Loading(instance))
-    checks = [key for key in graph.asset_check_keys if key.asset_key in step.keys]
-    pending: list[str | None] = []
-    for partition in step_partitions(defs, step):
-        if any(resolver.get_status(key, partition) != StaleStatus.FRESH for key in step.keys):
-            pending.append(partition)
-            continue
-        latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
-            checks, PartitionKeyFilter(key=partition) if partition is not None else None
-        )
-        if not all(_holds(latest.get(key), bool(graph.get(key).blocking)) for key in checks):
-            pending.append(partition)
-    return pending
-
-
-def _holds(record: AssetCheckExecutionRecord | None, blocking: bool) -> bool:
-    if record is None:
-        return not blocking
-    evaluation = record.evaluation
-    if evaluation is not None and not evaluation.passed:
-        return evaluation.severity == dg.AssetCheckSeverity.WARN
-    return record.status == AssetCheckExecutionRecordStatus.SUCCEEDED
+    own = [key for key in graph.asset_check_keys if key.asset_key in step.keys]
+    checks = {key for key in own if isinstance(graph.assets_def_for_key(key), dg.AssetChecksDefinition)}
+    if not checks:
+        return []
+    job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
+    result = job.execute_in_process(
+        instance=instance, partition_key=partition, raise_on_error=False, run_config=RUN_CONFIG, tags=RUN_TAGS
+    )
+    evaluations = {evaluation.asset_check_key: evaluation for evaluation in result.get_asset_check_evaluations()}
+    return sorted(
+        key.name
+        for key in checks
+        if key not in evaluations
+        or (not evaluations[key].passed and evaluations[key].severity == dg.AssetCheckSeverity.ERROR)
+    )
 
 
 def step_partitions(defs: dg.Definitions, step: Step) -> list[str | None]:
@@ -156,7 +160,8 @@ def _run_step(
     force: bool,
 ) -> None:
     listen(state)
-    pending = state.partitions if force else pending_partitions(defs, instance, state.step)
+    standing = dict.fromkeys(state.partitions, "stale") if force else _standing(defs, instance, state.step)
+    pending = list(standing)
     state.finished = len(state.partitions) - len(pending)
     if not pending:
         state.status = "fresh"
@@ -166,11 +171,15 @@ def _run_step(
     listen(state)
     job = defs.resolve_job_def(state.step.name)
     for partition in pending:
+        # A check that is newer than the artifact: a model need not be trained again to be looked at.
+        if standing[partition] == "unchecked" and not verify(defs, instance, state.step, partition):
+            state.finished += 1
+            continue
         result = job.execute_in_process(
             instance=instance,
             partition_key=partition,
             raise_on_error=False,
-            run_config={"loggers": {"display": {}}},
+            run_config=RUN_CONFIG,
             tags=RUN_TAGS,
         )
         if result.success:

@@ -20,6 +20,9 @@ DAGSTER = {
     "storage/io_managers.py",
     "storage/columns.py",
     "provenance/records.py",
+    "staleness.py",
+    "nightly.py",
+    "sensors.py",
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 
