@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from sbp_assets_tests.operations.deployment import Deployment
+from sbp_assets_tests.operations.deployment import PLANTED, Deployment
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,15 +19,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Home of a deployment in which `sbp run -p tiny` has finished; to be copied, never changed.
 
-    Made once for all workers of pytest-xdist. $SBP_FINISHED_STORE names one from an earlier session, kept for work on
-    these tests.
+    Secrets stood in its environment (PLANTED), and what the command said is in said.log. Made once for all workers of
+    pytest-xdist. $SBP_FINISHED_STORE names one from an earlier session, kept for work on these tests.
     """
     if kept := os.environ.get("SBP_FINISHED_STORE"):
         home = Path(kept)
     else:
         shared = tmp_path_factory.getbasetemp()
         home = (shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared) / "finished"
-    with FileLock(f"{home}.lock"), Deployment(home) as deployment:
+    with FileLock(f"{home}.lock"), Deployment(home, PLANTED) as deployment:
         if not (deployment.artifacts / "evaluation/report/index.html").is_file():
-            deployment.sbp("run")
+            done = deployment.sbp("run")
+            (home / "said.log").write_text(done.stdout + done.stderr)
     return home
