@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from transformers import PreTrainedTokenizerFast
 
 from sbp_assets.corpus.dedup import normalise
 from sbp_assets.corpus.split import HELDOUT, expected_deviation, split_of
 from sbp_assets.corpus.tokenizer import decode, encode_texts
 from sbp_assets.experiment import Split
 from sbp_assets.storage.token_arrays import TokenArrays
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Text that tokenizers lose most easily: case, runs of spaces, accents, other scripts, emoji, special-token names.
 ROUND_TRIP = (

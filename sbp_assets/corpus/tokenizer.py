@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.split import HELDOUT, ORACLE, UNIQUE
 from sbp_assets.experiment import Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 BOS = "<|bos|>"
 EOS = "<|eos|>"
@@ -28,6 +30,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     All 256 bytes are in the vocabulary, so every text is encoded without loss.
     """
+    # Here and below where it is used: it loads torch, which few of the processes that load the definitions need.
+    from transformers import PreTrainedTokenizerFast
+
     raw = RawTokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -50,6 +55,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer `name` (hub name or path); special tokens that it lacks are added, those it has stay its own."""
+    from transformers import AutoTokenizer
+
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -66,6 +73,8 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The tokenizer saved in `directory`; ValueError where it lacks a special token."""
+    from transformers import AutoTokenizer
+
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     if None in ids or RELATED not in tokenizer.get_added_vocab():

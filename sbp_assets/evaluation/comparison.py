@@ -8,7 +8,6 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from sbp_assets.pretraining.budget import ARMS
 
@@ -129,6 +128,8 @@ def _quantile(variance: float, of_examples: float, seeds: int) -> float:
     The part of the variance that the examples make is taken as known, that of n seeds as estimated with n - 1 degrees.
     With three seeds and nothing but them it is 4.3 and not 1.96: percentiles of the bootstrap would cover 80% for 95%.
     """
+    from scipy import stats
+
     of_seeds = max(variance - of_examples, 0.0)
     if seeds < 2 or not of_seeds:
         return float(stats.norm.ppf(CONFIDENCE))

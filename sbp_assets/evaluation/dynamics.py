@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import polars as pl
 
 from sbp_assets.pretraining.budget import ARMS
 
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = {"arm": pl.String, "seed": pl.String, "tokens": pl.Int64, "heldout_loss": pl.Float64}
 # Okabe-Ito: told apart under the common colour-vision deficiencies; dashes and labels tell them apart without colour.
@@ -82,6 +82,10 @@ def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
 
     Rings are where early stopping would keep the baseline, one per seed. `ink` draws text and axes.
     """
+    # The object interface draws without pyplot's global state or a display.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -99,7 +103,7 @@ def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
     axes.set_xlabel("training tokens", color=ink)
     axes.set_ylabel("held-out loss, nats per token", color=ink)
     axes.tick_params(colors=ink, length=3)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(ink)
     axes.grid(axis="y", color=ink, alpha=0.12, linewidth=0.8)
@@ -124,6 +128,8 @@ def png(table: pl.DataFrame) -> bytes:
 
 def svg(table: pl.DataFrame) -> str:
     """The plot as an SVG element for a page: transparent, ink in the page's colour, arms in its --arm-* colours."""
+    import matplotlib
+
     sentinel = "#123456"
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sbp", "font.family": "sans-serif"}):

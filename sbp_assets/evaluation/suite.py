@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
-from lm_eval import evaluator
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, MMLU, Task, Tasks
 from sbp_assets.storage.progress import Progress
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+
+    from sbp_assets.evaluation.backend import CountingHFLM
 
 logger = logging.getLogger("sbp_assets.evaluation.suite")
 
@@ -107,6 +108,8 @@ def evaluate(
         _samples(task.name, measurement) for task in made.tasks for measurement in measured.get(task.name, ())
     ])  # fmt: skip
     exact = {(task, m.metric): m.value for task, measurements in measured.items() for m in measurements}
+    import torch
+
     run = progress.metadata() | {"threads": torch.get_num_threads()}
     return Scores(score_table(samples, exact), samples, problems, notes, run)
 
@@ -148,46 +151,6 @@ def bootstrap_stderr(metric: str, values: np.ndarray, weights: np.ndarray) -> fl
     return float(np.std([estimate(metric, values[drawn], weights[drawn]) for drawn in draws], ddof=1))
 
 
-class CountingHFLM(HFLM):
-    """lm-eval's Hugging Face backend, computing what it computes: forward passes advance `on_sequences`, and
-    `truncated` counts different prompts that were cut to the context: one of a multiple-choice question, however many
-    of its choices do not fit.
-    """
-
-    def __init__(self, on_sequences: Callable[[int], None], **arguments: Any) -> None:
-        self._on_sequences = on_sequences
-        self.truncated = 0
-        super().__init__(**arguments)
-
-    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        return super().loglikelihood_rolling(requests, disable_tqdm=True)
-
-    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
-        # The model reads all but the target's last token.
-        long = (context for _, context, target in requests if len(context) + len(target) > self.max_length + 1)
-        self.truncated += len({tuple(context) for context in long})
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-
-    def tok_batch_encode(
-        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **keywords: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        # Prompts to generate from come here, each once, and are cut as a batch: the mask tells their own lengths.
-        if left_truncate_len:
-            _, mask = super().tok_batch_encode(strings, padding_side, **keywords)
-            self.truncated += int((mask.sum(dim=1) > left_truncate_len).sum())
-        return super().tok_batch_encode(strings, padding_side, left_truncate_len, **keywords)
-
-    def _model_call(self, inps: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        out = super()._model_call(inps, *arguments, **keywords)
-        self._on_sequences(inps.shape[0])
-        return out
-
-    def _model_generate(self, context: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        out = super()._model_generate(context, *arguments, **keywords)
-        self._on_sequences(context.shape[0])
-        return out
-
-
 def load_model(
     model_dir: Path, device: str, batch_size: int, on_sequences: Callable[[int], None], *, add_bos_token: bool
 ) -> CountingHFLM:
@@ -197,6 +160,8 @@ def load_model(
     """
     if not (model_dir / "config.json").is_file():
         raise FileNotFoundError(f"{model_dir} has no config.json: it is not a Hugging Face model directory")
+    from sbp_assets.evaluation.backend import CountingHFLM
+
     model = CountingHFLM(
         on_sequences, pretrained=str(model_dir), device=resolve_device(device), dtype="float32",
         batch_size=batch_size, add_bos_token=add_bos_token, trust_remote_code=False, use_safetensors=True,
@@ -213,6 +178,8 @@ def resolve_device(device: str) -> str:
     """The device that 'auto' stands for on this machine."""
     if device != "auto":
         return device
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -269,6 +236,9 @@ def score_problems(table: pl.DataFrame, tasks: Sequence[str]) -> list[str]:
 
 def _run(model: HFLM, task: Task, tasks_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What lm-eval reports of `task`, and its logged samples, those of a group's tasks one after the other."""
+    from lm_eval import evaluator
+    from lm_eval.tasks import TaskManager
+
     with _no_bytecode():
         results = evaluator.simple_evaluate(
             model=model,

@@ -12,18 +12,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
-from lm_eval import tasks as lm_eval_tasks
-from lm_eval.tasks._yaml_loader import load_yaml
 
-from sbp_assets.evaluation import local_data
 from sbp_assets.storage.artifacts import content_version
 
-STOCK_TASKS = Path(lm_eval_tasks.__file__).parent
+# Named, not imported: that would take seconds of every process that loads the definitions.
+LOCAL_DATA = Path(__file__).with_name("local_data.py")
+STOCK_TASKS = Path(str(find_spec("lm_eval").origin)).parent / "tasks"  # type: ignore[union-attr]
 HELDOUT, CONCEPT_QUESTIONS, MMLU = "heldout", "concept_questions", "mmlu"
 MANIFEST, README, DATA = "tasks.json", "README.md", "data"
 SPLITS = ("train", "dev", "validation", "test")
@@ -173,7 +173,7 @@ def write_tasks(
     if heldout.is_empty():
         raise ValueError("no held-out documents to score: raise corpus.split.heldout or the number of documents")
     (directory / DATA).mkdir(exist_ok=True)
-    shutil.copyfile(local_data.__file__, directory / Path(local_data.__file__).name)
+    shutil.copyfile(LOCAL_DATA, directory / LOCAL_DATA.name)
     tasks, problems = [_heldout(directory, heldout)], list[str]()
     notes: list[str] = []
     if questions:
@@ -361,6 +361,7 @@ def _usable(frame: pl.DataFrame, benchmark: Benchmark, source: str) -> pl.DataFr
 def _hub_rows(benchmark: Benchmark) -> tuple[pl.DataFrame, pl.DataFrame | None]:
     """Rows to score and rows for shots, of the data set and splits that the stock task names."""
     import datasets
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     stock = load_yaml(STOCK_TASKS / benchmark.stock.format(subject="anatomy"), resolve_func=False)
     # MMLU's configurations are its subjects, and 'all'.
@@ -377,6 +378,8 @@ def _hub_rows(benchmark: Benchmark) -> tuple[pl.DataFrame, pl.DataFrame | None]:
 
 def _stock(path: Path) -> dict[str, Any]:
     """lm-eval's own task settings, its includes filled in, without its data and tags."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     config = load_yaml(path, resolve_func=False)
     own = {"task", "task_alias", "tag", "dataset_path", "dataset_name", "dataset_kwargs"}
     return {key: _importable(value) for key, value in config.items() if key not in own and not key.endswith("_split")}

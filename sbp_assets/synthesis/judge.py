@@ -25,9 +25,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import openai
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
@@ -36,6 +35,9 @@ from sbp_assets.storage.artifacts import content_version
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, fixed_sample, ids_of, row, texts_of, with_seeds
 from sbp_assets.synthesis.quality import SCHEMA as QUALITY_SCHEMA
+
+if TYPE_CHECKING:
+    import openai
 
 logger = logging.getLogger("sbp_assets.synthesis.judge")
 
@@ -281,6 +283,8 @@ def _ask(
     stop: threading.Event,
 ) -> Record:
     """One question, retried by the client while the endpoint fails, and put again while the answer has no verdict."""
+    import openai
+
     if stop.is_set():
         return Record(question.key, None, NOT_ASKED, None)
     began, sent.requests = time.monotonic(), 0
@@ -328,6 +332,8 @@ def _ask(
 
 def _complete(client: openai.OpenAI, messages: Sequence[Message], settings: Judge) -> tuple[str | None, Counter[str]]:
     """The answer's text, None where the body is no chat completion, and its tokens."""
+    import openai
+
     raw = client.chat.completions.with_raw_response.create(
         model=settings.model,
         messages=list(messages),  # type: ignore[arg-type]
@@ -345,6 +351,8 @@ def _complete(client: openai.OpenAI, messages: Sequence[Message], settings: Judg
 @contextmanager
 def _client(endpoint: Endpoint) -> Iterator[tuple[openai.OpenAI, threading.local]]:
     """A client that backs off and honours Retry-After, and a counter of the requests that each thread sends."""
+    import openai
+
     sent = threading.local()
     key = _key()
     if not (key.isascii() and key.isprintable()):

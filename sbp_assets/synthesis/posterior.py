@@ -25,11 +25,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import polars as pl
-from transformers import PreTrainedTokenizerFast
 
 from sbp_assets.corpus.concepts import ATTRIBUTES, ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
@@ -37,6 +36,9 @@ from sbp_assets.corpus.tokenizer import decode, related_id
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import format_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 T = TypeVar("T")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, cast
 
 from sbp_assets.storage.artifacts import atomic_path
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("sbp_assets.training")
 
@@ -30,6 +31,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def save_checkpoint(work_dir: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint (tensors, numbers, strings and containers of them), replacing the one before atomically."""
+    import torch
+
     with atomic_path(work_dir / _CHECKPOINT) as temporary:
         torch.save(checkpoint, temporary)
 
@@ -72,6 +75,8 @@ def save_best(work_dir: Path, step: int, weights: dict[str, torch.Tensor]) -> No
     Earlier ones stay: a run that resumes before `step` may find another lowest loss, where floating-point work is not
     exactly repeatable. `prune_best` removes them once a checkpoint no longer needs them.
     """
+    import torch
+
     work_dir.mkdir(parents=True, exist_ok=True)
     with atomic_path(_best(work_dir, step)) as temporary:
         torch.save(weights, temporary)
@@ -95,6 +100,8 @@ def load_best(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def _load(path: Path) -> Any:
+    import torch
+
     try:
         # weights_only: a checkpoint holds data and must not be able to run code.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
