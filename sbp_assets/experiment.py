@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import zoneinfo
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -455,7 +456,35 @@ class Deployment(Section):
     judge_concurrency: PositiveInt = Field(8, description="Requests to the judge at a time.")
     judge_timeout: PositiveFloat = Field(60, description="Seconds the judge may take to answer one request.")
     judge_retries: NonNegativeInt = Field(5, description="Of a failed request, with exponential backoff.")
+    automation: bool = Field(False, description="Schedules and sensors run from the start; false: once switched on.")
+    nightly: str = Field("0 2 * * *", description="When the nightly automation begins to fill in shards.")
+    nightly_until: str | None = Field(
+        "0 8 * * *", description="When it begins nothing more until the next night; null: it goes on all day."
+    )
+    timezone: str = Field("UTC", description="Of both, by its IANA name.")
+    source_poll_seconds: PositiveInt = Field(300, description="Between two looks at the listing of the corpus.")
+    take_in_new_files: bool = Field(
+        False, description="What has changed at the source goes into the manifest by itself, not only into a report."
+    )
+    overdue_days: PositiveInt | None = Field(
+        30, description="Age at which an asset made from all shards is called overdue; null: never."
+    )
+    webserver_url: str = Field("http://127.0.0.1:3000", description="Where people open Dagster, for links to runs.")
     owners: tuple[str, ...] = ("team:pretraining",)
+
+    @field_validator("nightly", "nightly_until")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\s*([\w*/,-]+\s+){4}[\w*/,-]+\s*", value):
+            raise ValueError("is not a cron expression: give minute, hour, day, month and weekday, as in '0 2 * * *'")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        if value not in zoneinfo.available_timezones():
+            raise ValueError("is not a time zone: give an IANA name, as in Europe/Berlin")
+        return value
 
 
 class Settings(Section):
