@@ -1,4 +1,4 @@
-"""The command line: `sbp run` materialises everything, `sbp verify` looks at what is there, `sbp plan` says what it would
+"""The command line: `sbp run` materialises everything, `sbp verify` checks what is there, `sbp plan` says what it would
 take, `sbp trace` says where something comes from, `sbp ui` opens Dagster."""
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ def verify(
                 looked_at, broken = looked_at + 1, broken + bool(failed)
                 if failed:
                     typer.secho(f"{' '.join(filter(None, (step.name, partition)))}: {', '.join(failed)}", fg="red")
-    typer.echo(f"{looked_at} partitions looked at, {broken} damaged" + ("; `sbp run` makes them again" if broken else ""))
+    typer.echo(
+        f"{looked_at} partitions looked at, {broken} damaged" + ("; `sbp run` makes them again" if broken else "")
+    )
     if broken:
         raise typer.Exit(1)
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.dedup import normalise
+from sbp_assets.corpus.dedup import jaccard, normalise, shingles, signatures
 from sbp_assets.corpus.split import HELDOUT, expected_deviation, split_of
 from sbp_assets.corpus.tokenizer import decode, encode_texts
-from sbp_assets.experiment import Split
+from sbp_assets.experiment import Dedup, Split
+from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 
 if TYPE_CHECKING:
@@ -28,6 +29,46 @@ ROUND_TRIP = (
     "🦊👩‍👩‍👧‍👦 \u200b\ufeff\x00",
     "<|bos|>a<|eos|><|pad|><|related|>",
 )
+
+# Samples find what is wrong throughout (rows shifted, another shard's file), not a single row: `stored_as_made` does.
+SIGNATURE_SAMPLE = 50
+DUPLICATE_SAMPLE, DUPLICATE_SHARDS = 50, 8
+TOKENS_AT_ONCE = 1 << 22
+KEPT_SAMPLE = 2_000_000  # Documents among which repetitions are looked for: all of most corpora.
+
+
+def manifest_problems(manifest: pl.DataFrame, shards: int, files_per_shard: int | None, is_files: bool) -> list[str]:
+    """Files listed twice or not in the shard that their place deals them to, and generated shards without a row."""
+    problems = [f"{name}: listed {n} times" for name, n in manifest["file"].value_counts().iter_rows() if n > 1]
+    place = pl.int_range(pl.len())
+    dealt = place // files_per_shard if files_per_shard else place % shards
+    expected = pl.when(dealt < shards).then(dealt)
+    wrong = manifest.filter(pl.col("file").is_null() | pl.col("shard").ne_missing(expected))
+    problems += [f"{file}: in shard {shard}" for file, shard in wrong.select("file", "shard").iter_rows()]
+    if manifest.is_empty():
+        problems.append("no files")
+    elif not is_files and len(manifest) != shards:
+        problems.append(f"{len(manifest)} rows for {shards} shards")
+    return problems
+
+
+def unusable(raw: pl.DataFrame, manifest: pl.DataFrame, shard: int) -> list[str]:
+    """Ids of documents without text, or not from a file of `shard`."""
+    files = manifest.filter(pl.col("shard") == shard)["file"].implode()
+    good = (pl.col("text").str.strip_chars() != "") & pl.col("file").is_in(files) & (pl.col("line") >= 1)
+    return raw.filter(~good.fill_null(False))["id"].cast(pl.String).to_list()
+
+
+def unsigned(found: pl.DataFrame, raw: pl.DataFrame, settings: Dedup) -> list[str]:
+    """Ids whose signature is missing, extra, out of order or of too few bands; and, of a sample, of another text."""
+    if not found["id"].equals(raw["id"]):
+        return sorted(set(found["id"]) ^ set(raw["id"])) or ["(order)"]
+    short = found.filter(pl.col("bands").list.len() != settings.bands)["id"].to_list()
+    sample = raw.select("id", "text").sample(min(SIGNATURE_SAMPLE, len(raw)), seed=0)
+    with Progress("signatures checked", "docs") as progress:
+        expected = signatures(sample, settings, progress)
+    other = expected.join(found, on=["id", "bands", "text_sha256"], how="anti")["id"].to_list()
+    return short + other
 
 
 def bad_ids(ids: pl.Series) -> list[str]:
@@ -51,6 +92,11 @@ def unreconciled(
     return sorted(wrong | (dropped - set(raw["id"])))
 
 
+def altered(raw: pl.DataFrame, documents: pl.DataFrame) -> list[str]:
+    """Ids of documents whose text, or another column, is not that of the raw document of this id."""
+    return documents.join(raw, on=raw.columns, how="anti", nulls_equal=True)["id"].to_list()
+
+
 def dangling_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFrame]) -> list[str]:
     """Ids of duplicates whose kept document is dropped itself, does not exist, or comes later; or dropped twice."""
     keys = {(row["shard"], row["id"]) for row in duplicates.iter_rows(named=True)}
@@ -69,6 +115,65 @@ def dangling_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFrame
         or row["kept_shard"] > row["shard"]
         or (row["shard"], row["id"]) in twice
     ]
+
+
+def untrue_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFrame], settings: Dedup) -> list[str]:
+    """Ids of duplicates below the threshold, or, of a sample, not as similar to what is kept as they state."""
+    near = (pl.col("kind") == "near") & pl.col("jaccard").is_between(settings.threshold, 1)
+    exact = (pl.col("kind") == "exact") & (pl.col("jaccard") == 1)
+    same_id = (pl.col("kind") == "id") & pl.col("jaccard").is_null() & (pl.col("id") == pl.col("kept_id"))
+    wrong = duplicates.filter(~(near | exact | same_id).fill_null(False))["id"].to_list()
+    compared = duplicates.filter(pl.col("kind") != "id")
+    shards = pl.concat([compared["shard"], compared["kept_shard"]]).unique().sort()
+    few = shards.sample(min(DUPLICATE_SHARDS, len(shards)), seed=0).implode()
+    compared = compared.filter(pl.col("shard").is_in(few) & pl.col("kept_shard").is_in(few))
+    compared = compared.sample(min(DUPLICATE_SAMPLE, len(compared)), seed=0)
+    texts: dict[tuple[int, str], str] = {}
+    for (shard,), rows in (
+        pl.concat([compared.select("shard", "id"), compared.select(shard="kept_shard", id="kept_id")])
+        .partition_by("shard", as_dict=True)
+        .items()
+    ):
+        found = raw[f"{shard:05d}"].filter(pl.col("id").is_in(rows["id"].implode())).select("id", "text").collect()
+        texts |= {(int(str(shard)), name): normalise(text) for name, text in found.iter_rows()}
+    for name, shard, kept, kept_shard, stated, kind in compared.iter_rows():
+        a, b = texts.get((shard, name)), texts.get((kept_shard, kept))
+        if a is None or b is None:
+            true = False
+        elif kind == "exact":
+            true = a == b
+        else:
+            words = settings.shingle_words
+            true = abs(jaccard(shingles(a, words), shingles(b, words)) - stated) < 1e-9
+        if not true:
+            wrong.append(name)
+    return wrong
+
+
+def missed_duplicates(duplicates: pl.DataFrame, signatures: Mapping[str, pl.LazyFrame]) -> list[str]:
+    """Ids of kept documents whose normalised text, or whose id, another kept document has.
+
+    Of more than KEPT_SAMPLE documents only those whose text's digest (or whose id's hash) lies in a range that holds so
+    many: of two documents with one text both are in the sample, or neither.
+    """
+    total = sum(frame.select(pl.len()).collect().item() for frame in signatures.values())
+    share = min(1.0, KEPT_SAMPLE / max(total, 1))
+    kept = pl.concat([
+        frame.select("id", "text_sha256").join(
+            duplicates.lazy().filter(pl.col("shard") == int(key)).select("id"), on="id", how="anti"
+        )
+        for key, frame in signatures.items()
+    ])  # fmt: skip
+    sampled = {
+        "text_sha256": pl.col("text_sha256").str.slice(0, 8).str.to_integer(base=16) < share * 2**32,
+        "id": pl.col("id").hash(seed=0) < int(share * (2**64 - 1)),
+    }
+    missed: list[str] = []
+    for column, chosen in sampled.items():
+        rows = kept.filter(chosen).select(key=column, id="id")
+        repeated = rows.group_by("key").agg(pl.col("id"), n=pl.len()).filter(pl.col("n") > 1)
+        missed += repeated.collect(engine="streaming")["id"].explode().to_list()
+    return sorted(set(missed))
 
 
 def split_shares(
@@ -110,7 +215,10 @@ def leaked_heldout(documents: Mapping[str, pl.LazyFrame]) -> list[str]:
 
 
 def bad_token_documents(arrays: TokenArrays, documents: pl.DataFrame, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Ids in only one of tokens and documents, in another order or split, or without bos or eos at the ends."""
+    """Ids in only one of tokens and documents, in another order or split, or without bos or eos at the ends alone.
+
+    "(tokens)": ids beyond the vocabulary, or bos and eos inside documents, as where tokens stand there twice.
+    """
     if not arrays.documents.equals(documents.select("id", "split")):
         mine, theirs = set(arrays.documents.rows()), set(documents.select("id", "split").rows())
         return sorted({row[0] for row in mine ^ theirs}) or ["(order)"]
@@ -120,7 +228,12 @@ def bad_token_documents(arrays: TokenArrays, documents: pl.DataFrame, tokenizer:
     special = np.array([tokenizer.bos_token_id, tokenizer.eos_token_id])
     framed = (ends - starts >= 2) & (arrays.tokens[starts] == special[0])
     framed &= arrays.tokens[np.maximum(ends - 1, 0)] == special[1]
-    return documents["id"].filter(pl.Series(~framed)).to_list()
+    wrong = documents["id"].filter(pl.Series(~framed)).to_list()
+    highest, inside = 0, -2 * len(documents)
+    for first in range(0, len(arrays.tokens), TOKENS_AT_ONCE):
+        block = np.asarray(arrays.tokens[first : first + TOKENS_AT_ONCE])
+        highest, inside = max(highest, int(block.max())), inside + int(np.isin(block, special).sum())
+    return wrong + ["(tokens)"] * (highest >= len(tokenizer) or inside != 0)
 
 
 def undecodable(

@@ -37,21 +37,42 @@ def files_assigned(source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(
-    asset=_key("raw_documents"), partitions_def=SHARDS, blocking=True, description="Ids are non-null and unique."
+    asset=_key("source_manifest"),
+    blocking=True,
+    description="No file is listed twice, and each is in the shard that its place in the list deals it to.",
 )
-def raw_ids_unique(raw_documents: pl.LazyFrame) -> dg.AssetCheckResult:
-    ids = raw_documents.select("id").collect()["id"]
-    return _result(audit.bad_ids(ids), documents=len(ids))
+def files_dealt(source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
+    manifest, source = source_manifest.collect(), EXPERIMENT.corpus.source
+    problems = audit.manifest_problems(
+        manifest, EXPERIMENT.corpus.shards, getattr(source, "files_per_shard", None), source.kind == "files"
+    )
+    return _result(problems, files=len(manifest))
 
 
 @dg.asset_check(
-    asset=_key("rejected_rows"),
+    asset=_key("raw_documents"),
     partitions_def=SHARDS,
-    additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
+    additional_ins={"source_manifest": dg.AssetIn(_key("source_manifest"))},
+    blocking=True,
+    description="Ids are non-null and unique, texts are not blank, and files are those of this shard.",
+)
+def raw_documents_are_usable(
+    context: dg.AssetCheckExecutionContext, raw_documents: pl.LazyFrame, source_manifest: pl.LazyFrame
+) -> dg.AssetCheckResult:
+    raw = raw_documents.collect()
+    unusable = audit.unusable(raw, source_manifest.collect(), int(context.partition_key))
+    return _result(audit.bad_ids(raw["id"]) + unusable, documents=len(raw))
+
+
+@dg.asset_check(
+    asset=_key("raw_documents"),
+    partitions_def=SHARDS,
+    additional_ins={"rejected_rows": dg.AssetIn(_key("rejected_rows"))},
+    blocking=True,
     description="Every row that was read is a document or a rejected row.",
 )
 def rows_accounted_for(
-    context: dg.AssetCheckExecutionContext, rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame
+    context: dg.AssetCheckExecutionContext, raw_documents: pl.LazyFrame, rejected_rows: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     read = _rows_read(context)
     documents = raw_documents.select(pl.len()).collect().item()
@@ -66,11 +87,11 @@ def rows_accounted_for(
 def _rows_read(context: dg.AssetCheckExecutionContext) -> int:
     """rows_read as the ingest of this partition recorded it."""
     records = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(_key("rejected_rows"), asset_partitions=[context.partition_key]), limit=1
+        dg.AssetRecordsFilter(_key("raw_documents"), asset_partitions=[context.partition_key]), limit=1
     ).records
     materialization = records[0].asset_materialization if records else None
     if materialization is None:
-        raise ValueError(f"corpus/rejected_rows of shard {context.partition_key} was never materialised")
+        raise ValueError(f"corpus/raw_documents of shard {context.partition_key} was never materialised")
     return int(materialization.metadata["rows_read"].value)  # type: ignore[arg-type]
 
 
@@ -92,6 +113,40 @@ def few_rejected(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame) -> dg
 
 
 @dg.asset_check(
+    asset=_key("minhash_signatures"),
+    partitions_def=SHARDS,
+    additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
+    blocking=True,
+    description="One signature per document, in its order; a sample made again from the texts is the same.",
+)
+def signatures_are_of_the_documents(
+    minhash_signatures: pl.LazyFrame, raw_documents: pl.LazyFrame
+) -> dg.AssetCheckResult:
+    signed = minhash_signatures.collect()
+    wrong = audit.unsigned(signed, raw_documents.select("id", "text").collect(), EXPERIMENT.corpus.dedup)
+    return _result(wrong, signatures=len(signed))
+
+
+@dg.asset_check(
+    asset=_key("duplicates"),
+    additional_ins={
+        "raw_documents": dg.AssetIn(_key("raw_documents"), partition_mapping=ALL),
+        "minhash_signatures": dg.AssetIn(_key("minhash_signatures"), partition_mapping=ALL),
+    },
+    blocking=True,
+    description="Every duplicate is as similar to what is kept as it states (a sample is compared), and no two kept "
+    "documents have one text or one id.",
+)
+def duplicates_are_true_and_all(
+    duplicates: pl.LazyFrame, raw_documents: dict[str, pl.LazyFrame], minhash_signatures: dict[str, pl.LazyFrame]
+) -> dg.AssetCheckResult:
+    dropped = duplicates.collect()
+    untrue = audit.untrue_duplicates(dropped, raw_documents, EXPERIMENT.corpus.dedup)
+    missed = audit.missed_duplicates(dropped, minhash_signatures)
+    return _result(untrue + missed, untrue=len(untrue), missed=len(missed))
+
+
+@dg.asset_check(
     asset=_key("duplicates"),
     additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"), partition_mapping=ALL)},
     blocking=True,
@@ -110,7 +165,8 @@ def kept_documents_exist(duplicates: pl.LazyFrame, raw_documents: dict[str, pl.L
         "duplicates": dg.AssetIn(_key("duplicates")),
     },
     blocking=True,
-    description="Every raw document is dropped as a duplicate, outside every split, or here once in its own split.",
+    description="Every raw document is dropped as a duplicate, outside every split, or here once, unchanged, in its "
+    "own split.",
 )
 def documents_reconcile(
     context: dg.AssetCheckExecutionContext,
@@ -118,9 +174,10 @@ def documents_reconcile(
     raw_documents: pl.LazyFrame,
     duplicates: pl.LazyFrame,
 ) -> dg.AssetCheckResult:
-    kept, raw = documents.collect(), raw_documents.select("id").collect()
+    kept, raw = documents.collect(), raw_documents.collect()
     wrong = audit.unreconciled(raw, duplicates.collect(), kept, int(context.partition_key), EXPERIMENT.corpus.split)
-    return _result(wrong + audit.bad_ids(kept["id"]), raw=len(raw), documents=len(kept))
+    wrong += audit.bad_ids(kept["id"]) + audit.altered(raw, kept)
+    return _result(wrong, raw=len(raw), documents=len(kept))
 
 
 @dg.asset_check(
@@ -174,7 +231,7 @@ def tokenizer_round_trip(tokenizer: Path) -> dg.AssetCheckResult:
         "tokenizer": dg.AssetIn(_key("tokenizer")),
     },
     blocking=True,
-    description="Every document is there, in order, from bos to eos.",
+    description="Every document is there once, in order, from bos to eos, of tokens of the vocabulary.",
 )
 def tokens_complete(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     arrays, frame = TokenArrays.load(tokens), documents.collect()

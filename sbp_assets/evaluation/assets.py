@@ -67,6 +67,14 @@ def configured_tasks() -> list[str]:
     return [tasks.HELDOUT, *questions, *EXPERIMENT.evaluation.benchmarks]
 
 
+def concept_questions() -> list[dict[str, str | int | list[str]]]:
+    """The configured questions about the corpus' own facts; none where the truth is not known."""
+    count, source = EXPERIMENT.evaluation.concept_questions, EXPERIMENT.corpus.source
+    if not count or not isinstance(source, ConceptsSource):
+        return []
+    return ConceptWorld(source).questions(count, seed=suite.SEED)
+
+
 @dg.asset(
     key=["evaluation", "tasks"],
     ins={"documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)},
@@ -86,18 +94,13 @@ def evaluation_tasks(
     Held-out documents, questions about the corpus' own facts where the truth is known, and the configured stock
     benchmarks. README.md has the `lm_eval` commands that give any model directory the scores that ours have.
     """
-    evaluation, source = EXPERIMENT.evaluation, EXPERIMENT.corpus.source
-    questions = (
-        ConceptWorld(source).questions(evaluation.concept_questions, seed=suite.SEED)
-        if evaluation.concept_questions and isinstance(source, ConceptsSource)
-        else []
-    )
+    evaluation = EXPERIMENT.evaluation
     directory = staging(DEPLOYMENT.work_dir, "evaluation_tasks")
     with Progress("evaluation tasks", "documents") as progress:
         made = tasks.write_tasks(
             directory,
             tasks.sample_heldout(documents, evaluation.heldout_documents),
-            questions=questions,
+            questions=concept_questions(),
             benchmarks=evaluation.benchmarks,
             benchmarks_dir=BENCHMARKS_DIR,
             benchmark_limit=evaluation.benchmark_limit,

@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.evaluation import negative_control
-from sbp_assets.evaluation.assets import configured_tasks
+from sbp_assets.evaluation.assets import concept_questions, configured_tasks
 from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems
 from sbp_assets.evaluation.contamination import (
     JUDGED,
@@ -19,7 +19,7 @@ from sbp_assets.evaluation.contamination import (
 from sbp_assets.evaluation.dynamics import dynamics_problems
 from sbp_assets.evaluation.report import page_problems
 from sbp_assets.evaluation.suite import score_problems
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks, data_problems
 from sbp_assets.experiment import FiveTokensSource
 from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
 from sbp_assets.storage.preview import table_preview
@@ -37,6 +37,16 @@ def _result(problems: list[str], **numbers: int) -> dg.AssetCheckResult:
 
 @dg.asset_check(
     asset=dg.AssetKey(["evaluation", "tasks"]),
+    blocking=True,
+    additional_ins={"documents": DOCUMENTS},
+    description="Every task has all of its rows; held-out documents and questions are those of the corpus.",
+)
+def tasks_hold_their_data(tasks: Path, documents: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
+    return _result(data_problems(tasks, documents, concept_questions()), tasks=len(Tasks.load(tasks).tasks))
+
+
+@dg.asset_check(
+    asset=dg.AssetKey(["evaluation", "tasks"]),
     description="Every configured task was made, with documents to score; the problems name those that were not.",
 )
 def every_task_was_made(tasks: Path) -> dg.AssetCheckResult:
@@ -49,11 +59,14 @@ def _scores_check(name: Scored) -> dg.AssetChecksDefinition:
         asset=dg.AssetKey(["evaluation", f"{name}_scores"]),
         name="complete_and_possible",
         partitions_def=SEEDS,
-        description="Every configured task has a score; values are finite and accuracies lie in [0, 1].",
+        blocking=True,
+        additional_ins={"tasks_dir": TASKS},
+        description="Every configured task has all of its scores: finite, possible, of all of its items, and what the "
+        "values of the items give.",
     )
-    def check(scores: pl.LazyFrame) -> dg.AssetCheckResult:
+    def check(scores: pl.LazyFrame, tasks_dir: Path) -> dg.AssetCheckResult:
         table = scores.collect()
-        return _result(score_problems(table, configured_tasks()), rows=len(table))
+        return _result(score_problems(table, configured_tasks(), Tasks.load(tasks_dir).tasks), rows=len(table))
 
     return check
 
@@ -63,11 +76,24 @@ SCORES_CHECKS = [_scores_check(name) for name in SCORED]
 
 @dg.asset_check(
     asset=dg.AssetKey(["evaluation", "comparison"]),
-    description="The three arms have the same tasks, and scored the same number of examples in each.",
+    blocking=True,
+    additional_ins={
+        f"{name}_scores": dg.AssetIn(["evaluation", f"{name}_scores"], partition_mapping=ALL) for name in SCORED
+    },
+    description="The three arms have the same tasks, scored the same number of examples in each, and the values are "
+    "those of the scores.",
 )
-def arms_measured_alike(comparison: pl.LazyFrame) -> dg.AssetCheckResult:
+def arms_measured_alike(
+    comparison: pl.LazyFrame,
+    baseline_scores: dict[str, pl.LazyFrame],
+    early_stopped_scores: dict[str, pl.LazyFrame],
+    sbp_scores: dict[str, pl.LazyFrame],
+    oracle_scores: dict[str, pl.LazyFrame],
+) -> dg.AssetCheckResult:
     table = comparison.collect()
-    return _result(comparison_problems(table), rows=len(table))
+    frames = dict(zip(SCORED, (baseline_scores, early_stopped_scores, sbp_scores, oracle_scores), strict=True))
+    scores = {name: {seed: frame.collect() for seed, frame in seeds.items()} for name, seeds in frames.items()}
+    return _result(comparison_problems(table, scores), rows=len(table))
 
 
 def _control_check(source: FiveTokensSource) -> dg.AssetChecksDefinition:
@@ -108,13 +134,16 @@ if isinstance(EXPERIMENT.corpus.source, FiveTokensSource):
 
 @dg.asset_check(
     asset=dg.AssetKey(["evaluation", "contamination"]),
-    additional_ins={"tasks_dir": TASKS},
-    description="Every evaluation set is compared in full with D, the oracle's documents and the syntheses, and has "
-    f"items long enough for it; less than {JUDGED:.0%} of such items are a warning.",
+    blocking=True,
+    additional_ins={"tasks_dir": TASKS, "contaminated_items": dg.AssetIn(["evaluation", "contaminated_items"])},
+    description="Every evaluation set is compared in full with D, the oracle's documents and the syntheses, has items "
+    f"long enough for it, and as many hits as are listed; less than {JUDGED:.0%} of long enough items are a warning.",
 )
-def every_set_is_compared(contamination: pl.LazyFrame, tasks_dir: Path) -> dg.AssetCheckResult:
+def every_set_is_compared(
+    contamination: pl.LazyFrame, contaminated_items: pl.LazyFrame, tasks_dir: Path
+) -> dg.AssetCheckResult:
     table = contamination.collect()
-    problems, short = uncompared(table, tasks_dir), mostly_unjudged(table)
+    problems, short = uncompared(table, contaminated_items.collect(), tasks_dir), mostly_unjudged(table)
     return dg.AssetCheckResult(
         passed=not problems and not short,
         # What is not compared is not known to be clean; what is short stays short, and a person has to decide.
@@ -174,6 +203,7 @@ def documents_hold_the_ngrams(
 
 @dg.asset_check(
     asset=dg.AssetKey(["evaluation", "training_dynamics"]),
+    blocking=True,
     description="Every arm and seed starts and ends at the same number of training tokens, with finite losses.",
 )
 def curves_span_the_same_tokens(training_dynamics: pl.LazyFrame) -> dg.AssetCheckResult:

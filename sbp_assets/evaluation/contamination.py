@@ -264,9 +264,20 @@ def compare(
     return comparison.results()
 
 
-def uncompared(summary: pl.DataFrame, tasks: Path) -> list[str]:
-    """Evaluation sets that are not compared with each corpus, not in full, or of which no item is long enough."""
-    problems = []
+def uncompared(summary: pl.DataFrame, listed: pl.DataFrame, tasks: Path) -> list[str]:
+    """Evaluation sets that are not compared with each corpus, not in full, or of which no item is long enough.
+
+    And those of which `listed` (ITEMS_SCHEMA) holds other numbers of items than the summary counts.
+    """
+    by = ["evaluation_set", "corpus"]
+    found = listed.group_by(by).agg(pl.col("hit", "contained").sum().cast(pl.Int64))
+    both = summary.select(*by, "hit", "contained").join(found, on=by, how="full", suffix="_listed").fill_null(0)
+    other = (pl.col("hit") != pl.col("hit_listed")) | (pl.col("contained") != pl.col("contained_listed"))
+    problems = [
+        f"{row['evaluation_set']} in {row['corpus']}: {row['hit']} hit and {row['contained']} contained, listed are "
+        f"{row['hit_listed']} and {row['contained_listed']}"
+        for row in both.filter(other).iter_rows(named=True)
+    ]
     for task in Tasks.load(tasks).tasks:
         rows = summary.filter(pl.col("evaluation_set") == task.name)
         if sorted(rows["corpus"]) != sorted(CORPORA):

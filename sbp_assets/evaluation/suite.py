@@ -220,9 +220,22 @@ def measure(
     return found
 
 
-def score_problems(table: pl.DataFrame, tasks: Sequence[str]) -> list[str]:
-    """What is wrong with a score table: configured tasks that it lacks, values that cannot be."""
-    problems = [f"{task} was configured but has no score" for task in tasks if task not in set(table["task"])]
+def score_problems(table: pl.DataFrame, tasks: Sequence[str], made: Sequence[Task]) -> list[str]:
+    """What is wrong with a score table (with the columns of SAMPLES).
+
+    Configured `tasks` that it lacks, metrics of the tasks `made` that it lacks, values that cannot be, other numbers of
+    samples than were asked, and values that are not those of their samples.
+    """
+    scored = set(table["task"])
+    problems = [f"{task} was configured but has no score" for task in tasks if task not in scored]
+    metrics = set(table.select("task", "metric").iter_rows())
+    documents = {task.name: task.documents for task in made}
+    problems += [
+        f"{task.name} {metric} is missing"
+        for task in made
+        for metric in task.metrics
+        if task.name in scored and (task.name, metric) not in metrics
+    ]
     for row in table.iter_rows(named=True):
         name = f"{row['task']} {row['metric']}"
         if row["value"] is None or not math.isfinite(row["value"]):
@@ -231,6 +244,14 @@ def score_problems(table: pl.DataFrame, tasks: Sequence[str]) -> list[str]:
             problems.append(f"{name} is outside [0, 1]: {row['value']}")
         elif not row["higher_is_better"] and row["value"] < 0:
             problems.append(f"{name} is negative: {row['value']}")
+        values, weights = row["sample_values"] or [], row["sample_weights"] or []
+        if {row["samples"], len(values), len(weights)} != {documents.get(row["task"])}:
+            problems.append(f"{name} is of {row['samples']} samples, the task has {documents.get(row['task'])}")
+        elif row["value"] is not None:
+            estimated = estimate(row["metric"], np.array(values), np.array(weights))
+            # lm-eval's own value, in place of the estimate, differs by rounding.
+            if not math.isclose(row["value"], estimated, rel_tol=1e-4, abs_tol=1e-6):
+                problems.append(f"{name} is {row['value']:.6g}, its samples give {estimated:.6g}")
     return problems
 
 

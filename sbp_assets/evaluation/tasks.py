@@ -143,6 +143,32 @@ class Tasks:
         return cls(tuple(tasks), tuple(content["problems"]), tuple(content["notes"]))
 
 
+def data_problems(
+    directory: Path, documents: Mapping[str, pl.LazyFrame], questions: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Tasks whose data are not all there, held-out documents that are not the corpus', and other `questions`."""
+    problems = []
+    for task in Tasks.load(directory).tasks:
+        try:
+            rows = pl.read_parquet(directory / DATA / f"{task.lm_eval}.test.parquet")
+        except (OSError, pl.exceptions.PolarsError) as error:
+            problems.append(f"{task.name}: its data cannot be read: {error}")
+            continue
+        if len(rows) != task.documents:
+            problems.append(f"{task.name}: {len(rows)} rows of {task.documents}")
+        if task.name == HELDOUT:
+            wanted = rows.lazy().select("id", "text")
+            held = [frame.filter(pl.col("split") == HELDOUT).select("id", "text") for frame in documents.values()]
+            known = pl.concat(held).join(wanted, on=["id", "text"], how="semi").collect(engine="streaming")
+            strange = rows.join(known, on="id", how="anti")["id"]
+            problems += [f"{name}: no held-out document of this text" for name in strange.head(10)]
+        elif task.name == CONCEPT_QUESTIONS:
+            asked = pl.DataFrame([{name: question[name] for name in rows.columns} for question in questions])
+            if not asked.equals(rows):
+                problems.append(f"{task.name}: not the questions of the settings, in their order")
+    return problems
+
+
 class _Function(str):
     """A dotted name that the YAML names as !function."""
 

@@ -6,7 +6,6 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.pairing.checks import CANDIDATES_CHECK, PAIRS_CHECK, check_candidates, check_pairs
 from sbp_assets.pairing.embed import embed, embeddings_frame, load_engine, vectors_of
 from sbp_assets.pairing.filter import filter_pairs, histogram, histogram_markdown, texts_of
 from sbp_assets.pairing.index import build_index, write_index
@@ -108,8 +107,6 @@ def ann_index(context: dg.AssetExecutionContext, embeddings: pl.LazyFrame) -> dg
         "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
         "indexes": dg.AssetIn(["pairing", "ann_index"], partition_mapping=ALL),
     },
-    check_specs=[CANDIDATES_CHECK],
-    dagster_type=dg.Any,  # beside check_specs, Dagster reads `-> MaterializeResult` as no output
     code_version=EXPERIMENT.version("1", *_SEARCH),
     metadata=schema(
         ("query_id", "string", "Document of this shard."),
@@ -126,7 +123,7 @@ def ann_index(context: dg.AssetExecutionContext, embeddings: pl.LazyFrame) -> dg
 )
 def neighbor_candidates(
     context: dg.AssetExecutionContext, embeddings: dict[str, pl.LazyFrame], indexes: dict[str, Path]
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[pl.DataFrame]:
     """One row per document of this shard and neighbour: the k nearest documents over the indexes of all shards."""
     pairing = EXPERIMENT.pairing
     rows = embeddings[context.partition_key].collect()
@@ -134,11 +131,9 @@ def neighbor_candidates(
         candidates = search(
             rows["id"], vectors_of(rows), indexes, pairing.neighbors, pairing.nprobe, context.partition_key, progress
         )
-    passed, findings = check_candidates(candidates, rows, embeddings, pairing.neighbors)
     nearest = candidates.filter(pl.col("rank") == 1)["similarity"]
     return dg.MaterializeResult(
         value=candidates,
-        check_results=[dg.AssetCheckResult(passed=passed, check_name=CANDIDATES_CHECK.name, metadata=findings)],
         metadata={
             "dagster/row_count": len(candidates),
             "queries": len(rows),
@@ -160,8 +155,6 @@ def neighbor_candidates(
         "candidates": dg.AssetIn(["pairing", "neighbor_candidates"], partition_mapping=ALL),
         "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
     },
-    check_specs=[PAIRS_CHECK],
-    dagster_type=dg.Any,  # beside check_specs, Dagster reads `-> MaterializeResult` as no output
     code_version=EXPERIMENT.version("1", *_FILTER),
     metadata=schema(
         ("d1", "string", "Seed document, of this shard."),
@@ -183,15 +176,13 @@ def neighbor_candidates(
 )
 def neighbor_pairs(
     context: dg.AssetExecutionContext, candidates: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[pl.DataFrame]:
     """One row per training pair (d1, d2) whose d1 is in this shard: related, no near-copies, hubs capped."""
     shard = context.partition_key
     with Progress("filter", "pairs") as progress:
         pairs, counts = filter_pairs(candidates, documents, shard, EXPERIMENT.pairing, progress)
-    passed, findings = check_pairs(pairs, documents, shard, EXPERIMENT.pairing)
     return dg.MaterializeResult(
         value=pairs,
-        check_results=[dg.AssetCheckResult(passed=passed, check_name=PAIRS_CHECK.name, metadata=findings)],
         metadata={
             "dagster/row_count": len(pairs),
             **counts,

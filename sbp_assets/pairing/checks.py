@@ -1,7 +1,6 @@
 """What must hold of pairing's artifacts before anything is trained on them.
 
-Two checks look at every shard at once. Dagster (1.13) gives a partitioned check only its own partition of an input, so
-these are evaluated by the asset itself, from the inputs that it has: `CANDIDATES_CHECK` and `PAIRS_CHECK`.
+Samples find what is wrong throughout: vectors of other texts, shuffled pairs, an index of another model.
 """
 
 from pathlib import Path
@@ -11,11 +10,14 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.experiment import Pairing
-from sbp_assets.pairing.embed import vectors_of
+from sbp_assets.pairing.embed import Engine, embed, load_engine, vectors_of
+from sbp_assets.pairing.filter import shared, shingles, texts_of
 from sbp_assets.pairing.index import KeyShard, self_recall
 from sbp_assets.pairing.search import exact_neighbors, recall
-from sbp_assets.pairing.truth import truth_problems
-from sbp_assets.partitions import EXPERIMENT, SHARDS
+from sbp_assets.pairing.truth import not_above_chance, truth_problems
+from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.storage.checks import all_partitions
+from sbp_assets.storage.progress import Progress
 
 # Float32 rounding of a norm over a thousand components stays below this.
 NORM_TOLERANCE = 1e-4
@@ -23,6 +25,10 @@ SELF_RECALL_SAMPLE, MIN_SELF_RECALL = 500, 0.99
 RECALL_SAMPLE, MIN_RECALL = 50, 0.95
 # Exact search reads whole shards of vectors: a few of many are enough.
 RECALL_SHARDS = 8
+# One byte per component of a unit vector moves a cosine by a few thousandths, a few bits of bfloat16 by less.
+SIMILARITY_TOLERANCE = 0.02
+EMBEDDED_SAMPLE = 8
+PAIRS_SAMPLE, PAIRS_SHARDS = 100, 8
 
 Result = tuple[bool, dict[str, int | float | str]]
 
@@ -45,6 +51,27 @@ def check_embeddings(embeddings: pl.DataFrame, document_ids: pl.Series) -> Resul
     }
 
 
+def check_texts(
+    embeddings: pl.DataFrame, documents: pl.LazyFrame, engine: Engine, settings: Pairing, batch_size: int
+) -> Result:
+    """A sample of vectors, made again from their documents' texts, point where they did."""
+    sample = embeddings.sample(min(EMBEDDED_SAMPLE, len(embeddings)), seed=0)
+    texts = texts_of(sample["id"], documents)
+    sample = sample.filter(pl.col("id").is_in(list(texts)))
+    with Progress("embed again", "documents") as progress:
+        again = embed(engine, [texts[name] for name in sample["id"]], settings.max_tokens, batch_size, progress)
+    stored = vectors_of(sample)
+    same_space = stored.shape == again.shape
+    cosines = np.einsum("ij,ij->i", stored, again) if same_space else np.zeros(len(sample))
+    wrong = ~(cosines >= 1 - SIMILARITY_TOLERANCE)
+    return not wrong.any(), {
+        "sample": len(sample),
+        "of_another_text": int(wrong.sum()),
+        "least_cosine": float(cosines.min(initial=1.0)),
+        "offending_ids": _some(sample["id"].filter(pl.Series(wrong))),
+    }
+
+
 def check_index(directory: Path, embeddings: pl.DataFrame, nprobe: int) -> Result:
     """As many keys as embeddings, with the same ids, and a document's nearest key is itself."""
     key = KeyShard.load(directory, nprobe)
@@ -61,7 +88,10 @@ def check_index(directory: Path, embeddings: pl.DataFrame, nprobe: int) -> Resul
 def check_candidates(
     candidates: pl.DataFrame, queries: pl.DataFrame, embeddings: dict[str, pl.LazyFrame], k: int
 ) -> Result:
-    """Ranks 1 … k without gaps, no document its own neighbour, known ids, and recall@k against exact search."""
+    """Ranks 1 … k without gaps, no document its own neighbour, known ids, similarities that fall with the rank.
+
+    On a sample, recall@k against exact search, and similarities against exact ones.
+    """
     ranks = candidates.group_by("query_id").agg(n=pl.len(), ranks=pl.col("rank").sort())
     total = sum(frame.select(pl.len()).collect().item() for frame in embeddings.values())
     expected = min(k, total - 1)
@@ -70,6 +100,7 @@ def check_candidates(
     bad_ranks = ranks.filter((pl.col("n") != expected) | (pl.col("ranks") != whole))
     itself = candidates.filter(pl.col("query_id") == pl.col("neighbor_id"))
     outside = candidates.filter(~pl.col("similarity").is_between(-1, 1))
+    rising = candidates.sort("query_id", "rank").filter(pl.col("similarity").diff().over("query_id") > 0)
     stray = candidates.select(id="query_id").join(queries, on="id", how="anti")["id"]
     for (shard,), rows in candidates.partition_by("neighbor_shard", as_dict=True).items():
         known = embeddings[str(shard)].select("id").collect()
@@ -78,17 +109,29 @@ def check_candidates(
     shards = pl.Series(sorted(embeddings)).sample(min(RECALL_SHARDS, len(embeddings)), seed=0).to_list()
     exact = exact_neighbors(sample["id"].to_list(), vectors_of(sample), {s: embeddings[s] for s in shards}, k)
     found = recall(candidates, exact, k)
-    passed = not (short or len(bad_ranks) or len(itself) or len(outside) or len(stray)) and found >= MIN_RECALL
-    return passed, {
+    truth = pl.concat([near.with_columns(query_id=pl.lit(query)) for query, near in exact.items()] or [candidates[:0]])
+    both = candidates.join(truth, on=["query_id", "neighbor_id"], suffix="_exact")
+    untrue = both.filter(~((pl.col("similarity") - pl.col("similarity_exact")).abs() <= SIMILARITY_TOLERANCE))
+    faults = (bad_ranks, itself, outside, rising, stray, untrue)
+    return not short and not any(map(len, faults)) and found >= MIN_RECALL, {
         "queries_without_neighbors": short,
         "queries_with_wrong_ranks": len(bad_ranks),
         "own_neighbors": len(itself),
         "similarities_out_of_range": len(outside),
+        "similarities_rising_with_rank": len(rising),
+        "similarities_not_of_the_vectors": len(untrue),
         "unknown_ids": len(stray),
         f"recall_at_{k}": found,
         "recall_sample": len(sample),
         "recall_shards": len(shards),
-        "offending_ids": _some(bad_ranks["query_id"], itself["query_id"], outside["query_id"], stray),
+        "offending_ids": _some(
+            bad_ranks["query_id"],
+            itself["query_id"],
+            outside["query_id"],
+            rising["query_id"],
+            untrue["query_id"],
+            stray,
+        ),
     }
 
 
@@ -124,20 +167,53 @@ def check_pairs(pairs: pl.DataFrame, documents: dict[str, pl.LazyFrame], shard: 
     }
 
 
-CANDIDATES_CHECK = dg.AssetCheckSpec(
-    "candidates_are_the_nearest",
-    asset=["pairing", "neighbor_candidates"],
-    partitions_def=SHARDS,
-    blocking=True,
-    description=f"Complete ranks, known ids, and recall of at least {MIN_RECALL:.0%} against exact search on a sample.",
-)
-PAIRS_CHECK = dg.AssetCheckSpec(
-    "pairs_are_related_and_distinct",
-    asset=["pairing", "neighbor_pairs"],
-    partitions_def=SHARDS,
-    blocking=True,
-    description="Pairs are related, are not copies, occur once, are of D only, and no document exceeds the caps.",
-)
+def check_origin(
+    pairs: pl.DataFrame,
+    candidates: dict[str, pl.LazyFrame],
+    documents: dict[str, pl.LazyFrame],
+    shard: str,
+    settings: Pairing,
+) -> Result:
+    """A sample of pairs, with d2 in a few shards: each is a candidate of its similarity, and shares what it states."""
+    others = pairs["d2_shard"].unique().sort()
+    few = others.sample(min(PAIRS_SHARDS, len(others)), seed=0)
+    sample = pairs.filter(pl.col("d2_shard").is_in(few.implode()))
+    sample = sample.sample(min(PAIRS_SAMPLE, len(sample)), seed=0)
+    sides = {"query_id": "d1", "neighbor_id": "d2"}
+    found = [_similarities(candidates[shard], sample, sides)]
+    if settings.both_directions:
+        sides = {"query_id": "d2", "neighbor_id": "d1"}
+        found += [_similarities(candidates[key], sample.filter(d2_shard=key), sides) for key in few]
+    near = pl.concat(found).group_by("d1", "d2").agg(pl.col("found").max())
+    joined = sample.join(near, on=["d1", "d2"], how="left")
+    apart = (pl.col("similarity") - pl.col("found")).abs() <= SIMILARITY_TOLERANCE
+    unfound = joined.filter(~apart.fill_null(False))
+    first = texts_of(sample["d1"], documents[shard])
+    second: dict[str, str] = {}
+    for key in few:
+        second |= texts_of(sample.filter(d2_shard=key)["d2"], documents[key])
+    untrue = [
+        d1
+        for d1, d2, stated in sample.select("d1", "d2", "shared_shingles").iter_rows()
+        if not abs(_shared(first.get(d1), second.get(d2), settings.shingle_tokens) - stated) < 1e-6
+    ]
+    return not len(unfound) and not untrue, {
+        "sample": len(sample),
+        "no_such_candidate": len(unfound),
+        "other_shared_shingles": len(untrue),
+        "offending_ids": _some(unfound["d1"], pl.Series(untrue, dtype=pl.String)),
+    }
+
+
+def _similarities(candidates: pl.LazyFrame, pairs: pl.DataFrame, sides: dict[str, str]) -> pl.DataFrame:
+    edges = candidates.select(*(pl.col(name).alias(side) for name, side in sides.items()), found="similarity")
+    return (
+        edges.join(pairs.lazy().select("d1", "d2"), on=["d1", "d2"], how="semi").select("d1", "d2", "found").collect()
+    )
+
+
+def _shared(d1: str | None, d2: str | None, words: int) -> float:
+    return float("nan") if d1 is None or d2 is None else shared(shingles(d1, words), shingles(d2, words))
 
 
 def _some(*ids: pl.Series) -> str:
@@ -158,6 +234,20 @@ def embeddings_are_unit_vectors_of_d(embeddings: pl.LazyFrame, documents: pl.Laz
 
 
 @dg.asset_check(
+    asset=dg.AssetKey(["pairing", "embeddings"]),
+    partitions_def=SHARDS,
+    blocking=True,
+    additional_ins={"documents": dg.AssetIn(["corpus", "documents"])},
+    description=f"{EMBEDDED_SAMPLE} documents, embedded again, get the vectors that they have.",
+)
+def vectors_are_of_their_texts(embeddings: pl.LazyFrame, documents: pl.LazyFrame) -> dg.AssetCheckResult:
+    pairing = EXPERIMENT.pairing
+    engine = load_engine(pairing.embedding_model, pairing.embedding_dtype, DEPLOYMENT.device)
+    passed, metadata = check_texts(embeddings.collect(), documents, engine, pairing, DEPLOYMENT.embedding_batch_size)
+    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+
+
+@dg.asset_check(
     asset=dg.AssetKey(["pairing", "ann_index"]),
     partitions_def=SHARDS,
     blocking=True,
@@ -170,15 +260,75 @@ def index_finds_its_own(ann_index: Path, embeddings: pl.LazyFrame) -> dg.AssetCh
 
 
 @dg.asset_check(
+    asset=dg.AssetKey(["pairing", "neighbor_candidates"]),
+    partitions_def=SHARDS,
+    blocking=True,
+    additional_deps=[["pairing", "embeddings"]],
+    required_resource_keys={"parquet"},
+    description=f"Complete ranks, known ids, and recall of at least {MIN_RECALL:.0%} against exact search on a sample.",
+)
+def candidates_are_the_nearest(
+    context: dg.AssetCheckExecutionContext, neighbor_candidates: pl.LazyFrame
+) -> dg.AssetCheckResult:
+    embeddings = all_partitions(context, "parquet", "pairing/embeddings", SHARDS)
+    queries = embeddings[context.partition_key].collect()
+    passed, metadata = check_candidates(
+        neighbor_candidates.collect(), queries, embeddings, EXPERIMENT.pairing.neighbors
+    )
+    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+
+
+@dg.asset_check(
+    asset=dg.AssetKey(["pairing", "neighbor_pairs"]),
+    partitions_def=SHARDS,
+    blocking=True,
+    additional_deps=[["corpus", "documents"]],
+    required_resource_keys={"parquet"},
+    description="Pairs are related, are not copies, occur once, are of D only, and no document exceeds the caps.",
+)
+def pairs_are_related_and_distinct(
+    context: dg.AssetCheckExecutionContext, neighbor_pairs: pl.LazyFrame
+) -> dg.AssetCheckResult:
+    documents = all_partitions(context, "parquet", "corpus/documents", SHARDS)
+    passed, metadata = check_pairs(neighbor_pairs.collect(), documents, context.partition_key, EXPERIMENT.pairing)
+    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+
+
+@dg.asset_check(
+    asset=dg.AssetKey(["pairing", "neighbor_pairs"]),
+    partitions_def=SHARDS,
+    blocking=True,
+    additional_deps=[["corpus", "documents"], ["pairing", "neighbor_candidates"]],
+    required_resource_keys={"parquet"},
+    description=f"Of {PAIRS_SAMPLE} pairs, each was found as a neighbour of that similarity and shares the shingles "
+    "that it states.",
+)
+def pairs_were_found(context: dg.AssetCheckExecutionContext, neighbor_pairs: pl.LazyFrame) -> dg.AssetCheckResult:
+    passed, metadata = check_origin(
+        neighbor_pairs.collect(),
+        all_partitions(context, "parquet", "pairing/neighbor_candidates", SHARDS),
+        all_partitions(context, "parquet", "corpus/documents", SHARDS),
+        context.partition_key,
+        EXPERIMENT.pairing,
+    )
+    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+
+
+@dg.asset_check(
     asset=dg.AssetKey(["pairing", "pair_truth"]),
-    description="Shares lie in [0, 1], and pairs share a concept more often than random ones; empty without a truth.",
+    blocking=True,
+    description="A row per shard and one for all, with shares that lie in [0, 1] and follow from the counts; that "
+    "pairs share a concept no more often than random ones is a warning. Empty without a truth.",
 )
 def pairs_beat_chance(pair_truth: pl.LazyFrame) -> dg.AssetCheckResult:
     table = pair_truth.collect()
-    problems = truth_problems(table) if EXPERIMENT.truth else [] if table.is_empty() else ["rows without a truth"]
+    if EXPERIMENT.truth:
+        problems, by_chance = truth_problems(table, EXPERIMENT.shard_keys), not_above_chance(table)
+    else:
+        problems, by_chance = [] if table.is_empty() else ["rows without a truth"], []
     return dg.AssetCheckResult(
-        passed=not problems,
+        passed=not problems and not by_chance,
         # Pairing again would give the same: a person has to decide.
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"rows": len(table), "problems": problems},
+        severity=dg.AssetCheckSeverity.ERROR if problems else dg.AssetCheckSeverity.WARN,
+        metadata={"rows": len(table), "problems": problems + by_chance},
     )

@@ -6,7 +6,7 @@ that can be looked up, so pairing has a precision and a recall like any retrieva
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -85,18 +85,31 @@ def pair_truth(
     )
 
 
-def truth_problems(table: pl.DataFrame) -> list[str]:
-    """Shares outside [0, 1], and a precision over all shards that is not above chance."""
+def truth_problems(table: pl.DataFrame, shards: Sequence[str]) -> list[str]:
+    """Shares outside [0, 1] or not those of the counts, and rows that are not those of `shards` and of all."""
+    if sorted(table["shard"]) != sorted([*shards, OVERALL]):
+        return [f"rows are of {', '.join(table['shard'])}"]
     wrong = [
         f"{name} of {shard}: {value}"
         for name in SHARES
         for shard, value in table.filter(~pl.col(name).is_between(0, 1)).select("shard", name).iter_rows()
     ]
-    overall = (
-        table.filter(shard=OVERALL, pairs=0).height
-        or table.filter(pl.col("shard") == OVERALL, pl.col("precision") > pl.col("chance_precision")).height
-    )
-    return wrong if overall else [*wrong, "precision is not above that of random pairs"]
+    stated = pl.col("precision").ne_missing(_share("same_concept_pairs", pl.col("pairs")))
+    wrong += [f"precision of {shard} is not that of its counts" for shard in table.filter(stated)["shard"]]
+    parts, total = table.filter(pl.col("shard") != OVERALL), table.filter(shard=OVERALL)
+    wrong += [
+        f"{name} of all shards is not their sum"
+        for name in ("documents", "pairs", "same_concept_pairs")
+        if parts[name].sum() != total[name].sum()
+    ]
+    return wrong
+
+
+def not_above_chance(table: pl.DataFrame) -> list[str]:
+    """Whether there are pairs, and they share a concept no more often than random ones: a sentence, or nothing."""
+    overall = table.filter(pl.col("shard") == OVERALL, pl.col("pairs") > 0)
+    beaten = overall.filter(pl.col("precision") > pl.col("chance_precision"))
+    return ["precision is not above that of random pairs"] if len(overall) and not len(beaten) else []
 
 
 def _concepts(documents: pl.LazyFrame, shard: str, world: ConceptWorld) -> pl.DataFrame:

@@ -191,6 +191,18 @@ def plan_mismatch(table: pl.DataFrame, plan: ArmPlan) -> str | None:
     return None
 
 
+def training_problems(metrics: pl.DataFrame, plan: ArmPlan) -> list[str]:
+    """How the steps and tokens of a model's metrics.parquet differ from `plan`; empty where they do not."""
+    per_step = plan.tokens // plan.steps
+    wrong = metrics.filter(pl.col("tokens") != pl.col("step") * per_step)
+    problems = [f"{tokens:,} tokens at step {step:,}" for step, tokens in wrong.select("step", "tokens").head(3).rows()]
+    steps = metrics.drop_nulls("train_loss")["step"].to_list()
+    if steps != list(range(1, plan.steps + 1)):
+        last = steps[-1] if steps else 0
+        problems.append(f"losses of {len(steps):,} steps up to step {last:,}; the budget is {plan.steps:,} steps")
+    return problems
+
+
 def budget_problems(table: pl.DataFrame) -> list[str]:
     """Why the arms of a token_budget `table` are not compute-matched; empty where they are."""
     rows = table.filter(pl.col("arm") != LEDGER)

@@ -1,4 +1,4 @@
-"""Checks of the token budget and of the three arms' models (whose budget_is_met is made by the asset itself)."""
+"""Checks of the token budget and of the three arms' models."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT
-from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
+from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS, SHARDS
 from sbp_assets.pretraining.budget import (
     ARMS,
     SYNTHETIC,
@@ -16,9 +16,11 @@ from sbp_assets.pretraining.budget import (
     leaked_documents,
     plan_arm,
     repeated_ids,
+    training_problems,
 )
 from sbp_assets.pretraining.curves import loss_problems, loss_summary
-from sbp_assets.pretraining.model_files import model_problems
+from sbp_assets.pretraining.model_files import model_problems, weight_problems
+from sbp_assets.storage.checks import all_partitions
 from sbp_assets.training.spec import Source
 
 BUDGET = dg.AssetKey(["pretraining", "token_budget"])
@@ -103,7 +105,36 @@ def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
         problems = model_problems(model, tokenizer)
         return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
 
-    return [loss_falls, model_loads]
+    @dg.asset_check(
+        asset=asset,
+        partitions_def=SEEDS,
+        blocking=True,
+        description="Every weight is a finite number, also those of the lowest held-out loss.",
+    )
+    def weights_are_finite(model: Path) -> dg.AssetCheckResult:
+        problems = weight_problems(model)
+        return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
+
+    @dg.asset_check(
+        asset=asset,
+        partitions_def=SEEDS,
+        blocking=True,
+        additional_deps=[["corpus", "tokens"], *([["synthesis", "synthetic_tokens"]] if arm == "sbp" else [])],
+        required_resource_keys={"directory"},
+        description="The model was trained on exactly the tokens of the budget, step by step.",
+    )
+    def budget_is_met(context: dg.AssetCheckExecutionContext, model: Path) -> dg.AssetCheckResult:
+        tokens = all_partitions(context, "directory", "corpus/tokens", SHARDS)
+        synthetic = all_partitions(context, "directory", "synthesis/synthetic_tokens", SHARDS) if arm == "sbp" else None
+        plan = plan_arm(arm, EXPERIMENT.pretraining, tokens, synthetic)
+        metrics = pl.read_parquet(model / "metrics.parquet")
+        problems = training_problems(metrics, plan)
+        return dg.AssetCheckResult(
+            passed=not problems,
+            metadata={"trained": int(metrics["tokens"][-1]), "budget": plan.tokens, "problems": problems},
+        )
+
+    return [loss_falls, model_loads, weights_are_finite, budget_is_met]
 
 
 baseline_checks = _model_checks("baseline")

@@ -45,3 +45,25 @@ def model_problems(directory: Path, tokenizer_dir: Path) -> list[str]:
     if config.vocab_size != len(vocabulary):
         problems.append(f"config.vocab_size is {config.vocab_size}, the tokenizer has {len(vocabulary)} tokens")
     return problems
+
+
+def weight_problems(directory: Path) -> list[str]:
+    """Tensors of a model directory, and of the weights kept in it, that are not finite throughout or do not open.
+
+    Reads one tensor at a time.
+    """
+    from safetensors import safe_open
+
+    from sbp_assets.training.checkpoint import best_model
+
+    problems = []
+    for folder in dict.fromkeys((directory, best_model(directory))):
+        for file in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    for name in tensors.keys():  # noqa: SIM118
+                        if not tensors.get_tensor(name).isfinite().all():
+                            problems.append(f"tensor {name} of {file.relative_to(directory)} is not finite")
+            except Exception as error:  # safetensors raises its own type, built in Rust.
+                problems.append(f"{file.relative_to(directory)} does not open: {error}")
+    return problems

@@ -1,6 +1,11 @@
-"""The check that every artifact has: what lies in the store is what its asset made, byte for byte."""
+"""The check that every artifact has: what lies in the store is what its asset made, byte for byte.
+
+And what checks of one shard read of all shards: Dagster (1.13) gives a partitioned check only its own partition of an
+input, whatever the partition mapping.
+"""
 
 from collections.abc import Iterable
+from typing import Any
 
 import dagster as dg
 
@@ -28,9 +33,8 @@ def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.Partition
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         partition = context.partition_key if partitions else None
         made = last_version(context.instance, asset, partition)
-        manager: ArtifactIOManager = getattr(context.op_execution_context.resources, io_manager)
         try:
-            stored = manager.stored_version(asset, partition)
+            stored = _manager(context, io_manager).stored_version(asset, partition)
         except FileNotFoundError as error:
             stored = str(error)
         return dg.AssetCheckResult(passed=stored == made, metadata={"made": str(made), "stored": stored})
@@ -45,6 +49,21 @@ def stored_checks(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetChecksD
         for asset in assets
         for spec in asset.specs
     ]
+
+
+def all_partitions(
+    context: dg.AssetCheckExecutionContext, io_manager: str, asset: str, partitions: dg.PartitionsDefinition
+) -> dict[str, Any]:
+    """Every partition of `asset` ("stage/name"), by its key, as a fan-in input would be.
+
+    The check names the asset among its `additional_deps` and `io_manager` among its `required_resource_keys`.
+    """
+    manager, key = _manager(context, io_manager), dg.AssetKey(asset.split("/"))
+    return {partition: manager.load(key, partition) for partition in partitions.get_partition_keys()}
+
+
+def _manager(context: dg.AssetCheckExecutionContext, name: str) -> ArtifactIOManager:
+    return getattr(context.op_execution_context.resources, name)
 
 
 def last_version(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> str | None:

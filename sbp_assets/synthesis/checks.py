@@ -7,12 +7,13 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
-from sbp_assets.corpus.tokenizer import decode, load_tokenizer
-from sbp_assets.partitions import EXPERIMENT, SHARDS
+from sbp_assets.corpus.tokenizer import decode, encode_documents, load_tokenizer
+from sbp_assets.partitions import EXPERIMENT, SAMPLED_MODEL, SHARDS
+from sbp_assets.storage.checks import last_version
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis import verify
 from sbp_assets.synthesis.generate import shard_budget
-from sbp_assets.synthesis.posterior import LEVEL, UNKNOWN, copying_problems, leak_problems
+from sbp_assets.synthesis.posterior import LEVEL, UNKNOWN, copying_problems, leak_problems, table_problems
 from sbp_assets.synthesis.quality import expected_rows
 
 DOCUMENTS = dg.AssetKey(["synthesis", "synthetic_documents"])
@@ -22,6 +23,8 @@ JUDGEMENTS = dg.AssetKey(["synthesis", "judgements"])
 QUALITY_TABLE = dg.AssetKey(["synthesis", "quality_table"])
 POSTERIOR = dg.AssetKey(["synthesis", "posterior_predictive"])
 CORPUS_TOKENS = dg.AssetIn(["corpus", "tokens"])
+SAMPLED = dg.AssetKey.from_coercible(SAMPLED_MODEL.key or [])
+VALUES = "Every metric once per corpus and method, its value flagged / scored, or null where nothing was scored."
 
 
 @dg.asset_check(
@@ -75,6 +78,28 @@ def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     asset=DOCUMENTS,
     partitions_def=SHARDS,
     blocking=True,
+    additional_ins={"tokenizer": dg.AssetIn(["corpus", "tokenizer"])},
+    additional_deps=[SAMPLED],
+    description="Every row was sampled with its request's seed from the present synthesizer, and counts its tokens (a "
+    "sample is counted again).",
+)
+def rows_are_of_their_requests(
+    context: dg.AssetCheckExecutionContext, synthetic_documents: pl.LazyFrame, tokenizer: Path
+) -> dg.AssetCheckResult:
+    rows, loaded = synthetic_documents.collect(), load_tokenizer(tokenizer)
+    version = last_version(context.instance, SAMPLED, None if EXPERIMENT.conditional else EXPERIMENT.seed_keys[0])
+    others = verify.other_requests(rows, EXPERIMENT.synthesis.salt, version)
+    miscounted = verify.miscounted(rows, lambda texts: [len(ids) for ids in encode_documents(loaded, texts)])
+    return dg.AssetCheckResult(
+        passed=not others and not miscounted,
+        metadata={"rows": len(rows), "synthesizer": str(version), "other_requests": others, "miscounted": miscounted},
+    )
+
+
+@dg.asset_check(
+    asset=DOCUMENTS,
+    partitions_def=SHARDS,
+    blocking=True,
     additional_ins={"tokens": CORPUS_TOKENS},
     description="No (seed, rollout) twice; rows stand in request order; only few places of it are empty syntheses.",
 )
@@ -118,11 +143,7 @@ def tokens_reconcile(synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, 
     return dg.AssetCheckResult(passed=not problems, metadata={"rows": len(rows), "problems": problems})
 
 
-@dg.asset_check(
-    asset=QUALITY,
-    partitions_def=SHARDS,
-    description="Every metric once per corpus and method, in [0, 1], or null where nothing was scored.",
-)
+@dg.asset_check(asset=QUALITY, partitions_def=SHARDS, blocking=True, description=VALUES)
 def quality_is_valid(quality: pl.LazyFrame) -> dg.AssetCheckResult:
     problems = verify.quality_problems(quality.collect(), expected_rows(EXPERIMENT.truth is not None, judged=False))
     return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems})
@@ -130,29 +151,45 @@ def quality_is_valid(quality: pl.LazyFrame) -> dg.AssetCheckResult:
 
 @dg.asset_check(
     asset=JUDGEMENTS,
-    description=(
-        f"Each row has a verdict or a reason for none, and at least {verify.MIN_JUDGED_SHARE:.0%} have a verdict; "
-        "empty without a judge."
-    ),
+    blocking=True,
+    description="Each question once, with a verdict or a reason for none; empty without a judge.",
 )
-def judge_has_answered(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
+def judgements_are_valid(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
     rows, configured = judgements.collect(), EXPERIMENT.synthesis.judge is not None
     problems = verify.judgement_problems(rows) if configured else [] if rows.is_empty() else ["rows without a judge"]
-    # An error that blocks nothing: the rest is asked again by the next run.
     return dg.AssetCheckResult(
-        passed=not problems,
-        metadata={"judge_configured": configured, "judged": rows["verdict"].count(), "problems": problems},
+        passed=not problems, metadata={"judge_configured": configured, "rows": len(rows), "problems": problems}
     )
 
 
 @dg.asset_check(
-    asset=QUALITY_TABLE,
-    description="Every metric once per corpus and method, in [0, 1], or null where nothing was scored.",
+    asset=JUDGEMENTS,
+    # Blocks nothing: the rest is asked again by the next run.
+    description=f"At least {verify.MIN_JUDGED_SHARE:.0%} of the questions have a verdict.",
 )
+def judge_has_answered(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
+    rows = judgements.collect()
+    problems = verify.unjudged_problems(rows)
+    return dg.AssetCheckResult(passed=not problems, metadata={"judged": rows["verdict"].count(), "problems": problems})
+
+
+@dg.asset_check(asset=QUALITY_TABLE, blocking=True, description=VALUES)
 def quality_table_is_valid(quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
     expected = expected_rows(EXPERIMENT.truth is not None, judged=EXPERIMENT.synthesis.judge is not None)
     problems = verify.quality_problems(quality_table.collect(), expected)
     return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems})
+
+
+@dg.asset_check(
+    asset=POSTERIOR,
+    blocking=True,
+    description="Every group once, with shares that lie in [0, 1] and as many statements as its parts; empty without "
+    "a truth.",
+)
+def posterior_table_is_valid(posterior_predictive: pl.LazyFrame) -> dg.AssetCheckResult:
+    table = posterior_predictive.collect()
+    problems = table_problems(table) if EXPERIMENT.truth else [] if table.is_empty() else ["rows without a truth"]
+    return dg.AssetCheckResult(passed=not problems, metadata={"rows": len(table), "problems": problems})
 
 
 @dg.asset_check(

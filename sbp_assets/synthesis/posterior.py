@@ -303,6 +303,30 @@ def p_above_chance(answers: pl.DataFrame, world: ConceptWorld) -> float:
     return float((1 + np.count_nonzero(scores >= right)) / (1 + DRAWS))
 
 
+def table_problems(table: pl.DataFrame) -> list[str]:
+    """Groups that are missing, strange or there twice, shares outside [0, 1], and groups not the sum of their parts."""
+    if table["group"].to_list() != list(DEFINITIONS):
+        return [f"groups are {', '.join(table['group'])}"]
+    shares = ("accuracy", "posterior_sampling", "posterior_mode", "chance")
+    stated = pl.col("statements") > 0
+    problems = [
+        f"{name} of {group}: {value}"
+        for name in shares
+        for group, value in table.filter(
+            ~pl.when(stated).then(pl.col(name).is_between(0, 1)).otherwise(pl.col(name).is_null()).fill_null(False)
+        )
+        .select("group", name)
+        .iter_rows()
+    ]
+    counts = dict(table.select("group", "statements").iter_rows())
+    problems += [
+        f"{group}: {counts[group]} statements, its parts have {sum(counts[part] for part in parts)}"
+        for group, parts in _PARTS.items()
+        if counts[group] != sum(counts[part] for part in parts)
+    ]
+    return problems
+
+
 def leak_problems(table: pl.DataFrame) -> list[str]:
     """Groups of facts that D states nowhere in which a synthesizer is right too often to have read only D."""
     leaks = table.filter(pl.col("group").is_in(UNKNOWN), pl.col("p_above_chance") < LEVEL / len(UNKNOWN))

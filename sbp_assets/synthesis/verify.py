@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.storage.token_arrays import TokenArrays
-from sbp_assets.synthesis.generate import FINISH_REASONS
+from sbp_assets.synthesis.generate import FINISH_REASONS, sampling_seed
 
 SHOWN = 10
 # A synthesizer that was tuned at all ends most documents by itself; one that rarely does writes on without a subject.
@@ -51,6 +51,21 @@ def bad_rows(rows: pl.DataFrame) -> list[str]:
         | (pl.col("id") != pl.format("syn-{}-{}", "seed_id", "rollout"))
     )
     return rows.filter(wrong.fill_null(True))["id"].head(SHOWN).to_list()
+
+
+def other_requests(rows: pl.DataFrame, salt: str, version: str | None) -> list[str]:
+    """Ids whose sampling seed is not that of their request, or that were sampled from other weights than `version`."""
+    seeds = [sampling_seed(salt, seed_id, rollout) for seed_id, rollout in rows["seed_id", "rollout"].iter_rows()]
+    same = pl.Series(seeds, dtype=pl.Int64) == rows["sampling_seed"]
+    same &= rows["synthesizer_version"].eq_missing(pl.Series([version], dtype=pl.String))
+    return rows["id"].filter(~same.fill_null(False)).head(SHOWN).to_list()
+
+
+def miscounted(rows: pl.DataFrame, count: Callable[[list[str]], list[int]], sample: int = 200) -> list[str]:
+    """Ids, of an evenly spaced sample, whose text has not `n_tokens` tokens by `count`, with `<bos>` and `<eos>`."""
+    chosen = rows.gather_every(max(len(rows) // sample, 1))
+    counted = pl.Series(count(chosen["text"].to_list()), dtype=pl.Int64)
+    return chosen["id"].filter(counted != chosen["n_tokens"]).head(SHOWN).to_list()
 
 
 def allowed_empty(rows: int) -> int:
@@ -108,26 +123,35 @@ def length_share(rows: pl.DataFrame) -> float:
 
 
 def quality_problems(rows: pl.DataFrame, expected: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Rows that are not the `expected` (metric, corpus, method), or values that are no share; null: nothing scored."""
+    """Rows that are not the `expected` (metric, corpus, method), or values that are not flagged / scored.
+
+    Null: nothing scored.
+    """
     found = rows.select("metric", "corpus", "method").rows()
     if sorted(found) != sorted(expected):
         return [f"rows are {sorted(found)}"]
-    share = pl.col("value").is_between(0, 1) & (pl.col("flagged") <= pl.col("scored"))
+    share = pl.col("flagged").is_between(0, pl.col("scored")) & (
+        (pl.col("value") - pl.col("flagged") / pl.col("scored")).abs() < 1e-9
+    )
     valid = pl.when(pl.col("scored") > 0).then(share).otherwise(pl.col("value").is_null())
     wrong = rows.filter(~(valid.fill_null(False) & (pl.col("documents") <= pl.col("sample"))))
     return [f"{metric} ({corpus}): {value}" for metric, corpus, value in wrong["metric", "corpus", "value"].iter_rows()]
 
 
 def judgement_problems(rows: pl.DataFrame) -> list[str]:
-    """Questions that occur twice or have both or neither of verdict and reason, and too few verdicts."""
+    """Questions that occur twice or have both or neither of verdict and reason."""
     wrong = rows.filter(
         pl.struct("id", "corpus", "metric").is_duplicated()
         | (pl.col("verdict").is_null() == pl.col("unjudged").is_null())
     )
-    problems = [f"{metric} of {id_}" for id_, metric in wrong.select("id", "metric").head(SHOWN).iter_rows()]
+    return [f"{metric} of {id_}" for id_, metric in wrong.select("id", "metric").head(SHOWN).iter_rows()]
+
+
+def unjudged_problems(rows: pl.DataFrame) -> list[str]:
+    """That too few questions have a verdict, with the reasons."""
     judged = rows["verdict"].count()
-    if judged < MIN_JUDGED_SHARE * len(rows):
-        reasons = rows["unjudged"].drop_nulls().value_counts(sort=True)
-        told = ", ".join(f"{count} {reason}" for reason, count in reasons.iter_rows())
-        problems.append(f"{judged} of {len(rows)} questions have a verdict; unjudged: {told}")
-    return problems
+    if judged >= MIN_JUDGED_SHARE * len(rows):
+        return []
+    reasons = rows["unjudged"].drop_nulls().value_counts(sort=True)
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.iter_rows())
+    return [f"{judged} of {len(rows)} questions have a verdict; unjudged: {told}"]

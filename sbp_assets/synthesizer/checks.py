@@ -9,9 +9,9 @@ from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import load_tokenizer, related_id
 from sbp_assets.partitions import ALL, EXPERIMENT
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
-from sbp_assets.pretraining.model_files import model_problems
+from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.storage.token_arrays import TokenArrays
-from sbp_assets.synthesizer.examples import check_examples
+from sbp_assets.synthesizer.examples import check_contents, check_examples
 
 EXAMPLES = dg.AssetKey(["synthesizer", "tuning_examples"])
 CHECKPOINT = dg.AssetKey(["synthesizer", "checkpoint"])
@@ -27,7 +27,7 @@ TOKENIZER = dg.AssetIn(["corpus", "tokenizer"])
         "tokenizer": TOKENIZER,
     },
     description="One example per pair, inside the context, the prompt ending at `<related>`, `<eos>` at the end "
-    "unless d2 was cut, both documents in D.",
+    "unless d2 was cut, both documents in D; the tokens of a sample are those of its documents.",
 )
 def examples_are_well_formed(
     tuning_examples: Path, neighbor_pairs: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
@@ -44,6 +44,14 @@ def examples_are_well_formed(
         EXPERIMENT.model.context_length,
         related_id(loaded),
         loaded.eos_token_id,
+    )
+    broken |= check_contents(
+        arrays,
+        neighbor_pairs,
+        tokens,
+        related_id(loaded),
+        EXPERIMENT.max_document_tokens,
+        EXPERIMENT.synthesizer.partners == "random",
     )
     counts = {"examples": len(arrays.documents), "pairs": pairs}
     return dg.AssetCheckResult(passed=not broken, metadata={**counts, **broken})
@@ -68,4 +76,10 @@ def conditional_loss_falls(checkpoint: Path) -> dg.AssetCheckResult:
 )
 def synthesizer_loads(checkpoint: Path, tokenizer: Path) -> dg.AssetCheckResult:
     problems = model_problems(checkpoint, tokenizer)
+    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
+
+
+@dg.asset_check(asset=CHECKPOINT, blocking=True, description="Every weight is a finite number.")
+def weights_are_finite(checkpoint: Path) -> dg.AssetCheckResult:
+    problems = weight_problems(checkpoint)
     return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})

@@ -177,6 +177,55 @@ def check_examples(
     return {rule: ids for rule, ids in found.items() if ids}
 
 
+def check_contents(
+    arrays: TokenArrays,
+    pairs: Mapping[str, pl.LazyFrame],
+    tokens: Mapping[str, Path],
+    related_id: int,
+    max_document_tokens: int,
+    shuffled: bool,
+    sample: int = 100,
+) -> dict[str, list[str]]:
+    """Ids (up to ten each) of examples that are not of the pairs or their documents, by rule; empty where all are.
+
+    Rules: d1 and d2 are those of `pairs` (`shuffled`: each as often, with other partners), the id is "d1->d2", the
+    split is that of d1's hash; of an evenly spaced `sample`, the tokens are those of d1 and d2.
+    """
+    documents, sides = arrays.documents, ["d1", "d2"]
+    wanted = pl.concat([frame.select(sides) for _, frame in sorted(pairs.items())]).collect()
+    if shuffled:
+        same = all(documents[side].sort().equals(wanted[side].sort()) for side in sides)
+        other = [] if same else ["(documents)"]
+    else:
+        other = pl.concat([
+            documents.select(sides).join(wanted, on=sides, how="anti"),
+            wanted.join(documents.select(sides), on=sides, how="anti"),
+        ]).select(pl.format("{}->{}", *sides)).to_series().to_list()  # fmt: skip
+    heldout = pl.Series(heldout_seeds(documents["d1"].unique().to_list()), dtype=pl.String).implode()
+    split = pl.when(pl.col("d1").is_in(heldout)).then(pl.lit(HELDOUT)).otherwise(pl.lit(TRAIN))
+    places = np.unique(np.linspace(0, len(documents) - 1, min(sample, len(documents))).astype(int))
+    chosen = documents[places]
+    ids = pl.concat([chosen["d1"], chosen["d2"]]).unique().implode()
+    found: dict[str, np.ndarray] = {}
+    for shard, directory in sorted(tokens.items()):
+        located = _locations(shard, directory).filter(pl.col("id").is_in(ids))
+        source = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        found |= {name: source[start:stop] for name, start, stop in located.select("id", "start", "stop").iter_rows()}
+    untrue = []
+    for place, d1, d2, name in zip(places, chosen["d1"], chosen["d2"], chosen["id"], strict=True):
+        held = arrays.tokens[arrays.offsets[place] : arrays.offsets[place + 1]]
+        known = d1 in found and d2 in found
+        if not known or format_example(found[d1], found[d2], related_id, max_document_tokens)[0] != held.tolist():
+            untrue.append(name)
+    broken = {
+        "not the pairs": other,
+        "id": documents.filter(pl.col("id") != pl.format("{}->{}", *sides))["id"].to_list(),
+        "split": documents.filter(pl.col("split") != split)["id"].to_list(),
+        "other tokens": untrue,
+    }
+    return {rule: names[:10] for rule, names in broken.items() if names}
+
+
 def _locations(shard: str, directory: Path) -> pl.DataFrame:
     """Where each D document of a shard lies in its token array: id, shard, start, stop."""
     offsets = np.load(directory / "offsets.npy", allow_pickle=False)
