@@ -80,13 +80,12 @@ def _standing(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step) ->
 
 
 def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, partition: str | None) -> list[str]:
-    """Run the checks of `step` alone on the artifacts as they lie in the store; names of those that failed as errors.
+    """Run the checks of `step` alone on the artifacts as they lie in the store; those that failed as errors.
 
-    Checks that an asset evaluates while it is made cannot be run alone, and are left out.
+    Makes nothing anew. The evaluations are recorded: what failed stops the nightly automation, and `sbp run` makes the
+    partition again before anything that reads it.
     """
-    graph = defs.resolve_asset_graph()
-    own = [key for key in graph.asset_check_keys if key.asset_key in step.keys]
-    checks = {key for key in own if isinstance(graph.assets_def_for_key(key), dg.AssetChecksDefinition)}
+    checks = {key for key in defs.resolve_asset_graph().asset_check_keys if key.asset_key in step.keys}
     if not checks:
         return []
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
@@ -95,7 +94,7 @@ def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, parti
     )
     evaluations = {evaluation.asset_check_key: evaluation for evaluation in result.get_asset_check_evaluations()}
     return sorted(
-        key.name
+        key.to_user_string()
         for key in checks
         if key not in evaluations
         or (not evaluations[key].passed and evaluations[key].severity == dg.AssetCheckSeverity.ERROR)
