@@ -31,7 +31,7 @@ BACKFILL_FINISHED = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "CANC
 # The tests wait for conditions, never for a time; this only ends a test that hangs, also on a busy machine.
 PATIENCE = 300.0
 
-# Secrets, by the variable that holds them, with which the finished store is made: what was written is searched for them.
+# Secrets, by the variable that holds them, with which the finished store is made; what is written is searched for them.
 PLANTED = {
     name: f"planted{hashlib.sha256(name.encode()).hexdigest()[:24]}"
     for name in (
