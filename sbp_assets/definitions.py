@@ -1,5 +1,7 @@
 """The pipeline at a glance: the stages in the order data flows through them, with their resources and automation."""
 
+from datetime import timedelta
+
 import dagster as dg
 
 import sbp_assets.corpus.assets
@@ -15,8 +17,11 @@ import sbp_assets.synthesis.checks
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.automation import JOBS, display_logger
-from sbp_assets.partitions import DEPLOYMENT
+from sbp_assets.experiment import FilesSource
+from sbp_assets.nightly import NIGHTLY, nightly_sensor, with_nightly_condition
+from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT
 from sbp_assets.pipes import WholeLinesMessageReader
+from sbp_assets.sensors import failure_sensor, source_sensor
 from sbp_assets.storage.checks import stored_checks
 from sbp_assets.storage.columns import with_sources
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
@@ -44,9 +49,21 @@ ASSETS = [
 ]
 
 
-def _house_rules(spec: dg.AssetSpec) -> dg.AssetSpec:
-    return spec.replace_attributes(owners=list(DEPLOYMENT.owners), metadata=with_sources(spec.metadata))
+PARTITIONED = {spec.key for asset in ASSETS for spec in asset.specs if spec.partitions_def}
 
+
+def _house_rules(spec: dg.AssetSpec) -> dg.AssetSpec:
+    spec = spec.replace_attributes(owners=list(DEPLOYMENT.owners), metadata=with_sources(spec.metadata))
+    joins_shards = spec.partitions_def is None and any(dep.asset_key in PARTITIONED for dep in spec.deps)
+    if joins_shards and NIGHTLY.get(spec.key) == "stale" and DEPLOYMENT.overdue_days:
+        window = timedelta(days=DEPLOYMENT.overdue_days)
+        spec = spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window))
+    return with_nightly_condition(spec, DEPLOYMENT)
+
+
+SENSORS = [nightly_sensor(DEPLOYMENT), failure_sensor(DEPLOYMENT)]
+if isinstance(EXPERIMENT.corpus.source, FilesSource):
+    SENSORS.append(source_sensor(EXPERIMENT.corpus.source, DEPLOYMENT))
 
 defs = dg.Definitions(
     assets=[asset.map_asset_specs(_house_rules) for asset in ASSETS],
@@ -55,6 +72,9 @@ defs = dg.Definitions(
         *stored_checks(ASSETS),
     ],
     jobs=JOBS,
+    sensors=SENSORS,
+    # In one process, so that an engine loaded for one asset serves the next, and its checks.
+    executor=dg.in_process_executor,
     loggers={"console": dg.colored_console_logger, "display": display_logger},
     resources=RESOURCES,
 )

@@ -7,6 +7,7 @@ so the UI shows it like any other.
 from __future__ import annotations
 
 import logging
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,19 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.launcher import WorkerStatus
 from dagster._core.loader import LoadingContext
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from sbp_assets.automation import DISPLAY_LOGGER, PIPELINE, Step
+from sbp_assets.launcher import HOST_TAG
 from sbp_assets.staleness import Staleness
 from sbp_assets.storage.preview import printable
 
 RUN_TAGS = {"sbp/command": "run"}
-RUN_CONFIG = {"loggers": {"display": {}}}
+HOST_TAGS = {HOST_TAG: platform.node()}
+RUN_CONFIG: dict[str, Any] = {"loggers": {"display": {}}}
 
 
 class PipelineError(RuntimeError):
@@ -90,7 +94,11 @@ def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, parti
         return []
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
     result = job.execute_in_process(
-        instance=instance, partition_key=partition, raise_on_error=False, run_config=RUN_CONFIG, tags=RUN_TAGS
+        instance=instance,
+        partition_key=partition,
+        raise_on_error=False,
+        run_config=RUN_CONFIG,
+        tags=RUN_TAGS | HOST_TAGS,
     )
     evaluations = {evaluation.asset_check_key: evaluation for evaluation in result.get_asset_check_evaluations()}
     return sorted(
@@ -108,15 +116,23 @@ def step_partitions(defs: dg.Definitions, step: Step) -> list[str | None]:
 
 
 def end_killed_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs of an earlier, killed `sbp run` as failed and free what they hold.
+    """Mark killed runs as failed and free what they and ended ones hold: those of `sbp run`, and of this host's daemon.
 
     Dagster frees the pool slots of a run when it ends; a killed one never ends, and the next would wait for ever. To be
-    called by the one process that may run the pipeline (see `exclusive`), so that whatever is unfinished is dead.
+    called by the one process that may run the pipeline (see `exclusive`), so that whatever is unfinished of `sbp run`
+    is dead.
     """
-    unfinished = dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=RUN_TAGS)
-    for run in instance.get_runs(unfinished):
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=RUN_TAGS)):
         instance.report_run_failed(run, message="The process of `sbp run` was killed.")
+    if instance.run_launcher.supports_check_run_worker_health:
+        for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags=HOST_TAGS)):
+            health = instance.run_launcher.check_run_worker_health(run)
+            if health.status == WorkerStatus.FAILED:
+                instance.report_run_failed(run, message=f"Found by `sbp run`: {health.msg}.")
+    # The daemon frees slots too, but may not be running.
+    if holders := instance.event_log_storage.get_concurrency_run_ids():
+        for run in instance.get_runs(dg.RunsFilter(run_ids=list(holders), statuses=FINISHED_STATUSES)):
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def run_pipeline(
@@ -179,7 +195,7 @@ def _run_step(
             partition_key=partition,
             raise_on_error=False,
             run_config=RUN_CONFIG,
-            tags=RUN_TAGS,
+            tags=RUN_TAGS | HOST_TAGS,
         )
         if result.success:
             state.finished += 1

@@ -179,7 +179,7 @@ class _Made:
         self._all: tuple[str, ...] = ()
         if partitioned:
             storage = instance.event_log_storage
-            self.storage_ids = {**storage.get_latest_storage_id_by_partition(key, MATERIALIZED)}
+            self.storage_ids = dict(storage.get_latest_storage_id_by_partition(key, MATERIALIZED).items())
             tags = storage.get_latest_tags_by_partition(key, MATERIALIZED, [DATA_VERSION_TAG])
             self.versions = {name: tags.get(name, {}).get(DATA_VERSION_TAG, "") for name in self.storage_ids if name}
         else:

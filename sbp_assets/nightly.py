@@ -1,0 +1,175 @@
+"""The nightly automation: what is missing or stale is made, from the source to the synthetic corpus, never a model.
+
+Every asset of a step that `sbp_assets.automation` marks as nightly gets one condition; a sensor evaluates them. At the
+cron tick each partition is armed, once. An armed partition is requested as soon as it is to be made and everything that
+it is made from is settled: so the night goes through the pipeline in order, asset by asset, and what joins all shards
+is made once. A request disarms: what fails is tried again at the next tick and not before.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import dagster as dg
+from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
+from dagster._core.asset_graph_view.entity_subset import EntitySubset
+from dagster._core.definitions.assets.graph.asset_graph import executable_in_same_run
+
+from sbp_assets.automation import PIPELINE
+from sbp_assets.experiment import Deployment
+from sbp_assets.staleness import Partition, Staleness
+
+Subset = EntitySubset[dg.AssetKey]
+NIGHTLY = {key: step.nightly for step in PIPELINE if step.nightly != "no" for key in step.keys}
+# The condition's label, by which an evaluation tells what else it makes.
+LABELS = {"stale": "nightly", "missing": "nightly_if_missing"}
+
+
+class Night:
+    """What one evaluation knows, asked once for all assets."""
+
+    def __init__(self, view: AssetGraphView) -> None:
+        self.view = view
+        self.staleness = Staleness(view.asset_graph, view.instance)
+        self._unsettled: dict[dg.AssetKey, Subset] = {}
+
+    def subset(self, key: dg.AssetKey, partitions: list[Partition]) -> Subset:
+        definition = self.view.asset_graph.get(key).partitions_def
+        if definition is None:
+            return self.view.get_full_subset(key=key) if partitions else self.view.get_empty_subset(key=key)
+        names = {name for name in partitions if name is not None}
+        return self.view.get_subset_from_partition_keys(key, definition, names)
+
+    async def unsettled(self, key: dg.AssetKey) -> Subset:
+        """Partitions of `key` that are, or are made from what is, still to be made by the automation or being made."""
+        if key not in self._unsettled:
+            full = self.view.get_full_subset(key=key)
+            running = await self.view.compute_run_in_progress_subset(key=key, from_subset=full)
+            queued = await self.view.compute_backfill_in_progress_subset(key=key, from_subset=full)
+            found = running.compute_union(queued)
+            own = self.view.asset_graph.get(key).automation_condition
+            label = own.get_label() if own else None
+            if label == LABELS["missing"]:
+                missing = [p for p, reason in self.staleness.pending(key).items() if reason == "missing"]
+                found = found.compute_union(self.subset(key, missing))
+            elif label == LABELS["stale"]:
+                found = found.compute_union(self.subset(key, self.staleness.blocked(key)))
+                for parent in sorted(self.view.asset_graph.get(key).parent_keys):
+                    found = found.compute_union(self.view.compute_child_subset(key, await self.unsettled(parent)))
+            self._unsettled[key] = found
+        return self._unsettled[key]
+
+
+# One evaluation asks all its questions of one view of the instance.
+_NIGHTS: WeakKeyDictionary[AssetGraphView, Night] = WeakKeyDictionary()
+
+
+def _night(context: dg.AutomationContext) -> Night:
+    view = context.asset_graph_view
+    if view not in _NIGHTS:
+        _NIGHTS[view] = Night(view)
+    return _NIGHTS[view]
+
+
+class ToBeMade(dg.AutomationCondition[dg.AssetKey]):
+    """Missing, stale or failed by a check, as `sbp run` sees it; with `only_missing`, the first alone."""
+
+    def __init__(self, nightly: Literal["missing", "stale"]) -> None:
+        self._only_missing = nightly == "missing"
+
+    @property
+    def name(self) -> str:
+        return "missing" if self._only_missing else "missing_stale_or_unsound"
+
+    @property
+    def description(self) -> str:
+        return "Missing" if self._only_missing else "Missing, stale or failed by a check, as `sbp run` sees it"
+
+    @property
+    def requires_cursor(self) -> bool:
+        return False
+
+    def evaluate(self, context: dg.AutomationContext) -> dg.AutomationResult:
+        if context.candidate_subset.is_empty:
+            return dg.AutomationResult(context, context.get_empty_subset())
+        night = _night(context)
+        pending = [
+            partition
+            for partition, reason in night.staleness.pending(context.key).items()
+            if reason == "missing" or not self._only_missing
+        ]
+        found = night.subset(context.key, pending)
+        return dg.AutomationResult(context, context.candidate_subset.compute_intersection(found))
+
+
+class Unsettled(dg.AutomationCondition[dg.AssetKey]):
+    """Something that it is made from, near or far, is still to be made this night or being made.
+
+    What is requested in this very evaluation counts as settled where it is made first in the same run.
+    """
+
+    @property
+    def name(self) -> str:
+        return "upstream_unsettled"
+
+    @property
+    def description(self) -> str:
+        return "Something that it is made from is still to be made or being made"
+
+    @property
+    def requires_cursor(self) -> bool:
+        return False
+
+    async def evaluate(self, context: dg.AutomationContext) -> dg.AutomationResult:  # type: ignore[override]
+        found = context.get_empty_subset()
+        if not context.candidate_subset.is_empty:
+            graph, view = context.asset_graph, context.asset_graph_view
+            for parent in sorted(graph.get(context.key).parent_keys):
+                unsettled = await _night(context).unsettled(parent)
+                requested = context.request_subsets_by_key.get(parent)
+                if requested and executable_in_same_run(graph, child_key=context.key, parent_key=parent):
+                    unsettled = unsettled.compute_difference(requested)
+                found = found.compute_union(view.compute_child_subset(context.key, unsettled))
+        return dg.AutomationResult(context, context.candidate_subset.compute_intersection(found))
+
+
+def condition(nightly: Literal["missing", "stale"], deployment: Deployment) -> dg.AutomationCondition:
+    """When a partition of an asset is requested by the nightly automation."""
+    when = dg.AutomationCondition
+    disarm: dg.AutomationCondition = when.newly_requested() | when.newly_updated() | when.initial_evaluation()
+    if deployment.nightly_until:
+        disarm = disarm | when.cron_tick_passed(deployment.nightly_until, deployment.timezone)
+    armed = when.cron_tick_passed(deployment.nightly, deployment.timezone).since(disarm)
+    return (
+        armed.with_label("armed_this_night")
+        & ~when.in_progress()
+        & ToBeMade(nightly)
+        & ~when.any_deps_missing()
+        & ~Unsettled()
+        & when.all_deps_blocking_checks_passed()
+    ).with_label(LABELS[nightly])
+
+
+def with_nightly_condition(spec: dg.AssetSpec, deployment: Deployment) -> dg.AssetSpec:
+    """`spec` with the condition of its step, where that is nightly."""
+    nightly = NIGHTLY.get(spec.key)
+    if nightly is None or nightly == "no":
+        return spec
+    return spec.replace_attributes(automation_condition=condition(nightly, deployment))
+
+
+def nightly_sensor(deployment: Deployment) -> dg.AutomationConditionSensorDefinition:
+    """Evaluates the conditions where the project's code runs, which conditions of one's own need."""
+    return dg.AutomationConditionSensorDefinition(
+        "nightly",
+        target=dg.AssetSelection.assets(*NIGHTLY),
+        description=f"At {deployment.nightly} ({deployment.timezone}): makes what is missing or stale, but no model.",
+        run_tags={"sbp/command": "nightly"},
+        use_user_code_server=True,
+        default_status=status(deployment.automation),
+    )
+
+
+def status(running: bool) -> dg.DefaultSensorStatus:
+    return dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED

@@ -1,0 +1,107 @@
+"""Sensors: files that are new or changed at the source are noticed, and a failed run is told to a webhook."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import dagster as dg
+
+from sbp_assets import notify
+from sbp_assets.corpus.ingest import source_changes
+from sbp_assets.experiment import Deployment, FilesSource
+from sbp_assets.nightly import status
+
+MANIFEST = dg.AssetKey(["corpus", "source_manifest"])
+SHOWN = 20
+
+
+def source_sensor(source: FilesSource, deployment: Deployment) -> dg.SensorDefinition:
+    """Compares what lies at the source with the manifest, and reports each difference once, on the manifest.
+
+    With deployment.take_in_new_files it then requests the job `manifest`, as soon as two looks find the same: a file
+    that is still being written is not taken in.
+    """
+
+    @dg.sensor(
+        name="source_files",
+        job_name="manifest",
+        minimum_interval_seconds=deployment.source_poll_seconds,
+        default_status=status(deployment.automation),
+        description="Reports files that are new, changed or gone at the corpus location"
+        + (", and takes them in." if deployment.take_in_new_files else "."),
+    )
+    def source_files(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        if context.instance.get_latest_materialization_event(MANIFEST) is None:
+            return dg.SkipReason("There is no manifest to compare with: materialise corpus/source_manifest first.")
+        assert context.repository_def is not None  # it is given to every sensor of a code location
+        manifest: Any = context.repository_def.load_asset_value(MANIFEST, instance=context.instance)
+        changes = source_changes(source, manifest.collect())
+        if not any(changes.values()):
+            context.update_cursor("")
+            return dg.SkipReason(f"The source holds the files of the manifest, unchanged.")
+        digest = hashlib.sha256(json.dumps(changes).encode()).hexdigest()
+        before = json.loads(context.cursor) if context.cursor else {}
+        if before.get("changes") != digest:
+            return dg.SensorResult(
+                cursor=json.dumps({"changes": digest}),
+                asset_events=[_observation(changes, deployment.take_in_new_files)],
+                skip_reason="Reported on corpus/source_manifest.",
+            )
+        if deployment.take_in_new_files and not before.get("requested"):
+            return dg.SensorResult(
+                cursor=json.dumps({"changes": digest, "requested": True}), run_requests=[dg.RunRequest()]
+            )
+        return dg.SkipReason("Reported already; the job `manifest`, or `sbp run --refresh`, takes them in.")
+
+    return source_files
+
+
+def _observation(changes: dict[str, dict[str, str]], taken_in: bool) -> dg.AssetObservation:
+    names = {kind: list(files) for kind, files in changes.items()}
+    counts = ", ".join(f"{len(files)} {kind}" for kind, files in names.items() if files)
+    then = "they are taken in next" if taken_in else "the job `manifest`, or `sbp run --refresh`, takes them in"
+    return dg.AssetObservation(
+        MANIFEST,
+        description=f"At the source there are files other than in the manifest: {counts}; {then}.",
+        metadata={
+            **{f"{kind}_files": len(files) for kind, files in names.items()},
+            **{f"first_{kind}": files[:SHOWN] for kind, files in names.items() if files},
+        },
+    )
+
+
+def failure_sensor(deployment: Deployment) -> dg.SensorDefinition:
+    """Tells $SBP_WEBHOOK_URL of every failed run; on from the start where that is set."""
+
+    @dg.run_failure_sensor(
+        name="failed_runs",
+        default_status=status(bool(os.environ.get(notify.URL_VARIABLE))),
+        description=f"Posts a JSON message about each failed run to ${notify.URL_VARIABLE}.",
+    )
+    def failed_runs(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
+        webhook = os.environ.get(notify.URL_VARIABLE)
+        if not webhook:
+            return dg.SkipReason(f"${notify.URL_VARIABLE} is not set where the code runs.")
+        run, step, error = context.dagster_run, None, context.failure_event.message or ""
+        for event in context.get_step_failure_events():
+            cause = event.step_failure_data.error
+            while cause and cause.cause and (cause.cls_name or "").startswith("Dagster"):
+                cause = cause.cause  # what the asset raised, which Dagster wraps
+            step, error = event.step_key, cause.message if cause else error
+            break
+        message = notify.failure_message(
+            run.run_id,
+            run.job_name,
+            run.tags.get("dagster/partition"),
+            step,
+            error.replace(webhook, f"${notify.URL_VARIABLE}"),
+            f"{deployment.webserver_url.rstrip('/')}/runs/{run.run_id}",
+        )
+        if reason := notify.post(webhook, message):
+            context.log.warning("run %s failed and ${%s} was not told: %s", run.run_id, notify.URL_VARIABLE, reason)
+        return None
+
+    return failed_runs
