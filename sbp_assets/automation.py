@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Literal
 
 import dagster as dg
 
@@ -22,11 +23,15 @@ def display_logger(_: dg.InitLoggerContext) -> logging.Logger:
 
 @dataclass(frozen=True)
 class Step:
-    """One job of the pipeline: assets that are materialised together, once or once per partition."""
+    """One job of the pipeline: assets that are materialised together, once or once per partition.
+
+    `nightly` says what the nightly automation makes of them: nothing, what is missing, or also what is stale.
+    """
 
     name: str
     title: str
     assets: tuple[str, ...]
+    nightly: Literal["no", "missing", "stale"] = "no"
 
     @property
     def keys(self) -> list[dg.AssetKey]:
@@ -43,21 +48,24 @@ class Step:
 
 
 PIPELINE = (
-    Step("manifest", "Find source files", ("corpus/source_manifest",)),
+    Step("manifest", "Find source files", ("corpus/source_manifest",), "stale"),
     Step(
         "ingest",
         "Read and sign documents",
         ("corpus/raw_documents", "corpus/rejected_rows", "corpus/minhash_signatures"),
+        "stale",
     ),
-    Step("deduplicate", "Find duplicates", ("corpus/duplicates",)),
-    Step("split", "Split documents", ("corpus/documents",)),
-    Step("train_tokenizer", "Train the tokenizer", ("corpus/tokenizer",)),
-    Step("tokenise", "Tokenise", ("corpus/tokens",)),
-    Step("embed", "Embed and index", ("pairing/embeddings", "pairing/ann_index")),
-    Step("search", "Search neighbours", ("pairing/neighbor_candidates",)),
-    Step("pair", "Filter to pairs", ("pairing/neighbor_pairs",)),
-    Step("compare_pairs", "Compare pairs with the truth", ("pairing/pair_truth",)),
-    Step("format_examples", "Format tuning examples", ("synthesizer/tuning_examples",)),
+    Step("deduplicate", "Find duplicates", ("corpus/duplicates",), "stale"),
+    Step("split", "Split documents", ("corpus/documents",), "stale"),
+    # Another tokenizer means everything after it anew, the models included: not to be decided at night.
+    Step("train_tokenizer", "Train the tokenizer", ("corpus/tokenizer",), "missing"),
+    Step("tokenise", "Tokenise", ("corpus/tokens",), "stale"),
+    Step("embed", "Embed and index", ("pairing/embeddings", "pairing/ann_index"), "stale"),
+    Step("search", "Search neighbours", ("pairing/neighbor_candidates",), "stale"),
+    Step("pair", "Filter to pairs", ("pairing/neighbor_pairs",), "stale"),
+    Step("compare_pairs", "Compare pairs with the truth", ("pairing/pair_truth",), "stale"),
+    Step("format_examples", "Format tuning examples", ("synthesizer/tuning_examples",), "stale"),
+    # Models, and what measures them, are made when somebody asks for them.
     Step("pretrain_baseline", "Pretrain the baseline", ("pretraining/baseline_model",)),
     Step("pretrain_oracle", "Pretrain the oracle", ("pretraining/oracle_model",)),
     Step("tune_synthesizer", "Tune the synthesizer", ("synthesizer/checkpoint",)),
@@ -65,12 +73,14 @@ PIPELINE = (
         "synthesise",
         "Synthesise documents",
         ("synthesis/synthetic_documents", "synthesis/synthetic_tokens", "synthesis/quality"),
+        "stale",
     ),
-    Step("judge", "Judge a sample", ("synthesis/judgements",)),
+    Step("judge", "Judge a sample", ("synthesis/judgements",), "stale"),
     Step(
         "account",
         "Measure quality and budget",
         ("synthesis/quality_table", "synthesis/posterior_predictive", "pretraining/token_budget"),
+        "stale",
     ),
     Step("pretrain_sbp", "Pretrain SBP", ("pretraining/sbp_model",)),
     Step("prepare_tasks", "Prepare the evaluation", ("evaluation/tasks",)),

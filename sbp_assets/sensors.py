@@ -41,7 +41,7 @@ def source_sensor(source: FilesSource, deployment: Deployment) -> dg.SensorDefin
         changes = source_changes(source, manifest.collect())
         if not any(changes.values()):
             context.update_cursor("")
-            return dg.SkipReason(f"The source holds the files of the manifest, unchanged.")
+            return dg.SkipReason("The source holds the files of the manifest, unchanged.")
         digest = hashlib.sha256(json.dumps(changes).encode()).hexdigest()
         before = json.loads(context.cursor) if context.cursor else {}
         if before.get("changes") != digest:

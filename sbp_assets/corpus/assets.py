@@ -10,11 +10,13 @@ import polars as pl
 
 from sbp_assets.corpus import dedup, ingest, split
 from sbp_assets.corpus import tokenizer as tokenization
+from sbp_assets.experiment import FilesSource
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.columns import lineage, schema
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
+from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 from sbp_assets.storage.token_arrays import write_token_arrays
 
 PREVIEW_ROWS = 5
@@ -27,6 +29,13 @@ DOCUMENT_COLUMNS = [
     dg.TableColumn("file", "string", "Source file, relative to the corpus root."),
     dg.TableColumn("line", "int64", "Line or row of that file, from 1."),
 ]
+# What reading a shard depends on beside its rows of the manifest. Files are dealt by the manifest alone, so that more
+# shards leave the others as they are; every other source deals its documents over all shards.
+READING = (
+    [f"corpus.source.{field}" for field in ("path", "text_field", "id_field", "url_field")]
+    if isinstance(EXPERIMENT.corpus.source, FilesSource)
+    else ["corpus.source", "corpus.shards"]
+)
 # Every column of a row comes from the file that the manifest pins by name and digest.
 SOURCE_FILE = "corpus/source_manifest.file corpus/source_manifest.sha256"
 
@@ -56,6 +65,7 @@ def source_manifest() -> dg.MaterializeResult:
             "source_bytes": int(manifest["bytes"].sum()),
             "unassigned_files": int(manifest["shard"].null_count()),
             "ignored_files": len(ignored),
+            ROW_VERSIONS: dg.MetadataValue.json(row_versions(manifest, EXPERIMENT.shard_keys, ["file", "sha256"])),
             "preview": dg.MetadataValue.md(table_preview(manifest.head(PREVIEW_ROWS))),
             **progress.metadata(),
         },
@@ -70,7 +80,7 @@ def source_manifest() -> dg.MaterializeResult:
             io_manager_key="parquet",
             group_name="corpus",
             kinds={"polars", "parquet"},
-            code_version=EXPERIMENT.version("1", "corpus.source", "corpus.shards", "corpus.max_chars"),
+            code_version=EXPERIMENT.version("1", *READING, "corpus.max_chars"),
             description="One row per usable document of the shard's source files, in file and line order.",
             metadata={
                 "dagster/column_schema": dg.TableSchema(DOCUMENT_COLUMNS),
@@ -83,7 +93,7 @@ def source_manifest() -> dg.MaterializeResult:
             io_manager_key="parquet",
             group_name="corpus",
             kinds={"polars", "parquet"},
-            code_version=EXPERIMENT.version("1", "corpus.source", "corpus.shards"),
+            code_version=EXPERIMENT.version("1", *READING),
             description="One row per source row that is not a usable document, with the reason.",
             metadata=schema(
                 ("file", "string", "Source file, relative to the corpus root."),
@@ -212,6 +222,8 @@ def duplicates(
             "dagster/row_count": len(dropped),
             **counts,
             **{f"{kind}_duplicates": kinds.get(kind, 0) for kind in ("exact", "near", "id")},
+            # corpus/documents leaves out the ids of its own shard.
+            ROW_VERSIONS: dg.MetadataValue.json(row_versions(dropped.sort("id"), EXPERIMENT.shard_keys, ["id"])),
             "preview": dg.MetadataValue.md(_duplicate_preview(dropped, raw_documents)),
             **progress.metadata(),
         },

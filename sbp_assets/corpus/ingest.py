@@ -61,6 +61,22 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
     return pl.DataFrame(described, schema=MANIFEST_SCHEMA, orient="row"), ignored
 
 
+def source_changes(source: FilesSource, manifest: pl.DataFrame) -> dict[str, dict[str, str]]:
+    """What differs between the files as they lie and their `manifest`: {'new', 'changed', 'gone'}, each {file: stamp}.
+
+    No file is read: its size and, where both are known, its time of modification tell that it has changed.
+    """
+    known = {row["file"]: row for row in manifest.iter_rows(named=True)}
+    changes: dict[str, dict[str, str]] = {"new": {}, "changed": {}, "gone": dict.fromkeys(known, "")}
+    for file, (size, modified) in Root(source.path).stamps().items():
+        row = changes["gone"].pop(file, None) is not None and known[file]
+        if not row:
+            changes["new"][file] = f"{size} {modified}"
+        elif size != row["bytes"] or (modified and row["modified"] and modified != row["modified"]):
+            changes["changed"][file] = f"{size} {modified}"
+    return changes
+
+
 def read_shard(
     source: Source, manifest: pl.DataFrame, shard: int, shards: int, max_chars: int | None, progress: Progress
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:

@@ -117,11 +117,27 @@ class Root:
             while chunk := stream.read(CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
+        return size, digest.hexdigest(), self._modified(file)
+
+    def stamps(self) -> dict[str, tuple[int | None, str | None]]:
+        """Bytes and modification time, as `describe` tells them, of every readable file as it lies there now.
+
+        Both None for one that has gone while this looked.
+        """
+        self.fs.invalidate_cache()  # fsspec keeps listings for as long as the process lives
+        found: dict[str, tuple[int | None, str | None]] = {}
+        for file in self.files()[0]:
+            try:
+                found[file] = (self.fs.size(self.full(file)), self._modified(file))
+            except FileNotFoundError:
+                found[file] = (None, None)
+        return found
+
+    def _modified(self, file: str) -> str | None:
         try:
-            modified = self.fs.modified(self.full(file)).isoformat()
+            return self.fs.modified(self.full(file)).isoformat()
         except (NotImplementedError, AttributeError, KeyError, FileNotFoundError):
-            modified = None
-        return size, digest.hexdigest(), modified
+            return None
 
 
 def read_rows(root: Root, file: str, fields: Fields, sha256: str | None) -> Iterator[Document | Reject]:
