@@ -16,6 +16,7 @@ DAGSTER = {
     "partitions.py",
     "pipes.py",
     "run.py",
+    "launcher.py",
     "cli.py",
     "storage/io_managers.py",
     "storage/columns.py",

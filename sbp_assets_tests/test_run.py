@@ -108,7 +108,7 @@ def test_release_is_called_and_work_is_counted(tmp_path: Path):
 KILLED = """
 import os, sys, time
 import dagster as dg
-from sbp_assets.run import RUN_TAGS, end_killed_runs
+from sbp_assets.run import HOST_TAGS, RUN_TAGS, end_killed_runs
 
 @dg.asset(pool="training")
 def model():
@@ -120,20 +120,24 @@ job = dg.define_asset_job("job", executor_def=dg.in_process_executor)
 defs = dg.Definitions(assets=[model], jobs=[job])
 with dg.DagsterInstance.get() as instance:
     end_killed_runs(instance)
-    assert defs.resolve_job_def("job").execute_in_process(instance=instance, tags=RUN_TAGS).success
+    assert defs.resolve_job_def("job").execute_in_process(instance=instance, tags=eval(sys.argv[2])).success
     print(sorted(run.status.value for run in instance.get_runs()))
 """
 
 
-def test_a_run_killed_inside_a_pool_does_not_hold_up_the_next(tmp_path: Path):
-    (tmp_path / "dagster.yaml").write_text("concurrency: {pools: {default_limit: 1}}")
+@pytest.mark.parametrize("tags", ["RUN_TAGS", "HOST_TAGS"], ids=["of sbp run", "of a daemon that is gone"])
+def test_a_run_killed_inside_a_pool_does_not_hold_up_the_next(tmp_path: Path, tags: str):
+    (tmp_path / "dagster.yaml").write_text(
+        "concurrency: {pools: {default_limit: 1}}\n"
+        "run_launcher: {module: sbp_assets.launcher, class: LocalRunLauncher}\n"
+    )
     (tmp_path / "script.py").write_text(KILLED)
     environ = {**os.environ, "DAGSTER_HOME": str(tmp_path)}
     command = [sys.executable, str(tmp_path / "script.py")]
-    killed = subprocess.Popen([*command, "hang"], env=environ, stdout=subprocess.PIPE, text=True)
+    killed = subprocess.Popen([*command, "hang", tags], env=environ, stdout=subprocess.PIPE, text=True)
     assert killed.stdout is not None
     assert killed.stdout.readline() == "inside\n"
     killed.kill()
     killed.wait()
-    done = subprocess.run([*command, "work"], env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "work", tags], env=environ, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "['FAILURE', 'SUCCESS']", done.stderr
