@@ -96,7 +96,7 @@ def load_best(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
         raise CheckpointMismatch(
             f"{path}, the weights of the lowest held-out loss, is gone: delete {work_dir} to train again"
         )
-    return cast(dict[str, torch.Tensor], _load(path))
+    return cast("dict[str, torch.Tensor]", _load(path))
 
 
 def _load(path: Path) -> Any:
