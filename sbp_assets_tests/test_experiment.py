@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from sbp_assets.experiment import PROFILES_DIR, Experiment, SettingsError, load_settings
 
+SOURCE = "SBP_EXPERIMENT__CORPUS__SOURCE__PATH"
 TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 
 
@@ -113,10 +115,62 @@ def test_a_judge_is_identity_and_where_it_answers_is_not_nor_holds_it_a_key():
         )
     ]
     assert versions[0] == versions[1] != versions[2]
-    for url in ("http://user:s3cret@host/v1", "http://host/v1?api_key=s3cret"):
-        with pytest.raises(SettingsError, match="judge_url") as refused:
-            load(SBP_DEPLOYMENT__JUDGE_URL=url)
-        assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("variable", ["SBP_DEPLOYMENT__JUDGE_URL", "SBP_DEPLOYMENT__DATA_DIR", SOURCE])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:s3cret@host/v1", "https://s3cret@host/v1", "http://host/v1?api_key=s3cret",
+        "https://host:8080/a.jsonl?X-Amz-Signature=s3cret", "https://user:s3cret@host:80/v1",
+    ],
+)  # fmt: skip
+def test_credentials_in_a_url_are_refused_and_not_repeated(variable: str, url: str):
+    with pytest.raises(SettingsError, match=rf"{variable}\): .*credentials are given .* in the environment") as refused:
+        load("text", **{SOURCE: "/corpus", variable: url})
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize(
+    "path", ["s3://key:s3cret@bucket/x", "ftp://u:s3cret@h", "zip://*.jsonl::https://u:s3cret@h/a.zip"]
+)
+def test_credentials_of_a_file_system_are_refused_in_its_url(path: str):
+    with pytest.raises(SettingsError, match="credentials") as refused:
+        load("text", **{SOURCE: path})
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://bucket/part-?.jsonl", "hf://datasets/a/b@main/x.parquet", "zip://*.jsonl::hf://datasets/a/b@main/x.zip",
+        "http://localhost:8080/a@b.jsonl", "abfs://container@account.dfs.core.windows.net/x", "sftp://user@host:22/x@y",
+        "/data/a:b@c/d?.jsonl",
+    ],
+)  # fmt: skip
+def test_urls_that_hold_no_credentials_are_taken(path: str):
+    assert load("text", **{SOURCE: path}).experiment.corpus.source.path == path
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SBP_EXPERIMENT__NAME": "{ s3cret: ["}, {"SBP_DEPLOYMENT__JUDGE_API_KEY": "s3cret"},
+        {"SBP_EXPERIMENT__CORPUS__SHARDS": "s3cret"},
+    ],
+)  # fmt: skip
+def test_an_error_repeats_no_value_in_its_message_or_its_causes(environ: dict[str, str]):
+    with pytest.raises(SettingsError) as refused:
+        load("tiny", **environ)
+    assert next(iter(environ)) in str(refused.value)
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_an_unreadable_profile_is_not_quoted(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("deployment:\n  key: [s3cret\n")
+    with pytest.raises(SettingsError, match=r"mine\.yaml: not YAML: .*line 3, column 1") as refused:
+        load(str(tmp_path / "mine.yaml"))
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_headline_is_the_demos_world_at_a_larger_budget():

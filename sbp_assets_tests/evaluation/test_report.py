@@ -194,9 +194,14 @@ def _comparison(values: list[tuple[float, float, float]], early_stopped: float |
 
 def test_settings_name_data_not_machines() -> None:
     shown = report.public(
-        {"path": "/home/someone/corpus.jsonl", "hub": "s3://key:secret@bucket/data", "model": "Qwen/Qwen3"}
-    )
-    assert shown == {"path": "…/corpus.jsonl", "hub": "…/data", "model": "Qwen/Qwen3"}
+        {
+            "path": "/home/someone/corpus.jsonl", "hub": "s3://bucket/data", "model": "Qwen/Qwen3",
+            "host": "http://judge.internal:8000", "query": "https://host/v1/a.jsonl?token=secret",
+        }
+    )  # fmt: skip
+    assert shown == {
+        "path": "…/corpus.jsonl", "hub": "…/data", "model": "Qwen/Qwen3", "host": "…/", "query": "…/a.jsonl"
+    }  # fmt: skip
 
 
 def test_histogram_counts_every_pair_once() -> None:

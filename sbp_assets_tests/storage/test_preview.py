@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from sbp_assets.storage.preview import escape, table_preview
+from sbp_assets.storage.preview import escape, printable, table_preview
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,11 @@ def test_no_markup_survives(text: str):
 def test_bare_addresses_become_no_links(address: str):
     assert address not in escape(address).replace("\\", "")
     assert escape(address).replace("\u200b", "") == address
+
+
+def test_what_steers_a_terminal_or_hides_is_not_shown():
+    assert escape("a\x1b[31mb\x9b\u202ec\u200bd\x00e") == "a \\[31mb c d e"
+    assert printable("two\nlines\x07") == "two lines "
 
 
 def test_a_row_is_a_line():
