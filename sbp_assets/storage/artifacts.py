@@ -79,12 +79,40 @@ def exclusive(folder: Path, what: str, seconds: float = 0) -> Iterator[None]:
         yield
 
 
+_staged: dict[Path, int] = {}  # this process's directories, and the descriptors that keep them locked
+
+
 def staging(work_dir: str, asset: str, partition: str = "") -> Path:
-    """Empty local directory to build a directory artifact in; what an earlier, failed attempt left is removed."""
-    directory = Path(work_dir) / "staging" / asset / partition
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    """Empty local directory to build a directory artifact in, for the calling process alone.
+
+    Removes what this process and dead ones have left of earlier attempts; another run that makes the same artifact at
+    the same time keeps its own.
+    """
+    attempts = Path(work_dir) / "staging" / asset / partition
+    with exclusive(attempts, f"staging {asset} {partition}".strip(), seconds=60):
+        for earlier in (path for path in attempts.iterdir() if path.is_dir()):
+            lock = _staged.pop(earlier) if earlier in _staged else _lock(earlier)
+            if lock is not None:
+                shutil.rmtree(earlier, ignore_errors=True)
+                os.close(lock)
+        attempt = attempts / uuid.uuid4().hex
+        attempt.mkdir()
+        lock = _lock(attempt)
+        assert lock is not None  # nobody knows of it yet
+        _staged[attempt] = lock
+    (directory := attempt / "staged").mkdir()
     return directory
+
+
+def _lock(folder: Path) -> int | None:
+    """Descriptor of `folder`'s lock, which goes with it or with the process; None where another process holds it."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def content_version(path: Path) -> str:

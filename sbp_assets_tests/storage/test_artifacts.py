@@ -1,10 +1,12 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.storage.artifacts import RUN_RECORD, atomic_path, content_version, exclusive
+from sbp_assets.storage.artifacts import RUN_RECORD, atomic_path, content_version, exclusive, staging
 
 
 def test_a_failed_write_leaves_the_old_artifact_and_no_debris(tmp_path: Path):
@@ -49,3 +51,28 @@ def test_one_holder_at_a_time(tmp_path: Path):
         pass
     with exclusive(tmp_path, "training x"):
         pass
+
+
+STAGES = """
+import sys
+from sbp_assets.storage.artifacts import staging
+directory = staging(sys.argv[1], "index", "00000")
+(directory / "vectors").write_text("half")
+print(directory, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_staging_is_for_one_process_alone_and_what_dead_ones_left_is_removed(tmp_path: Path):
+    command = [sys.executable, "-c", STAGES, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        first = staging(str(tmp_path), "index", "00000")
+        (first / "vectors").write_text("whole")
+        second = staging(str(tmp_path), "index", "00000")
+        assert not first.exists() and list(second.iterdir()) == []
+        assert (theirs / "vectors").read_text() == "half"
+        other.kill()
+    third = staging(str(tmp_path), "index", "00000")
+    assert not theirs.exists() and not second.exists() and third.is_dir()
