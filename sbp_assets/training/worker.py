@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -135,14 +135,20 @@ def run(spec: TrainingSpec) -> None:
 
 
 def leave_with_launcher(seconds: float = 1.0) -> None:
-    """Watch the launching process, where one is named, and end this one when it is gone (checkpoints stay)."""
+    """Watch the launching process, where one is named, and torchrun; end this one when either is gone.
+
+    Checkpoints stay.
+    """
     if LAUNCHER_PID not in os.environ:
         return
-    launcher = int(os.environ[LAUNCHER_PID])
+    parent = os.getppid()
 
     def watch() -> None:
-        while psutil.pid_exists(launcher):
-            time.sleep(seconds)
+        with suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(int(os.environ[LAUNCHER_PID]))
+            # A killed one that nobody waits for, as in a container without an init, is a zombie and keeps its number.
+            while os.getppid() == parent and launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(seconds)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -84,6 +84,18 @@ def test_workers_leave_when_their_launcher_is_killed(spec: TrainingSpec, tmp_pat
     while not (spec.work_dir / "lock").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     launcher.kill()
+    # Not waited for yet, the launcher is a zombie: its number is still taken.
+    gone, _ = psutil.wait_procs([worker], timeout=60)
     launcher.wait()
-    gone, _ = psutil.wait_procs([worker], timeout=30)
     assert gone
+
+
+def test_workers_leave_when_torchrun_is_killed(spec: TrainingSpec, launch: Launch):
+    torchrun = launch(spec.model_copy(update={"steps": 100_000}), processes=2)
+    deadline = time.monotonic() + 240
+    while not (spec.work_dir / "lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    workers = psutil.Process(torchrun.pid).children()
+    torchrun.kill()
+    gone, left = psutil.wait_procs(workers, timeout=60)
+    assert len(gone) == 2 and not left
