@@ -94,6 +94,7 @@ class Deployment:
         self.overrides = dict(overrides or {})
         self.port = 0
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._left_behind: list[psutil.Process] = []
         home.mkdir(parents=True, exist_ok=True)
         if finished:
             for folder in FOLDERS.values():
@@ -107,6 +108,9 @@ class Deployment:
     def __exit__(self, *_: object) -> None:
         for process in reversed(self._processes):
             end_tree(process)
+        for orphan in self._left_behind:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                orphan.kill()
 
     @property
     def environ(self) -> dict[str, str]:
@@ -196,9 +200,14 @@ class Deployment:
         wait_for(serves, "the webserver")
         return process
 
-    def stop(self, process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM) -> None:
-        """End a process started here, politely or, with SIGKILL, not."""
-        end_tree(process, how)
+    def stop(self, process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM, alone: bool = False) -> None:
+        """End a process started here, politely or, with SIGKILL, not; `alone`: what it has started lives on."""
+        if alone:
+            self._left_behind += psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(how)
+            process.wait(PATIENCE)
+        else:
+            end_tree(process, how)
         self._processes.remove(process)
 
     def log(self, name: str) -> str:
@@ -277,6 +286,38 @@ class Deployment:
         with self.instance() as instance:
             run = instance.get_run_by_id(run_id)
             return run.status.value if run else "MISSING"
+
+    def terminate(self, run_id: str) -> None:
+        """Cancel a run as the UI's button does."""
+        answer = self.graphql(
+            """mutation ($ids: [String!]!) { terminateRuns(runIds: $ids, terminatePolicy: SAFE_TERMINATE) {
+                 __typename ... on TerminateRunsResult { terminateRunResults { __typename } } } }""",
+            ids=[run_id],
+        )["terminateRuns"]
+        assert answer == {
+            "__typename": "TerminateRunsResult",
+            "terminateRunResults": [{"__typename": "TerminateRunSuccess"}],
+        }
+
+    def wait_step(self, run_id: str) -> psutil.Process:
+        """The process that executes the run, once its first asset is being made."""
+
+        def begun() -> bool:
+            with self.instance() as instance:
+                run = instance.get_run_by_id(run_id)
+                assert run and run.status.value not in FINISHED, f"run {run_id} ended before its first step"
+                return bool(instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START))
+
+        wait_for(begun, f"the first step of run {run_id}", every=0.05)
+        with self.instance() as instance:
+            events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+        pids = [event.get_dagster_event().engine_event_data.metadata.get("pid") for event in events]
+        return psutil.Process(int(next(str(pid.value) for pid in pids if pid)))
+
+    def slot_holders(self) -> set[str]:
+        """Runs that hold a place in a pool."""
+        with self.instance() as instance:
+            return set(instance.event_log_storage.get_concurrency_run_ids())
 
     def wait_run(self, run_id: str, seconds: float = PATIENCE) -> str:
         """Status in which the run ended."""
