@@ -3,6 +3,7 @@
 import ast
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.ingest import read_shard, source_manifest
 from sbp_assets.corpus.tokenizer import named_tokenizer, train_tokenizer
 from sbp_assets.evaluation import suite
+from sbp_assets.evaluation.tasks import write_tasks
 from sbp_assets.experiment import HubSource, Model
 from sbp_assets.pairing import embed
 from sbp_assets.pretraining.model_files import model_problems
@@ -165,6 +167,22 @@ def test_a_data_set_of_pickles_or_with_a_script_is_refused(tmp_path: Path, mark:
             manifest, _ = source_manifest(source, 1, progress)
             with pytest.raises(CorpusError, match="cannot be read"):
                 read_shard(source, manifest, 0, 1, None, progress)
+
+
+@pytest.mark.parametrize(
+    "name", ["local_data.py", "sbp_heldout.yaml", "evil.py", "data/evil.yaml", "__pycache__/x.pyc"]
+)
+def test_evaluation_tasks_that_others_wrote_are_not_run(model_dir: Path, tmp_path: Path, mark: Path, name: str):
+    directory = tmp_path / "tasks"
+    directory.mkdir()
+    write_tasks(directory, pl.DataFrame({"id": ["a"], "text": ["a text of few words"]}))
+    assert suite.evaluate(model_dir, directory, device="cpu").table["task"].unique().to_list() == ["heldout"]
+    path = directory / name
+    path.parent.mkdir(exist_ok=True)
+    before = path.read_text() if path.exists() else ""
+    path.write_text(before + (evil_module(mark) if name.endswith(".py") else "\nprocess_docs: !function evil.docs\n"))
+    with pytest.raises(ValueError, match=f"{re.escape(name)} not as this project writes them"):
+        suite.evaluate(model_dir, directory, device="cpu")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(MODULES[0].parent)))

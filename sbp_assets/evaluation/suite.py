@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, MMLU, Task, Tasks
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, MMLU, Task, Tasks, foreign_files
 from sbp_assets.storage.progress import Progress
 
 if TYPE_CHECKING:
@@ -75,12 +75,17 @@ class Measurement:
 def evaluate(
     model_dir: Path, tasks_dir: Path, *, device: str = "auto", batch_size: int = 1, name: str = "model"
 ) -> Scores:
-    """Score the model directory on all tasks that `tasks.write_tasks` wrote into `tasks_dir`.
+    """Score the model directory on all tasks that `tasks.write_tasks` wrote into `tasks_dir`; ValueError for another's.
 
     Each task is a run of its own: with the same batch size, device and threads, `tasks.command` gives the same numbers.
     A benchmark that cannot be run, or could not be made, is named in `problems` and the others still run; anything
     wrong with the model, the held-out documents or the questions raises.
     """
+    if foreign := foreign_files(tasks_dir):
+        raise ValueError(
+            f"{tasks_dir}: {', '.join(foreign)} not as this project writes them, and lm-eval would run what they hold; "
+            "materialise evaluation/tasks again"
+        )
     made = Tasks.load(tasks_dir)
     problems, notes = list(made.problems), list(made.notes)
     measured: dict[str, list[Measurement]] = {}

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import polars as pl
@@ -141,6 +141,21 @@ class Tasks:
             for task in content["tasks"]
         )
         return cls(tuple(tasks), tuple(content["problems"]), tuple(content["notes"]))
+
+
+def foreign_files(directory: Path) -> list[str]:
+    """Files of a tasks folder that `write_tasks` would not have written so, its data apart.
+
+    lm-eval imports the functions that task files name, from Python files beside them too: what others have put there
+    must not be run.
+    """
+    texts = {LOCAL_DATA.name: LOCAL_DATA.read_bytes()}
+    for task in Tasks.load(directory).tasks:
+        own_shots = (directory / DATA / f"{task.lm_eval}.shots.parquet").is_file()
+        texts |= {name: text.encode() for name, text in _files(task, own_shots).items()}
+    found = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if not path.is_dir()}
+    inert = {name for name in found if name in (MANIFEST, README) or PurePath(name).match(f"{DATA}/*.parquet")}
+    return sorted(name for name in found.keys() - inert if texts.get(name) != found[name].read_bytes())
 
 
 def data_problems(
@@ -281,15 +296,7 @@ def data_version(benchmarks: Sequence[str], directory: Path | None) -> str:
 
 def _heldout(directory: Path, heldout: pl.DataFrame) -> Task:
     task = Task(HELDOUT, len(heldout), 0, ("perplexity", "nats_per_token", "bits_per_byte"), rolling=True)
-    _write_data(directory, task, heldout.select("id", "text"))
-    _write_task(directory, task.lm_eval, task, {
-        "output_type": "loglikelihood_rolling", "doc_to_text": "",
-        # A column's name, not a template: see openwebtext2.
-        "doc_to_target": "text",
-        "metric_list": [
-            {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
-        ],
-    })  # fmt: skip
+    _write(directory, task, heldout.select("id", "text"))
     return task
 
 
@@ -299,15 +306,10 @@ def _questions(directory: Path, questions: Sequence[Mapping[str, Any]]) -> Task:
     answers = [
         q["answer"] if isinstance(q["answer"], int) else list(q["choices"]).index(q["answer"]) for q in questions
     ]
-    _write_data(directory, task, pl.DataFrame({
+    _write(directory, task, pl.DataFrame({
         "question": [q["question"] for q in questions], "choices": [list(q["choices"]) for q in questions],
         "answer": answers,
     }))  # fmt: skip
-    _write_task(directory, task.lm_eval, task, {
-        "output_type": "multiple_choice", "doc_to_text": "question", "doc_to_target": "answer",
-        "doc_to_choice": "choices",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    })  # fmt: skip
     return task
 
 
@@ -341,19 +343,7 @@ def _benchmark(directory: Path, name: str, benchmarks_dir: Path | None, limit: i
         scored = scored[:limit]
     rolling = name == "openwebtext2"
     task = Task(name, len(scored), benchmark.shots, benchmark.metrics, rolling, subjects)
-    _write_data(directory, task, scored, shots if benchmark.shots else None)
-    shots_split = "shots" if shots is not None else "test"  # lm-eval leaves the asked row out of its own split's shots
-    for subject, leaf in zip(subjects or (None,), task.leaves, strict=True):
-        config = _stock(STOCK_TASKS / benchmark.stock.format(subject=subject)) | dict(benchmark.overrides)
-        if benchmark.shots:
-            config["fewshot_split"] = shots_split
-        _write_task(directory, leaf, task, config, subject)
-    if subjects:
-        group = {
-            "group": task.lm_eval, "task": list(task.leaves),
-            "aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}],
-        }  # fmt: skip
-        (directory / f"{task.lm_eval}.yaml").write_text(yaml.safe_dump(group, sort_keys=False), encoding="utf-8")
+    _write(directory, task, scored, shots if benchmark.shots else None)
     return task
 
 
@@ -418,20 +408,54 @@ def _importable(value: Any) -> Any:
     return value
 
 
-def _write_task(directory: Path, name: str, task: Task, config: Mapping[str, Any], subject: str | None = None) -> None:
-    data = {"data": task.lm_eval} | ({"subject": subject} if subject else {})
-    written = {
-        "task": name, **config, "custom_dataset": _Function("local_data.load"), "dataset_kwargs": data,
-        "test_split": "test", "num_fewshot": task.shots,
-    }  # fmt: skip
-    text = yaml.dump(written, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    (directory / f"{name}.yaml").write_text(text, encoding="utf-8")
-
-
-def _write_data(directory: Path, task: Task, scored: pl.DataFrame, shots: pl.DataFrame | None = None) -> None:
+def _write(directory: Path, task: Task, scored: pl.DataFrame, shots: pl.DataFrame | None = None) -> None:
     scored.write_parquet(directory / DATA / f"{task.lm_eval}.test.parquet")
     if shots is not None:
         shots.write_parquet(directory / DATA / f"{task.lm_eval}.shots.parquet")
+    for name, text in _files(task, shots is not None).items():
+        (directory / name).write_text(text, encoding="utf-8")
+
+
+def _files(task: Task, own_shots: bool) -> dict[str, str]:
+    """Text of the files that tell lm-eval about a task, by name; `own_shots`: shots come from a split of their own."""
+    files = {}
+    for subject, leaf in zip(task.subjects or (None,), task.leaves, strict=True):
+        data = {"data": task.lm_eval} | ({"subject": subject} if subject else {})
+        written = {
+            "task": leaf, **_config(task, subject, own_shots), "custom_dataset": _Function("local_data.load"),
+            "dataset_kwargs": data, "test_split": "test", "num_fewshot": task.shots,
+        }  # fmt: skip
+        files[f"{leaf}.yaml"] = yaml.dump(written, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if task.subjects:
+        group = {
+            "group": task.lm_eval, "task": list(task.leaves),
+            "aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}],
+        }  # fmt: skip
+        files[f"{task.lm_eval}.yaml"] = yaml.safe_dump(group, sort_keys=False)
+    return files
+
+
+def _config(task: Task, subject: str | None, own_shots: bool) -> dict[str, Any]:
+    """What lm-eval is to do with the task's rows."""
+    if task.name == HELDOUT:
+        return {
+            "output_type": "loglikelihood_rolling", "doc_to_text": "",
+            # A column's name, not a template: see openwebtext2.
+            "doc_to_target": "text",
+            "metric_list": [
+                {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
+            ],
+        }  # fmt: skip
+    if task.name == CONCEPT_QUESTIONS:
+        return {
+            "output_type": "multiple_choice", "doc_to_text": "question", "doc_to_target": "answer",
+            "doc_to_choice": "choices",
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        }  # fmt: skip
+    benchmark = BENCHMARKS[task.name]
+    config = _stock(STOCK_TASKS / benchmark.stock.format(subject=subject)) | dict(benchmark.overrides)
+    # Without a split of their own: lm-eval leaves the asked row out of its shots.
+    return config | ({"fewshot_split": "shots" if own_shots else "test"} if benchmark.shots else {})
 
 
 def _readme(made: Tasks) -> str:
