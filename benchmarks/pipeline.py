@@ -20,7 +20,7 @@ def main(profile: str) -> None:
         os.environ["SBP_PROFILE"] = profile
         for name in ("data_dir", "work_dir", "instance_dir"):
             os.environ[f"SBP_DEPLOYMENT__{name.upper()}"] = f"{folder}/{name}"
-        from sbp_assets.cli import dagster_environment
+        from sbp_assets.instance import dagster_environment
         from sbp_assets.experiment import load_settings
 
         settings = load_settings()

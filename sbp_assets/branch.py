@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from sbp_assets.experiment import ENV_PREFIX, ENV_SEPARATOR, Settings, SettingsError, fault, load_settings
+from sbp_assets.instance import POSTGRES_URL
 from sbp_assets.storage.artifacts import exclusive
 
 RECORD = "branch.json"  # the settings that the branch changes
@@ -112,6 +113,8 @@ def _home(settings: Settings, name: str) -> Path:
         raise SettingsError(f"branch {name!r}: use letters, digits and underscores")
     if "://" in data:
         raise SettingsError(f"branches need artifacts in a local directory, and data_dir is {data}")
+    if os.environ.get(POSTGRES_URL):
+        raise SettingsError(f"branches copy Dagster's records, which they can in SQLite alone: unset ${POSTGRES_URL}")
     return Path(f"{data}.branches") / name
 
 

@@ -10,12 +10,21 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sbp_assets.experiment import Settings, SettingsError, load_settings
+from sbp_assets.instance import (
+    CHECKOUT,
+    DRIVER,
+    POSTGRES_URL,
+    activate,
+    dagster_environment,
+    exclusive_instance,
+    exists,
+    prepare,
+)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -24,32 +33,22 @@ Profile = Annotated[
 ]
 
 
-def _activate(profile: str | None) -> Settings:
-    """Load the profile and put what Dagster reads into the environment; a bad profile ends the command."""
+def _activate(profile: str | None, instance: bool = True) -> Settings:
+    """Load the profile and put what Dagster reads into the environment; what is wrong with it ends the command.
+
+    With `instance`, make what Dagster's instance needs.
+    """
     if profile:
         os.environ["SBP_PROFILE"] = profile
     try:
         settings = load_settings()
+        activate(settings)
+        if instance:
+            prepare(settings)
     except SettingsError as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
-    # Set, not defaulted: left over from another profile's `sbp env`, they would mix two experiments' records.
-    os.environ.update(dagster_environment(settings))
     return settings
-
-
-def dagster_environment(settings: Settings) -> dict[str, str]:
-    """Environment variables under which Dagster's own commands use this profile's instance."""
-    name = os.environ.get("SBP_PROFILE") or settings.profile
-    home = Path(__file__).resolve().parent.parent
-    if not (home / "dagster.yaml").is_file():
-        raise typer.BadParameter(f"no dagster.yaml in {home}: install the project from its checkout (pip install -e .)")
-    return {
-        "DAGSTER_HOME": str(home),
-        # A profile of one's own is named by its path, which has to hold in any directory.
-        "SBP_PROFILE": str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name,
-        "SBP_INSTANCE_DIR": settings.deployment.instance_dir,
-    }
 
 
 @app.command()
@@ -68,16 +67,14 @@ def run(
     from sbp_assets.definitions import defs
     from sbp_assets.pairing.embed import release
     from sbp_assets.run import end_killed_runs, run_pipeline
-    from sbp_assets.storage.artifacts import exclusive
     from sbp_assets.synthesis.engine import shutdown
 
     names = [step.name for step in PIPELINE]
     if until and until not in names:
         raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
-    instance_dir = Path(settings.deployment.instance_dir)
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(instance_dir, "running `sbp run`"))
+            stack.enter_context(exclusive_instance(settings, "running `sbp run`"))
             instance = stack.enter_context(dg.DagsterInstance.get())
             end_killed_runs(instance)
             states = run_pipeline(defs, instance, {"embed": release, "synthesise": shutdown}, until, refresh)
@@ -128,7 +125,6 @@ def verify(
     from sbp_assets.definitions import defs
     from sbp_assets.run import end_killed_runs, step_partitions
     from sbp_assets.run import verify as verify_partition
-    from sbp_assets.storage.artifacts import exclusive
     from sbp_assets.storage.checks import last_version
 
     known = {step.name: step for step in PIPELINE}
@@ -137,7 +133,7 @@ def verify(
     looked_at = broken = 0
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(Path(settings.deployment.instance_dir), "running `sbp verify`"))
+            stack.enter_context(exclusive_instance(settings, "running `sbp verify`"))
         except RuntimeError as error:
             typer.secho(str(error), fg="red", err=True)
             raise typer.Exit(1) from None
@@ -168,7 +164,7 @@ def branch(
 
     `sbp env --branch NAME` prints what makes `sbp ui`, `sbp trace` and the rest act on the branch.
     """
-    settings = _activate(profile)
+    settings = _activate(profile, instance=False)
     from sbp_assets.branch import parse_changes, run_branch
 
     try:
@@ -183,7 +179,7 @@ def branch(
 @app.command()
 def plan(profile: Profile = None) -> None:
     """Print what a run would make and cost, without running anything."""
-    settings = _activate(profile)
+    settings = _activate(profile, instance=False)
     from sbp_assets.definitions import defs
     from sbp_assets.plan import plan as make_plan
     from sbp_assets.plan import render
@@ -213,7 +209,7 @@ def trace(
       heldout/perplexity/sbp/0   a score: TASK/METRIC/ARM, and /SEED for one of several
       sbp_scores                 an asset, or pretraining/sbp_model/0: a partition of it
     """
-    settings = _activate(profile)
+    settings = _activate(profile, instance=False)
     import dagster as dg
 
     from sbp_assets.definitions import defs
@@ -226,7 +222,11 @@ def trace(
     deployment = settings.deployment
     with ExitStack() as stack:
         # Looked at only: an instance that is not there is not made.
-        there = Path(deployment.instance_dir).is_dir()
+        try:
+            there = exists(settings)
+        except SettingsError as error:
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(2) from None
         instance = stack.enter_context(dg.DagsterInstance.get()) if there else None
         store = Store(
             deployment.data_dir,
@@ -254,14 +254,14 @@ def trace(
     for one in traces:
         show(one, console)
     if not there:
-        typer.echo(f"no Dagster records in {deployment.instance_dir}: versions, runs and staleness are not known")
+        typer.echo(f"no Dagster records of {deployment.data_dir}: versions, runs and staleness are not known")
 
 
 @app.command()
 def ui(profile: Profile = None, port: int = 3000) -> None:
     """Open the Dagster UI and daemon on the profile's instance, on loopback."""
-    Path(_activate(profile).deployment.instance_dir).mkdir(parents=True, exist_ok=True)
-    workspace = Path(os.environ["DAGSTER_HOME"]) / "workspace.yaml"
+    _activate(profile)
+    workspace = CHECKOUT / "workspace.yaml"
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
     os.execv(sys.executable, command)
 
@@ -285,6 +285,9 @@ def env(
     overrides = {name: value for name, value in os.environ.items() if name.startswith("SBP_") and "__" in name}
     for name, value in {**dagster_environment(settings), **overrides}.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
+    if os.environ.get(POSTGRES_URL):
+        # Its value stays where it is: it holds a password.
+        typer.echo(f'export {POSTGRES_URL}="{DRIVER}:${{{POSTGRES_URL}#*:}}"')
 
 
 if __name__ == "__main__":

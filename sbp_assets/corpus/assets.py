@@ -188,6 +188,7 @@ def minhash_signatures(context: dg.AssetExecutionContext, raw_documents: pl.Lazy
         "raw_documents": dg.AssetIn(["corpus", "raw_documents"], partition_mapping=ALL),
         "minhash_signatures": dg.AssetIn(["corpus", "minhash_signatures"], partition_mapping=ALL),
     },
+    pool="memory",
     code_version=EXPERIMENT.version("1", "corpus.dedup"),
     metadata=schema(
         ("id", "string", "Document to drop."),

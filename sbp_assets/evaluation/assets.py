@@ -137,6 +137,7 @@ def _scores(name: Scored) -> dg.AssetsDefinition:
         group_name="evaluation",
         kinds={"huggingface", "parquet"},
         io_manager_key="parquet",
+        pool="device",
         code_version=EXPERIMENT.version("3"),
         metadata={
             "dagster/column_schema": dg.TableSchema(SCORE_COLUMNS),
@@ -243,6 +244,7 @@ baseline_scores, early_stopped_scores, sbp_scores, oracle_scores = map(_scores, 
         "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
     },
     name="evaluation_contamination",
+    pool="memory",
 )
 def evaluation_contamination(
     tasks_dir: Path, documents: dict[str, pl.LazyFrame], synthetic_documents: dict[str, pl.LazyFrame]

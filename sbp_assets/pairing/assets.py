@@ -37,6 +37,7 @@ _FILTER = (
     partitions_def=SHARDS,
     io_manager_key="parquet",
     ins={"documents": dg.AssetIn(["corpus", "documents"])},
+    pool="device",
     code_version=EXPERIMENT.version("1", *_EMBEDDING),
     metadata=schema(
         ("id", "string", "Document of D."),
@@ -107,6 +108,7 @@ def ann_index(context: dg.AssetExecutionContext, embeddings: pl.LazyFrame) -> dg
         "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
         "indexes": dg.AssetIn(["pairing", "ann_index"], partition_mapping=ALL),
     },
+    pool="memory",
     code_version=EXPERIMENT.version("1", *_SEARCH),
     metadata=schema(
         ("query_id", "string", "Document of this shard."),

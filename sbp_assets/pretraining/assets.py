@@ -135,7 +135,7 @@ def _arm_model(arm: Arm) -> dg.AssetsDefinition:
         group_name="pretraining",
         kinds={"pytorch", "huggingface"},
         io_manager_key="directory",
-        pool="training",
+        pool="device",
         code_version=EXPERIMENT.version("2", *TRAINING_SETTINGS),
         metadata=model_columns(
             "corpus/tokens.tokens", *(["synthesis/synthetic_tokens.tokens"] if arm == "sbp" else [])

@@ -138,7 +138,9 @@ def _exchange(one: Path, other: Path) -> bool:
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
     at_working_directory, exchange = -100, 2
     paths = os.fsencode(one.absolute()), os.fsencode(other.absolute())
-    return bool(renameat2) and renameat2(at_working_directory, paths[0], at_working_directory, paths[1], exchange) == 0
+    if renameat2 is None:
+        return False
+    return bool(renameat2(at_working_directory, paths[0], at_working_directory, paths[1], exchange) == 0)
 
 
 def _sync(path: Path) -> None:

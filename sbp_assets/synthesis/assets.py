@@ -48,7 +48,7 @@ _SAMPLED = dg.AssetKey.from_coercible(SAMPLED_MODEL.key or []).to_user_string()
     group_name="synthesis",
     kinds={"vllm", "parquet"},
     io_manager_key="parquet",
-    pool="generation",
+    pool="device",
     code_version=EXPERIMENT.version(
         "1",
         "synthesis.temperature",
@@ -355,6 +355,7 @@ def judgements(
     group_name="synthesis",
     kinds={"polars", "duckdb", "parquet"},
     io_manager_key="parquet",
+    pool="memory",
     code_version=EXPERIMENT.version("3", "corpus.dedup", "synthesis.duplicate_sample", "synthesis.judge"),
     metadata=schema(*QUALITY_COLUMNS, ("definition", "string", "Of the metric."))
     | lineage(

@@ -100,7 +100,7 @@ def tuning_examples(
     group_name="synthesizer",
     kinds={"pytorch", "huggingface"},
     io_manager_key="directory",
-    pool="training",
+    pool="device",
     code_version=EXPERIMENT.version(
         "1",
         "model",
