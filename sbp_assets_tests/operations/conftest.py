@@ -1,12 +1,14 @@
 """The finished store that the tests of operations copy; all of them carry the marker `operations`."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from sbp_assets_tests.operations.deployment import PLANTED, Deployment
+from sbp_assets_tests.operations.servers import PostgresServer, S3Server, postgres_programs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,3 +34,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             done = deployment.sbp("run")
             (home / "said.log").write_text(done.stdout + done.stderr)
     return home
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of the module's own; `{"SBP_POSTGRES_URL": postgres.url}` in a deployment's overrides."""
+    if postgres_programs() is None:
+        pytest.skip("no PostgreSQL server: apt-get install postgresql")
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server of the module's own."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server

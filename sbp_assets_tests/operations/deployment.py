@@ -22,6 +22,8 @@ import dagster as dg
 import psutil
 from dagster._core.instance.ref import InstanceRef
 
+from sbp_assets.experiment import load_settings
+from sbp_assets.instance import POSTGRES_URL, dagster_environment, with_driver
 from sbp_assets.storage.artifacts import content_version
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -116,7 +118,7 @@ class Deployment:
     def environ(self) -> dict[str, str]:
         """Of every process of this deployment: the settings, and what `sbp env` would export."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SBP_", "DAGSTER_"))}
-        return {
+        environ = {
             **clean,
             "SBP_PROFILE": "tiny",
             **{f"SBP_DEPLOYMENT__{name.upper()}": str(self.home / folder) for name, folder in FOLDERS.items()},
@@ -129,6 +131,10 @@ class Deployment:
             "SBP_INSTANCE_DIR": str(self.home / FOLDERS["instance_dir"]),
             **self.overrides,
         }
+        if url := environ.get(POSTGRES_URL):
+            environ |= dagster_environment(load_settings(environ=environ), environ)
+            environ[POSTGRES_URL] = with_driver(url)
+        return environ
 
     @property
     def artifacts(self) -> Path:
