@@ -129,6 +129,9 @@ def _database() -> Iterator[Connection]:
         raise SettingsError(_WRONG) from None
     except ImportError:
         raise SettingsError(f"${POSTGRES_URL} needs the extra `postgres`: pip install -e .[postgres]") from None
+    if "@" in (url.host or ""):
+        # What follows an @ of the password that is not written %40 passes for the host, which errors name.
+        raise SettingsError(_WRONG)
     if "options" in url.query:
         raise SettingsError(
             f"${POSTGRES_URL} sets `options`, which hides the schema that keeps profiles apart: use $PGOPTIONS instead"

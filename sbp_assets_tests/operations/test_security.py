@@ -214,6 +214,8 @@ def test_errors_and_prints_repeat_no_secret(hostile: Deployment, trap: Threading
         f"http://user:{TYPED}@127.0.0.1/a.jsonl", f"{corpus}?token={TYPED}", f"zip://*.jsonl::s3://k:{TYPED}@b/a.zip"
     ):  # fmt: skip
         refused("credentials are given", SBP_EXPERIMENT__CORPUS__SOURCE__PATH=path)
+    refused("SBP_POSTGRES_URL cannot be used", SBP_POSTGRES_URL=f"postgresql://me:{TYPED}@127.0.0.1:1/records")
+    refused("SBP_POSTGRES_URL is no postgresql://", SBP_POSTGRES_URL=f"postgresql://me:a@{TYPED}@127.0.0.1:1/records")
     refused("judge_api_key (from SBP_DEPLOYMENT__JUDGE_API_KEY)", SBP_DEPLOYMENT__JUDGE_API_KEY=TYPED)
     refused("not YAML", SBP_EXPERIMENT__NAME=f"[{TYPED}")
     for command in ("plan", "env"):
