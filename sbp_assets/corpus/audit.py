@@ -233,7 +233,7 @@ def bad_token_documents(arrays: TokenArrays, documents: pl.DataFrame, tokenizer:
     for first in range(0, len(arrays.tokens), TOKENS_AT_ONCE):
         block = np.asarray(arrays.tokens[first : first + TOKENS_AT_ONCE])
         highest, inside = max(highest, int(block.max())), inside + int(np.isin(block, special).sum())
-    return wrong + ["(tokens)"] * (highest >= len(tokenizer) or inside != 0)
+    return wrong + ["(tokens)"] * (highest >= len(tokenizer) or inside > 0)
 
 
 def undecodable(

@@ -7,7 +7,7 @@ import polars as pl
 
 from sbp_assets.evaluation import negative_control
 from sbp_assets.evaluation.assets import concept_questions, configured_tasks
-from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems
+from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems, untrue_values
 from sbp_assets.evaluation.contamination import (
     JUDGED,
     above,
@@ -18,7 +18,7 @@ from sbp_assets.evaluation.contamination import (
 )
 from sbp_assets.evaluation.dynamics import dynamics_problems
 from sbp_assets.evaluation.report import page_problems
-from sbp_assets.evaluation.suite import score_problems
+from sbp_assets.evaluation.suite import score_problems, unscored
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks, data_problems
 from sbp_assets.experiment import FiveTokensSource
 from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
@@ -54,24 +54,44 @@ def every_task_was_made(tasks: Path) -> dg.AssetCheckResult:
     return _result(made.missing(configured_tasks()), tasks=len(made.tasks))
 
 
-def _scores_check(name: Scored) -> dg.AssetChecksDefinition:
+def _scores_checks(name: Scored) -> list[dg.AssetChecksDefinition]:
     @dg.asset_check(
         asset=dg.AssetKey(["evaluation", f"{name}_scores"]),
         name="complete_and_possible",
         partitions_def=SEEDS,
         blocking=True,
         additional_ins={"tasks_dir": TASKS},
-        description="Every configured task has all of its scores: finite, possible, of all of its items, and what the "
-        "values of the items give.",
+        description="Every task that was scored has all of its metrics: finite, possible, of all of its items, and as "
+        "the values of the items give them.",
     )
     def check(scores: pl.LazyFrame, tasks_dir: Path) -> dg.AssetCheckResult:
         table = scores.collect()
-        return _result(score_problems(table, configured_tasks(), Tasks.load(tasks_dir).tasks), rows=len(table))
+        return _result(score_problems(table, Tasks.load(tasks_dir).tasks), rows=len(table))
 
-    return check
+    @dg.asset_check(
+        asset=dg.AssetKey(["evaluation", f"{name}_scores"]),
+        name="every_task_is_scored",
+        partitions_def=SEEDS,
+        # Blocks nothing: a benchmark that cannot be run must not cost the comparison of the others.
+        description="Every configured task has a score.",
+    )
+    def complete(scores: pl.LazyFrame) -> dg.AssetCheckResult:
+        table = scores.collect()
+        return _result(unscored(table, configured_tasks()), tasks=table["task"].n_unique())
+
+    return [check, complete]
 
 
-SCORES_CHECKS = [_scores_check(name) for name in SCORED]
+SCORES_CHECKS = [check for name in SCORED for check in _scores_checks(name)]
+
+
+@dg.asset_check(
+    asset=dg.AssetKey(["evaluation", "comparison"]),
+    description="The three arms have the same tasks, and scored the same number of examples in each.",
+)
+def arms_measured_alike(comparison: pl.LazyFrame) -> dg.AssetCheckResult:
+    table = comparison.collect()
+    return _result(comparison_problems(table), rows=len(table))
 
 
 @dg.asset_check(
@@ -80,10 +100,9 @@ SCORES_CHECKS = [_scores_check(name) for name in SCORED]
     additional_ins={
         f"{name}_scores": dg.AssetIn(["evaluation", f"{name}_scores"], partition_mapping=ALL) for name in SCORED
     },
-    description="The three arms have the same tasks, scored the same number of examples in each, and the values are "
-    "those of the scores.",
+    description="Its rows, means, deltas and shares are those that the scores give.",
 )
-def arms_measured_alike(
+def values_are_of_the_scores(
     comparison: pl.LazyFrame,
     baseline_scores: dict[str, pl.LazyFrame],
     early_stopped_scores: dict[str, pl.LazyFrame],
@@ -92,8 +111,8 @@ def arms_measured_alike(
 ) -> dg.AssetCheckResult:
     table = comparison.collect()
     frames = dict(zip(SCORED, (baseline_scores, early_stopped_scores, sbp_scores, oracle_scores), strict=True))
-    scores = {name: {seed: frame.collect() for seed, frame in seeds.items()} for name, seeds in frames.items()}
-    return _result(comparison_problems(table, scores), rows=len(table))
+    scores = {str(name): {seed: frame.collect() for seed, frame in of.items()} for name, of in frames.items()}
+    return _result(untrue_values(table, scores), rows=len(table))
 
 
 def _control_check(source: FiveTokensSource) -> dg.AssetChecksDefinition:

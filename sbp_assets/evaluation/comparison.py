@@ -192,22 +192,24 @@ def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, hi
     return delta_sbp / delta_oracle if gain > 0 else None
 
 
-def comparison_problems(table: pl.DataFrame, scores: Mapping[str, Mapping[str, pl.DataFrame]]) -> list[str]:
-    """Rows in which the arms were not measured alike, or whose values are not those of `scores` (as for `compare`).
-
-    Not alike: a task that an arm lacks, or different sample counts.
-    """
+def untrue_values(table: pl.DataFrame, scores: Mapping[str, Mapping[str, pl.DataFrame]]) -> list[str]:
+    """Where a comparison is not that of `scores` (as for `compare`): other rows, means, deltas, shares or seeds."""
     # Without the bootstrap, which changes no value.
     columns = ["task", "metric", "against", *ARMS, "delta_sbp", "delta_oracle", "share_of_oracle_gain", "seeds"]
     again = compare(scores, resamples=2).select(columns)
     if not table.select(columns[:3]).equals(again.select(columns[:3])):
         return [f"{len(table)} rows, the scores give {len(again)}, or others"]
-    problems = [
+    return [
         f"{row['task']} {row['metric']} against {row['against']}: {name} is {row[name]}, of the scores {expected[name]}"
         for row, expected in zip(table.iter_rows(named=True), again.iter_rows(named=True), strict=True)
         for name in columns[3:]
         if not _same(row[name], expected[name])
     ]
+
+
+def comparison_problems(table: pl.DataFrame) -> list[str]:
+    """Rows in which the arms were not measured alike: a task that an arm lacks, or different sample counts."""
+    problems = []
     for row in table.iter_rows(named=True):
         name = f"{row['task']} {row['metric']} against the {row['against'].replace('_', '-')} baseline"
         if lacking := [arm for arm in ARMS if row[arm] is None]:

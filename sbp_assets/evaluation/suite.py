@@ -225,21 +225,25 @@ def measure(
     return found
 
 
-def score_problems(table: pl.DataFrame, tasks: Sequence[str], made: Sequence[Task]) -> list[str]:
-    """What is wrong with a score table (with the columns of SAMPLES).
-
-    Configured `tasks` that it lacks, metrics of the tasks `made` that it lacks, values that cannot be, other numbers of
-    samples than were asked, and values that are not those of their samples.
-    """
+def unscored(table: pl.DataFrame, tasks: Sequence[str]) -> list[str]:
+    """Configured `tasks` without a score."""
     scored = set(table["task"])
-    problems = [f"{task} was configured but has no score" for task in tasks if task not in scored]
-    metrics = set(table.select("task", "metric").iter_rows())
+    return [f"{task} was configured but has no score" for task in tasks if task not in scored]
+
+
+def score_problems(table: pl.DataFrame, made: Sequence[Task]) -> list[str]:
+    """What is wrong with a score table (with its samples' columns) of the tasks `made`.
+
+    Values that cannot be or that their samples do not give, other numbers of samples than were asked, metrics that a
+    task lacks. A benchmark may be missing (see `unscored`), held-out documents and questions may not.
+    """
+    scored, metrics = set(table["task"]), set(table.select("task", "metric").iter_rows())
     documents = {task.name: task.documents for task in made}
-    problems += [
+    problems = [
         f"{task.name} {metric} is missing"
         for task in made
         for metric in task.metrics
-        if task.name in scored and (task.name, metric) not in metrics
+        if task.name in scored | {HELDOUT, CONCEPT_QUESTIONS} and (task.name, metric) not in metrics
     ]
     for row in table.iter_rows(named=True):
         name = f"{row['task']} {row['metric']}"

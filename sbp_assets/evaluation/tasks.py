@@ -20,6 +20,7 @@ import polars as pl
 import yaml
 
 from sbp_assets.storage.artifacts import content_version
+from sbp_assets.storage.preview import escape
 
 # Named, not imported: that would take seconds of every process that loads the definitions.
 LOCAL_DATA = Path(__file__).with_name("local_data.py")
@@ -502,7 +503,8 @@ def _readme(made: Tasks) -> str:
         "without special tokens, and `nats_per_token` its logarithm. `perplexity` of sbp_mmlu and of",
         "sbp_concept_questions is the same of the right answers: resps of the choice `target`, and the tokens that it",
         "adds to the prompt.",
-        *(f"\nNot made: {problem}" for problem in made.problems),
-        *(f"\nNote: {note}" for note in made.notes),
+        # Of files and servers of others, and shown as markdown in Dagster.
+        *(f"\nNot made: {escape(problem, 1000)}" for problem in made.problems),
+        *(f"\nNote: {escape(note, 1000)}" for note in made.notes),
     ]
     return "\n".join(lines) + "\n"

@@ -113,7 +113,7 @@ def check_candidates(
     both = candidates.join(truth, on=["query_id", "neighbor_id"], suffix="_exact")
     untrue = both.filter(~((pl.col("similarity") - pl.col("similarity_exact")).abs() <= SIMILARITY_TOLERANCE))
     faults = (bad_ranks, itself, outside, rising, stray, untrue)
-    return not short and not any(map(len, faults)) and found >= MIN_RECALL, {
+    return not short and all(rows.is_empty() for rows in faults) and found >= MIN_RECALL, {
         "queries_without_neighbors": short,
         "queries_with_wrong_ranks": len(bad_ranks),
         "own_neighbors": len(itself),
