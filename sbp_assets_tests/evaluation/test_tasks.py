@@ -11,6 +11,7 @@ import yaml
 
 from sbp_assets.evaluation import local_data, tasks
 from sbp_assets.evaluation.tasks import BENCHMARKS, BenchmarkDataError, Tasks
+from sbp_assets.storage.preview import escape
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
@@ -97,7 +98,7 @@ def test_bad_benchmarks_are_named_and_the_others_made(tmp_path: Path, file: str,
     bad = problem.split(":")[0]
     assert {task.name for task in made.tasks} == {"heldout", "concept_questions", *BENCHMARKS} - {bad}
     assert made.missing(["heldout", *BENCHMARKS]) == [problem], "the check on this asset goes red by name"
-    assert problem in (tmp_path / "tasks/README.md").read_text()
+    assert escape(problem, 1000) in (tmp_path / "tasks/README.md").read_text()
 
 
 def test_limit_is_in_the_data_and_no_asked_row_is_shown(tmp_path: Path) -> None:
