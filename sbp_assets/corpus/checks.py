@@ -8,7 +8,8 @@ import polars as pl
 from sbp_assets.corpus import audit
 from sbp_assets.corpus.tokenizer import load_tokenizer
 from sbp_assets.partitions import ALL, EXPERIMENT, SHARDS
-from sbp_assets.storage.preview import escape
+from sbp_assets.storage.checks import check_result
+from sbp_assets.storage.preview import printable
 from sbp_assets.storage.token_arrays import TokenArrays
 
 SHOWN = 20
@@ -23,10 +24,14 @@ def _result(
     offending: list[str], *, severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float
 ) -> dg.AssetCheckResult:
     """Passed where nothing offends; the first offending ids are shown."""
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not offending,
         severity=severity,
-        metadata={"offending": len(offending), "first": [escape(name, 100) for name in offending[:SHOWN]], **numbers},
+        metadata={
+            "offending": len(offending),
+            "first": [printable(name)[:100] for name in offending[:SHOWN]],
+            **numbers,
+        },
     )
 
 
@@ -78,7 +83,7 @@ def rows_accounted_for(
     documents = raw_documents.select(pl.len()).collect().item()
     rejects = rejected_rows.select(pl.len()).collect().item()
     missing = audit.unaccounted_rows(read, documents, rejects)
-    return dg.AssetCheckResult(
+    return check_result(
         passed=missing == 0,
         metadata={"rows_read": read, "documents": documents, "rejected": rejects, "missing": missing},
     )
@@ -105,7 +110,7 @@ def few_rejected(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame) -> dg
     rejects = rejected_rows.select(pl.len()).collect().item()
     rows = rejects + raw_documents.select(pl.len()).collect().item()
     share = rejects / max(rows, 1)
-    return dg.AssetCheckResult(
+    return check_result(
         passed=share <= MAX_REJECTED_SHARE,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"rejected": rejects, "rows": rows, "share": share},

@@ -22,6 +22,7 @@ from sbp_assets.evaluation.suite import score_problems, unscored
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks, data_problems
 from sbp_assets.experiment import FiveTokensSource
 from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
+from sbp_assets.storage.checks import check_result
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.training.order import Documents
 from sbp_assets.training.spec import Source
@@ -32,7 +33,7 @@ DOCUMENTS = dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)
 
 
 def _result(problems: list[str], **numbers: int) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(passed=not problems, metadata={**numbers, "problems": problems})
+    return check_result(passed=not problems, metadata={**numbers, "problems": problems})
 
 
 @dg.asset_check(
@@ -139,9 +140,7 @@ def _control_check(source: FiveTokensSource) -> dg.AssetChecksDefinition:
             negative_control.scored_floor(texts),
             negative_control.measured_floor(source, measured.lengths.tolist(), EXPERIMENT.pretraining.heldout_tokens),
         )
-        return dg.AssetCheckResult(
-            passed=not verdict.problems, metadata={"problems": verdict.problems, **verdict.numbers}
-        )
+        return check_result(passed=not verdict.problems, metadata={"problems": verdict.problems, **verdict.numbers})
 
     return check
 
@@ -163,7 +162,7 @@ def every_set_is_compared(
 ) -> dg.AssetCheckResult:
     table = contamination.collect()
     problems, short = uncompared(table, contaminated_items.collect(), tasks_dir), mostly_unjudged(table)
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not problems and not short,
         # What is not compared is not known to be clean; what is short stays short, and a person has to decide.
         severity=dg.AssetCheckSeverity.ERROR if problems else dg.AssetCheckSeverity.WARN,
@@ -187,7 +186,7 @@ def evaluation_is_not_in_training(contamination: pl.LazyFrame, contaminated_item
         *above(table, "hit", EXPERIMENT.contamination.max_share),
         *above(table.filter(own), "contained", EXPERIMENT.contamination.max_share),
     ]
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not leaks and not hints,
         severity=dg.AssetCheckSeverity.ERROR if leaks else dg.AssetCheckSeverity.WARN,
         metadata={

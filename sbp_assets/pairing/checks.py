@@ -16,7 +16,7 @@ from sbp_assets.pairing.index import KeyShard, self_recall
 from sbp_assets.pairing.search import exact_neighbors, recall
 from sbp_assets.pairing.truth import not_above_chance, truth_problems
 from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT, SHARDS
-from sbp_assets.storage.checks import all_partitions
+from sbp_assets.storage.checks import all_partitions, check_result
 from sbp_assets.storage.progress import Progress
 
 # Float32 rounding of a norm over a thousand components stays below this.
@@ -230,7 +230,7 @@ def _some(*ids: pl.Series) -> str:
 def embeddings_are_unit_vectors_of_d(embeddings: pl.LazyFrame, documents: pl.LazyFrame) -> dg.AssetCheckResult:
     ids = documents.filter(pl.col("split") == "unique").select("id").collect()["id"]
     passed, metadata = check_embeddings(embeddings.collect(), ids)
-    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+    return check_result(passed=passed, metadata=metadata)
 
 
 @dg.asset_check(
@@ -244,7 +244,7 @@ def vectors_are_of_their_texts(embeddings: pl.LazyFrame, documents: pl.LazyFrame
     pairing = EXPERIMENT.pairing
     engine = load_engine(pairing.embedding_model, pairing.embedding_dtype, DEPLOYMENT.device)
     passed, metadata = check_texts(embeddings.collect(), documents, engine, pairing, DEPLOYMENT.embedding_batch_size)
-    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+    return check_result(passed=passed, metadata=metadata)
 
 
 @dg.asset_check(
@@ -256,7 +256,7 @@ def vectors_are_of_their_texts(embeddings: pl.LazyFrame, documents: pl.LazyFrame
 )
 def index_finds_its_own(ann_index: Path, embeddings: pl.LazyFrame) -> dg.AssetCheckResult:
     passed, metadata = check_index(ann_index, embeddings.collect(), EXPERIMENT.pairing.nprobe)
-    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+    return check_result(passed=passed, metadata=metadata)
 
 
 @dg.asset_check(
@@ -275,7 +275,7 @@ def candidates_are_the_nearest(
     passed, metadata = check_candidates(
         neighbor_candidates.collect(), queries, embeddings, EXPERIMENT.pairing.neighbors
     )
-    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+    return check_result(passed=passed, metadata=metadata)
 
 
 @dg.asset_check(
@@ -291,7 +291,7 @@ def pairs_are_related_and_distinct(
 ) -> dg.AssetCheckResult:
     documents = all_partitions(context, "parquet", "corpus/documents", SHARDS)
     passed, metadata = check_pairs(neighbor_pairs.collect(), documents, context.partition_key, EXPERIMENT.pairing)
-    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+    return check_result(passed=passed, metadata=metadata)
 
 
 @dg.asset_check(
@@ -311,7 +311,7 @@ def pairs_were_found(context: dg.AssetCheckExecutionContext, neighbor_pairs: pl.
         context.partition_key,
         EXPERIMENT.pairing,
     )
-    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+    return check_result(passed=passed, metadata=metadata)
 
 
 @dg.asset_check(
@@ -326,7 +326,7 @@ def pairs_beat_chance(pair_truth: pl.LazyFrame) -> dg.AssetCheckResult:
         problems, by_chance = truth_problems(table, EXPERIMENT.shard_keys), not_above_chance(table)
     else:
         problems, by_chance = [] if table.is_empty() else ["rows without a truth"], []
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not problems and not by_chance,
         # Pairing again would give the same: a person has to decide.
         severity=dg.AssetCheckSeverity.ERROR if problems else dg.AssetCheckSeverity.WARN,

@@ -20,7 +20,7 @@ from sbp_assets.pretraining.budget import (
 )
 from sbp_assets.pretraining.curves import loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
-from sbp_assets.storage.checks import all_partitions
+from sbp_assets.storage.checks import all_partitions, check_result
 from sbp_assets.training.spec import Source
 
 BUDGET = dg.AssetKey(["pretraining", "token_budget"])
@@ -33,7 +33,7 @@ def arms_are_matched(token_budget: pl.LazyFrame) -> dg.AssetCheckResult:
     table = token_budget.collect()
     problems = budget_problems(table)
     per_arm = table.filter(pl.col("arm").is_in(ARMS)).group_by("arm").agg(pl.col("tokens_read").sum())
-    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems, **dict(per_arm.iter_rows())})
+    return check_result(passed=not problems, metadata={"problems": problems, **dict(per_arm.iter_rows())})
 
 
 @dg.asset_check(
@@ -48,7 +48,7 @@ def synthetic_documents_are_read_once(
     row = token_budget.filter(pl.col("source") == SYNTHETIC).collect()
     most_reads = int(row["most_reads"].max() or 0)  # type: ignore[arg-type]
     repeated = repeated_ids(synthetic_tokens)
-    return dg.AssetCheckResult(
+    return check_result(
         passed=len(row) == 1 and most_reads <= 1 and not repeated,
         metadata={"most_reads": most_reads, "repeated": len(repeated), "repeated_ids": repeated[:10]},
     )
@@ -69,7 +69,7 @@ def heldout_is_unseen(
         for arm in ARMS
     }
     foreign = foreign_seeds(synthetic_tokens, tokens)
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not foreign and not any(leaked.values()),
         metadata={
             **{f"leaked_{arm}": len(ids) for arm, ids in leaked.items()},
@@ -92,7 +92,7 @@ def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
     def loss_falls(model: Path) -> dg.AssetCheckResult:
         metrics = pl.read_parquet(model / "metrics.parquet")
         problems = loss_problems(metrics)
-        return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
+        return check_result(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
 
     @dg.asset_check(
         asset=asset,
@@ -103,7 +103,7 @@ def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
     )
     def model_loads(model: Path, tokenizer: Path) -> dg.AssetCheckResult:
         problems = model_problems(model, tokenizer)
-        return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
+        return check_result(passed=not problems, metadata={"problems": problems[:10]})
 
     @dg.asset_check(
         asset=asset,
@@ -113,7 +113,7 @@ def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
     )
     def weights_are_finite(model: Path) -> dg.AssetCheckResult:
         problems = weight_problems(model)
-        return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
+        return check_result(passed=not problems, metadata={"problems": problems[:10]})
 
     @dg.asset_check(
         asset=asset,
@@ -129,7 +129,7 @@ def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
         plan = plan_arm(arm, EXPERIMENT.pretraining, tokens, synthetic)
         metrics = pl.read_parquet(model / "metrics.parquet")
         problems = training_problems(metrics, plan)
-        return dg.AssetCheckResult(
+        return check_result(
             passed=not problems,
             metadata={"trained": int(metrics["tokens"][-1]), "budget": plan.tokens, "problems": problems},
         )

@@ -4,15 +4,36 @@ And what checks of one shard read of all shards: Dagster (1.13) gives a partitio
 input, whatever the partition mapping.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
 
 from sbp_assets.storage.io_managers import ArtifactIOManager
+from sbp_assets.storage.preview import escape
 
 NAME = "stored_as_made"
 DATA_VERSION = "dagster/data_version"
+SHOWN = 5
+
+
+def check_result(
+    passed: bool, metadata: Mapping[str, Any], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+) -> dg.AssetCheckResult:
+    """A check's result that says in words why it failed: the UI hides lists among the metadata behind a button.
+
+    The words are the entries of `problems`, and the first few of the other lists and texts that are not empty.
+    """
+    reasons: list[str] = []
+    for name, value in ({} if passed else metadata).items():
+        found = [value] if isinstance(value, str) and value else value if isinstance(value, list) else []
+        words = [escape(str(entry)) for entry in found[:SHOWN]]
+        if len(found) > SHOWN:
+            words.append(f"and {len(found) - SHOWN} more")
+        if words:
+            reasons += words if name == "problems" else [f"{escape(name)}: {', '.join(words)}"]
+    description = "\n".join(f"- {reason}" for reason in reasons) or None
+    return dg.AssetCheckResult(passed=passed, severity=severity, metadata=metadata, description=description)
 
 
 def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None):
@@ -37,7 +58,7 @@ def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.Partition
             stored = _manager(context, io_manager).stored_version(asset, partition)
         except FileNotFoundError as error:
             stored = str(error)
-        return dg.AssetCheckResult(passed=stored == made, metadata={"made": str(made), "stored": stored})
+        return check_result(stored == made, {"made": str(made), "stored": stored})
 
     return check
 

@@ -9,7 +9,7 @@ import polars as pl
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import decode, encode_documents, load_tokenizer
 from sbp_assets.partitions import EXPERIMENT, SAMPLED_MODEL, SHARDS
-from sbp_assets.storage.checks import last_version
+from sbp_assets.storage.checks import check_result, last_version
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis import verify
 from sbp_assets.synthesis.generate import shard_budget
@@ -37,7 +37,7 @@ VALUES = "Every metric once per corpus and method, its value flagged / scored, o
 def ids_and_seeds(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id").collect()
     repeated, foreign = verify.repeated_ids(rows), verify.foreign_seeds(rows, _unique_ids(tokens))
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not repeated and not foreign,
         metadata={"rows": len(rows), "repeated_ids": repeated, "seeds_outside_unique": foreign},
     )
@@ -56,7 +56,7 @@ def budget_is_met(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCh
     seed_tokens = int(arrays.lengths[(arrays.documents["split"] == UNIQUE).to_numpy()].sum())
     budget = shard_budget(seed_tokens, EXPERIMENT.pretraining.repetitions, EXPERIMENT.pretraining.synthetic_share)
     problems = verify.budget_problems(rows, budget)
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not problems,
         metadata={"tokens": int(rows["n_tokens"].sum()), "token_budget": budget, "problems": problems},
     )
@@ -71,7 +71,7 @@ def budget_is_met(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCh
 def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     rows = synthetic_documents.collect()
     bad = verify.bad_rows(rows)
-    return dg.AssetCheckResult(passed=not bad, metadata={"rows": len(rows), "bad_ids": bad})
+    return check_result(passed=not bad, metadata={"rows": len(rows), "bad_ids": bad})
 
 
 @dg.asset_check(
@@ -90,7 +90,7 @@ def rows_are_of_their_requests(
     version = last_version(context.instance, SAMPLED, None if EXPERIMENT.conditional else EXPERIMENT.seed_keys[0])
     others = verify.other_requests(rows, EXPERIMENT.synthesis.salt, version)
     miscounted = verify.miscounted(rows, lambda texts: [len(ids) for ids in encode_documents(loaded, texts)])
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not others and not miscounted,
         metadata={"rows": len(rows), "synthesizer": str(version), "other_requests": others, "miscounted": miscounted},
     )
@@ -107,7 +107,7 @@ def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> 
     rows = synthetic_documents.select("id", "seed_id", "rollout").collect()
     allowed = verify.allowed_empty(len(rows))
     problems = verify.rollout_problems(rows, _unique_ids(tokens), allowed)
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not problems, metadata={"rows": len(rows), "allowed_empty": allowed, "problems": problems}
     )
 
@@ -119,7 +119,7 @@ def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> 
 )
 def syntheses_end_by_themselves(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     share = verify.length_share(synthetic_documents.select("finish_reason").collect())
-    return dg.AssetCheckResult(
+    return check_result(
         passed=share <= verify.MAX_LENGTH_SHARE,
         # Sampling again would give the same: a person has to decide.
         severity=dg.AssetCheckSeverity.WARN,
@@ -140,13 +140,13 @@ def syntheses_end_by_themselves(synthetic_documents: pl.LazyFrame) -> dg.AssetCh
 def tokens_reconcile(synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     arrays, rows, loaded = TokenArrays.load(synthetic_tokens), synthetic_documents.collect(), load_tokenizer(tokenizer)
     problems = verify.token_problems(rows, arrays, partial(decode, loaded), loaded.bos_token_id, loaded.eos_token_id)
-    return dg.AssetCheckResult(passed=not problems, metadata={"rows": len(rows), "problems": problems})
+    return check_result(passed=not problems, metadata={"rows": len(rows), "problems": problems})
 
 
 @dg.asset_check(asset=QUALITY, partitions_def=SHARDS, blocking=True, description=VALUES)
 def quality_is_valid(quality: pl.LazyFrame) -> dg.AssetCheckResult:
     problems = verify.quality_problems(quality.collect(), expected_rows(EXPERIMENT.truth is not None, judged=False))
-    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems})
+    return check_result(passed=not problems, metadata={"problems": problems})
 
 
 @dg.asset_check(
@@ -157,7 +157,7 @@ def quality_is_valid(quality: pl.LazyFrame) -> dg.AssetCheckResult:
 def judgements_are_valid(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
     rows, configured = judgements.collect(), EXPERIMENT.synthesis.judge is not None
     problems = verify.judgement_problems(rows) if configured else [] if rows.is_empty() else ["rows without a judge"]
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not problems, metadata={"judge_configured": configured, "rows": len(rows), "problems": problems}
     )
 
@@ -170,14 +170,14 @@ def judgements_are_valid(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
 def judge_has_answered(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
     rows = judgements.collect()
     problems = verify.unjudged_problems(rows)
-    return dg.AssetCheckResult(passed=not problems, metadata={"judged": rows["verdict"].count(), "problems": problems})
+    return check_result(passed=not problems, metadata={"judged": rows["verdict"].count(), "problems": problems})
 
 
 @dg.asset_check(asset=QUALITY_TABLE, blocking=True, description=VALUES)
 def quality_table_is_valid(quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
     expected = expected_rows(EXPERIMENT.truth is not None, judged=EXPERIMENT.synthesis.judge is not None)
     problems = verify.quality_problems(quality_table.collect(), expected)
-    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems})
+    return check_result(passed=not problems, metadata={"problems": problems})
 
 
 @dg.asset_check(
@@ -189,7 +189,7 @@ def quality_table_is_valid(quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
 def posterior_table_is_valid(posterior_predictive: pl.LazyFrame) -> dg.AssetCheckResult:
     table = posterior_predictive.collect()
     problems = table_problems(table) if EXPERIMENT.truth else [] if table.is_empty() else ["rows without a truth"]
-    return dg.AssetCheckResult(passed=not problems, metadata={"rows": len(table), "problems": problems})
+    return check_result(passed=not problems, metadata={"rows": len(table), "problems": problems})
 
 
 @dg.asset_check(
@@ -201,7 +201,7 @@ def unknown_facts_are_at_chance(posterior_predictive: pl.LazyFrame) -> dg.AssetC
     table = posterior_predictive.collect()
     problems = leak_problems(table)
     unknown = table.filter(pl.col("group").is_in(UNKNOWN))
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not problems, metadata={"statements": int(unknown["statements"].sum()), "problems": problems}
     )
 
@@ -214,7 +214,7 @@ def restated_facts_are_above_chance(posterior_predictive: pl.LazyFrame) -> dg.As
     table = posterior_predictive.collect()
     problems = copying_problems(table)
     restated = table.filter(pl.col("group") == "restated")
-    return dg.AssetCheckResult(
+    return check_result(
         passed=not problems,
         # Judging again would give the same: a person has to decide whether to train for longer.
         severity=dg.AssetCheckSeverity.WARN,

@@ -10,6 +10,7 @@ from sbp_assets.corpus.tokenizer import load_tokenizer, related_id
 from sbp_assets.partitions import ALL, EXPERIMENT
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
+from sbp_assets.storage.checks import check_result
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import check_contents, check_examples
 
@@ -54,7 +55,7 @@ def examples_are_well_formed(
         EXPERIMENT.synthesizer.partners == "random",
     )
     counts = {"examples": len(arrays.documents), "pairs": pairs}
-    return dg.AssetCheckResult(passed=not broken, metadata={**counts, **broken})
+    return check_result(passed=not broken, metadata={**counts, **broken})
 
 
 @dg.asset_check(
@@ -65,7 +66,7 @@ def examples_are_well_formed(
 def conditional_loss_falls(checkpoint: Path) -> dg.AssetCheckResult:
     metrics = pl.read_parquet(checkpoint / "metrics.parquet")
     problems = loss_problems(metrics) + heldout_problems(metrics)
-    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
+    return check_result(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
 
 
 @dg.asset_check(
@@ -76,10 +77,10 @@ def conditional_loss_falls(checkpoint: Path) -> dg.AssetCheckResult:
 )
 def synthesizer_loads(checkpoint: Path, tokenizer: Path) -> dg.AssetCheckResult:
     problems = model_problems(checkpoint, tokenizer)
-    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
+    return check_result(passed=not problems, metadata={"problems": problems[:10]})
 
 
 @dg.asset_check(asset=CHECKPOINT, blocking=True, description="Every weight is a finite number.")
 def weights_are_finite(checkpoint: Path) -> dg.AssetCheckResult:
     problems = weight_problems(checkpoint)
-    return dg.AssetCheckResult(passed=not problems, metadata={"problems": problems[:10]})
+    return check_result(passed=not problems, metadata={"problems": problems[:10]})
