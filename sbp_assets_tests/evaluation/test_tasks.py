@@ -11,8 +11,8 @@ import yaml
 
 from sbp_assets.evaluation import local_data, tasks
 from sbp_assets.evaluation.tasks import BENCHMARKS, BenchmarkDataError, Tasks
-from sbp_assets.storage.preview import escape
 from sbp_assets.storage.artifacts import content_version
+from sbp_assets.storage.preview import escape
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
 
