@@ -1,4 +1,5 @@
-# make demo: the whole experiment.  make test: lint-free suite.  make ui: Dagster on the demo's instance.
+# make demo: the whole experiment.  make test: the suite.  make test-operations: the same system with its real servers,
+# browser and kills.  make ui: Dagster on the demo's instance.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ PROFILE ?= demo
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo run test lint ui plan install clean
+.PHONY: demo run test test-operations lint ui plan install clean
 
 demo: install
 	$(BIN)/sbp run --profile $(PROFILE)
@@ -15,7 +16,11 @@ demo: install
 run: demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not operations"
+
+# They want postgresql and chromium, and skip where one is absent; PYTEST_OPTIONS=--fail-on-skip allows no skip.
+test-operations: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile sbp_assets_tests/operations $(PYTEST_OPTIONS)
 
 lint: install
 	$(BIN)/ruff check .

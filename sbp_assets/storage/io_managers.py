@@ -7,7 +7,6 @@ to the asset as {partition key: artifact} even when there is exactly one partiti
 from __future__ import annotations
 
 import shutil
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_origin
@@ -62,8 +61,7 @@ class ArtifactIOManager(UPathIOManager):
                 with atomic_path(local) as temporary:
                     self.write(obj, temporary)
             else:
-                (uploads := self._cache / "uploads").mkdir(parents=True, exist_ok=True)
-                local = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=uploads))) / path.name
+                local = stack.enter_context(self._remote.cache.temporary()) / path.name
                 self.write(obj, local)
             version, self._bytes = content_version(local), bytes_on_disk(local)
             self._published = str(path)

@@ -217,15 +217,21 @@ class Cache:
             if entry.exists():
                 os.utime(entry)  # the least recently used go first
                 return entry / name
-        with tempfile.TemporaryDirectory(dir=self._made("partial")) as temporary:
-            fill(Path(temporary) / name)
+        with self.temporary() as temporary:
+            fill(temporary / name)
             with self._locked():
                 if not entry.exists():
-                    Path(temporary).rename(self._made("copies") / key)
+                    temporary.rename(self._made("copies") / key)
                     self._added += bytes_on_disk(entry)
         if self._added > self._limit / 20:
             self._evict()
         return entry / name
+
+    @contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """Empty folder for the block; what a killed process left in one is removed after a day."""
+        with tempfile.TemporaryDirectory(dir=self._made("partial"), ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
     def release(self) -> None:
         """Give up all claims of this process."""

@@ -111,4 +111,4 @@ def test_artifacts_may_live_on_an_fsspec_url(tmp_path: Path):
             listing,
         ]
     assert remote.exists("/fsspec-url/s/total.parquet")
-    assert not list((tmp_path / "second" / "cache" / "uploads").iterdir())
+    assert not list((tmp_path / "second" / "cache" / "partial").iterdir())

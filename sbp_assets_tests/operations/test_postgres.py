@@ -1,0 +1,143 @@
+"""The instance on a real PostgreSQL server: the pipeline, the daemon, two profiles in one database."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from sbp_assets.experiment import load_settings
+from sbp_assets.instance import with_driver
+from sbp_assets_tests.operations.deployment import Deployment
+from sbp_assets_tests.operations.servers import PostgresServer
+
+
+def rows(server: PostgresServer, query: str) -> list[tuple]:
+    engine = create_engine(with_driver(server.url))
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+def schemas(server: PostgresServer) -> list[str]:
+    found = rows(server, "select nspname from pg_namespace where nspname like 'sbp%' order by nspname")
+    return [name for (name,) in found]
+
+
+@pytest.fixture
+def overrides(postgres: PostgresServer) -> dict[str, str]:
+    return {"SBP_POSTGRES_URL": postgres.url}
+
+
+def test_a_run_is_recorded_in_the_profiles_own_schema_and_the_next_finds_it_fresh(
+    postgres: PostgresServer, overrides: dict[str, str], tmp_path: Path
+):
+    with Deployment(tmp_path / "one", overrides) as one, Deployment(tmp_path / "two", overrides) as two:
+        assert "[   done] Split" in one.sbp("run", "--until", "split").stderr
+        (schema,) = schemas(postgres)
+        recorded = rows(postgres, f"select count(*) from {schema}.runs")
+        again = one.sbp("run", "--until", "split")
+        assert "nothing to do" in again.stdout and "done]" not in again.stderr
+        assert rows(postgres, f"select count(*) from {schema}.runs") == recorded
+        # Another store starts from nothing, though its database is the same.
+        assert "[   done] Find source files" in two.sbp("run", "--until", "manifest").stderr
+        assert len(schemas(postgres)) == 2
+        assert rows(postgres, f"select count(*) from {schema}.runs") == recorded
+        # Records are in the database alone.
+        assert not [path for path in (tmp_path / "one/instance").rglob("*.db") if path.name != "index.db"]
+
+
+def test_sbp_env_serves_bare_commands_and_shows_no_password(
+    postgres: PostgresServer, overrides: dict[str, str], tmp_path: Path
+):
+    with Deployment(tmp_path, overrides) as deployment:
+        shown = deployment.sbp("env").stdout
+        assert postgres.PASSWORD not in shown
+        # What a user has: the URL as they wrote it, and `eval "$(sbp env)"`.
+        environ = {**deployment.environ, "SBP_POSTGRES_URL": postgres.url, "DAGSTER_HOME": "", "PGOPTIONS": ""}
+        script = (
+            "import dagster as dg\n"
+            "with dg.DagsterInstance.get() as instance:\n"
+            "    print(instance.get_runs_count(), instance.info_str())"
+        )
+        done = subprocess.run(
+            ["sh", "-c", f'eval "$({shlex.quote(sys.executable)} -m sbp_assets.cli env)"; '
+             f"exec {shlex.quote(sys.executable)} -c {shlex.quote(script)}"],
+            env=environ, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("0 ") and "SBP_POSTGRES_URL" in done.stdout
+        assert postgres.PASSWORD not in done.stdout + done.stderr
+
+
+def test_daemon_and_webserver_run_on_it(
+    postgres: PostgresServer, overrides: dict[str, str], finished: Path, tmp_path: Path
+):
+    with Deployment(tmp_path, overrides) as deployment:
+        deployment.sbp("run", "--until", "manifest")
+        deployment.start_daemon()
+        deployment.start_webserver()
+        # A backfill: queue, launcher, monitoring and pools all keep their records there.
+        backfill = deployment.backfill(
+            ["corpus/raw_documents", "corpus/rejected_rows", "corpus/minhash_signatures"], ["00000", "00001"]
+        )
+        assert deployment.wait_backfill(backfill) == "COMPLETED_SUCCESS"
+        assert deployment.wait_run(deployment.launch("deduplicate")) == "SUCCESS"
+        with Deployment(tmp_path / "undisturbed", finished=finished) as undisturbed:
+            made = deployment.versions("corpus")
+            assert made == {name: undisturbed.versions("corpus")[name] for name in made} and len(made) == 8
+        shown = json.dumps(deployment.graphql("{ instance { info } version }"))
+        assert "SBP_POSTGRES_URL" in shown
+        said = shown + deployment.log("daemon.log") + deployment.log("webserver.log")
+        assert postgres.PASSWORD not in said
+
+
+def test_two_runs_of_a_store_exclude_each_other_across_machines(
+    postgres: PostgresServer, overrides: dict[str, str], tmp_path: Path
+):
+    """Two machines: instance directories of their own, one store, one database."""
+    shared = {**overrides, "SBP_DEPLOYMENT__DATA_DIR": str(tmp_path / "store")}
+    holder = (
+        "import sys\n"
+        "from sbp_assets.experiment import load_settings\n"
+        "from sbp_assets.instance import exclusive_instance\n"
+        "with exclusive_instance(load_settings(), 'running `sbp run`'):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()"
+    )
+    with Deployment(tmp_path / "one", shared) as one, Deployment(tmp_path / "two", shared) as two:
+        process = subprocess.Popen(
+            [sys.executable, "-c", holder], env=one.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        try:
+            refused = two.sbp("run", "--until", "manifest", check=False)
+            assert refused.returncode == 1
+            assert "another machine is at work in schema sbp_tiny_" in refused.stderr
+        finally:
+            process.kill()
+            process.communicate()
+        two.sbp("run", "--until", "manifest")
+
+
+def test_a_database_that_is_away_is_told_in_a_line(overrides: dict[str, str], tmp_path: Path):
+    with Deployment(
+        tmp_path, {"SBP_POSTGRES_URL": "postgresql://tests:planted-password@127.0.0.1:1/none"}
+    ) as deployment:
+        for command in (["run"], ["env"], ["trace", "sbp_scores"]):
+            done = deployment.sbp(*command, check=False)
+            assert done.returncode == 2 and "Traceback" not in done.stderr
+            assert "$SBP_POSTGRES_URL cannot be used" in done.stderr and "planted-password" not in done.stderr
+        assert deployment.sbp("plan").returncode == 0
+        branch = deployment.sbp("branch", "placebo", "synthesis.top_p=0.5", check=False)
+        assert branch.returncode == 2 and "SQLite alone" in branch.stderr
+
+
+def test_profile_names_are_safe_as_schemas(tmp_path: Path):
+    from sbp_assets.instance import schema
+
+    settings = load_settings("tiny", dict(os.environ)).model_copy(update={"profile": 'a"b; drop schema public'})
+    assert schema(settings).replace("_", "").isalnum()
