@@ -261,8 +261,14 @@ class Deployment:
         assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done
 
-    def launch(self, job: str, partition: str | None = None) -> str:
-        """Launch a job as the UI's button does (needs the webserver); returns the run's id."""
+    def launch(self, job: str, partition: str | None = None, retried: bool = False) -> str:
+        """Launch a job as the UI's button does (needs the webserver); returns the run's id.
+
+        Unless `retried`, the daemon does not start it again when it crashes, as it otherwise would.
+        """
+        tags = {"dagster/partition": partition} if partition else {}
+        if not retried:
+            tags["dagster/max_retries"] = "0"
         answer = self.graphql(
             """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
                  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
@@ -272,7 +278,7 @@ class Deployment:
                     "repositoryName": "__repository__",
                     "jobName": job,
                 },
-                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}] if partition else []},
+                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
             },
         )["launchRun"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
