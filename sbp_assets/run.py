@@ -31,6 +31,8 @@ from sbp_assets.storage.preview import printable
 
 RUN_TAGS = {"sbp/command": "run"}
 HOST_TAGS = {HOST_TAG: platform.node()}
+# What is killed goes on with the next `sbp run`; a daemon on the same instance shall not start it again.
+NOT_RETRIED = {"dagster/max_retries": "0"}
 RUN_CONFIG: dict[str, Any] = {"loggers": {"display": {}}}
 
 
@@ -98,7 +100,7 @@ def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, parti
         partition_key=partition,
         raise_on_error=False,
         run_config=RUN_CONFIG,
-        tags=RUN_TAGS | HOST_TAGS,
+        tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
     )
     evaluations = {evaluation.asset_check_key: evaluation for evaluation in result.get_asset_check_evaluations()}
     return sorted(
@@ -195,7 +197,7 @@ def _run_step(
             partition_key=partition,
             raise_on_error=False,
             run_config=RUN_CONFIG,
-            tags=RUN_TAGS | HOST_TAGS,
+            tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
         )
         if result.success:
             state.finished += 1

@@ -1,4 +1,4 @@
-"""What dagster.yaml promises, by a real daemon: pools across processes, retries after a crash and none after an error."""
+"""What dagster.yaml promises, by a real daemon: pools across processes, retries after a crash, none after an error."""
 
 import shutil
 from collections.abc import Iterator

@@ -36,10 +36,10 @@ def test_a_run_is_recorded_in_the_profiles_own_schema_and_the_next_finds_it_fres
     postgres: PostgresServer, overrides: dict[str, str], tmp_path: Path
 ):
     with Deployment(tmp_path / "one", overrides) as one, Deployment(tmp_path / "two", overrides) as two:
-        assert "[   done] Split" in one.sbp("run", "--until", "split").stderr
+        assert "[   done] Read" in one.sbp("run", "--until", "ingest").stderr
         (schema,) = schemas(postgres)
         recorded = rows(postgres, f"select count(*) from {schema}.runs")
-        again = one.sbp("run", "--until", "split")
+        again = one.sbp("run", "--until", "ingest")
         assert "nothing to do" in again.stdout and "done]" not in again.stderr
         assert rows(postgres, f"select count(*) from {schema}.runs") == recorded
         # Another store starts from nothing, though its database is the same.
@@ -69,7 +69,7 @@ def test_sbp_env_serves_bare_commands_and_shows_no_password(
             env=environ, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("0 ") and "SBP_POSTGRES_URL" in done.stdout
+        assert done.stdout.startswith("0 ") and "PostgresRunStorage" in done.stdout
         assert postgres.PASSWORD not in done.stdout + done.stderr
 
 
@@ -90,7 +90,7 @@ def test_daemon_and_webserver_run_on_it(
             made = deployment.versions("corpus")
             assert made == {name: undisturbed.versions("corpus")[name] for name in made} and len(made) == 8
         shown = json.dumps(deployment.graphql("{ instance { info } version }"))
-        assert "SBP_POSTGRES_URL" in shown
+        assert "PostgresRunStorage" in shown
         said = shown + deployment.log("daemon.log") + deployment.log("webserver.log")
         assert postgres.PASSWORD not in said
 
