@@ -184,9 +184,8 @@ class RemoteStore:
                     raise
                 lasting = isinstance(error, _PERMANENT) or type(error).__name__ in _PERMANENT_NAMES
                 if lasting or time.monotonic() + pause > deadline:
-                    raise StorageError(
-                        f"cannot {do} {self._url(path)}: {str(error) or type(error).__name__}. {self._advice(error)}"
-                    ) from error
+                    reason = (str(error) or type(error).__name__).rstrip(".")
+                    raise StorageError(f"cannot {do} {self._url(path)}: {reason}. {self._advice(error)}") from error
                 logger.warning("%s: %s; trying again in %.1f s", self._url(path), error, pause)
             time.sleep(pause)
             pause = min(2 * pause, 15)

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import s3fs
+
 from sbp_assets_tests.operations.deployment import free_port, wait_for
 
 
@@ -106,7 +108,9 @@ class S3Server:
         self.kill()
 
     def bucket(self, name: str) -> Path:
-        (self.folder / "buckets" / name).mkdir()
+        """Make a bucket; returns the folder that its objects appear in."""
+        keys = {"key": self.ACCESS_KEY, "secret": self.SECRET_KEY}
+        s3fs.S3FileSystem(**keys, endpoint_url=self.environ["AWS_ENDPOINT_URL"], skip_instance_cache=True).mkdir(name)
         return self.folder / "buckets" / name
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from upath import UPath
 
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets.storage.remote import RemoteStore, StorageError, root
@@ -101,28 +102,36 @@ def test_the_corpus_itself_may_be_on_s3(s3: S3Server, tmp_path: Path):
         assert manifest["file"].to_list() == ["a.jsonl", "b.jsonl"] and manifest["modified"].null_count() == 0
 
 
+def test_a_bucket_that_is_not_there_is_told_in_a_line_and_not_made(s3: S3Server, tmp_path: Path):
+    with Deployment(tmp_path, {**s3.environ, DATA_DIR: "s3://mistyped/tiny"}) as deployment:
+        done = deployment.sbp("run", "--until", "manifest", check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    told = "s3://mistyped/tiny/corpus/source_manifest.parquet: The specified bucket does not exist. Create the bucket"
+    assert told in " ".join(done.stderr.split())
+    assert S3Server.SECRET_KEY not in done.stdout + done.stderr
+    assert not (s3.folder / "buckets/mistyped").exists()
+
+
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("environ", "says"),
     [
-        ({DATA_DIR: "s3://mistyped/tiny"}, "s3://mistyped/tiny/corpus/source_manifest.parquet: The specified bucket"),
         ({"AWS_SECRET_ACCESS_KEY": "planted-wrong-key"}, "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "Tried for 1 s (deployment.storage_patience)"),
     ],
-    ids=["no bucket", "wrong key", "nobody there"],
+    ids=["wrong key", "nobody there"],
 )
 def test_a_store_that_cannot_be_used_is_told_with_what_to_do(
-    s3: S3Server, overrides: dict[str, str], says: str, tmp_path: Path
+    environ: dict[str, str], says: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    patience = {"SBP_DEPLOYMENT__STORAGE_PATIENCE": "1", DATA_DIR: "s3://elsewhere/x"}
-    if not (s3.folder / "buckets/elsewhere").exists():
-        s3.bucket("elsewhere")
-    with Deployment(tmp_path, {**s3.environ, **patience, **overrides}) as deployment:
-        done = deployment.sbp("run", "--until", "manifest", check=False)
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert says in " ".join(done.stderr.split())
-        for secret in (S3Server.SECRET_KEY, "planted-wrong-key"):
-            assert secret not in done.stdout + done.stderr
-    assert not (s3.folder / "buckets/mistyped").exists()
+    for name, value in {**s3.environ, **environ}.items():
+        monkeypatch.setenv(name, value)
+    path = UPath("s3://elsewhere/store/table.parquet", skip_instance_cache=True)
+    (tmp_path / "table").write_text("x")
+    with pytest.raises(StorageError, match=r"s3://elsewhere/store/table\.parquet: ") as raised:
+        RemoteStore(path.parent, tmp_path, 1e9, patience=1).put_file(tmp_path / "table", path.path)
+    assert says in str(raised.value)
+    for secret in (S3Server.SECRET_KEY, "planted-wrong-key"):
+        assert secret not in str(raised.value)
 
 
 WRITER = """
@@ -171,7 +180,8 @@ def test_a_writer_killed_in_the_upload_changes_nothing_and_readers_never_see_a_m
         seen.append(contents(reader.get(path.path, directory=True)))
     assert writing.returncode == 0
     seen.append(contents(store.get(path.path, directory=True)))
-    assert seen[-1] == {b"n"} and all(found in ({b"o"}, {b"n"}) for found in seen)
+    assert seen[0] == {b"o"} and seen[-1] == {b"n"}
+    assert all(found in ({b"o"}, {b"n"}) for found in seen)
 
 
 def test_an_upload_outlasts_a_server_that_restarts(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
