@@ -1,0 +1,53 @@
+"""A corpus that grows: `sbp run` makes the new shards, and nothing that has not changed."""
+
+import json
+from pathlib import Path
+
+from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.experiment import ConceptsSource
+from sbp_assets_tests.operations.deployment import Deployment
+
+SHARD_DOCUMENTS = 150
+
+
+def write_file(corpus: Path, number: int) -> None:
+    world = ConceptWorld(
+        ConceptsSource(documents=10 * SHARD_DOCUMENTS, concepts=12, attributes=4, facts_per_document=2)
+    )
+    rows = [world.document(number * SHARD_DOCUMENTS + index) for index in range(SHARD_DOCUMENTS)]
+    (corpus / f"part-{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def made(deployment: Deployment, earlier: set[str]) -> set[tuple[str, str | None]]:
+    with deployment.instance() as instance:
+        runs = [run for run in instance.get_runs() if run.run_id not in earlier]
+        earlier.update(run.run_id for run in runs)
+    return {(run.job_name, run.tags.get("dagster/partition")) for run in runs}
+
+
+def test_more_files_and_shards_make_exactly_the_new_work(tmp_path: Path):
+    corpus, earlier = tmp_path / "corpus", set[str]()
+    corpus.mkdir()
+    for number in range(2):
+        write_file(corpus, number)
+    source = {"kind": "files", "path": str(corpus), "files_per_shard": 1}
+    with Deployment(tmp_path, {"SBP_EXPERIMENT__CORPUS__SOURCE": json.dumps(source)}) as deployment:
+        deployment.sbp("run", "--until", "split")
+        shards = {(step, shard) for step in ("ingest", "split") for shard in ("00000", "00001")}
+        assert made(deployment, earlier) == {("manifest", None), ("deduplicate", None), *shards}
+
+        write_file(corpus, 2)
+        deployment.overrides["SBP_EXPERIMENT__CORPUS__SHARDS"] = "3"
+        deployment.sbp("run", "--until", "split")
+        assert made(deployment, earlier) == {
+            ("manifest", None), ("ingest", "00002"), ("deduplicate", None), ("split", "00002"),
+        }  # fmt: skip
+
+        # The document that a shard repeats is dropped there: that shard alone is split anew.
+        first = (corpus / "part-0.jsonl").read_text().splitlines()[0]
+        with (corpus / "part-1.jsonl").open("a") as file:
+            file.write(json.dumps({**json.loads(first), "id": "repeated"}) + "\n")
+        deployment.sbp("run", "--refresh", "--until", "split")
+        assert made(deployment, earlier) == {
+            ("manifest", None), ("ingest", "00001"), ("deduplicate", None), ("split", "00001"),
+        }  # fmt: skip
