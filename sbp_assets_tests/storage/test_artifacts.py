@@ -1,12 +1,16 @@
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.storage.artifacts import RUN_RECORD, atomic_path, content_version, exclusive, staging
+from sbp_assets.storage import artifacts
+from sbp_assets.storage.artifacts import ABANDONED, RUN_RECORD, atomic_path, content_version, exclusive, staging
 
 
 def test_a_failed_write_leaves_the_old_artifact_and_no_debris(tmp_path: Path):
@@ -28,6 +32,45 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path: Path):
             (path / name).write_text(name)
     assert [p.name for p in target.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_directory_is_never_absent_while_it_is_replaced(tmp_path: Path):
+    target, absent, done = tmp_path / "model", [], threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            if not (target / "file").exists():
+                absent.append(time.monotonic())
+
+    reader = threading.Thread(target=look)
+    for number in range(200):
+        with atomic_path(target) as path:
+            path.mkdir()
+            (path / "file").write_text(str(number))
+        if number == 0:
+            reader.start()
+    done.set()
+    reader.join()
+    assert not absent
+
+
+def test_a_file_system_that_cannot_exchange_directories_takes_two_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(artifacts, "_exchange", lambda *_: False)
+    test_a_directory_is_replaced_as_a_whole(tmp_path)
+
+
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path):
+    (tmp_path / ".table.parquet.old.partial").write_text("half")
+    (tmp_path / ".model.old.partial").mkdir()
+    (tmp_path / ".model.old.partial/file").write_text("of another artifact")
+    for age, left in ((ABANDONED - 60, 3), (ABANDONED + 60, 2)):
+        for path in tmp_path.rglob(".*.partial"):
+            os.utime(path, (time.time() - age, time.time() - age))
+        with atomic_path(tmp_path / "table.parquet") as path:
+            path.write_text("whole")
+        assert len(list(tmp_path.iterdir())) == left
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "c/d"]), st.binary(max_size=8), min_size=1))
