@@ -11,6 +11,8 @@ import faiss
 import numpy as np
 import polars as pl
 
+from sbp_assets.storage.artifacts import named_when_full
+
 INDEX_FILE = "index.faiss"
 IDS_FILE = "ids.parquet"
 
@@ -64,8 +66,9 @@ def build_index(vectors: np.ndarray, kind: Literal["flat", "ivf"]) -> faiss.Inde
 
 def write_index(directory: Path, index: faiss.Index, ids: pl.Series) -> None:
     """Write `index` and its row ids into the existing `directory`."""
-    faiss.write_index(index, str(directory / INDEX_FILE))
-    pl.DataFrame({"id": ids}).write_parquet(directory / IDS_FILE)
+    with named_when_full(directory / INDEX_FILE):
+        faiss.write_index(index, str(directory / INDEX_FILE))
+        pl.DataFrame({"id": ids}).write_parquet(directory / IDS_FILE)
 
 
 def self_recall(index: faiss.Index, vectors: np.ndarray, sample: int, seed: int = 0) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import glob
 import hashlib
@@ -18,6 +19,8 @@ from pathlib import Path
 RUN_RECORD = "run.json"
 # Seconds after which an unfinished write is taken for one whose process died: none goes so long without a byte.
 ABANDONED = 24 * 3600
+# Bytes; a disk with less to spare has failed a write for want of room.
+FULL = 2**20
 
 
 @contextmanager
@@ -34,8 +37,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _remove(abandoned)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
     try:
-        yield temporary
-        _sync(temporary)
+        with named_when_full(path):
+            yield temporary
+            _sync(temporary)
         if not path.exists() or (path.is_file() and temporary.is_file()):
             temporary.replace(path)
         elif not _exchange(temporary, path):
@@ -50,6 +54,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def named_when_full(path: Path) -> Iterator[None]:
+    """Say which disk is full where the block, which writes `path`, fails because of that: OSError (ENOSPC).
+
+    Few libraries do: torch then speaks of an unexpected position, numpy of items requested and written.
+    """
+    try:
+        yield
+    except Exception as error:
+        if shutil.disk_usage(path.parent).free < FULL:
+            told = f"{path}: its disk is full ({error}). Free some space there and run this again"
+            raise OSError(errno.ENOSPC, told) from error
+        raise
 
 
 @contextmanager

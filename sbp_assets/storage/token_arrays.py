@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from sbp_assets.storage.artifacts import named_when_full
+
 
 @dataclass(frozen=True)
 class TokenArrays:
@@ -50,7 +52,8 @@ def write_token_arrays(directory: Path, documents: pl.DataFrame, encoded: Iterab
         raise ValueError(f"{len(parts)} token lists for {len(documents)} documents")
     offsets = np.zeros(len(parts) + 1, dtype=np.int64)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
-    np.save(directory / "tokens.npy", np.concatenate(parts) if parts else np.zeros(0, dtype=dtype))
-    np.save(directory / "offsets.npy", offsets)
-    documents.write_parquet(directory / "documents.parquet")
+    with named_when_full(directory / "tokens.npy"):
+        np.save(directory / "tokens.npy", np.concatenate(parts) if parts else np.zeros(0, dtype=dtype))
+        np.save(directory / "offsets.npy", offsets)
+        documents.write_parquet(directory / "documents.parquet")
     return int(offsets[-1])

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sbp_assets.storage.artifacts import named_when_full
+
 logger = logging.getLogger("sbp_assets.synthesis.engine")
 
 POLL_SECONDS = 0.5
@@ -288,7 +290,7 @@ def _generate(requests: list[Request], sampling: Sampling, ledger: Path) -> int:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         engine.add_request(str(number), tokens_input(request.prompt), params)
-    with ledger.open("a", encoding="utf-8") as stream:
+    with named_when_full(ledger), ledger.open("a", encoding="utf-8") as stream:
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if not output.finished:

@@ -31,7 +31,7 @@ import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
 from sbp_assets.experiment import Judge
-from sbp_assets.storage.artifacts import content_version
+from sbp_assets.storage.artifacts import content_version, named_when_full
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, fixed_sample, ids_of, row, texts_of, with_seeds
 from sbp_assets.synthesis.quality import SCHEMA as QUALITY_SCHEMA
@@ -394,7 +394,7 @@ def _read(ledger: Path, wanted: Mapping[str, Any]) -> list[Record]:
 @contextmanager
 def _appending(ledger: Path) -> Iterator[TextIO]:
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    with ledger.open("a+") as stream:
+    with named_when_full(ledger), ledger.open("a+") as stream:
         # After a torn line, begin a new one.
         if stream.tell() and not ledger.read_bytes().endswith(b"\n"):
             stream.write("\n")
