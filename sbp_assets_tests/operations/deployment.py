@@ -316,9 +316,11 @@ class Deployment:
 
         def begun() -> bool:
             with self.instance() as instance:
+                if instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START):
+                    return True
                 run = instance.get_run_by_id(run_id)
                 assert run and run.status.value not in FINISHED, f"run {run_id} ended before its first step"
-                return bool(instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START))
+                return False
 
         wait_for(begun, f"the first step of run {run_id}", every=0.05)
         with self.instance() as instance:
