@@ -1,0 +1,114 @@
+"""The nightly automation, the failure sensor and backfills from the command line: a real daemon on a real instance.
+
+Here every minute is a night.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.execution.backfill import PartitionBackfill
+
+from sbp_assets.nightly import NIGHTLY
+from sbp_assets_tests.operations.deployment import BACKFILL_FINISHED, CHECKOUT, Deployment, wait_for
+
+SIGNATURES = dg.AssetKey(["corpus", "minhash_signatures"])
+BOTH = ["00000", "00001"]
+NIGHTS = {
+    "SBP_DEPLOYMENT__AUTOMATION": "true",
+    "SBP_DEPLOYMENT__NIGHTLY": "'* * * * *'",  # values are YAML, where a bare asterisk means something else
+    "SBP_DEPLOYMENT__NIGHTLY_UNTIL": "null",
+}
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """URL of a server on loopback, and the messages it has received."""
+    received: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/hooks/of-ours", received
+    server.shutdown()
+    server.server_close()
+
+
+def backfills(deployment: Deployment) -> list[PartitionBackfill]:
+    with deployment.instance() as instance:
+        return list(instance.get_backfills())
+
+
+def made(deployment: Deployment) -> set[str]:
+    with deployment.instance() as instance:
+        return instance.get_materialized_partitions(SIGNATURES)
+
+
+def test_nights_fill_in_what_is_missing_and_try_again_what_failed(
+    finished: Path, tmp_path: Path, webhook: tuple[str, list[dict[str, str]]]
+):
+    url, received = webhook
+    with Deployment(tmp_path, {**NIGHTS, "SBP_WEBHOOK_URL": url}, finished) as deployment:
+        before = deployment.versions()
+        with deployment.instance() as instance:
+            earlier = {run.run_id for run in instance.get_runs()}
+            instance.wipe_assets([SIGNATURES])
+        # One of the two shards cannot be made: what it is made from is gone.
+        source, aside = deployment.artifacts / "corpus/raw_documents/00001.parquet", tmp_path / "aside.parquet"
+        shutil.move(source, aside)
+
+        deployment.start_daemon()
+        wait_for(lambda: made(deployment) == {"00000"} and received, "the first night", every=1)
+        message = received[0]
+        assert (message["partition"], message["step"]) == ("00001", "corpus__minhash_signatures")
+        assert "00001.parquet does not exist" in message["error"]
+        assert message["url"].endswith(f"/runs/{message['run_id']}")
+
+        shutil.move(aside, source)
+        wait_for(lambda: made(deployment) == set(BOTH), "a later night", every=1)
+        first, *_ = wait_for(
+            lambda: [one for one in backfills(deployment) if one.status.value in BACKFILL_FINISHED], "the backfill"
+        )
+        assert (first.status.value, first.tags["sbp/command"]) == ("COMPLETED_FAILED", "nightly")
+
+        with deployment.instance() as instance:
+            runs = [run for run in instance.get_runs() if run.run_id not in earlier]
+        # What follows the signatures is made of the same content, so there is no more to do, and no model ever.
+        assert {key for run in runs for key in run.asset_selection or ()} == {SIGNATURES} <= set(NIGHTLY)
+        assert deployment.versions() == before
+        assert url not in deployment.log("daemon.log")
+
+
+def test_a_backfill_from_the_command_line(finished: Path, tmp_path: Path):
+    with Deployment(tmp_path, finished=finished) as deployment:
+        before = deployment.versions()
+        deployment.start_daemon()
+        command = [sys.executable, "-m", "dagster", "job", "backfill", "-w", str(CHECKOUT / "workspace.yaml")]
+        asked = subprocess.run(
+            [*command, "-j", "pair", "--all", "all", "--noprompt"],
+            env=deployment.environ, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert asked.returncode == 0, asked.stderr
+        (backfill,) = backfills(deployment)
+        # A job's backfill is completed when all its runs are queued.
+        assert deployment.wait_backfill(backfill.backfill_id).startswith("COMPLETED")
+        with deployment.instance() as instance:
+            runs = instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill.backfill_id}))
+        ended = {run.tags["dagster/partition"]: deployment.wait_run(run.run_id) for run in runs}
+        assert ended == dict.fromkeys(BOTH, "SUCCESS")
+        assert deployment.versions() == before
