@@ -14,6 +14,7 @@ from sbp_assets.evaluation.comparison import (
     render_markdown,
     render_table,
     share_of_oracle_gain,
+    untrue_values,
     with_samples,
 )
 from sbp_assets.evaluation.suite import SAMPLES_SCHEMA, score_table
@@ -145,6 +146,16 @@ def test_check_goes_red() -> None:
     other_weights = scores([1.0, 2.0]).with_columns(sample_weights=pl.Series([[5, 5]]))
     assert "same examples" in comparison_problems(compare({**same, "sbp": {"0": other_weights}}))[0]
     assert comparison_problems(compare(same).clear())
+
+
+@pytest.mark.parametrize("name", ["baseline", "delta_sbp", "share_of_oracle_gain", "seeds"])
+def test_values_that_the_scores_do_not_give(name: str) -> None:
+    arms = {"baseline": 3.0, "early_stopped": 2.5, "sbp": 2.0, "oracle": 1.5}
+    of = models(**{arm: [scores([value, 2 * value])] for arm, value in arms.items()})
+    table = compare(of)
+    assert not untrue_values(table, of)
+    assert name in untrue_values(table.with_columns(pl.col(name) * -2), of)[0]
+    assert untrue_values(table[1:], of) == ["1 rows, the scores give 2, or others"]
 
 
 def test_a_model_without_scores_is_an_error() -> None:

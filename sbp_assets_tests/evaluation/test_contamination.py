@@ -157,16 +157,29 @@ def test_every_task_has_its_text_and_questions_their_right_answer(tmp_path: Path
     assert texts["sciq"] == "s q d"
     assert texts["winogrande"] == "Ann met Eve and Ann left."
     assert texts["triviaqa"] == "Which metal tin" and texts["webqs"] == "where? Rome"
-    summary, _ = run(evaluated, ("unique", frame(a="nothing alike")))
-    short = uncompared(summary, made)
+    summary, listed = run(evaluated, ("unique", frame(a="nothing alike")))
+    short = uncompared(summary, listed, made)
     assert [problem.split(":")[0] for problem in short] == ["openwebtext2", "mmlu", "webqs"], "of two words or fewer"
     assert short[1] == "mmlu: none of 2 items has enough words to compare: lower contamination.min_words"
     with Progress("test", "documents") as progress:
         summary, _ = compare(evaluated, [], Contamination(min_words=1), progress)
-    assert uncompared(summary, made) == [] == mostly_unjudged(summary)
-    assert uncompared(summary.filter(pl.col("evaluation_set") != "mmlu"), made) == ["mmlu: compared with nothing"]
+    assert uncompared(summary, listed, made) == [] == mostly_unjudged(summary)
+    assert uncompared(summary.filter(pl.col("evaluation_set") != "mmlu"), listed, made) == [
+        "mmlu: compared with nothing"
+    ]
     lacking = run(evaluated.filter(pl.col("item") != "b"), ("unique", frame(a="")))[0]
-    assert uncompared(lacking, made) == ["heldout: 2 items compared of 3", *short]
+    assert uncompared(lacking, listed, made) == ["heldout: 2 items compared of 3", *short]
+
+
+def test_items_that_are_counted_and_not_listed(tmp_path: Path) -> None:
+    write_tasks(tmp_path, HELDOUT_ROWS)
+    evaluated = evaluation_items(tmp_path)
+    with Progress("test", "documents") as progress:
+        text = evaluated["text"][0]
+        summary, listed = compare(evaluated, [("oracle", frame(a=text))], Contamination(min_words=1), progress)
+    assert len(listed) and not uncompared(summary, listed, tmp_path)
+    assert "in oracle" in uncompared(summary, listed[:0], tmp_path)[0]
+    assert "in synthetic" in uncompared(summary, listed.with_columns(corpus=pl.lit("synthetic")), tmp_path)[1]
 
 
 @pytest.mark.parametrize(("long", "said"), [(0, []), (1, ["test: 1 of 4 items have enough words"]), (2, []), (4, [])])
@@ -186,8 +199,8 @@ def test_a_set_of_mostly_short_items_is_named(long: int, said: list[str]) -> Non
 def test_the_check_tells_what_was_not_judged(texts: list[str], passed: bool, severity: str, tmp_path: Path) -> None:
     heldout = pl.DataFrame({"id": [f"d{n}" for n in range(len(texts))], "text": texts})
     write_tasks(tmp_path, heldout)
-    summary, _ = run(evaluation_items(tmp_path), ("unique", frame(a="nothing alike")))
-    result = checks.every_set_is_compared(summary.lazy(), tmp_path)
+    summary, listed = run(evaluation_items(tmp_path), ("unique", frame(a="nothing alike")))
+    result = checks.every_set_is_compared(summary.lazy(), listed.lazy(), tmp_path)
     assert isinstance(result, dg.AssetCheckResult)
     assert (result.passed, result.severity.value) == (passed, severity)
 

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_assets.evaluation import suite
-from sbp_assets.evaluation.suite import score_problems
-from sbp_assets.evaluation.tasks import BENCHMARKS, write_tasks
+from sbp_assets.evaluation.comparison import with_samples
+from sbp_assets.evaluation.suite import score_problems, unscored
+from sbp_assets.evaluation.tasks import BENCHMARKS, Task, Tasks, write_tasks
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
 
@@ -51,7 +52,9 @@ def test_per_token_perplexity_equals_transformers(model_dir: Path, tmp_path: Pat
     assert found["heldout", "bits_per_byte"] == pytest.approx(loss / bytes_ / math.log(2), abs=1e-4)
     assert found["concept_questions", "acc"] in (0, 1)
     assert scores.table["samples"].to_list() == [3] * 5
-    assert not score_problems(scores.table, ["heldout", "concept_questions"])
+    table, made = with_samples(scores.table, scores.samples), Tasks.load(tmp_path / "tasks").tasks
+    assert not score_problems(table, made)
+    assert "heldout nats_per_token is missing" in score_problems(table.filter(pl.col("task") != "heldout"), made)
     again = suite.evaluate(model_dir, tmp_path / "tasks", device="cpu", batch_size=4)
     torch.testing.assert_close(
         torch.tensor(again.table["stderr"].to_list()),
@@ -75,8 +78,9 @@ def test_benchmarks_run_and_bad_ones_are_named(model_dir: Path, tmp_path: Path) 
     assert any("webtext.test.parquet" in note for note in scores.notes)
     assert any("cut on the left" in note for note in scores.notes)
     assert dict(scores.table.select("task", "samples").iter_rows())["mmlu"] == 2
-    problems = score_problems(scores.table, ["heldout", *names])
+    problems = unscored(scores.table, ["heldout", *names])
     assert len(problems) == 2 and all("sciq" in p or "arc_easy" in p for p in problems)
+    assert not score_problems(with_samples(scores.table, scores.samples), Tasks.load(tmp_path / "tasks").tasks)
     assert not list((tmp_path / "tasks").rglob("*.pyc")), "an artifact stays as it was written"
 
 
@@ -127,11 +131,20 @@ def test_standard_errors_resample_documents() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
-    [({"value": math.nan}, "finite"), ({"value": 1.5}, r"\[0, 1\]"), ({"task": "other"}, "acc_task")],
+    [
+        ({"value": math.nan}, "finite"),
+        ({"value": 1.5}, r"\[0, 1\]"),
+        ({"value": 0.75}, "its samples give 0.5"),
+        ({"samples": 3}, "the task has 4"),
+        ({"sample_values": [1.0], "sample_weights": [1]}, "the task has 4"),
+        ({"metric": "acc_norm"}, "arc acc is missing"),
+    ],
 )
 def test_score_problems_go_red(changed: dict[str, object], reason: str) -> None:
-    row = {"task": "acc_task", "metric": "acc", "value": 0.5, "stderr": 0.1, "samples": 3, "higher_is_better": True}
-    table = pl.DataFrame([row], schema=suite.SCORES_SCHEMA)
-    assert not score_problems(table, ["acc_task"])
-    problems = score_problems(pl.DataFrame([{**row, **changed}], schema=suite.SCORES_SCHEMA), ["acc_task"])
+    row = {"task": "arc", "metric": "acc", "value": 0.5, "stderr": 0.1, "samples": 4, "higher_is_better": True,
+           "sample_values": [1.0, 0.0, 1.0, 0.0], "sample_weights": [1] * 4}  # fmt: skip
+    made = [Task("arc", 4, 0, ("acc",), rolling=False)]
+    assert not score_problems(pl.DataFrame([row]), made)
+    problems = score_problems(pl.DataFrame([{**row, **changed}]), made)
     assert problems and re.search(reason, " ".join(problems))
+    assert unscored(pl.DataFrame([row]), ["arc", "sciq"]) == ["sciq was configured but has no score"]

@@ -169,6 +169,32 @@ def test_heldout_sample_does_not_depend_on_sharding() -> None:
     assert len(tasks.sample_heldout({"0": documents.lazy()}, 99)) == 20
 
 
+def test_data_that_are_not_the_tasks_are_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    write(folder, ["arc_easy"], write_benchmarks(tmp_path / "benchmarks"))
+    splits = pl.Series(["heldout", "heldout", "heldout", "unique"])
+    corpus = pl.concat([HELDOUT, HELDOUT[:1].with_columns(id=pl.lit("other"))]).with_columns(split=splits)
+    documents = {"0": corpus[:2].lazy(), "1": corpus[2:].lazy()}
+    sound = {name: rows(folder, f"sbp_{name}.test") for name in ("heldout", "concept_questions", "arc_easy")}
+
+    def problems(name: str, table: pl.DataFrame) -> list[str]:
+        table.write_parquet(folder / "data" / f"sbp_{name}.test.parquet")
+        found = tasks.data_problems(folder, documents, QUESTIONS)
+        sound[name].write_parquet(folder / "data" / f"sbp_{name}.test.parquet")
+        return found
+
+    assert problems("heldout", sound["heldout"]) == []
+    assert problems("heldout", sound["heldout"][1:]) == ["heldout: 2 rows of 3"]
+    leaked = sound["heldout"].with_columns(id=pl.lit("other"))
+    assert problems("heldout", leaked) == ["other: no held-out document of this text"] * 3
+    swapped = sound["heldout"].with_columns(text=pl.col("text").reverse())
+    assert len(problems("heldout", swapped)) == 2
+    assert "questions" in problems("concept_questions", sound["concept_questions"].with_columns(answer=pl.lit(2)))[0]
+    assert problems("arc_easy", sound["arc_easy"].clear()) == [f"arc_easy: 0 rows of {len(sound['arc_easy'])}"]
+    (folder / "data/sbp_heldout.test.parquet").write_bytes(b"cut")
+    assert "cannot be read" in tasks.data_problems(folder, documents, QUESTIONS)[0]
+
+
 def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"corpus\.split\.heldout"):
         tasks.write_tasks(tmp_path, HELDOUT.clear())

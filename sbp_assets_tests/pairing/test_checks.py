@@ -9,9 +9,17 @@ import polars as pl
 import pytest
 
 from sbp_assets.experiment import Pairing
-from sbp_assets.pairing.checks import check_candidates, check_embeddings, check_index, check_pairs
-from sbp_assets.pairing.embed import embeddings_frame, vectors_of
-from sbp_assets.pairing.filter import PAIRS_SCHEMA
+from sbp_assets.pairing.checks import (
+    check_candidates,
+    check_embeddings,
+    check_index,
+    check_origin,
+    check_pairs,
+    check_texts,
+)
+from sbp_assets.pairing.embed import embeddings_frame, load_engine, vectors_of
+from sbp_assets.pairing.filter import PAIRS_SCHEMA, filter_pairs
+from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.pairing.test_search import find, write_shards
 
 Tables = dict[str, pl.DataFrame]
@@ -29,6 +37,16 @@ def test_embeddings(embeddings: Tables) -> None:
     assert not check_embeddings(table[1:], table["id"])[0]
     assert not check_embeddings(table, table["id"][1:])[0]
     assert not check_embeddings(pl.concat([table, table[:1]]), table["id"])[0]
+
+
+def test_vectors_of_other_texts(embeddings: Tables, documents: Tables) -> None:
+    engine, settings = load_engine("all-MiniLM-L6-v2", "bfloat16", "cpu"), Pairing()
+    table, texts = embeddings["00000"], documents["00000"].lazy()
+    passed, metadata = check_texts(table, texts, engine, settings, 16)
+    assert passed and float(metadata["least_cosine"]) > 0.999, metadata
+    assert check_texts(table[:0], texts, engine, settings, 16)[0]
+    passed, metadata = check_texts(table.with_columns(id=pl.col("id").reverse()), texts, engine, settings, 16)
+    assert not passed and metadata["of_another_text"] == metadata["sample"] == 8
 
 
 def test_index(store: Path, embeddings: Tables) -> None:
@@ -62,6 +80,8 @@ def test_candidates(store: Path, embeddings: Tables) -> None:
     assert fault(good.with_columns(similarity=pl.when(row).then(1.5).otherwise("similarity")))[
         "similarities_out_of_range"
     ]
+    assert fault(good.with_columns(similarity=pl.col("similarity").reverse()))["similarities_rising_with_rank"]
+    assert fault(good.with_columns(similarity=pl.col("similarity") - 0.1))["similarities_not_of_the_vectors"]
     far = find(embeddings_frame(queries["id"], -vectors_of(queries)), write_shards(store, embeddings), k)
     assert float(fault(far)["recall_at_5"]) < 0.1
 
@@ -100,3 +120,29 @@ def test_pairs(documents: Tables, row: tuple[object, ...], fault: str) -> None:
         pl.concat([good, pl.DataFrame([row], schema=PAIRS_SCHEMA, orient="row")]), frames, "00000", PAIRING
     )
     assert not passed and metadata[fault]
+
+
+@pytest.mark.parametrize("both_directions", [True, False])
+def test_pairs_that_were_never_found(
+    store: Path, documents: Tables, embeddings: Tables, both_directions: bool
+) -> None:
+    settings = Pairing(min_similarity=0.3, max_shared_shingles=1.0, both_directions=both_directions)
+    paths = write_shards(store, embeddings)
+    candidates = {shard: find(table, paths, 8, shard).lazy() for shard, table in embeddings.items()}
+    texts = {shard: table.lazy() for shard, table in documents.items()}
+    with Progress("test", "pairs") as progress:
+        pairs, _ = filter_pairs(candidates, texts, "00000", settings, progress)
+    assert len(pairs)
+
+    def fault(table: pl.DataFrame) -> dict[str, int | float | str]:
+        passed, metadata = check_origin(table, candidates, texts, "00000", settings)
+        assert passed == (not metadata["no_such_candidate"] and not metadata["other_shared_shingles"])
+        return metadata
+
+    assert fault(pairs) == {**fault(pairs), "no_such_candidate": 0, "other_shared_shingles": 0}
+    assert not fault(pairs[:0])["sample"]
+    other = pairs.select("d2", "d2_shard")[(np.arange(len(pairs)) + len(pairs) // 2) % len(pairs)]
+    assert fault(pairs.with_columns(other))["no_such_candidate"]
+    lower = fault(pairs.with_columns(similarity=pl.col("similarity") - 0.1))
+    assert lower["no_such_candidate"] == lower["sample"] == 100
+    assert fault(pairs.with_columns(shared_shingles=pl.lit(0.5)))["other_shared_shingles"] == 100

@@ -10,7 +10,7 @@ import pytest
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.experiment import ConceptsSource, FilesSource
 from sbp_assets.pairing import assets, checks
-from sbp_assets.pairing.truth import OVERALL, SCHEMA, pair_truth, truth_problems
+from sbp_assets.pairing.truth import OVERALL, SCHEMA, not_above_chance, pair_truth, truth_problems
 from sbp_assets.partitions import EXPERIMENT, SHARDS
 from sbp_assets.storage.io_managers import ParquetIOManager
 
@@ -54,16 +54,23 @@ def test_every_pair_of_a_concept_recalls_all_and_nothing_makes_no_share() -> Non
     table = pair_truth(split, DOCUMENTS, WORLD, cap=8)
     assert table["precision"].to_list() == table["recall"].to_list() == [1, 1, 1]
     assert table["recall_of_attainable"].to_list() == [1, 1, 1]
-    assert not truth_problems(table)
+    assert not truth_problems(table, [FIRST, SECOND]) + not_above_chance(table)
     none = pair_truth({FIRST: pairs(), SECOND: pairs()}, DOCUMENTS, WORLD, cap=8)
     assert none["precision"].to_list() == [None] * 3 and none["recall"].to_list() == [0] * 3
-    assert not truth_problems(none), "no pairs: nothing to judge"
+    assert not truth_problems(none, [FIRST, SECOND]) + not_above_chance(none), "no pairs: nothing to judge"
 
 
 def test_problems_are_found() -> None:
     table = pair_truth({FIRST: pairs(("a", "x")), SECOND: pairs()}, DOCUMENTS, WORLD, cap=8)
-    assert truth_problems(table) == ["precision is not above that of random pairs"]
-    assert "recall" in truth_problems(table.with_columns(recall=pl.lit(1.5)))[0]
+    assert not_above_chance(table) == ["precision is not above that of random pairs"]
+
+    def problem(broken: pl.DataFrame) -> str:
+        return truth_problems(broken, [FIRST, SECOND])[0]
+
+    assert "recall of" in problem(table.with_columns(recall=pl.lit(1.5)))
+    assert "is not that of its counts" in problem(table.with_columns(precision=pl.lit(0.5)))
+    assert "not their sum" in problem(table.with_columns(documents=pl.int_range(pl.len())))
+    assert "rows are of" in problem(table[1:])
 
 
 class Upstream(dg.IOManager):

@@ -9,10 +9,11 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sbp_assets.partitions import EXPERIMENT
-from sbp_assets.pretraining.model_files import model_problems
+from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets_tests.pretraining.conftest import World
 
 MODELS = ("baseline", "sbp", "checkpoint")
@@ -28,7 +29,7 @@ def test_step_succeeds_with_all_its_checks(world: World, step: str) -> None:
     result = world.results[step]
     assert result.success, [str(event.step_failure_data) for event in result.get_step_failure_events()]
     evaluations = result.get_asset_check_evaluations()
-    assert len(evaluations) == {"examples": 1, "checkpoint": 2}.get(step, 3)
+    assert len(evaluations) == {"examples": 1, "checkpoint": 3, "budget": 3}.get(step, 4)
     assert all(evaluation.passed for evaluation in evaluations)
 
 
@@ -69,6 +70,21 @@ def test_an_arm_refuses_a_budget_of_other_tokens(world: World) -> None:
     assert not result.success
     (failure,) = result.get_step_failure_events()
     assert "materialise pretraining/token_budget again" in str(failure.step_failure_data.error)
+
+
+@pytest.mark.parametrize("folder", ["", "best"])
+def test_check_sees_weights_that_are_not_numbers(world: World, tmp_path: Path, folder: str) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(world.made("pretraining/sbp_model", "0"), broken)
+    shutil.copytree(world.made("pretraining/sbp_model", "0"), broken / folder, dirs_exist_ok=True)
+    assert weight_problems(broken) == []
+    weights = load_file(broken / folder / "model.safetensors")
+    weights["model.norm.weight"][3] = float("inf")
+    save_file(weights, broken / folder / "model.safetensors", metadata={"format": "pt"})
+    (problem,) = weight_problems(broken)
+    assert problem == f"tensor model.norm.weight of {Path(folder) / 'model.safetensors'} is not finite"
+    (broken / folder / "model.safetensors").write_bytes(b"cut")
+    assert "does not open" in weight_problems(broken)[0]
 
 
 def test_check_sees_a_broken_model_directory(world: World, tmp_path: Path) -> None:

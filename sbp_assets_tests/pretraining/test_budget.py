@@ -13,6 +13,7 @@ from sbp_assets.experiment import Model, Pretraining
 from sbp_assets.pretraining.budget import (
     ARMS,
     Arm,
+    ArmPlan,
     BudgetError,
     arm_rows,
     budget_problems,
@@ -24,10 +25,11 @@ from sbp_assets.pretraining.budget import (
     plan_arm,
     plan_mismatch,
     repeated_ids,
+    training_problems,
     tuning_cost,
 )
 from sbp_assets.storage.token_arrays import write_token_arrays
-from sbp_assets.training.spec import Source
+from sbp_assets.training.spec import Source, StreamData
 
 CONTEXT = 32
 
@@ -146,6 +148,23 @@ def test_a_model_refuses_another_corpus_than_the_table(tokens: dict[str, Path], 
     assert "429" in str(plan_mismatch(rows, plan_arm("sbp", pretraining(), tokens, more)))
     longer = plan_arm("oracle", pretraining(repetitions=5), tokens, synthetic)
     assert "960 in 15 steps" in str(plan_mismatch(rows, longer))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": [0, 1, 2], "tokens": [0, 64, 128]}, "losses of 2 steps up to step 2"),
+        ({"tokens": [0, 64, 128, 0]}, "0 tokens at step 3"),
+        ({"train_loss": [None, 1.0, None, 1.0]}, "losses of 2 steps up to step 3"),
+        ({"train_loss": [None] * 4}, "losses of 0 steps up to step 0; the budget is 3 steps"),
+    ],
+)
+def test_check_sees_a_model_trained_on_another_budget(change: dict[str, list], said: str) -> None:
+    plan = ArmPlan("sbp", StreamData(repeated=[]), steps=3, tokens=192, unique={}, note="")
+    good = {"step": [0, 1, 2, 3], "tokens": [0, 64, 128, 192], "train_loss": [None, 1.0, 1.0, 1.0]}
+    assert training_problems(pl.DataFrame(good), plan) == []
+    cut = {name: values[: len(change.get("step", good["step"]))] for name, values in {**good, **change}.items()}
+    assert said in training_problems(pl.DataFrame(cut, schema_overrides={"train_loss": pl.Float64}), plan)[0]
 
 
 def test_check_sees_arms_that_differ(tokens: dict[str, Path], tmp_path: Path) -> None:

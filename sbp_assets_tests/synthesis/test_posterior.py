@@ -32,6 +32,7 @@ from sbp_assets.synthesis.posterior import (
     p_above_chance,
     posterior_over_shards,
     posterior_table,
+    table_problems,
 )
 
 WORLD = ConceptWorld(ConceptsSource(documents=400, concepts=40, attributes=6, facts_per_document=2, seed=3))
@@ -145,7 +146,30 @@ def test_of_no_statements_nothing_is_claimed():
         table = posterior_table(shards, WORLD)
         assert table["group"].to_list() == list(DEFINITIONS)
         assert table["statements"].sum() == 0 and table["accuracy"].null_count() == len(table)
-        assert not leak_problems(table) and not copying_problems(table)
+        assert not leak_problems(table) and not copying_problems(table) and not table_problems(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"accuracy": 0.5}, "accuracy of concept: 0.5"),
+        ({"statements": 2}, "accuracy of concept: None"),
+        ({"group": "unheard of"}, "groups are"),
+    ],
+)
+def test_a_table_that_cannot_be(change: dict[str, object], said: str):
+    table = posterior_table([], WORLD).with_columns(**{name: pl.lit(value) for name, value in change.items()})
+    assert said in table_problems(table)[0]
+
+
+def test_groups_are_the_sum_of_their_parts():
+    table = posterior_table([], WORLD)
+    shares = {name: 0.5 for name in ("accuracy", "posterior_sampling", "posterior_mode", "chance")}
+    one = pl.col("group") == "new"
+    more = table.with_columns(statements=pl.when(one).then(3).otherwise("statements"),
+                              **{name: pl.when(one).then(value) for name, value in shares.items()})  # fmt: skip
+    assert table_problems(more) == ["new: 3 statements, its parts have 0"]
+    assert table_problems(table[1:])[0].startswith("groups are restated")
 
 
 def test_bootstrap_agrees_with_the_binomial_and_grows_with_clusters():

@@ -9,7 +9,7 @@ import pytest
 from sbp_assets.experiment import Dedup
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis import verify
-from sbp_assets.synthesis.generate import SCHEMA
+from sbp_assets.synthesis.generate import SCHEMA, sampling_seed
 from sbp_assets.synthesis.quality import expected_rows, quality_rows
 from sbp_assets_tests.synthesis.test_judge import JUDGEMENTS
 
@@ -93,6 +93,25 @@ def test_tokens(tmp_path: Path) -> None:
     assert "not <bos>" in problems(GOOD, arrays("bos", [[*b"xabc", 1], good, good]))[0]
 
 
+def test_rows_of_other_requests() -> None:
+    seeds = pl.Series([sampling_seed("salt", *key) for key in GOOD["seed_id", "rollout"].iter_rows()])
+    good = GOOD.with_columns(sampling_seed=seeds)
+    assert verify.other_requests(good, "salt", "v") == verify.other_requests(NONE, "salt", "v") == []
+    assert (
+        verify.other_requests(good, "pepper", "v") == verify.other_requests(good, "salt", "w") == good["id"].to_list()
+    )
+    assert verify.other_requests(good, "salt", None) == good["id"].to_list()
+    assert verify.other_requests(good.with_columns(rollout=pl.col("rollout") + 1), "salt", "v") == good["id"].to_list()
+
+
+def test_miscounted_texts() -> None:
+    def count(texts: list[str]) -> list[int]:
+        return [len(text) + 2 for text in texts]
+
+    assert verify.miscounted(GOOD, count) == verify.miscounted(NONE, count) == []
+    assert verify.miscounted(GOOD.with_columns(text=pl.lit("abcd")), count) == GOOD["id"].to_list()
+
+
 def test_length_share() -> None:
     assert verify.length_share(GOOD.with_columns(finish_reason=pl.lit("length"))) == 1 > verify.MAX_LENGTH_SHARE
 
@@ -105,6 +124,7 @@ def test_quality(tmp_path: Path) -> None:
     assert verify.quality_problems(table[1:], expected)
     assert verify.quality_problems(table, expected_rows(True, judged=False)), "a row per method"
     assert verify.quality_problems(table.with_columns(value=pl.col("value") + 1.5), expected)
+    assert verify.quality_problems(table.with_columns(flagged=pl.col("scored")), expected), "not flagged / scored"
     unscored = table.with_columns(value=pl.lit(None, dtype=pl.Float64))
     assert verify.quality_problems(unscored, expected), "scored but null"
     assert verify.quality_problems(table.with_columns(value=pl.lit(0.0)), expected), "not scored but zero"
@@ -114,7 +134,9 @@ def test_quality(tmp_path: Path) -> None:
 def test_judgements() -> None:
     judged = JUDGEMENTS.filter(pl.col("verdict").is_not_null())
     assert not verify.judgement_problems(judged)
-    assert verify.judgement_problems(JUDGEMENTS) == ["4 of 5 questions have a verdict; unjudged: 1 timeout"]
+    assert not verify.judgement_problems(JUDGEMENTS)
+    assert not verify.unjudged_problems(judged)
+    assert verify.unjudged_problems(JUDGEMENTS) == ["4 of 5 questions have a verdict; unjudged: 1 timeout"]
     assert verify.judgement_problems(pl.concat([judged, judged[:1]])) == ["non_factual of a"] * 2
     assert verify.judgement_problems(judged.with_columns(unjudged=pl.lit("timeout"))), "a verdict and a reason"
     invented = JUDGEMENTS.with_columns(unjudged=pl.lit(None, dtype=pl.String))

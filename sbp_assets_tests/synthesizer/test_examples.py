@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesizer.examples import (
     ExamplesError,
+    check_contents,
     check_examples,
     format_example,
     format_prompt,
@@ -129,6 +130,27 @@ def test_check_sees_every_broken_rule(tokens: dict[str, Path], tmp_path: Path) -
     assert set(check_examples(changed(id=pl.lit("a->b")), 5, unique, 9, RELATED, EOS)) == {"repeated"}
 
 
+def test_check_sees_examples_of_other_pairs_and_documents(tokens: dict[str, Path], tmp_path: Path) -> None:
+    write_examples(tmp_path / "out", frames(PAIRS), tokens, RELATED, 3, 100)
+    arrays = TokenArrays.load(tmp_path / "out")
+
+    def check(arrays: TokenArrays, pairs: dict[str, list[tuple[str, str, str]]] = PAIRS) -> dict[str, list[str]]:
+        return check_contents(arrays, frames(pairs), tokens, RELATED, 3, shuffled=False)
+
+    def changed(**columns: pl.Expr) -> TokenArrays:
+        return TokenArrays(arrays.tokens, arrays.offsets, arrays.documents.with_columns(**columns))
+
+    assert check(arrays) == {}
+    assert set(check(changed(d2=pl.col("d2").reverse()))) == {"not the pairs", "id", "other tokens"}
+    assert set(check(changed(split=pl.lit("train")))) == {"split"}
+    fewer = {shard: rows[:-1] for shard, rows in PAIRS.items()}
+    assert set(check(arrays, fewer)) == {"not the pairs"}
+    parts = [arrays.tokens[a:b] for a, b in zip(arrays.offsets[:-1], arrays.offsets[1:], strict=True)]
+    shifted = TokenArrays(np.concatenate(parts[1:] + parts[:1]), np.cumsum([0, *map(len, parts[1:] + parts[:1])]),
+                          arrays.documents)  # fmt: skip
+    assert set(check(shifted)) == {"other tokens"}
+
+
 @given(st.integers(0, 100), st.integers(4, 40))
 def test_random_partners_deal_the_same_documents_without_repeats(seed: int, count: int) -> None:
     ring = [f"doc{n}" for n in range(count)]
@@ -154,6 +176,7 @@ def test_random_partners_make_valid_examples_of_the_same_documents(tokens: dict[
         assert sorted(rows["d1"]) == sorted(nearest["d1"]) and sorted(rows["d2"]) == sorted(nearest["d2"])
         arrays = TokenArrays.load(tmp_path / str(seed))
         assert not check_examples(arrays, len(nearest), pl.Series(list("abcd")), 9, RELATED, EOS)
+        assert not check_contents(arrays, pairs, tokens, RELATED, 3, shuffled=True)
     assert any(rows["id"].to_list() != nearest["id"].to_list() for rows in dealt)
 
 

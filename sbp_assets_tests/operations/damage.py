@@ -1,0 +1,357 @@
+"""Ways in which each kind of artifact can be wrong, each with the check that has to see it.
+
+`SBP_PROFILE=tiny python -m sbp_assets_tests.operations.damage` prints the tables of docs/checks.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+Harm = Callable[[Path], None]
+SHARD, OTHER_SHARD, SEED = "00000", "00001", "0"
+# Documents of profile tiny's first shard.
+A_HELDOUT, AN_ORACLE_DOCUMENT, ANOTHER = "concepts-0000114", "concepts-0000000", "concepts-0000002"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with an artifact, which check ("stage/name:check") sees it, and what is then not made of it."""
+
+    what: str
+    artifact: str
+    partition: str | None
+    harm: Harm
+    check: str
+    downstream: str | None
+
+    @property
+    def checked(self) -> str:
+        """The asset that the check is of: the damaged one, or a later one that first sees all shards."""
+        return self.check.split(":")[0]
+
+    def path(self, store: Path) -> Path:
+        whole = store / self.artifact / (self.partition or "")
+        return whole if whole.is_dir() else whole.with_name(f"{whole.name}.parquet")
+
+
+def of(artifact: str, partition: str | None, downstream: str | None, *ways: tuple[str, Harm, str]) -> list[Damage]:
+    """Ways in which one artifact is damaged, as (what, harm, check); a check of the artifact goes by its bare name."""
+    return [
+        Damage(what, artifact, partition, harm, check if ":" in check else f"{artifact}:{check}", downstream)
+        for what, harm, check in ways
+    ]
+
+
+def table(change: Callable[[pl.DataFrame], pl.DataFrame], file: str = "") -> Harm:
+    """Change the rows of a Parquet artifact, or of a Parquet `file` in a directory."""
+
+    def harm(path: Path) -> None:
+        target = path / file if file else path
+        change(pl.read_parquet(target)).write_parquet(target)
+
+    return harm
+
+
+def column(**values: pl.Expr) -> Harm:
+    return table(lambda rows: rows.with_columns(**values))
+
+
+def first(name: str, value: object) -> Harm:
+    """Another value in the first row."""
+    return column(**{name: pl.when(pl.int_range(pl.len()) == 0).then(pl.lit(value)).otherwise(name)})
+
+
+def of_the_other_shard(path: Path) -> None:
+    other = path.with_name(path.name.replace(SHARD, OTHER_SHARD))
+    (shutil.copytree if path.is_dir() else shutil.copy)(
+        other, path, **({"dirs_exist_ok": True} if path.is_dir() else {})
+    )
+
+
+def truncated(file: str) -> Harm:
+    def harm(path: Path) -> None:
+        content = (path / file).read_bytes()
+        (path / file).write_bytes(content[: len(content) // 2])
+
+    return harm
+
+
+def tokens(change: Callable[[list[np.ndarray]], list[np.ndarray]]) -> Harm:
+    """Change the token lists of the documents, the offsets with them."""
+
+    def harm(path: Path) -> None:
+        flat, offsets = np.load(path / "tokens.npy"), np.load(path / "offsets.npy")
+        parts = change(np.split(flat, offsets[1:-1]))
+        np.save(path / "tokens.npy", np.concatenate(parts))
+        np.save(path / "offsets.npy", np.cumsum([0, *map(len, parts)]))
+
+    return harm
+
+
+def fewer_examples(path: Path) -> None:
+    tokens(lambda parts: parts[::2])(path)
+    table(lambda rows: rows.gather_every(2), "documents.parquet")(path)
+
+
+def heldout_text_in_training(rows: pl.DataFrame) -> pl.DataFrame:
+    leaked = rows.filter(pl.col("split") == "heldout")["text"][0]
+    row = pl.int_range(pl.len()).over("split") == 0
+    return rows.with_columns(
+        text=pl.when(row & (pl.col("split") == "oracle")).then(pl.lit(leaked.upper())).otherwise("text")
+    )
+
+
+def vectors(change: Callable[[np.ndarray], np.ndarray]) -> Harm:
+    def rows(found: pl.DataFrame) -> pl.DataFrame:
+        changed = change(found["vector"].to_numpy().copy()).astype(np.float32)
+        return found.with_columns(vector=pl.Series(changed, dtype=found.schema["vector"]))
+
+    return table(rows)
+
+
+def nan_vector(array: np.ndarray) -> np.ndarray:
+    array[3, 7] = np.nan
+    return array
+
+
+def index_of_other_embeddings(path: Path) -> None:
+    import faiss
+
+    index = faiss.read_index(str(path / "index.faiss"))
+    other = np.random.default_rng(0).normal(size=(index.ntotal, index.d)).astype(np.float32)
+    faiss.normalize_L2(other)
+    index.reset()
+    index.train(other)
+    index.add(other)
+    faiss.write_index(index, str(path / "index.faiss"))
+
+
+def lower_case(path: Path) -> None:
+    raw = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps(raw | {"normalizer": {"type": "Lowercase"}}))
+
+
+def nan_weight(path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(path / "model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name] = np.full_like(weights[name], np.nan)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def half_the_steps(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(pl.col("step") <= rows["step"].max() // 2)  # type: ignore[operator]
+
+
+def a_row_of_nulls(rows: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([rows, pl.DataFrame([dict.fromkeys(rows.columns)], schema=rows.schema)])
+
+
+def duplicate(rows: pl.DataFrame, kind: str, kept: str) -> pl.DataFrame:
+    row = {"id": ANOTHER, "shard": 0, "kept_id": kept, "kept_shard": 0, "jaccard": 0.9, "kind": kind}
+    return pl.concat([rows, pl.DataFrame([row], schema=rows.schema)])
+
+
+def shuffled_pairs(rows: pl.DataFrame) -> pl.DataFrame:
+    """Other partners, each from its own shard, none of them d1 itself."""
+    sides = ["d2", "d2_shard"]
+    other = rows.select(sides)[(np.arange(len(rows)) + len(rows) // 2) % len(rows)]
+    return rows.with_columns(other).filter(pl.col("d1") != pl.col("d2")).unique(["d1", "d2"], maintain_order=True)
+
+
+def did_not_learn(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(train_loss=pl.col("train_loss").reverse(), heldout_loss=pl.col("heldout_loss").reverse())
+
+
+def script(path: Path) -> None:
+    page = path / "index.html"
+    page.write_text(page.read_text().replace("</body>", "<script>alert(1)</script></body>"))
+
+
+def questions(change: Callable[[pl.DataFrame], pl.DataFrame]) -> Harm:
+    return table(change, "data/sbp_concept_questions.test.parquet")
+
+
+def shifted(name: str) -> pl.Expr:
+    """The column's values moved down a row, the last one to the top."""
+    return pl.col(name).gather((pl.int_range(pl.len()) - 1) % pl.len())
+
+
+def where(condition: pl.Expr, name: str, value: object) -> Harm:
+    """Another value of a column in the rows that meet the condition."""
+    return column(**{name: pl.when(condition).then(value).otherwise(name)})
+
+
+def without(condition: pl.Expr) -> Harm:
+    return table(lambda rows: rows.filter(~condition))
+
+
+dropped = table(lambda rows: rows.filter(pl.int_range(pl.len()) % 7 != 3))
+
+
+def a_leak(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(contained=pl.col("judged"), contained_share=pl.lit(1.0))
+
+
+DAMAGES = [
+    *of("corpus/source_manifest", None, "corpus/raw_documents",
+        ("a file is missing", table(lambda rows: rows[1:]), "files_dealt"),
+        ("files stand in other shards", column(shard=pl.col("shard").reverse()), "files_dealt")),
+    *of("corpus/raw_documents", SHARD, "corpus/minhash_signatures",
+        ("rows dropped", dropped, "rows_accounted_for"),
+        ("an id twice", column(id=pl.col("id").gather((pl.int_range(pl.len()) - 1).clip(0))),
+         "raw_documents_are_usable"),
+        ("blank texts", first("text", " "), "raw_documents_are_usable"),
+        ("the documents of another shard", of_the_other_shard, "raw_documents_are_usable")),
+    *of("corpus/rejected_rows", SHARD, "corpus/minhash_signatures",
+        ("a row that was never read", table(a_row_of_nulls), "corpus/raw_documents:rows_accounted_for")),
+    *of("corpus/minhash_signatures", SHARD, "corpus/duplicates",
+        ("rows dropped", dropped, "signatures_are_of_the_documents"),
+        ("signatures of other texts", column(text_sha256=shifted("text_sha256")), "signatures_are_of_the_documents")),
+    *of("corpus/duplicates", None, "corpus/documents",
+        ("what is kept does not exist", table(lambda rows: duplicate(rows, "near", "nowhere")), "kept_documents_exist"),
+        ("a document that repeats nothing", table(lambda rows: duplicate(rows, "near", AN_ORACLE_DOCUMENT)),
+         "duplicates_are_true_and_all")),
+    *of("corpus/documents", SHARD, "corpus/tokens",
+        ("rows dropped", dropped, "documents_reconcile"),
+        ("ids swapped", column(text=shifted("text")), "documents_reconcile"),
+        ("held-out documents in D", where(pl.col("split") == "heldout", "split", pl.lit("unique")),
+         "documents_reconcile"),
+        ("a held-out text in a training document", table(heldout_text_in_training),
+         "corpus/tokenizer:heldout_not_in_training")),
+    *of("corpus/tokenizer", None, "corpus/tokens",
+        ("it changes what it encodes", lower_case, "tokenizer_round_trip")),
+    *of("corpus/tokens", SHARD, "synthesizer/tuning_examples",
+        ("doubled tokens", tokens(lambda parts: [np.tile(part, 2) for part in parts]), "tokens_complete"),
+        ("a truncated file", truncated("tokens.npy"), "tokens_complete"),
+        ("tokens of other documents", tokens(lambda parts: parts[1:] + parts[:1]), "tokens_decode")),
+    *of("pairing/embeddings", SHARD, "pairing/ann_index",
+        ("NaN in a vector", vectors(nan_vector), "embeddings_are_unit_vectors_of_d"),
+        ("rows dropped", dropped, "embeddings_are_unit_vectors_of_d"),
+        ("ids swapped", column(id=shifted("id")), "vectors_are_of_their_texts")),
+    *of("pairing/ann_index", SHARD, "pairing/neighbor_candidates",
+        ("an index of other embeddings", index_of_other_embeddings, "index_finds_its_own"),
+        ("the index of another shard", of_the_other_shard, "index_finds_its_own")),
+    *of("pairing/neighbor_candidates", SHARD, "pairing/neighbor_pairs",
+        ("rows dropped", dropped, "candidates_are_the_nearest"),
+        ("neighbours shuffled", column(neighbor_id=pl.col("neighbor_id").reverse()), "candidates_are_the_nearest"),
+        ("similarities shuffled", column(similarity=pl.col("similarity").reverse()), "candidates_are_the_nearest")),
+    *of("pairing/neighbor_pairs", SHARD, "synthesizer/tuning_examples",
+        ("pairs shuffled", table(shuffled_pairs), "pairs_were_found"),
+        ("a held-out d2", first("d2", A_HELDOUT), "pairs_are_related_and_distinct"),
+        ("a pair twice", table(lambda rows: pl.concat([rows, rows[:1]])), "pairs_are_related_and_distinct")),
+    *of("pairing/pair_truth", None, "evaluation/report",
+        ("a share that its counts do not give", first("precision", 0.99), "pairs_beat_chance")),
+    *of("synthesizer/tuning_examples", None, "synthesizer/checkpoint",
+        ("examples dropped", fewer_examples, "examples_are_well_formed"),
+        ("examples of other pairs", table(lambda rows: rows.with_columns(d2=shifted("d2")), "documents.parquet"),
+         "examples_are_well_formed"),
+        ("tokens of other examples", tokens(lambda parts: parts[1:] + parts[:1]), "examples_are_well_formed")),
+    *of("synthesizer/checkpoint", None, "synthesis/synthetic_documents",
+        ("a truncated checkpoint", truncated("model.safetensors"), "synthesizer_loads"),
+        ("NaN in the weights", nan_weight, "weights_are_finite"),
+        ("it did not learn", table(did_not_learn, "metrics.parquet"), "conditional_loss_falls")),
+    *of("pretraining/baseline_model", SEED, "evaluation/training_dynamics",
+        ("a truncated checkpoint", truncated("model.safetensors"), "model_loads"),
+        ("NaN in the losses", table(lambda rows: rows.with_columns(heldout_loss=float("nan")), "metrics.parquet"),
+         "loss_falls")),
+    *of("pretraining/oracle_model", SEED, "evaluation/training_dynamics",
+        ("NaN in the weights", nan_weight, "weights_are_finite")),
+    *of("pretraining/sbp_model", SEED, "evaluation/training_dynamics",
+        ("an arm with half the budget", table(half_the_steps, "metrics.parquet"), "budget_is_met")),
+    *of("synthesis/synthetic_documents", SHARD, "synthesis/synthetic_tokens",
+        ("rows dropped", table(lambda rows: rows.gather_every(2)), "rollouts_are_contiguous"),
+        ("the end is missing", table(lambda rows: rows[:-3]), "budget_is_met"),
+        ("texts swapped", column(text=shifted("text")), "rows_are_of_their_requests"),
+        ("blank texts", first("text", ""), "rows_are_valid"),
+        ("a held-out seed document", first("seed_id", A_HELDOUT), "ids_and_seeds"),
+        ("of another synthesizer", column(synthesizer_version=pl.lit("another")), "rows_are_of_their_requests")),
+    *of("synthesis/synthetic_tokens", SHARD, "pretraining/token_budget",
+        ("doubled tokens", tokens(lambda parts: [np.tile(part, 2) for part in parts]), "tokens_reconcile"),
+        ("documents dropped", fewer_examples, "tokens_reconcile")),
+    *of("synthesis/synthetic_tokens", SHARD, "pretraining/sbp_model",
+        ("held-out leakage", table(lambda rows: rows.with_columns(seed_id=pl.lit(A_HELDOUT)),
+                                   "documents.parquet"), "pretraining/token_budget:heldout_is_unseen")),
+    *of("synthesis/quality", SHARD, "synthesis/quality_table",
+        ("rows dropped", dropped, "quality_is_valid"),
+        ("a value that its counts do not give", first("value", 0.7), "quality_is_valid")),
+    *of("synthesis/judgements", None, "synthesis/quality_table",
+        ("verdicts without a judge", table(a_row_of_nulls), "judgements_are_valid")),
+    *of("synthesis/quality_table", None, "evaluation/report",
+        ("a value that its counts do not give", first("value", 0.7), "quality_table_is_valid")),
+    *of("synthesis/posterior_predictive", None, "evaluation/report",
+        ("rows dropped", dropped, "posterior_table_is_valid")),
+    *of("pretraining/token_budget", None, "pretraining/sbp_model",
+        ("an arm with another budget", where(pl.col("arm") == "sbp", "tokens_read", pl.col("tokens_read") // 2),
+         "arms_are_matched"),
+        ("syntheses read twice", where(pl.col("source") == "synthetic", "most_reads", 2),
+         "synthetic_documents_are_read_once")),
+    *of("evaluation/tasks", None, "evaluation/contamination",
+        ("questions dropped", questions(lambda rows: rows[1:]), "tasks_hold_their_data"),
+        ("answers shuffled", questions(lambda rows: rows.with_columns(answer=3 - pl.col("answer"))),
+         "tasks_hold_their_data"),
+        ("training documents among the held-out ones", table(
+            lambda rows: rows.with_columns(id=pl.lit(AN_ORACLE_DOCUMENT)), "data/sbp_heldout.test.parquet"),
+         "tasks_hold_their_data")),
+    *of("evaluation/sbp_scores", SEED, "evaluation/comparison",
+        ("a task is missing", without(pl.col("task") == "heldout"), "complete_and_possible"),
+        ("a metric is missing", without(pl.col("metric") == "acc"), "complete_and_possible"),
+        ("a value that its samples do not give", where(pl.col("task") == "heldout", "value", pl.col("value") / 2),
+         "complete_and_possible")),
+    *of("evaluation/comparison", None, "evaluation/report",
+        ("a gain with the other sign", column(delta_sbp=-pl.col("delta_sbp")), "values_are_of_the_scores"),
+        ("rows dropped", dropped, "values_are_of_the_scores")),
+    *of("evaluation/training_dynamics", None, "evaluation/report",
+        ("a curve ends early", without((pl.col("arm") == "sbp") & (pl.col("tokens") > 40_000)),
+         "curves_span_the_same_tokens")),
+    *of("evaluation/contamination", None, "evaluation/report",
+        ("an evaluation set is missing", without(pl.col("evaluation_set") == "heldout"), "every_set_is_compared")),
+    *of("evaluation/contaminated_items", None, "evaluation/report",
+        ("rows dropped", dropped, "evaluation/contamination:every_set_is_compared")),
+    *of("evaluation/contamination", None, None,
+        ("held-out documents are in the training text", table(a_leak), "evaluation_is_not_in_training")),
+    *of("evaluation/contaminated_items", None, None,
+        ("other documents", column(document=shifted("document")), "documents_hold_the_ngrams")),
+    *of("evaluation/report", None, None, ("a script in the page", script, "page_is_self_contained")),
+]  # fmt: skip
+
+
+def table_of_checks() -> str:
+    """Every check of the active profile, in the order of the data flow."""
+    from sbp_assets.definitions import defs
+    from sbp_assets.storage.checks import NAME
+
+    graph = defs.resolve_asset_graph()
+    checks = [graph.get(key) for key in graph.asset_check_keys]
+    order = {key: place for place, key in enumerate(graph.toposorted_asset_keys)}
+    lines = ["| artifact | check | what it guards | blocks |", "|---|---|---|---|"]
+    every = next(check for check in checks if check.key.name == NAME)
+    lines.append(f"| every one | `{NAME}` | {every.description} | yes |")
+    for check in sorted(checks, key=lambda check: (order[check.key.asset_key], not check.blocking, check.key.name)):
+        if check.key.name != NAME:
+            blocks = "yes" if check.blocking else "no"
+            artifact = check.key.asset_key.to_user_string()
+            lines.append(f"| `{artifact}` | `{check.key.name}` | {check.description} | {blocks} |")
+    return "\n".join(lines)
+
+
+def table_of_damage() -> str:
+    """Every damage, the check that sees it, and what is then not made."""
+    lines = ["| artifact | damage | check that goes red | not made |", "|---|---|---|---|"]
+    for damage in DAMAGES:
+        of_own = damage.checked == damage.artifact
+        check = damage.check.split(":")[1] if of_own else damage.check
+        lines.append(f"| `{damage.artifact}` | {damage.what} | `{check}` | {damage.downstream or 'nothing follows'} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table_of_checks(), table_of_damage(), sep="\n\n")

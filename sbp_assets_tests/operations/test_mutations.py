@@ -1,0 +1,128 @@
+"""Every kind of artifact is damaged in turn: a check, by name, goes red, and what follows is not made.
+
+The project's own definitions run on a copy of a finished store, real checks and real assets. A damaged artifact is what
+a broken asset would have left: it lies in the store when the run starts in which its checks and an asset that reads it
+are to be done.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from sbp_assets.definitions import defs
+from sbp_assets.partitions import DEPLOYMENT
+from sbp_assets.storage.checks import NAME as STORED
+from sbp_assets_tests.operations.damage import DAMAGES, SHARD, Damage
+from sbp_assets_tests.operations.deployment import Deployment
+
+GRAPH = defs.resolve_asset_graph()
+ASSETS = {key.to_user_string() for key in GRAPH.get_all_asset_keys()}
+
+
+@contextmanager
+def placed(finished: Path, home: Path) -> Iterator[Deployment]:
+    """A copy of the finished store where this process' settings look for it."""
+    with Deployment(home, finished=finished) as copy:
+        store = Path(DEPLOYMENT.data_dir)
+        store.parent.mkdir(parents=True, exist_ok=True)
+        store.symlink_to(copy.artifacts)
+        yield copy
+        store.unlink()
+
+
+@pytest.fixture(scope="module")
+def deployment(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with placed(finished, tmp_path_factory.mktemp("mutations")) as copy:
+        yield copy
+
+
+@pytest.fixture(scope="module")
+def instance(deployment: Deployment) -> Iterator[dg.DagsterInstance]:
+    with deployment.instance() as opened:
+        yield opened
+
+
+def run(
+    instance: dg.DagsterInstance, checked: str, downstream: str | None, partition: str | None
+) -> dg.ExecuteInProcessResult:
+    """One run of the checks of `checked` and of the asset `downstream`, in which nothing else is made."""
+    key, wanted = dg.AssetKey(checked.split("/")), dg.AssetKey((downstream or "").split("/"))
+    # The content version is not the matter here: a broken asset records that of what it broke.
+    checks = {check for check in GRAPH.asset_check_keys if check.asset_key == key and check.name != STORED}
+    together = GRAPH.get(wanted).execution_set_asset_keys if downstream else set()
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(
+        asset_selection=together or None, asset_check_selection=checks
+    )
+    # As a tag: what is asked for here spans several partitionings, which a job's own partition key may not.
+    tags = {"dagster/partition": partition or SHARD}
+    return job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+
+
+def red(result: dg.ExecuteInProcessResult) -> set[str]:
+    """Names of checks that failed as errors, or could not so much as read what they look at."""
+    evaluations = result.get_asset_check_evaluations()
+    failed = {e.check_name for e in evaluations if not e.passed and e.severity == dg.AssetCheckSeverity.ERROR}
+    broken = {event.step_key for event in result.get_step_failure_events()}
+    names = {GRAPH.assets_def_for_key(key).node_def.name: key.name for key in GRAPH.asset_check_keys}
+    return failed | {names[step] for step in broken if step in names}
+
+
+def planned(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> set[str]:
+    records = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    return {r.dagster_event.asset_key.to_user_string() for r in records if r.dagster_event}
+
+
+def made(result: dg.ExecuteInProcessResult) -> set[str]:
+    return {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
+
+
+def test_every_kind_of_artifact_is_damaged():
+    without_own_store = {"pretraining/baseline_model", "pretraining/oracle_model", "pretraining/sbp_model"}
+    scores = {f"evaluation/{name}_scores" for name in ("baseline", "early_stopped", "oracle")}
+    damaged = {damage.artifact for damage in DAMAGES}
+    assert damaged >= ASSETS - scores
+    assert damaged >= without_own_store
+
+
+@pytest.mark.parametrize("checked", sorted({damage.checked for damage in DAMAGES}))
+def test_undamaged_artifacts_pass(instance: dg.DagsterInstance, checked: str):
+    result = run(instance, checked, None, next(d.partition for d in DAMAGES if d.checked == checked))
+    assert not red(result)
+
+
+CHEAP = {"corpus/minhash_signatures", "corpus/documents", "corpus/tokens", "pairing/ann_index",
+         "pairing/neighbor_pairs", "synthesizer/tuning_examples", "synthesis/synthetic_tokens",
+         "pretraining/token_budget", "evaluation/comparison"}  # fmt: skip
+
+
+@pytest.mark.parametrize("downstream", sorted(CHEAP))
+def test_what_follows_an_undamaged_artifact_is_made(instance: dg.DagsterInstance, downstream: str):
+    damage = next(d for d in DAMAGES if d.downstream == downstream)
+    result = run(instance, damage.checked, downstream, damage.partition)
+    assert result.success
+    assert made(result) == {downstream}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: f"{d.artifact}: {d.what}".replace("/", "."))
+def test_damage_goes_red_and_stops_what_follows(
+    instance: dg.DagsterInstance, deployment: Deployment, tmp_path: Path, damage: Damage
+):
+    path = damage.path(deployment.artifacts)
+    sound = tmp_path / path.name
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, sound)
+    try:
+        damage.harm(path)
+        result = run(instance, damage.checked, damage.downstream, damage.partition)
+    finally:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        sound.rename(path)
+    assert damage.check.split(":")[1] in red(result)
+    if damage.downstream:
+        assert damage.downstream in planned(instance, result)
+    assert not made(result)

@@ -1,0 +1,104 @@
+"""What happens to an artifact after it was made: it is found, nothing is made of it, and `sbp run` makes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from sbp_assets.automation import PIPELINE
+from sbp_assets.definitions import RESOURCES, defs
+from sbp_assets.nightly import NIGHTLY
+from sbp_assets.run import PipelineError, pending_partitions, run_pipeline, verify
+from sbp_assets_tests.operations.damage import SHARD, shuffled_pairs
+from sbp_assets_tests.operations.deployment import Deployment
+from sbp_assets_tests.operations.test_mutations import placed
+
+STEPS = {step.name: step for step in PIPELINE}
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def deployment(finished: Path, tmp_path: Path) -> Iterator[Deployment]:
+    with placed(finished, tmp_path) as copy:
+        yield copy
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def tonight(instance: dg.DagsterInstance) -> set[str]:
+    """What the nightly automation requests just after its tick."""
+    evaluated = None
+    for now in (NOON, NOON + timedelta(hours=14, minutes=1)):
+        evaluated = dg.evaluate_automation_conditions(
+            defs,
+            instance,
+            asset_selection=dg.AssetSelection.assets(*NIGHTLY),
+            evaluation_time=now,
+            cursor=evaluated.cursor if evaluated else None,
+        )
+    assert evaluated
+    return {r.key.to_user_string() for r in evaluated.results if evaluated.get_requested_partitions(r.key)}
+
+
+def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment):
+    before = deployment.versions()
+    sound = deployment.sbp("verify", "pair", "pretrain_baseline", "train_tokenizer")
+    assert "0 damaged" in sound.stdout
+    pairs = deployment.artifacts / f"pairing/neighbor_pairs/{SHARD}.parquet"
+    flip_a_bit(pairs)
+    # Still finite weights of the right shapes: only their bytes tell.
+    flip_a_bit(deployment.artifacts / "pretraining/baseline_model/0/model.safetensors")
+    found = deployment.sbp("verify", "pair", "pretrain_baseline", "train_tokenizer", check=False)
+    assert found.returncode == 1
+    lines = found.stdout.splitlines()
+    assert any(line.startswith(f"pair {SHARD}: ") and "neighbor_pairs:stored_as_made" in line for line in lines)
+    assert "pretrain_baseline 0: pretraining/baseline_model:stored_as_made" in lines
+    assert lines[-1].startswith("4 partitions looked at, 2 damaged")
+    with deployment.instance() as instance:
+        assert tonight(instance) == {"pairing/neighbor_pairs"}
+        made = len(instance.get_run_ids())
+        states = run_pipeline(defs, instance, {}, until="format_examples")
+        done = {state.step.name: state.finished for state in states if state.status == "done"}
+        assert done == {"pair": len(defs.resolve_asset_graph().get(STEPS["pair"].keys[0]).partitions_def)}  # type: ignore
+        assert len(instance.get_run_ids()) == made + 1, "one shard, and nothing that follows"
+        assert not verify(defs, instance, STEPS["pair"], SHARD)
+        assert pending_partitions(defs, instance, STEPS["pretrain_baseline"]) == ["0"], "trained again when asked for"
+    after = deployment.versions()
+    del before["pretraining/baseline_model/0"], after["pretraining/baseline_model/0"]
+    assert after == before
+
+
+def test_a_lost_artifact_is_found(deployment: Deployment):
+    (deployment.artifacts / f"corpus/documents/{SHARD}.parquet").unlink()
+    with deployment.instance() as instance:
+        assert "corpus/documents:stored_as_made" in verify(defs, instance, STEPS["split"], SHARD)
+        assert pending_partitions(defs, instance, STEPS["split"]) == [SHARD]
+        assert "corpus/documents" in tonight(instance)
+        assert "corpus/tokens" not in tonight(instance)
+
+
+def test_a_step_that_writes_damage_stops_the_run(deployment: Deployment, monkeypatch: pytest.MonkeyPatch):
+    manager = RESOURCES["parquet"]
+    sound = manager.write  # type: ignore[union-attr]
+
+    def damaged(obj: Any, path: Path) -> None:
+        sound(shuffled_pairs(obj) if "neighbor_pairs" in str(path) else obj, path)
+
+    (deployment.artifacts / f"pairing/neighbor_pairs/{SHARD}.parquet").unlink()
+    with deployment.instance() as instance:
+        assert verify(defs, instance, STEPS["pair"], SHARD)
+        runs = instance.get_run_ids()
+        monkeypatch.setattr(manager, "write", damaged)
+        with pytest.raises(PipelineError, match="pairs_were_found"):
+            run_pipeline(defs, instance, {})
+        assert len(instance.get_run_ids()) == len(runs) + 1, "no later step has begun"
+        assert "synthesizer/tuning_examples" not in tonight(instance)
