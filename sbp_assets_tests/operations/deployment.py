@@ -127,6 +127,8 @@ class Deployment:
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "DAGSTER_DISABLE_TELEMETRY": "1",
+            # A run that takes longer to start is taken for failed: on a busy machine Dagster's 60 s are soon over.
+            "DAGSTER_GRPC_TIMEOUT_SECONDS": str(int(PATIENCE)),
             "DAGSTER_HOME": str(CHECKOUT),
             "SBP_INSTANCE_DIR": str(self.home / FOLDERS["instance_dir"]),
             **self.overrides,
