@@ -258,7 +258,9 @@ def _quantiles(values: pl.Series, name: str) -> dict[str, float]:
     if values.is_empty():
         return {}
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
-    return {f"{name}_p{round(100 * share)}": float(values.quantile(share, "nearest") or 0) for share in shares}
+    return {
+        f"{name}_p{round(100 * share)}": round(float(values.quantile(share, "nearest") or 0), 4) for share in shares
+    }
 
 
 def _funnel(counts: dict[str, int]) -> str:

@@ -31,9 +31,11 @@ def escape(text: str, max_chars: int = 300) -> str:
 
 
 def table_preview(rows: pl.DataFrame, max_chars: int = 300) -> str:
-    """Markdown table of `rows` (take a head or a sample first); text cells are escaped and cut."""
+    """Markdown table of `rows` (take a head or a sample first); text cells are escaped and cut, nulls left empty."""
 
     def cell(value: Any) -> str:
+        if value is None:
+            return ""
         if isinstance(value, float):
             return f"{value:.4g}"
         return escape(str(value), max_chars)

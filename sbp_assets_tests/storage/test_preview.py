@@ -32,3 +32,7 @@ def test_a_row_is_a_line():
     preview = table_preview(pl.DataFrame({"text": ["two\nlines | and a bar"], "value": [0.123456]}))
     assert len(preview.splitlines()) == 3
     assert preview.endswith("| 0.1235 |")
+
+
+def test_a_null_is_an_empty_cell():
+    assert table_preview(pl.DataFrame({"loss": [None, 1.5]})).splitlines()[2:] == ["|  |", "| 1.5 |"]
