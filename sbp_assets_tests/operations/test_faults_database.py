@@ -1,0 +1,43 @@
+"""The database that goes away under a daemon, a webserver and a run, and comes back."""
+
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+
+from sbp_assets_tests.operations.deployment import FOLDERS, Deployment, wait_for
+from sbp_assets_tests.operations.faults import VICTIMS, forget, in_the_midst, retry_of
+from sbp_assets_tests.operations.servers import PostgresServer
+
+# Long enough that nothing only waits until it is over: Dagster tries to connect for a second.
+AWAY_SECONDS = 15
+
+
+def test_a_database_that_goes_away_and_comes_back(postgres: PostgresServer, finished: Path, tmp_path: Path):
+    for folder in (FOLDERS["data_dir"], FOLDERS["work_dir"]):
+        shutil.copytree(finished / folder, tmp_path / folder)
+    overrides = {"SBP_POSTGRES_URL": postgres.url, "SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.0001"}
+    with Deployment(tmp_path, overrides) as deployment:
+        undisturbed = deployment.versions()
+        daemon, webserver = deployment.start_daemon(), deployment.start_webserver()
+        victim = VICTIMS["pretraining"]
+        forget(deployment, victim)
+        run_id = deployment.launch(victim.job, victim.partition)
+        process = in_the_midst(deployment, victim, run_id)
+        tree = [process, *process.children(recursive=True)]
+        postgres.stop("immediate")
+        gone_at = time.monotonic()
+        # The run cannot record what it has done, and ends.
+        _, survivors = psutil.wait_procs(tree, timeout=300)
+        assert survivors == []
+        time.sleep(max(0.0, AWAY_SECONDS - (time.monotonic() - gone_at)))
+        postgres.start()
+
+        assert deployment.wait_run(run_id) == "FAILURE"
+        assert deployment.wait_run(retry_of(deployment, run_id)) == "SUCCESS"
+        assert deployment.versions() == undisturbed
+        wait_for(lambda: not deployment.slot_holders(), "the slots to be free")
+        assert daemon.poll() is None and webserver.poll() is None
+        assert deployment.wait_run(deployment.launch("tokenise", "00000")) == "SUCCESS"
+        assert deployment.versions() == undisturbed
