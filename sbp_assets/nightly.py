@@ -8,7 +8,7 @@ is made once. A request disarms: what fails is tried again at the next tick and 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import dagster as dg
@@ -137,7 +137,7 @@ class Unsettled(dg.AutomationCondition[dg.AssetKey]):
 def condition(nightly: Literal["missing", "stale"], deployment: Deployment) -> dg.AutomationCondition:
     """When a partition of an asset is requested by the nightly automation."""
     when = dg.AutomationCondition
-    night = when.cron_tick_passed(deployment.nightly, deployment.timezone)
+    night: Any = when.cron_tick_passed(deployment.nightly, deployment.timezone)
     armed: dg.AutomationCondition = night.since_last_handled().with_label("armed_this_night")
     if deployment.nightly_until:
         end = when.cron_tick_passed(deployment.nightly_until, deployment.timezone)

@@ -8,8 +8,10 @@ which a partition reads only its own rows (`sbp_assets.storage.row_versions`).
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
@@ -33,6 +35,12 @@ MATERIALIZED = dg.DagsterEventType.ASSET_MATERIALIZATION
 EVENTS_PER_QUERY = 500
 
 Partition = str | None  # None: the whole of an unpartitioned asset
+
+# Provenance by instance and asset, then partition, with the event that told it. Events never change and reading them is
+# most of the work, so a process that asks again and again, as a sensor's does, reads each once.
+_PROVENANCE: defaultdict[tuple[str, dg.AssetKey], dict[Partition, tuple[int, DataProvenance | None]]] = defaultdict(
+    dict
+)
 
 
 class Staleness:
@@ -191,10 +199,14 @@ class _Made:
     @cached_property
     def provenance(self) -> dict[Partition, DataProvenance | None]:
         """How each partition was made: code version and inputs."""
-        return {
-            record.partition_key: extract_data_provenance_from_entry(record.event_log_entry)
-            for record in self._events(self.storage_ids.values())
-        }
+        storage: Any = (
+            self._instance.run_storage
+        )  # SQL, as all of Dagster's are: that of an instance has an id of its own
+        known = _PROVENANCE[storage.get_run_storage_id(), self._key]
+        unread = [event for partition, event in self.storage_ids.items() if known.get(partition, (0, None))[0] != event]
+        for record in self._events(unread):
+            known[record.partition_key] = record.storage_id, extract_data_provenance_from_entry(record.event_log_entry)
+        return {partition: known[partition][1] for partition in self.storage_ids if partition in known}
 
     def all_partitions(self, definition: dg.PartitionsDefinition) -> tuple[str, ...]:
         self._all = self._all or tuple(sorted(definition.get_partition_keys()))
