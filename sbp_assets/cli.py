@@ -62,6 +62,7 @@ def run(
     started = time.monotonic()
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars would tear the display
     import dagster as dg
+    from sqlalchemy.exc import DBAPIError
 
     from sbp_assets.automation import PIPELINE
     from sbp_assets.definitions import defs
@@ -80,6 +81,12 @@ def run(
             states = run_pipeline(defs, instance, {"embed": release, "synthesise": shutdown}, until, refresh)
         except RuntimeError as error:
             typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(1) from None
+        except DBAPIError as error:  # the server is away, or the disk of the database's file is full
+            told = (
+                f"Dagster's records cannot be kept: {str(error.orig).strip()}. Mend that and run the same command again"
+            )
+            typer.secho(f"{told}: what was made is kept.", fg="red", err=True)
             raise typer.Exit(1) from None
         finally:
             shutdown()
