@@ -20,8 +20,8 @@ def main(profile: str) -> None:
         os.environ["SBP_PROFILE"] = profile
         for name in ("data_dir", "work_dir", "instance_dir"):
             os.environ[f"SBP_DEPLOYMENT__{name.upper()}"] = f"{folder}/{name}"
-        from sbp_assets.instance import dagster_environment
         from sbp_assets.experiment import load_settings
+        from sbp_assets.instance import dagster_environment
 
         settings = load_settings()
         os.environ.update(dagster_environment(settings))

@@ -46,7 +46,7 @@ def remote(s3: S3Server, bucket: Path, tmp_path_factory: pytest.TempPathFactory)
     """A deployment whose `sbp run` has finished on S3; what it said is in said.log."""
     home = tmp_path_factory.mktemp("remote")
     with Deployment(home, {**s3.environ, DATA_DIR: "s3://artifacts/tiny"}) as deployment:
-        done = deployment.sbp("run")
+        done = deployment.sbp("run", seconds=3600)
         (home / "said.log").write_text(done.stdout + done.stderr)
         yield deployment
 
