@@ -13,7 +13,8 @@ import dagster as dg
 import pytest
 
 from sbp_assets import notify
-from sbp_assets.corpus.ingest import source_manifest
+from sbp_assets.corpus.ingest import source_changes, source_manifest
+from sbp_assets.corpus.readers import Root
 from sbp_assets.experiment import Deployment, FilesSource
 from sbp_assets.sensors import MANIFEST, failure_sensor, source_sensor
 from sbp_assets.storage.io_managers import ParquetIOManager
@@ -231,3 +232,18 @@ def test_only_http_is_posted_to(tmp_path: Path):
 def test_a_long_error_is_cut():
     message = notify.failure_message("r", "ingest", None, None, "x" * 10_000 + "\n" * 50, "u")
     assert len(message["error"] or "") == notify.ERROR_CHARS
+
+
+def test_changes_on_a_remote_file_system_are_seen_in_a_process_that_has_looked_before():
+    root = Root("memory://grown")
+    with root.fs.open("memory://grown/a.jsonl", "w") as file:
+        file.write('{"text": "some words"}\n')
+    settings = FilesSource(path="memory://grown")
+    with Progress("manifest", "files") as progress:
+        manifest, _ = source_manifest(settings, 1, progress)
+    assert not any(source_changes(settings, manifest).values())
+    with root.fs.open("memory://grown/deeper/b.parquet", "wb") as file:
+        file.write(b"1")
+    changes = source_changes(settings, manifest)
+    assert [*changes["new"]] == ["deeper/b.parquet"]
+    assert changes["changed"] == changes["gone"] == {}
