@@ -1,0 +1,215 @@
+"""How the definitions load and Dagster's UI answers with many shards: python -m benchmarks.ui_scale [SHARDS ...].
+
+For each number of shards (default: 2, for reference, and 2000), profile tiny with that many:
+
+- load: seconds until a fresh process has imported the definitions, built the repository and what a code server sends of
+  it; the median of several, by the clock and of the processor alone, which other work on the machine disturbs less;
+- records: every shard of every asset has a materialisation with data version and preview, and every check of it an
+  evaluation. Those of the first shard are reported to Dagster, the others are copies of their rows;
+- pages: seconds from opening a page in Chromium until what it is for is seen, with the real webserver: the first visit,
+  in which Dagster computes the state of all partitions, and the median of those after it; and the processor seconds
+  of webserver, code server and browser together in one of these;
+- backfill: of all shards of one asset, with a daemon: seconds until its runs are queued and the page while it runs.
+
+The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sbp_assets_tests.operations.deployment import Deployment, wait_for
+from sbp_assets_tests.operations.pages import Ui, chromium
+
+REPEATS = 5
+ASSET = "corpus/minhash_signatures"
+FIRST = "00000"
+
+LOAD = """
+import json, time
+from sbp_assets.definitions import defs
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster._serdes import serialize_value
+imported = time.process_time()
+sent = serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
+print(json.dumps({"import": imported, "processor": time.process_time(), "sent_bytes": len(sent)}))
+"""
+
+REPORT = """
+import dagster as dg
+from sbp_assets.definitions import defs
+graph = defs.resolve_asset_graph()
+preview = dg.MetadataValue.md("| a | b |\\n|---|---|\\n" + "| text | text |\\n" * 100)
+with dg.DagsterInstance.get() as instance:
+    for key in graph.materializable_asset_keys:
+        partitions = graph.get(key).partitions_def
+        first = partitions.get_partition_keys()[0] if partitions else None
+        numbers = {name: 1.0 for name in ("dagster/row_count", "bytes", "wall_seconds", "peak_memory_mb", "per_second")}
+        instance.report_runless_asset_event(dg.AssetMaterialization(
+            key, partition=first, metadata=numbers | {"preview": preview}, tags={"dagster/data_version": "0" * 64}))
+        for check in (check for check in graph.asset_check_keys if check.asset_key == key):
+            instance.report_runless_asset_event(dg.AssetCheckEvaluation(
+                key, check.name, passed=True, partition=first, metadata={"rows": 1, "problems": []}))
+"""
+
+
+def measure_load(deployment: Deployment) -> dict[str, float]:
+    """Medians over fresh processes."""
+    runs = []
+    for _ in range(REPEATS):
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD], env=deployment.environ, capture_output=True, text=True, check=True
+        )
+        runs.append(json.loads(done.stdout) | {"seconds": time.monotonic() - started})
+    return {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
+
+
+def fill(deployment: Deployment, shards: int) -> int:
+    """Records of all shards; returns how many events the instance then holds."""
+    subprocess.run([sys.executable, "-c", REPORT], env=deployment.environ, check=True)
+    index = deployment.home / "instance/history/runs/index.db"
+    with sqlite3.connect(index) as database:
+        columns = {
+            table: [row[1] for row in database.execute(f"pragma table_info({table})") if row[1] != "id"]
+            for table in ("event_logs", "asset_event_tags", "asset_check_executions")
+        }
+        events = database.execute("select * from event_logs where partition = ?", (FIRST,)).fetchall()
+        next_id = database.execute("select max(id) from event_logs").fetchone()[0] + 1
+        for number in range(1, shards):
+            shard = f"{number:05d}"
+            for id_, *values in events:
+                values = [_renamed(value, shard) for value in values]
+                _insert(database, "event_logs", ["id", *columns["event_logs"]], [next_id, *values])
+                for table, reference in (
+                    ("asset_event_tags", "event_id"),
+                    ("asset_check_executions", "evaluation_event_storage_id"),
+                ):
+                    names = columns[table]
+                    for row in database.execute(
+                        f"select {', '.join(names)} from {table} where {reference} = ?", (id_,)
+                    ).fetchall():
+                        record = dict(zip(names, row, strict=True)) | {reference: next_id}
+                        _insert(database, table, names, [_renamed(record[name], shard) for name in names])
+                next_id += 1
+        return int(database.execute("select count(*) from event_logs").fetchone()[0])
+
+
+def _renamed(value: Any, shard: str) -> Any:
+    if value == FIRST:
+        return shard
+    return value.replace(f'"{FIRST}"', f'"{shard}"') if isinstance(value, str) else value
+
+
+def _insert(database: sqlite3.Connection, table: str, names: list[str], values: list[Any]) -> None:
+    quoted = ", ".join(f'"{name}"' for name in names)
+    database.execute(f"insert into {table} ({quoted}) values ({', '.join('?' * len(values))})", values)
+
+
+def measure_pages(deployment: Deployment, ui: Ui, shards: int) -> dict[str, dict[str, float]]:
+    pages: dict[str, Callable[[], Any]] = {
+        "catalog": lambda: ui.open("/assets").see("corpus"),
+        "lineage": lambda: ui.open("/asset-groups").see("pretraining", ui.page.locator("svg")),
+        "lineage_of_a_stage": lambda: ui.open("/locations/sbp_assets/asset-groups/corpus/lineage").see(
+            "minhash_signatures", ui.page.locator("svg")
+        ),
+        "asset": lambda: ui.asset(ASSET).see("peak_memory_mb"),
+        "partitions": lambda: ui.asset(ASSET, "partitions").see(f"Materialized ({shards})"),
+        "one_shard": lambda: ui.asset(ASSET, "partitions", partition=FIRST).metadata("preview"),
+        "checks": lambda: ui.asset(ASSET, "checks").see("stored_as_made"),
+    }
+    return {name: _timed(page) for name, page in pages.items()}
+
+
+def _timed(page: Callable[[], Any]) -> dict[str, float]:
+    took, used = [], []
+    for _ in range(REPEATS):
+        started, processor = time.monotonic(), _processor_seconds()
+        page()
+        took.append(time.monotonic() - started)
+        used.append(_processor_seconds() - processor)
+    then, processor = statistics.median(took[1:]), statistics.median(used[1:])
+    return {"first": round(took[0], 1), "then": round(then, 1), "processor": round(processor, 2)}
+
+
+def _processor_seconds() -> float:
+    """Of all processes that this one has started and that still run."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def measure_backfill(deployment: Deployment, ui: Ui, shards: int) -> dict[str, Any]:
+    """Launch over all shards, look at the page while the daemon works on it, cancel."""
+    launched = time.monotonic()
+    backfill = deployment.backfill([ASSET], [f"{number:05d}" for number in range(shards)])
+    accepted = time.monotonic() - launched
+    requested = _timed(lambda: ui.open(f"/runs/b/{backfill}").see(ASSET.replace("/", " / ")))
+    deployment.start_daemon()
+    started = time.monotonic()
+
+    def finished_runs() -> int:
+        with deployment.instance() as instance:
+            return len(instance.get_runs(_of(backfill, "SUCCESS", "FAILURE")))
+
+    wait_for(finished_runs, "the first runs of the backfill", 1800)
+    first_run = time.monotonic() - started
+    running = _timed(lambda: ui.open(f"/runs/b/{backfill}").see("In progress"))
+    with deployment.instance() as instance:
+        queued = instance.get_runs_count(_of(backfill))
+    return {
+        "accepted_seconds": round(accepted, 1),
+        "page_before_runs": requested,
+        "first_run_finished_seconds": round(first_run, 1),
+        "runs_then": queued,
+        "page_while_running": running,
+    }
+
+
+def _of(backfill: str, *statuses: str) -> Any:
+    from dagster import DagsterRunStatus, RunsFilter
+
+    return RunsFilter(tags={"dagster/backfill": backfill}, statuses=[DagsterRunStatus(name) for name in statuses])
+
+
+def measure(shards: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="sbp-ui-scale-") as folder:
+        overrides = {"SBP_EXPERIMENT__CORPUS__SHARDS": str(shards)}
+        with Deployment(Path(folder), overrides) as deployment:
+            found: dict[str, Any] = {"shards": shards, "load": measure_load(deployment)}
+            print(found, file=sys.stderr, flush=True)
+            found["events"] = fill(deployment, shards)
+            started = time.monotonic()
+            deployment.start_webserver()
+            found["webserver_ready_seconds"] = round(time.monotonic() - started, 1)
+            with chromium() as browser:
+                ui = Ui(browser, deployment.url)
+                found["pages"] = measure_pages(deployment, ui, shards)
+                print(found, file=sys.stderr, flush=True)
+                found["backfill"] = measure_backfill(deployment, ui, shards)
+    return found
+
+
+def main(counts: list[int]) -> None:
+    measured = [measure(shards) for shards in counts]
+    print(json.dumps({"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "measured": measured}))
+
+
+if __name__ == "__main__":
+    main([int(argument) for argument in sys.argv[1:]] or [2, 2000])
