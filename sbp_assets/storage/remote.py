@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -20,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from upath import UPath
@@ -31,6 +32,7 @@ logger = logging.getLogger("sbp_assets.storage")
 
 T = TypeVar("T")
 
+_PREFIX = r"{name}\.[^./]+-[0-9a-f]{{8}}"  # of a directory's files, beside its listing
 # Failures that trying again does not mend. Libraries of object stores raise these names of their own.
 _PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ValueError, TypeError)
 _PERMANENT_NAMES = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ParamValidationError")
@@ -138,11 +140,22 @@ class RemoteStore:
         self.fs.get([f"{prefix}/{file}" for file in files], [str(file) for file in targets])
 
     def _listing(self, path: str) -> tuple[str, dict[str, int]] | None:
+        """Prefix of the directory's files, and their sizes by name; None where it is not in the store."""
         try:
-            listing = json.loads(self._try("read", f"{path}.json", lambda: self.fs.cat_file(f"{path}.json")))
+            text = self._try("read", f"{path}.json", lambda: self.fs.cat_file(f"{path}.json"))
         except FileNotFoundError:
             return None
-        return f"{path.rpartition('/')[0]}/{listing['prefix']}", listing["files"]
+        parent, _, name = path.rpartition("/")
+        try:
+            listing = json.loads(text)
+            prefix, files = listing["prefix"], listing["files"]
+            # Copied to this machine by these names: one from elsewhere must not lead out of the cache.
+            inside = all(not PurePosixPath(file).is_absolute() and ".." not in file.split("/") for file in files)
+            if not inside or not re.fullmatch(_PREFIX.format(name=re.escape(name)), prefix):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            raise StorageError(f"{self._url(path)}.json is no list of files; materialise it again") from None
+        return f"{parent}/{prefix}", files
 
     def _found(self, prefix: str) -> dict[str, dict[str, Any]]:
         found = self.fs.find(prefix, detail=True)
@@ -155,7 +168,7 @@ class RemoteStore:
             for found in self.fs.ls(parent, detail=False):
                 found = found.rstrip("/")
                 other = found.rpartition("/")[2]
-                if found == keep or not other.startswith(f"{name}.") or other == f"{name}.json":
+                if found == keep or not re.fullmatch(_PREFIX.format(name=re.escape(name)), other):
                     continue
                 if found == replaced or self._abandoned(found):
                     self.fs.rm(found, recursive=True)
@@ -165,7 +178,7 @@ class RemoteStore:
 
     def _abandoned(self, prefix: str) -> bool:
         written = [self.fs.modified(file) for file in self.fs.find(prefix)]
-        latest = max((time.replace(tzinfo=time.tzinfo or UTC) for time in written), default=datetime.now(UTC))
+        latest = max((moment.replace(tzinfo=moment.tzinfo or UTC) for moment in written), default=datetime.now(UTC))
         return datetime.now(UTC) - latest > timedelta(seconds=ABANDONED)
 
     def _url(self, path: str) -> str:

@@ -1,5 +1,6 @@
-"""What dagster.yaml promises, by a real daemon: pools across processes, retries after a crash, none after an error."""
+"""What dagster.yaml promises, by a real daemon on PostgreSQL: pools across processes, retries after a crash alone."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +9,18 @@ import dagster as dg
 import pytest
 
 from sbp_assets_tests.operations.deployment import Deployment, wait_for
+from sbp_assets_tests.operations.servers import PostgresServer
 
 SHARDS = ("00000", "00001")
 
 
 @pytest.fixture(scope="module")
-def deployment(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with Deployment(tmp_path_factory.mktemp("instance"), finished=finished) as deployment:
+def deployment(
+    finished: Path, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    overrides = {"SBP_POSTGRES_URL": postgres.url}
+    with Deployment(tmp_path_factory.mktemp("instance"), overrides, finished) as deployment:
+        deployment.sbp("env")  # makes the schema
         deployment.start_daemon()
         deployment.start_webserver()
         yield deployment
@@ -63,3 +69,9 @@ def test_a_run_whose_asset_fails_is_not(deployment: Deployment):
     assert wait_for(decided, "whether it is started again") == "false"
     with deployment.instance() as instance:
         assert any("materialise corpus/tokenizer first" in str(entry) for entry in instance.all_logs(run_id))
+
+
+def test_nobody_is_shown_the_databases_password(deployment: Deployment, postgres: PostgresServer):
+    shown = json.dumps(deployment.graphql("{ instance { info } version }"))
+    assert "PostgresRunStorage" in shown
+    assert postgres.PASSWORD not in shown + deployment.log("daemon.log") + deployment.log("webserver.log")

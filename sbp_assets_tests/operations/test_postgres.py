@@ -1,6 +1,5 @@
-"""The instance on a real PostgreSQL server: the pipeline, the daemon, two profiles in one database."""
+"""The instance on a real PostgreSQL server: what commands do with it. Daemon and webserver on it: test_instance.py."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -71,27 +70,6 @@ def test_sbp_env_serves_bare_commands_and_shows_no_password(
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("0 ") and "PostgresRunStorage" in done.stdout
         assert postgres.PASSWORD not in done.stdout + done.stderr
-
-
-def test_daemon_and_webserver_run_on_it(
-    postgres: PostgresServer, overrides: dict[str, str], finished: Path, tmp_path: Path
-):
-    with Deployment(tmp_path, overrides) as deployment:
-        deployment.sbp("run", "--until", "manifest")
-        deployment.start_daemon()
-        deployment.start_webserver()
-        # A backfill: queue, launcher, monitoring and pools all keep their records there.
-        backfill = deployment.backfill(
-            ["corpus/raw_documents", "corpus/rejected_rows", "corpus/minhash_signatures"], ["00000", "00001"]
-        )
-        assert deployment.wait_backfill(backfill) == "COMPLETED_SUCCESS"
-        with Deployment(tmp_path / "undisturbed", finished=finished) as undisturbed:
-            made = deployment.versions("corpus")
-            assert made == {name: undisturbed.versions("corpus")[name] for name in made} and len(made) == 7
-        shown = json.dumps(deployment.graphql("{ instance { info } version }"))
-        assert "PostgresRunStorage" in shown
-        said = shown + deployment.log("daemon.log") + deployment.log("webserver.log")
-        assert postgres.PASSWORD not in said
 
 
 def test_two_runs_of_a_store_exclude_each_other_across_machines(

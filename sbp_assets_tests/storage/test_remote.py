@@ -1,5 +1,6 @@
 """The remote layout and the cache, on fsspec's memory file system; the real protocol is in operations/test_s3.py."""
 
+import json
 import os
 import subprocess
 import sys
@@ -78,6 +79,25 @@ def test_what_was_replaced_or_damaged_is_never_served_from_the_cache(store: Remo
     for missing, directory in ((model, True), (path_of(store, "s/none"), False)):
         with pytest.raises(FileNotFoundError):
             store.get(missing, directory)
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        "{}",
+        "not JSON",
+        {"prefix": "../other.v-00000000", "files": {}},
+        {"prefix": "model.v-00000000", "files": {"../../planted": 1}},
+        {"prefix": "model.v-00000000", "files": {"/planted": 1}},
+    ],
+)
+def test_a_list_of_files_from_elsewhere_leads_nowhere(store: RemoteStore, tmp_path: Path, listing: object):
+    text = listing if isinstance(listing, str) else json.dumps(listing)
+    store.fs.pipe_file(path_of(store, "s/model.json"), text.encode())
+    store.fs.pipe_file(path_of(store, "planted"), b"x")
+    with pytest.raises(StorageError, match=r"model\.json is no list of files"):
+        store.get(path_of(store, "s/model"), directory=True)
+    assert not [path for path in tmp_path.rglob("planted") if path.is_file()]
 
 
 def test_a_lost_connection_is_tried_again(store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
