@@ -130,7 +130,9 @@ def test_a_backfill_of_all_shards_is_watched_to_its_end(ui: Ui, deployment: Depl
     ui.page.locator("a[href*='/runs/b/']").first.click()
     ui.see("corpus / minhash_signatures")
     ui.see("100% completed")
-    ui.see("Succeeded")
+    # Of the column, and of the status: the page follows the backfill by itself.
+    expect(ui.page.get_by_text("Succeeded", exact=True)).to_have_count(2, timeout=PATIENCE)
+    assert deployment.wait_backfill(ui.page.url.split("/")[-1]) == "COMPLETED_SUCCESS"
     ui.picture("backfill")
     ui.asset(SIGNATURES, "partitions")
     ui.shards(Materialized=2, Missing=0, Failed=0)
