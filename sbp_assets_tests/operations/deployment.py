@@ -358,4 +358,4 @@ class Deployment:
 def _is_partitioned(asset: Path) -> bool:
     """Whether a folder of the store holds one artifact per partition: its entries are named by shard or seed."""
     names = [entry.name.removesuffix(".parquet") for entry in asset.iterdir() if not entry.name.startswith(".")]
-    return bool(names) and all(name.isdigit() for name in names)
+    return all(name.isdigit() for name in names)  # and a folder without any holds no artifact
