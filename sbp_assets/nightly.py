@@ -15,9 +15,11 @@ import dagster as dg
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.asset_graph_view.entity_subset import EntitySubset
 from dagster._core.definitions.assets.graph.asset_graph import executable_in_same_run
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from sbp_assets.automation import PIPELINE
 from sbp_assets.experiment import Deployment
+from sbp_assets.run import RUN_TAGS
 from sbp_assets.staleness import Partition, Staleness
 
 Subset = EntitySubset[dg.AssetKey]
@@ -32,6 +34,9 @@ class Night:
     def __init__(self, view: AssetGraphView) -> None:
         self.view = view
         self.staleness = Staleness(view.asset_graph, view.instance)
+        # `sbp run` goes through everything itself; what it has yet to come to is in no run that could be seen.
+        running = dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=RUN_TAGS)
+        self.is_taken = view.instance.get_runs_count(running) > 0
         self._unsettled: dict[dg.AssetKey, Subset] = {}
 
     def subset(self, key: dg.AssetKey, partitions: list[Partition]) -> Subset:
@@ -73,7 +78,10 @@ def _night(context: dg.AutomationContext) -> Night:
 
 
 class ToBeMade(dg.AutomationCondition[dg.AssetKey]):
-    """Missing, stale or failed by a check, as `sbp run` sees it; with `only_missing`, the first alone."""
+    """Missing, stale or failed by a check, as `sbp run` sees it; for `nightly` 'missing', the first alone.
+
+    Nothing while `sbp run` is at it.
+    """
 
     def __init__(self, nightly: Literal["missing", "stale"]) -> None:
         self._only_missing = nightly == "missing"
@@ -94,6 +102,8 @@ class ToBeMade(dg.AutomationCondition[dg.AssetKey]):
         if context.candidate_subset.is_empty:
             return dg.AutomationResult(context, context.get_empty_subset())
         night = _night(context)
+        if night.is_taken:
+            return dg.AutomationResult(context, context.get_empty_subset())
         pending = [
             partition
             for partition, reason in night.staleness.pending(context.key).items()

@@ -12,6 +12,7 @@ from sbp_assets.automation import PIPELINE
 from sbp_assets.definitions import defs as project
 from sbp_assets.experiment import Deployment
 from sbp_assets.nightly import NIGHTLY, condition
+from sbp_assets.run import RUN_TAGS
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 
@@ -190,6 +191,15 @@ def test_what_is_in_progress_is_neither_requested_again_nor_built_on(tmp_path: P
     nights.world.meanwhile = lambda: requested.append(nights.evaluate())
     nights.run({"rows": ["0"]})
     assert requested == [{"rows": ["1"], "signs": ["1"]}]
+
+
+def test_the_night_leaves_the_work_to_sbp_run_while_that_runs(tmp_path: Path):
+    nights = Nights(World(tmp_path, {"0": "a"}))
+    job = nights.world.definitions().resolve_implicit_global_asset_job_def()
+    running = nights.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=RUN_TAGS)
+    assert nights.evaluate(14 * 60) == {}
+    nights.instance.report_run_failed(running)
+    assert nights.evaluate() == {"listing": [""]}
 
 
 def test_a_failed_shard_stops_no_other_and_is_tried_again_at_the_next_tick(tmp_path: Path):
