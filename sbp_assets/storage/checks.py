@@ -58,7 +58,9 @@ def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.Partition
             stored = _manager(context, io_manager).stored_version(asset, partition)
         except FileNotFoundError as error:
             stored = str(error)
-        problem = "The store holds other content than was made: it rotted or was changed since. `sbp run` makes it again."
+        problem = (
+            "The store holds other content than was made: it rotted or was changed since. `sbp run` makes it again."
+        )
         problems = [] if stored == made else [problem]
         return check_result(stored == made, {"problems": problems, "made": str(made), "stored": stored})
 
