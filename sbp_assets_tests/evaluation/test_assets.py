@@ -75,7 +75,8 @@ def test_scores_to_report(data: Path) -> None:
         )
         for key in upstream
     ]
-    definitions = [*own, *sources, *dg.load_asset_checks_from_modules([checks])]
+    defined = dg.load_asset_checks_from_modules([checks])
+    definitions = [*own, *sources, *defined]
     with dg.DagsterInstance.ephemeral() as instance:
         tasks = dg.AssetKey(["evaluation", "tasks"])
         prepared = dg.materialize(
@@ -95,7 +96,7 @@ def test_scores_to_report(data: Path) -> None:
         *scored.get_asset_check_evaluations(),
         *rest.get_asset_check_evaluations(),
     ]
-    assert len(evaluations) == 11
+    assert {e.asset_check_key for e in evaluations} == {key for check in defined for key in check.check_keys}
     assert all(evaluation.passed for evaluation in evaluations), [e.metadata for e in evaluations if not e.passed]
     comparison = pl.read_parquet(data / "evaluation/comparison.parquet")
     assert set(comparison["task"]) == {"heldout", "concept_questions"}

@@ -9,6 +9,7 @@ import pytest
 
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer
 from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.storage.artifacts import content_version
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesis import assets, checks
@@ -104,6 +105,9 @@ def test_two_shards_through_dagster(
         ],
     )
     with dg.DagsterInstance.ephemeral() as instance:
+        model = upstream.values["checkpoint", None]
+        made = {"dagster/data_version": content_version(model)}  # type: ignore[arg-type]
+        instance.report_runless_asset_event(dg.AssetMaterialization(["synthesizer", "checkpoint"], tags=made))
         results = {
             shard: definitions.resolve_job_def("shard").execute_in_process(instance=instance, partition_key=shard)
             for shard in (FULL, EMPTY)
@@ -113,7 +117,7 @@ def test_two_shards_through_dagster(
         evaluations = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
         evaluations.pop("syntheses_end_by_themselves", None)  # random weights do not
         assert all(evaluations.values()), evaluations
-    assert len(results[FULL].get_asset_check_evaluations()) == 7
+    assert len(results[FULL].get_asset_check_evaluations()) == 8
 
     rows = pl.read_parquet(tmp_path / "data" / "synthesis" / "synthetic_documents" / f"{FULL}.parquet")
     assert set(rows["seed_id"]) == {f"{FULL}-{i}" for i in range(4)} and rows["rollout"].max() > 0

@@ -70,7 +70,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
         ]
         everything = [
             *sources, assets.quality, assets.judgements, assets.quality_table,
-            checks.quality_is_valid, checks.judge_has_answered, checks.quality_table_is_valid,
+            checks.quality_is_valid, checks.judgements_are_valid, checks.judge_has_answered,
+            checks.quality_table_is_valid,
         ]  # fmt: skip
         results = [
             dg.materialize(everything, selection=dg.AssetSelection.assets(QUALITY), partition_key=shard, **parts)
@@ -97,7 +98,7 @@ def keys(table: pl.DataFrame) -> list[tuple[str, ...]]:
 def test_concepts_without_a_judge(run: Callable) -> None:
     found = run(truth=True, judge=None)
     table = found["table"]
-    assert all(found["passed"].values()) and len(found["passed"]) == 3
+    assert all(found["passed"].values()) and len(found["passed"]) == 4
     assert keys(table) == expected_rows(True, judged=False)
     metadata = found["quality_table"]
     assert metadata["duplicates_synthetic"] == 2 / 6, "between the shards"
@@ -126,7 +127,8 @@ def test_another_corpus_with_a_judge_that_answers_most(run: Callable, serve: Cal
     assert (rows["non_factual", SYNTHETIC]["documents"], rows["non_factual", SYNTHETIC]["sample"]) == (4, 6)
     assert (rows["non_factual", REAL]["value"], rows["non_factual", REAL]["documents"]) == (0, 6)
     assert found["passed"] == {
-        "quality_is_valid": True, "quality_table_is_valid": True, "judge_has_answered": False,
+        "quality_is_valid": True, "judgements_are_valid": True, "quality_table_is_valid": True,
+        "judge_has_answered": False,
     }, "two of eighteen have no verdict"  # fmt: skip
     assert KEY not in str(found)
 
@@ -150,6 +152,6 @@ def test_a_judge_that_is_down_stops_nothing(run: Callable, serve: Callable) -> N
     server.close()
     found = run(truth=False, judge=Judge(model="m"), url=server.url)
     assert found["judgements"]["judged"] == 0 and found["judgements"]["unjudged"] == 18
-    assert found["passed"] == {"quality_is_valid": True, "quality_table_is_valid": True, "judge_has_answered": False}
+    assert [name for name, passed in found["passed"].items() if not passed] == ["judge_has_answered"]
     values = found["table"].filter(method="judge")
     assert values["value"].null_count() == len(values) and values["sample"].max() == 6
