@@ -81,33 +81,36 @@ def measure_load(deployment: Deployment) -> dict[str, float]:
 def fill(deployment: Deployment, shards: int) -> int:
     """Records of all shards; returns how many events the instance then holds."""
     subprocess.run([sys.executable, "-c", REPORT], env=deployment.environ, check=True)
-    index = deployment.home / "instance/history/runs/index.db"
-    with sqlite3.connect(index) as database:
-        columns = {
-            table: [row[1] for row in database.execute(f"pragma table_info({table})") if row[1] != "id"]
-            for table in ("event_logs", "asset_event_tags", "asset_check_executions")
-        }
-        # Of evaluations the column is empty.
+    return copy_first(deployment.home / "instance/history/runs/index.db", shards)
+
+
+def copy_first(index: Path, shards: int) -> int:
+    """Copy the first shard's rows of Dagster's event log (SQLite) for the others; returns the events then there."""
+    with contextlib.closing(sqlite3.connect(index)) as database, database:
+        database.row_factory = sqlite3.Row
+        # Of evaluations the column `partition` is empty.
         mine = f'%"partition": "{FIRST}"%'
-        events = database.execute("select * from event_logs where event like ?", (mine,)).fetchall()
-        next_id = database.execute("select max(id) from event_logs").fetchone()[0] + 1
-        for number in range(1, shards):
-            shard = f"{number:05d}"
-            for id_, *values in events:
-                values = [_renamed(value, shard) for value in values]
-                _insert(database, "event_logs", ["id", *columns["event_logs"]], [next_id, *values])
+        templates = []
+        for event in database.execute("select * from event_logs where event like ?", (mine,)).fetchall():
+            related = [
+                (table, reference, dict(row))
                 for table, reference in (
                     ("asset_event_tags", "event_id"),
                     ("asset_check_executions", "evaluation_event_storage_id"),
-                ):
-                    names = columns[table]
-                    for row in database.execute(
-                        f"select {', '.join(names)} from {table} where {reference} = ?", (id_,)
-                    ).fetchall():
-                        record = dict(zip(names, row, strict=True)) | {reference: next_id}
-                        _insert(database, table, names, [_renamed(record[name], shard) for name in names])
+                )
+                for row in database.execute(f"select * from {table} where {reference} = ?", (event["id"],))
+            ]
+            templates.append((dict(event), related))
+        (next_id,) = database.execute("select max(id) + 1 from event_logs").fetchone()
+        for number in range(1, shards):
+            shard = f"{number:05d}"
+            for event, related in templates:
+                _insert(database, "event_logs", event | {"id": next_id}, shard)
+                for table, reference, row in related:
+                    _insert(database, table, row | {"id": None, reference: next_id}, shard)
                 next_id += 1
-        return int(database.execute("select count(*) from event_logs").fetchone()[0])
+        (events,) = database.execute("select count(*) from event_logs").fetchone()
+    return events
 
 
 def _renamed(value: Any, shard: str) -> Any:
@@ -116,9 +119,10 @@ def _renamed(value: Any, shard: str) -> Any:
     return value.replace(f'"{FIRST}"', f'"{shard}"') if isinstance(value, str) else value
 
 
-def _insert(database: sqlite3.Connection, table: str, names: list[str], values: list[Any]) -> None:
-    quoted = ", ".join(f'"{name}"' for name in names)
-    database.execute(f"insert into {table} ({quoted}) values ({', '.join('?' * len(values))})", values)
+def _insert(database: sqlite3.Connection, table: str, row: dict[str, Any], shard: str) -> None:
+    names = ", ".join(f'"{name}"' for name in row)
+    values = [_renamed(value, shard) for value in row.values()]
+    database.execute(f"insert into {table} ({names}) values ({', '.join('?' * len(row))})", values)
 
 
 def measure_pages(deployment: Deployment, ui: Ui, shards: int) -> dict[str, dict[str, float]]:

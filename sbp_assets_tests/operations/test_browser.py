@@ -164,6 +164,7 @@ def test_stale_and_missing_shards_are_seen_after_a_change_of_settings(ui: Ui, de
     ui.url = deployment.url
     ui.asset("pairing/neighbor_pairs", "partitions", partition="00000")
     ui.shards(Materialized=2, Missing=1)
+    expect(ui.metadata("dagster/row_count")).to_be_visible(timeout=PATIENCE)
     ui.picture("missing-shard")
     ui.asset("corpus/source_manifest")
     stale = ui.page.get_by_text(re.compile(r"^Unsynced \(\d+\)$")).first
