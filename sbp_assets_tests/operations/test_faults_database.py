@@ -23,7 +23,7 @@ def test_a_database_that_goes_away_and_comes_back(postgres: PostgresServer, fini
         daemon, webserver = deployment.start_daemon(), deployment.start_webserver()
         victim = VICTIMS["pretraining"]
         forget(deployment, victim)
-        run_id = deployment.launch(victim.job, victim.partition)
+        run_id = deployment.launch(victim.job, victim.partition, retried=True)
         process = in_the_midst(deployment, victim, run_id)
         tree = [process, *process.children(recursive=True)]
         postgres.stop("immediate")

@@ -40,7 +40,7 @@ def undisturbed(deployment: Deployment) -> dict[str, str]:
 
 def kill(deployment: Deployment, victim: Victim) -> Outcome:
     forget(deployment, victim)
-    run_id = deployment.launch(victim.job, victim.partition)
+    run_id = deployment.launch(victim.job, victim.partition, retried=True)
     process = in_the_midst(deployment, victim, run_id)
     children = process.children(recursive=True)
     process.kill()

@@ -73,7 +73,7 @@ def test_a_machine_that_goes_down(deployment: Deployment):
     victim = VICTIMS["pretraining"]
     forget(deployment, victim)
     services = [deployment.start_daemon(), deployment.start_webserver()]
-    run_id = deployment.launch(victim.job, victim.partition)
+    run_id = deployment.launch(victim.job, victim.partition, retried=True)
     processes = [in_the_midst(deployment, victim, run_id)]
     assert deployment.slot_holders() == {run_id}
     processes += processes[0].children(recursive=True)
