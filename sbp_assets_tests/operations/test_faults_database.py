@@ -17,7 +17,7 @@ AWAY_SECONDS = 15
 def test_a_database_that_goes_away_and_comes_back(postgres: PostgresServer, finished: Path, tmp_path: Path):
     for folder in (FOLDERS["data_dir"], FOLDERS["work_dir"]):
         shutil.copytree(finished / folder, tmp_path / folder)
-    overrides = {"SBP_POSTGRES_URL": postgres.url, "SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.0001"}
+    overrides = {"SBP_POSTGRES_URL": postgres.url, "SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.005"}
     with Deployment(tmp_path, overrides) as deployment:
         undisturbed = deployment.versions()
         daemon, webserver = deployment.start_daemon(), deployment.start_webserver()

@@ -55,9 +55,9 @@ def refused(deployment: Deployment, until: str) -> str:
 
 
 def test_a_full_disk_is_named_and_the_next_run_goes_on(disks: dict[str, Disk], finished: Path, tmp_path: Path):
-    every_step = {"SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.0001"}
+    often = {"SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.005"}  # every 0.3 s
     store, work = disks["data_dir"], disks["work_dir"]
-    with Deployment(tmp_path, every_step, finished) as deployment:
+    with Deployment(tmp_path, often, finished) as deployment:
         undisturbed = deployment.versions()
         made = ("corpus/tokens", "pretraining/oracle_model", "synthesis/synthetic_documents")
         make_again(deployment, *made)

@@ -26,8 +26,8 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def deployment(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    every_step = {"SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.0001"}
-    with Deployment(tmp_path_factory.mktemp("faults"), every_step, finished) as deployment:
+    often = {"SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.005"}  # every 0.3 s
+    with Deployment(tmp_path_factory.mktemp("faults"), often, finished) as deployment:
         deployment.start_daemon()
         deployment.start_webserver()
         yield deployment

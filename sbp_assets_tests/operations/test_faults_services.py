@@ -17,8 +17,8 @@ SHARDS = ["00000", "00001"]
 
 @pytest.fixture
 def deployment(finished: Path, tmp_path: Path) -> Iterator[Deployment]:
-    every_step = {"SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.0001"}
-    with Deployment(tmp_path, every_step, finished) as deployment:
+    often = {"SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.005"}  # every 0.3 s
+    with Deployment(tmp_path, often, finished) as deployment:
         yield deployment
 
 
