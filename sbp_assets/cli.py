@@ -150,7 +150,8 @@ def verify(
             for partition in step_partitions(defs, step):
                 if not all(last_version(instance, key, partition) for key in step.keys):
                     continue
-                failed = verify_partition(defs, instance, step, partition)
+                verdict = verify_partition(defs, instance, step, partition)
+                failed = sorted(verdict.failed + verdict.crashed)
                 looked_at, broken = looked_at + 1, broken + bool(failed)
                 if failed:
                     typer.secho(f"{' '.join(filter(None, (step.name, partition)))}: {', '.join(failed)}", fg="red")
@@ -290,7 +291,11 @@ def env(
             raise typer.Exit(2) from None
         settings = load_settings()
     overrides = {name: value for name, value in os.environ.items() if name.startswith("SBP_") and "__" in name}
-    for name, value in {**dagster_environment(settings), **overrides}.items():
+    folders = {
+        f"SBP_DEPLOYMENT__{name.upper()}": getattr(settings.deployment, name)
+        for name in ("data_dir", "work_dir", "instance_dir")
+    }
+    for name, value in {**dagster_environment(settings), **overrides, **folders}.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
     if os.environ.get(POSTGRES_URL):
         # Its value stays where it is: it holds a password.

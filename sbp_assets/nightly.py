@@ -9,7 +9,6 @@ is made once. A request disarms: what fails is tried again at the next tick and 
 from __future__ import annotations
 
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import dagster as dg
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
@@ -66,15 +65,15 @@ class Night:
         return self._unsettled[key]
 
 
-# One evaluation asks all its questions of one view of the instance.
-_NIGHTS: WeakKeyDictionary[AssetGraphView, Night] = WeakKeyDictionary()
+# One evaluation asks all its questions of one view of the instance; the last one's is kept.
+_LAST: list[Night] = []
 
 
 def _night(context: dg.AutomationContext) -> Night:
     view = context.asset_graph_view
-    if view not in _NIGHTS:
-        _NIGHTS[view] = Night(view)
-    return _NIGHTS[view]
+    if not _LAST or _LAST[0].view is not view:
+        _LAST[:] = [Night(view)]
+    return _LAST[0]
 
 
 class ToBeMade(dg.AutomationCondition[dg.AssetKey]):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 from dagster._core.launcher import WorkerStatus
@@ -29,6 +29,7 @@ from sbp_assets.launcher import HOST_TAG
 from sbp_assets.staleness import Staleness
 from sbp_assets.storage.preview import printable
 
+ERROR = dg.AssetCheckSeverity.ERROR
 RUN_TAGS = {"sbp/command": "run"}
 HOST_TAGS = {HOST_TAG: platform.node()}
 # What is killed goes on with the next `sbp run`; a daemon on the same instance shall not start it again.
@@ -85,15 +86,22 @@ def _standing(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step) ->
     return {p: "stale" if "stale" in reasons[p] else "unchecked" for p in step_partitions(defs, step) if p in reasons}
 
 
-def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, partition: str | None) -> list[str]:
-    """Run the checks of `step` alone on the artifacts as they lie in the store; those that failed as errors.
+class Verdict(NamedTuple):
+    """Checks, by name, that failed as errors, and those that could not be evaluated because they crashed."""
+
+    failed: list[str]
+    crashed: list[str]
+
+
+def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, partition: str | None) -> Verdict:
+    """Run the checks of `step` alone on the artifacts as they lie in the store.
 
     Makes nothing anew. The evaluations are recorded: what failed stops the nightly automation, and `sbp run` makes the
     partition again before anything that reads it.
     """
     checks = {key for key in defs.resolve_asset_graph().asset_check_keys if key.asset_key in step.keys}
     if not checks:
-        return []
+        return Verdict([], [])
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
     result = job.execute_in_process(
         instance=instance,
@@ -103,12 +111,8 @@ def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, parti
         tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
     )
     evaluations = {evaluation.asset_check_key: evaluation for evaluation in result.get_asset_check_evaluations()}
-    return sorted(
-        key.to_user_string()
-        for key in checks
-        if key not in evaluations
-        or (not evaluations[key].passed and evaluations[key].severity == dg.AssetCheckSeverity.ERROR)
-    )
+    failed = (key for key, found in evaluations.items() if not found.passed and found.severity == ERROR)
+    return Verdict(*(sorted(key.to_user_string() for key in keys) for keys in (failed, checks - evaluations.keys())))
 
 
 def step_partitions(defs: dg.Definitions, step: Step) -> list[str | None]:
@@ -129,7 +133,8 @@ def end_killed_runs(instance: dg.DagsterInstance) -> None:
     if instance.run_launcher.supports_check_run_worker_health:
         for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags=HOST_TAGS)):
             health = instance.run_launcher.check_run_worker_health(run)
-            if health.status == WorkerStatus.FAILED:
+            ended = instance.get_run_by_id(run.run_id)  # well, perhaps, since it was listed
+            if health.status == WorkerStatus.FAILED and ended and not ended.is_finished:
                 instance.report_run_failed(run, message=f"Found by `sbp run`: {health.msg}.")
     # The daemon frees slots too, but may not be running.
     if holders := instance.event_log_storage.get_concurrency_run_ids():
@@ -189,9 +194,15 @@ def _run_step(
     job = defs.resolve_job_def(state.step.name)
     for partition in pending:
         # A check that is newer than the artifact: a model need not be trained again to be looked at.
-        if standing[partition] == "unchecked" and not verify(defs, instance, state.step, partition):
-            state.finished += 1
-            continue
+        if standing[partition] == "unchecked":
+            verdict = verify(defs, instance, state.step, partition)
+            if verdict.crashed and not verdict.failed:
+                # No word against the artifact: the store may be away, or the check wrong.
+                state.failures[partition] = f"check crashed: {', '.join(verdict.crashed)}; its run's log says why"
+                continue
+            if not verdict.failed:
+                state.finished += 1
+                continue
         result = job.execute_in_process(
             instance=instance,
             partition_key=partition,

@@ -50,13 +50,25 @@ def source_sensor(source: FilesSource, deployment: Deployment) -> dg.SensorDefin
                 asset_events=[_observation(changes, deployment.take_in_new_files)],
                 skip_reason="Reported on corpus/source_manifest.",
             )
-        if deployment.take_in_new_files and not before.get("requested"):
-            return dg.SensorResult(
-                cursor=json.dumps({"changes": digest, "requested": True}), run_requests=[dg.RunRequest()]
-            )
+        if deployment.take_in_new_files:
+            # A request that failed is made again, after one more look, then two, four, …
+            requests, looks = before.get("requests", 0), before.get("looks", 0) + 1
+            if not requests or (looks >= 2 ** (requests - 1) and _taking_in_failed(context.instance)):
+                requests, looks, run_requests = requests + 1, 0, [dg.RunRequest()]
+            else:
+                run_requests = []
+            cursor = json.dumps({"changes": digest, "requests": requests, "looks": looks})
+            reason = None if run_requests else "Requested already."
+            return dg.SensorResult(cursor=cursor, run_requests=run_requests, skip_reason=reason)
         return dg.SkipReason("Reported already; the job `manifest`, or `sbp run --refresh`, takes them in.")
 
     return source_files
+
+
+def _taking_in_failed(instance: dg.DagsterInstance) -> bool:
+    """Whether the last run that the sensor has requested ended without success."""
+    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/sensor_name": "source_files"}), limit=1)
+    return bool(runs) and runs[0].status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
 def _observation(changes: dict[str, dict[str, str]], taken_in: bool) -> dg.AssetObservation:
@@ -85,6 +97,8 @@ def failure_sensor(deployment: Deployment) -> dg.SensorDefinition:
         webhook = os.environ.get(notify.URL_VARIABLE)
         if not webhook:
             return dg.SkipReason(f"${notify.URL_VARIABLE} is not set where the code runs.")
+        if context.dagster_run.tags.get("dagster/will_retry") == "true":
+            return dg.SkipReason("The daemon starts this run again; only the last attempt is told.")
         run, step, error = context.dagster_run, None, context.failure_event.message or ""
         for event in context.get_step_failure_events():
             cause = event.step_failure_data.error

@@ -25,6 +25,7 @@ from dagster._core.definitions.data_version import (
 from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecord,
     AssetCheckExecutionRecordStatus,
+    AssetCheckPartitionInfo,
 )
 from dagster._core.storage.event_log.base import EventLogRecord, PartitionKeyFilter
 
@@ -41,6 +42,8 @@ Partition = str | None  # None: the whole of an unpartitioned asset
 _PROVENANCE: defaultdict[tuple[str, dg.AssetKey], dict[Partition, tuple[int, DataProvenance | None]]] = defaultdict(
     dict
 )
+# Likewise whether a failed evaluation of a check is only a warning.
+_WARNS: defaultdict[tuple[str, dg.AssetCheckKey], dict[Partition, tuple[int, bool]]] = defaultdict(dict)
 
 
 class Staleness:
@@ -147,7 +150,7 @@ class Staleness:
             # Blocking ones first, so that theirs is the reason.
             checks = sorted(self.graph.get(key).check_keys, key=lambda name: (not self.graph.get(name).blocking, name))
             infos = {
-                (info.check_key, info.partition_key): info.latest_execution_status
+                (info.check_key, info.partition_key): info
                 for info in self.instance.event_log_storage.get_asset_check_partition_info(checks)
             }
             for check in checks:
@@ -157,22 +160,30 @@ class Staleness:
         return made.failed_checks
 
     def _failure(
-        self, check: dg.AssetCheckKey, partition: Partition, status: AssetCheckExecutionRecordStatus | None
+        self, check: dg.AssetCheckKey, partition: Partition, info: AssetCheckPartitionInfo | None
     ) -> str:
-        if status is None:
+        if info is None:
             return f"unchecked {check.name}" if self.graph.get(check).blocking else ""
-        if status == AssetCheckExecutionRecordStatus.SUCCEEDED:
+        if info.latest_execution_status == AssetCheckExecutionRecordStatus.SUCCEEDED:
             return ""
-        if status == AssetCheckExecutionRecordStatus.FAILED:
-            # Only these are looked at one by one: how severe a failure is, is in its event alone.
+        failed = info.latest_execution_status == AssetCheckExecutionRecordStatus.FAILED
+        if failed and self._only_warns(check, partition, info.latest_check_event_storage_id):
+            return ""
+        return f"check {check.name}"
+
+    def _only_warns(self, check: dg.AssetCheckKey, partition: Partition, event: int) -> bool:
+        """Whether the failure that `event` records is a warning: that is in the evaluation alone, read once."""
+        storage: Any = self.instance.run_storage
+        known = _WARNS[storage.get_run_storage_id(), check]
+        if known.get(partition, (0, False))[0] != event:
             record: AssetCheckExecutionRecord | None = (
                 self.instance.event_log_storage.get_latest_asset_check_execution_by_key(
                     [check], PartitionKeyFilter(key=partition) if partition is not None else None
                 ).get(check)
             )
-            if record and record.evaluation and record.evaluation.severity == dg.AssetCheckSeverity.WARN:
-                return ""
-        return f"check {check.name}"
+            evaluation = record.evaluation if record else None
+            known[partition] = event, bool(evaluation and evaluation.severity == dg.AssetCheckSeverity.WARN)
+        return known[partition][1]
 
 
 class _Made:

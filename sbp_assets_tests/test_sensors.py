@@ -50,6 +50,14 @@ class Source:
     def take_in(self) -> None:
         assert self.defs.resolve_job_def("manifest").execute_in_process(instance=self.instance).success
 
+    def fail_to_take_in(self) -> None:
+        """What the sensor requested is run while the source is away."""
+        away = self.folder.rename(self.folder.with_name("away"))
+        job = self.defs.resolve_job_def("manifest")
+        tags = {"dagster/sensor_name": "source_files"}
+        assert not job.execute_in_process(instance=self.instance, tags=tags, raise_on_error=False).success
+        away.rename(self.folder)
+
     def look(self) -> tuple[dict[str, Any], int]:
         """Metadata of what the sensor observes, {} for nothing, and how many runs it requests."""
         context = dg.build_sensor_context(
@@ -97,6 +105,19 @@ def test_changes_are_taken_in_where_configured_once_they_have_settled(tmp_path: 
     assert (observed["new_files"], requested) == (1, 0)
     assert source.look() == ({}, 1)
     assert source.look() == ({}, 0), "requested already"
+    source.take_in()
+    assert source.look() == ({}, 0)
+
+
+def test_a_request_that_failed_is_made_again_less_and_less_often(tmp_path: Path):
+    source = Source(tmp_path, take_in_new_files=True)
+    source.take_in()
+    source.write("b.jsonl", 1)
+    assert [source.look()[1] for _ in range(3)] == [0, 1, 0]
+    source.fail_to_take_in()
+    assert source.look()[1] == 1
+    source.fail_to_take_in()
+    assert [source.look()[1] for _ in range(2)] == [0, 1]
     source.take_in()
     assert source.look() == ({}, 0)
 

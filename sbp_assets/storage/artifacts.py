@@ -40,9 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with named_when_full(path):
             yield temporary
             _sync(temporary)
-        if not path.exists() or (path.is_file() and temporary.is_file()):
-            temporary.replace(path)
-        elif not _exchange(temporary, path):
+        if not _moved(temporary, path) and not _exchange(temporary, path):
             replaced = path.parent / f".{path.name}.{uuid.uuid4().hex}.replaced.partial"
             path.rename(replaced)
             try:
@@ -54,6 +52,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         _remove(temporary)
+
+
+def _moved(temporary: Path, path: Path) -> bool:
+    """Rename in one step; False where a directory is in the way, perhaps since a moment ago."""
+    if path.exists() and not (path.is_file() and temporary.is_file()):
+        return False
+    try:
+        temporary.replace(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        return False
+    return True
 
 
 @contextmanager

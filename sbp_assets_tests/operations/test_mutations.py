@@ -126,3 +126,6 @@ def test_damage_goes_red_and_stops_what_follows(
     if damage.downstream:
         assert damage.downstream in planned(instance, result)
     assert not made(result)
+    # It stopped before what follows was begun: nothing but checks may have stumbled over the damage.
+    checks = {GRAPH.assets_def_for_key(key).node_def.name for key in GRAPH.asset_check_keys}
+    assert {event.step_key for event in result.get_step_failure_events()} <= checks

@@ -69,7 +69,7 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment)
         done = {state.step.name: state.finished for state in states if state.status == "done"}
         assert done == {"pair": len(EXPERIMENT.shard_keys)}
         assert len(instance.get_run_ids()) == made + 1, "one shard, and nothing that follows"
-        assert not verify(defs, instance, STEPS["pair"], SHARD)
+        assert verify(defs, instance, STEPS["pair"], SHARD) == ([], [])
         assert pending_partitions(defs, instance, STEPS["pretrain_baseline"]) == ["0"], "trained again when asked for"
     after = deployment.versions()
     del before["pretraining/baseline_model/0"], after["pretraining/baseline_model/0"]
@@ -79,7 +79,7 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment)
 def test_a_lost_artifact_is_found(deployment: Deployment):
     (deployment.artifacts / f"corpus/documents/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
-        assert "corpus/documents:stored_as_made" in verify(defs, instance, STEPS["split"], SHARD)
+        assert "corpus/documents:stored_as_made" in verify(defs, instance, STEPS["split"], SHARD).failed
         assert pending_partitions(defs, instance, STEPS["split"]) == [SHARD]
         assert "corpus/documents" in tonight(instance)
         assert "corpus/tokens" not in tonight(instance)
@@ -94,7 +94,7 @@ def test_a_step_that_writes_damage_stops_the_run(deployment: Deployment, monkeyp
 
     (deployment.artifacts / f"pairing/neighbor_pairs/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
-        assert verify(defs, instance, STEPS["pair"], SHARD)
+        assert verify(defs, instance, STEPS["pair"], SHARD).failed
         runs = instance.get_run_ids()
         monkeypatch.setattr(manager, "write", damaged)
         with pytest.raises(PipelineError, match="pairs_were_found"):
