@@ -6,8 +6,8 @@ import dagster as dg
 
 from sbp_assets.experiment import load_settings
 
-# Partitioned checks, sensors that evaluate conditions of one's own and a hook that Pipes itself calls are marked preview
-# or beta in Dagster 1.13; the version is pinned and the tests run on it.
+# Partitioned checks, sensors that evaluate conditions of one's own and a hook that Pipes itself calls are marked
+# preview or beta in Dagster 1.13; the version is pinned and the tests run on it.
 warnings.filterwarnings("ignore", message="Specifying a partitions_def on an AssetCheckSpec")
 warnings.filterwarnings("ignore", message="Parameter `use_user_code_server`")
 warnings.filterwarnings("ignore", message="Function `PipesMessageReader.expected_writer_count`")

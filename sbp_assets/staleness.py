@@ -159,9 +159,7 @@ class Staleness:
                         made.failed_checks.setdefault(partition, reason)
         return made.failed_checks
 
-    def _failure(
-        self, check: dg.AssetCheckKey, partition: Partition, info: AssetCheckPartitionInfo | None
-    ) -> str:
+    def _failure(self, check: dg.AssetCheckKey, partition: Partition, info: AssetCheckPartitionInfo | None) -> str:
         if info is None:
             return f"unchecked {check.name}" if self.graph.get(check).blocking else ""
         if info.latest_execution_status == AssetCheckExecutionRecordStatus.SUCCEEDED:

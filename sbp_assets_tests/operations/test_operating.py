@@ -1,4 +1,4 @@
-"""The recipes of docs/operating.md, run as they stand there: the shell blocks below a heading, then what they promise."""
+"""The recipes of docs/operating.md, run as they stand: the shell blocks below a heading, then what they promise."""
 
 from __future__ import annotations
 

@@ -123,9 +123,7 @@ def test_pairs(documents: Tables, row: tuple[object, ...], fault: str) -> None:
 
 
 @pytest.mark.parametrize("both_directions", [True, False])
-def test_pairs_that_were_never_found(
-    store: Path, documents: Tables, embeddings: Tables, both_directions: bool
-) -> None:
+def test_pairs_that_were_never_found(store: Path, documents: Tables, embeddings: Tables, both_directions: bool) -> None:
     settings = Pairing(min_similarity=0.3, max_shared_shingles=1.0, both_directions=both_directions)
     paths = write_shards(store, embeddings)
     candidates = {shard: find(table, paths, 8, shard).lazy() for shard, table in embeddings.items()}
