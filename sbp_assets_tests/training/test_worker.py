@@ -93,9 +93,10 @@ def test_workers_leave_when_their_launcher_is_killed(spec: TrainingSpec, tmp_pat
 def test_workers_leave_when_torchrun_is_killed(spec: TrainingSpec, launch: Launch):
     torchrun = launch(spec.model_copy(update={"steps": 100_000}), processes=2)
     deadline = time.monotonic() + 240
-    while not (spec.work_dir / "lock").exists() and time.monotonic() < deadline:
+    workers: list[psutil.Process] = []
+    while not ((spec.work_dir / "lock").exists() and len(workers) == 2) and time.monotonic() < deadline:
         time.sleep(0.2)
-    workers = psutil.Process(torchrun.pid).children()
+        workers = psutil.Process(torchrun.pid).children()
     torchrun.kill()
     gone, left = psutil.wait_procs(workers, timeout=60)
     assert len(gone) == 2 and not left
