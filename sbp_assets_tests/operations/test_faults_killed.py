@@ -3,6 +3,8 @@
 One deployment for all; docs/faults.md is the table of faults and outcomes.
 """
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from sbp_assets_tests.operations.faults import VICTIMS, Victim, forget, in_the_m
 class Outcome:
     status: str
     survivors: list[psutil.Process]
-    left: list[str]  # of the artifacts, right after the kill
+    left: dict[str, str]  # versions of the artifacts that were there right after the kill
     next_run: str
     next_status: str = ""
 
@@ -45,7 +47,7 @@ def kill(deployment: Deployment, victim: Victim) -> Outcome:
     children = process.children(recursive=True)
     process.kill()
     psutil.wait_procs([process], timeout=60)
-    left = [name for name in victim.artifacts if (deployment.artifacts / name).exists()]
+    left = deployment.versions(*victim.artifacts)
     _, survivors = psutil.wait_procs(children, timeout=60)
     return Outcome(deployment.wait_run(run_id), survivors, left, retry_of(deployment, run_id))
 
@@ -74,7 +76,8 @@ def test_a_killed_worker(stage: str, outcomes: dict[str, Outcome], undisturbed: 
     outcome, victim = outcomes[stage], VICTIMS[stage]
     assert outcome.status == "FAILURE"
     assert outcome.survivors == []  # training processes, engines, what captures logs
-    assert outcome.left == []
+    # What was published before the kill is whole.
+    assert outcome.left.items() <= undisturbed.items() and not (victim.evidence and outcome.left)
     assert outcome.next_status == "SUCCESS"
     assert victim.resumed in log_of(deployment, outcome.next_run)
     assert deployment.versions(*victim.artifacts) == {name: undisturbed[name] for name in victim.artifacts}
@@ -106,7 +109,7 @@ def test_a_run_cancelled_in_training_is_resumed(deployment: Deployment, undistur
 
 
 def test_two_backfills_of_the_same_shard_at_once(deployment: Deployment, undisturbed: dict[str, str]):
-    made = ("corpus/tokens/00000", "corpus/minhash_signatures/00000.parquet", "synthesis/synthetic_tokens/00000")
+    made = ("pairing/embeddings/00000.parquet", "pairing/ann_index/00000")
     forget(deployment, Victim("", "00000", made))
     began = time.time()
     assets = [name.rsplit("/", 1)[0] for name in made]
@@ -115,6 +118,42 @@ def test_two_backfills_of_the_same_shard_at_once(deployment: Deployment, undistu
     with deployment.instance() as instance:
         runs = [run for run in instance.get_run_records(limit=2) if run.create_timestamp.timestamp() > began]
     assert [run.dagster_run.status.value for run in runs] == ["SUCCESS"] * 2
-    starts, ends = [run.start_time or 0 for run in runs], [run.end_time or 0 for run in runs]
-    assert max(starts) < min(ends)  # or it would have shown nothing
+    # Both were asked for before either began.
+    assert max(run.create_timestamp.timestamp() for run in runs) < min(run.start_time or 0 for run in runs)
+    assert deployment.versions() == undisturbed
+
+
+OVER_AND_OVER = """
+import sys
+import dagster as dg
+from sbp_assets.definitions import defs
+with dg.DagsterInstance.get() as instance:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for _ in range(5):
+        assert defs.resolve_job_def("tokenise").execute_in_process(instance=instance, partition_key="00000").success
+"""
+
+
+def test_two_processes_that_make_the_same_artifact_over_and_over(
+    deployment: Deployment, undisturbed: dict[str, str], tmp_path: Path
+):
+    """Without a queue between them: each writes, publishes and checks while the other does."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OVER_AND_OVER],
+            env=deployment.environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(tmp_path / "said").open("a"),
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [process.stdout and process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.wait(600) for process in processes] == [0, 0], (tmp_path / "said").read_text()[-3000:]
     assert deployment.versions() == undisturbed

@@ -34,7 +34,7 @@ def test_restarts_in_mid_backfill(deployment: Deployment):
     killed. What they have started goes on without them.
     """
     undisturbed = deployment.versions()
-    assets = ["corpus/tokens", "pairing/ann_index", "pairing/neighbor_candidates"]
+    assets = ["pairing/embeddings", "pairing/ann_index", "pairing/neighbor_candidates"]
     for asset in assets:
         shutil.rmtree(deployment.artifacts / asset)
     daemon, webserver = deployment.start_daemon(), deployment.start_webserver()
