@@ -146,6 +146,8 @@ def leave_with_launcher(seconds: float = 1.0) -> None:
     def watch() -> None:
         with suppress(psutil.NoSuchProcess):
             launcher = psutil.Process(int(os.environ[LAUNCHER_PID]))
+            if "TORCHELASTIC_RUN_ID" in os.environ and psutil.Process(parent).ppid() != launcher.pid:
+                os._exit(1)  # torchrun was gone before this process came to look: another one is the parent
             # A killed one that nobody waits for, as in a container without an init, is a zombie and keeps its number.
             while os.getppid() == parent and launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(seconds)
