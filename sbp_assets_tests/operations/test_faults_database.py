@@ -1,7 +1,9 @@
 """The database that goes away under a daemon, a webserver and a run, and comes back."""
 
+import contextlib
 import shutil
 import time
+import urllib.error
 from pathlib import Path
 
 import psutil
@@ -12,6 +14,12 @@ from sbp_assets_tests.operations.servers import PostgresServer
 
 # Long enough that nothing only waits until it is over: Dagster tries to connect for a second.
 AWAY_SECONDS = 15
+
+
+def answers(deployment: Deployment) -> bool:
+    with contextlib.suppress(urllib.error.HTTPError):
+        return all(deployment.graphql("{ runsOrError(limit: 5) { __typename } }") for _ in range(5))
+    return False
 
 
 def test_a_database_that_goes_away_and_comes_back(postgres: PostgresServer, finished: Path, tmp_path: Path):
@@ -37,6 +45,7 @@ def test_a_database_that_goes_away_and_comes_back(postgres: PostgresServer, fini
 
         assert deployment.wait_run(run_id) == "FAILURE"
         wait_for(lambda: not deployment.slot_holders(), "the slots to be free")
+        wait_for(lambda: answers(deployment), "the webserver, which finds its connections cut one by one")
         # The daemon may have tried to load the code meanwhile, and tries again within a minute: so long, runs wait.
         next_run = deployment.launch(victim.job, victim.partition)
         assert deployment.wait_run(next_run) == "SUCCESS"
