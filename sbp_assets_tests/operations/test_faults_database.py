@@ -24,8 +24,9 @@ def answers(deployment: Deployment) -> bool:
     return False
 
 
-# After a cut the webserver hands out dead connections one by one: a page asked for then may fail with status 500.
-@pytest.mark.xfail(raises=urllib.error.HTTPError, strict=False, reason="the webserver answers 500 for a while")
+# Never passed so far. The webserver answers the launch after the outage with status 500; that it stops doing so has not
+# been seen here, so this mark also hides a lasting failure: take it away with the first pass.
+@pytest.mark.xfail(raises=urllib.error.HTTPError, strict=False, reason="the webserver answers 500 after the outage")
 def test_a_database_that_goes_away_and_comes_back(postgres: PostgresServer, finished: Path, tmp_path: Path):
     for folder in (FOLDERS["data_dir"], FOLDERS["work_dir"]):
         shutil.copytree(finished / folder, tmp_path / folder)
