@@ -103,13 +103,7 @@ def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, parti
     if not checks:
         return Verdict([], [])
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
-    result = job.execute_in_process(
-        instance=instance,
-        partition_key=partition,
-        raise_on_error=False,
-        run_config=RUN_CONFIG,
-        tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
-    )
+    result = _execute(job, instance, partition)
     evaluations = {evaluation.asset_check_key: evaluation for evaluation in result.get_asset_check_evaluations()}
     failed = (key for key, found in evaluations.items() if not found.passed and found.severity == ERROR)
     return Verdict(*(sorted(key.to_user_string() for key in keys) for keys in (failed, checks - evaluations.keys())))
@@ -203,13 +197,7 @@ def _run_step(
             if not verdict.failed:
                 state.finished += 1
                 continue
-        result = job.execute_in_process(
-            instance=instance,
-            partition_key=partition,
-            raise_on_error=False,
-            run_config=RUN_CONFIG,
-            tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
-        )
+        result = _execute(job, instance, partition)
         if result.success:
             state.finished += 1
         else:
@@ -219,6 +207,17 @@ def _run_step(
         listen(state)
     state.status = "failed" if state.failures else "done"
     listen(state)
+
+
+def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, partition: str | None) -> dg.ExecuteInProcessResult:
+    """Run `job` in this process, as a run of `sbp run` that the daemon leaves alone."""
+    return job.execute_in_process(
+        instance=instance,
+        partition_key=partition,
+        raise_on_error=False,
+        run_config=RUN_CONFIG,
+        tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
+    )
 
 
 def _wall_seconds(result: dg.ExecuteInProcessResult) -> Iterator[float]:

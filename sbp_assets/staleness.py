@@ -171,8 +171,7 @@ class Staleness:
 
     def _only_warns(self, check: dg.AssetCheckKey, partition: Partition, event: int) -> bool:
         """Whether the failure that `event` records is a warning: that is in the evaluation alone, read once."""
-        storage: Any = self.instance.run_storage
-        known = _WARNS[storage.get_run_storage_id(), check]
+        known = _WARNS[_identity(self.instance), check]
         if known.get(partition, (0, False))[0] != event:
             record: AssetCheckExecutionRecord | None = (
                 self.instance.event_log_storage.get_latest_asset_check_execution_by_key(
@@ -208,10 +207,7 @@ class _Made:
     @cached_property
     def provenance(self) -> dict[Partition, DataProvenance | None]:
         """How each partition was made: code version and inputs."""
-        storage: Any = (
-            self._instance.run_storage
-        )  # SQL, as all of Dagster's are: that of an instance has an id of its own
-        known = _PROVENANCE[storage.get_run_storage_id(), self._key]
+        known = _PROVENANCE[_identity(self._instance), self._key]
         unread = [event for partition, event in self.storage_ids.items() if known.get(partition, (0, None))[0] != event]
         for record in self._events(unread):
             known[record.partition_key] = record.storage_id, extract_data_provenance_from_entry(record.event_log_entry)
@@ -250,3 +246,9 @@ class _Made:
             yield from self._instance.fetch_materializations(
                 dg.AssetRecordsFilter(self._key, storage_ids=some), limit=len(some)
             ).records
+
+
+def _identity(instance: dg.DagsterInstance) -> str:
+    """Of the instance, for what is kept between evaluations: its storage, SQL as all of Dagster's are, has one."""
+    storage: Any = instance.run_storage
+    return storage.get_run_storage_id()
