@@ -9,6 +9,8 @@ For each number of shards (default: 2, for reference, and 2000), profile tiny wi
 - pages: seconds from opening a page in Chromium until what it is for is seen, with the real webserver: the first visit,
   in which Dagster computes the state of all partitions, and the median of those after it; and the processor seconds
   of webserver, code server and browser together in one of these;
+- night: one evaluation of the nightly automation: by day; at the tick, with nothing to do, first and again in the same
+  process; and at the tick when a setting has made every shard of a stage stale;
 - backfill: of all shards of one asset, with a daemon: seconds until its runs are queued and the page while it runs.
 
 The last line printed is one JSON object.
@@ -37,6 +39,7 @@ from sbp_assets_tests.operations.pages import Ui, chromium
 REPEATS = 5
 ASSET = "corpus/raw_documents"
 FIRST = "00000"
+LOOKED_AT = "materialization_event_storage_id"
 
 LOAD = """
 import json, time
@@ -48,10 +51,30 @@ sent = serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
 print(json.dumps({"import": imported, "processor": time.process_time(), "sent_bytes": len(sent)}))
 """
 
+# What each artifact says that it was made from is what the others say that they are, as after a finished run.
 REPORT = """
+import hashlib
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.definitions.data_version import SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD as LARGE
 from sbp_assets.definitions import defs
 graph = defs.resolve_asset_graph()
+version = "0" * 64
+last_event = 2**53
+
+def tags(key, first):
+    found = {"dagster/data_version": version, "dagster/code_version": graph.get(key).code_version}
+    for parent in graph.get(key).parent_keys:
+        partitions, mapping = graph.get(parent).partitions_def, graph.get_partition_mapping(key, parent)
+        if partitions is None:
+            read = version
+        else:
+            one = first and isinstance(mapping, dg.IdentityPartitionMapping)
+            number = 1 if one else len(partitions.get_partition_keys())
+            read = version if number >= LARGE else hashlib.sha256((version * number).encode()).hexdigest()
+        found[f"dagster/input_data_version/{parent.to_user_string()}"] = read
+        found[f"dagster/input_event_pointer/{parent.to_user_string()}"] = str(last_event)
+    return found
 preview = dg.MetadataValue.md("| a | b |\\n|---|---|\\n" + "| text | text |\\n" * 100)
 with dg.DagsterInstance.get() as instance:
     for key in graph.materializable_asset_keys:
@@ -59,10 +82,32 @@ with dg.DagsterInstance.get() as instance:
         first = partitions.get_partition_keys()[0] if partitions else None
         numbers = {name: 1.0 for name in ("dagster/row_count", "bytes", "wall_seconds", "peak_memory_mb", "per_second")}
         instance.report_runless_asset_event(dg.AssetMaterialization(
-            key, partition=first, metadata=numbers | {"preview": preview}, tags={"dagster/data_version": "0" * 64}))
+            key, partition=first, metadata=numbers | {"preview": preview}, tags=tags(key, first)))
+        event = instance.fetch_materializations(dg.AssetRecordsFilter(key), limit=1).records[0]
+        looked_at = AssetCheckEvaluationTargetMaterializationData(event.storage_id, "", event.timestamp)
         for check in (check for check in graph.asset_check_keys if check.asset_key == key):
             instance.report_runless_asset_event(dg.AssetCheckEvaluation(
-                key, check.name, passed=True, partition=first, metadata={"rows": 1, "problems": []}))
+                key, check.name, passed=True, partition=first, metadata={"rows": 1, "problems": []},
+                target_materialization_data=looked_at))
+"""
+
+NIGHT = """
+import datetime, json, sys, time
+import dagster as dg
+from sbp_assets.definitions import defs
+from sbp_assets.nightly import NIGHTLY
+midnight = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+found, cursor = {}, None
+with dg.DagsterInstance.get() as instance:
+    for name, minutes in (("by_day", -720), ("at_the_tick", 180), ("again", 181)):
+        started, processor = time.monotonic(), time.process_time()
+        result = dg.evaluate_automation_conditions(
+            defs, instance, dg.AssetSelection.assets(*NIGHTLY), cursor=cursor,
+            evaluation_time=midnight + datetime.timedelta(minutes=minutes))
+        cursor = result.cursor
+        found[name] = {"seconds": round(time.monotonic() - started, 2),
+                       "processor": round(time.process_time() - processor, 2), "requested": result.total_requested}
+print(json.dumps(found))
 """
 
 
@@ -91,7 +136,9 @@ def copy_first(index: Path, shards: int) -> int:
         # Of evaluations the column `partition` is empty.
         mine = f'%"partition": "{FIRST}"%'
         templates = []
-        for event in database.execute("select * from event_logs where event like ?", (mine,)).fetchall():
+        # In order, so that the materialisation that a check looked at comes before what the check said of it.
+        events = database.execute("select * from event_logs where event like ? order by id", (mine,)).fetchall()
+        for event in events:
             related = [
                 (table, reference, dict(row))
                 for table, reference in (
@@ -103,11 +150,15 @@ def copy_first(index: Path, shards: int) -> int:
             templates.append((dict(event), related))
         (next_id,) = database.execute("select max(id) + 1 from event_logs").fetchone()
         for number in range(1, shards):
-            shard = f"{number:05d}"
+            shard, copies = f"{number:05d}", {}
             for event, related in templates:
+                copies[event["id"]] = next_id
                 _insert(database, "event_logs", event | {"id": next_id}, shard)
                 for table, reference, row in related:
-                    _insert(database, table, row | {"id": None, reference: next_id}, shard)
+                    row = row | {"id": None, reference: next_id}
+                    if LOOKED_AT in row:
+                        row |= {LOOKED_AT: copies[row[LOOKED_AT]]}
+                    _insert(database, table, row, shard)
                 next_id += 1
         (events,) = database.execute("select count(*) from event_logs").fetchone()
     return events
@@ -123,6 +174,22 @@ def _insert(database: sqlite3.Connection, table: str, row: dict[str, Any], shard
     names = ", ".join(f'"{name}"' for name in row)
     values = [_renamed(value, shard) for value in row.values()]
     database.execute(f"insert into {table} ({names}) values ({', '.join('?' * len(row))})", values)
+
+
+def measure_night(deployment: Deployment, shards: int) -> dict[str, Any]:
+    """RuntimeError where what is requested is not what there is to do: then something else was measured."""
+
+    def evaluations(**settings: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-c", NIGHT], env=deployment.environ | settings, capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout)
+
+    found = {"fresh": evaluations(), "stale": evaluations(SBP_EXPERIMENT__PAIRING__MIN_SIMILARITY="0.61")}
+    requested = [found[state]["at_the_tick"]["requested"] for state in found]
+    if requested[0] != 0 or requested[1] < shards:
+        raise RuntimeError(f"of {shards} shards, none and then all of them stale, the night requested {requested}")
+    return found
 
 
 def measure_pages(deployment: Deployment, ui: Ui, shards: int) -> dict[str, dict[str, float]]:
@@ -207,6 +274,8 @@ def measure(shards: int) -> dict[str, Any]:
             found: dict[str, Any] = {"shards": shards, "load": measure_load(deployment)}
             print(found, file=sys.stderr, flush=True)
             found["events"] = fill(deployment, shards)
+            found["night"] = measure_night(deployment, shards)
+            print(found, file=sys.stderr, flush=True)
             started = time.monotonic()
             deployment.start_webserver()
             found["webserver_ready_seconds"] = round(time.monotonic() - started, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import dagster as dg
@@ -37,6 +38,7 @@ class Step:
     def keys(self) -> list[dg.AssetKey]:
         return [dg.AssetKey(name.split("/")) for name in self.assets]
 
+    @cached_property
     def job(self) -> dg.UnresolvedAssetJobDefinition:
         """The Dagster job; in-process, so that an engine loaded for one asset serves the next."""
         return dg.define_asset_job(
@@ -101,4 +103,4 @@ PIPELINE = (
     ),
 )
 
-JOBS = [step.job() for step in PIPELINE]
+JOBS = [step.job for step in PIPELINE]

@@ -21,7 +21,7 @@ from sbp_assets.experiment import FilesSource
 from sbp_assets.nightly import NIGHTLY, nightly_sensor, with_nightly_condition
 from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT
 from sbp_assets.pipes import WholeLinesMessageReader
-from sbp_assets.sensors import failure_sensor, source_sensor
+from sbp_assets.sensors import failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.storage.checks import stored_checks
 from sbp_assets.storage.columns import with_sources
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
@@ -61,7 +61,7 @@ def _house_rules(spec: dg.AssetSpec) -> dg.AssetSpec:
     return with_nightly_condition(spec, DEPLOYMENT)
 
 
-SENSORS = [nightly_sensor(DEPLOYMENT), failure_sensor(DEPLOYMENT)]
+SENSORS = [nightly_sensor(DEPLOYMENT), unchecked_sensor(DEPLOYMENT), failure_sensor(DEPLOYMENT)]
 if isinstance(EXPERIMENT.corpus.source, FilesSource):
     SENSORS.append(source_sensor(EXPERIMENT.corpus.source, DEPLOYMENT))
 

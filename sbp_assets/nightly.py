@@ -19,7 +19,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from sbp_assets.automation import PIPELINE
 from sbp_assets.experiment import Deployment
 from sbp_assets.run import RUN_TAGS
-from sbp_assets.staleness import Partition, Staleness
+from sbp_assets.staleness import Partition, Staleness, is_unchecked
 
 Subset = EntitySubset[dg.AssetKey]
 NIGHTLY = {key: step.nightly for step in PIPELINE if step.nightly != "no" for key in step.keys}
@@ -79,7 +79,7 @@ def _night(context: dg.AutomationContext) -> Night:
 class ToBeMade(dg.AutomationCondition[dg.AssetKey]):
     """Missing, stale or failed by a check, as `sbp run` sees it; for `nightly` 'missing', the first alone.
 
-    Nothing while `sbp run` is at it.
+    What only has not been checked is left to the sensor `unchecked`. Nothing while `sbp run` is at it.
     """
 
     def __init__(self, nightly: Literal["missing", "stale"]) -> None:
@@ -106,7 +106,7 @@ class ToBeMade(dg.AutomationCondition[dg.AssetKey]):
         pending = [
             partition
             for partition, reason in night.staleness.pending(context.key).items()
-            if reason == "missing" or not self._only_missing
+            if reason == "missing" or not (self._only_missing or is_unchecked(reason))
         ]
         found = night.subset(context.key, pending)
         return dg.AutomationResult(context, context.candidate_subset.compute_intersection(found))

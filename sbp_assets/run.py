@@ -26,7 +26,7 @@ from rich.text import Text
 
 from sbp_assets.automation import DISPLAY_LOGGER, PIPELINE, Step
 from sbp_assets.launcher import HOST_TAG
-from sbp_assets.staleness import Staleness
+from sbp_assets.staleness import Staleness, is_unchecked
 from sbp_assets.storage.preview import printable
 
 ERROR = dg.AssetCheckSeverity.ERROR
@@ -82,7 +82,7 @@ def _standing(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step) ->
     reasons: dict[str | None, set[str]] = {}
     for key in step.keys:
         for partition, reason in staleness.pending(key).items():
-            reasons.setdefault(partition, set()).add("unchecked" if reason.startswith("unchecked ") else "stale")
+            reasons.setdefault(partition, set()).add("unchecked" if is_unchecked(reason) else "stale")
     return {p: "stale" if "stale" in reasons[p] else "unchecked" for p in step_partitions(defs, step) if p in reasons}
 
 

@@ -1,21 +1,27 @@
-"""Sensors: files that are new or changed at the source are noticed, and a failed run is told to a webhook."""
+"""Sensors: files that are new or changed at the source are noticed, what no check has seen is checked, and a failed run
+is told to a webhook."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 
 from sbp_assets import notify
+from sbp_assets.automation import PIPELINE, Step
 from sbp_assets.corpus.ingest import source_changes
 from sbp_assets.experiment import Deployment, FilesSource
 from sbp_assets.nightly import status
+from sbp_assets.staleness import Staleness
 
 MANIFEST = dg.AssetKey(["corpus", "source_manifest"])
 SHOWN = 20
+UNCHECKED_SECONDS = 300  # between two looks: with 2,000 shards one takes a second or two of the processor
 
 
 def source_sensor(source: FilesSource, deployment: Deployment) -> dg.SensorDefinition:
@@ -83,6 +89,39 @@ def _observation(changes: dict[str, dict[str, str]], taken_in: bool) -> dg.Asset
             **{f"first_{kind}": files[:SHOWN] for kind, files in names.items() if files},
         },
     )
+
+
+def unchecked_sensor(deployment: Deployment, pipeline: Sequence[Step] = PIPELINE) -> dg.SensorDefinition:
+    """Has the checks run, alone, on what has not been checked: made before a blocking check was, or by a run that died.
+
+    The night makes nothing of such artifacts until then. A check that crashes is asked for again the next day.
+    """
+    steps = [step for step in pipeline if step.nightly != "no"]
+
+    @dg.sensor(
+        name="unchecked",
+        jobs=[step.job for step in steps],
+        minimum_interval_seconds=UNCHECKED_SECONDS,
+        default_status=status(deployment.automation),
+        description="Runs the checks of artifacts that no blocking check has looked at yet; makes nothing.",
+    )
+    def unchecked(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
+        assert context.repository_def is not None  # it is given to every sensor of a code location
+        graph = context.repository_def.asset_graph
+        staleness = Staleness(graph, context.instance)
+        today = datetime.now(UTC).date()
+        for step in steps:
+            for key in step.keys:
+                for partition, event in staleness.unchecked(key).items():
+                    yield dg.RunRequest(
+                        run_key=f"{key.to_user_string()} {partition} {event} {today}",
+                        job_name=step.name,
+                        partition_key=partition,
+                        asset_check_keys=sorted(graph.get(key).check_keys),
+                        tags={"sbp/command": "unchecked"},
+                    )
+
+    return unchecked
 
 
 def failure_sensor(deployment: Deployment) -> dg.SensorDefinition:

@@ -27,6 +27,7 @@ from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecordStatus,
     AssetCheckPartitionInfo,
 )
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.event_log.base import EventLogRecord, PartitionKeyFilter
 
 from sbp_assets.storage.row_versions import ROW_VERSIONS
@@ -34,6 +35,8 @@ from sbp_assets.storage.row_versions import ROW_VERSIONS
 MATERIALIZED = dg.DagsterEventType.ASSET_MATERIALIZATION
 # Event ids go into one SQL statement; SQLite takes a bounded number of parameters.
 EVENTS_PER_QUERY = 500
+
+UNCHECKED = "unchecked "
 
 Partition = str | None  # None: the whole of an unpartitioned asset
 
@@ -44,6 +47,11 @@ _PROVENANCE: defaultdict[tuple[str, dg.AssetKey], dict[Partition, tuple[int, Dat
 )
 # Likewise whether a failed evaluation of a check is only a warning.
 _WARNS: defaultdict[tuple[str, dg.AssetCheckKey], dict[Partition, tuple[int, bool]]] = defaultdict(dict)
+
+
+def is_unchecked(reason: str) -> bool:
+    """Whether a partition is pending for want of a check alone: then it need not be made again, only looked at."""
+    return reason.startswith(UNCHECKED)
 
 
 class Staleness:
@@ -60,7 +68,8 @@ class Staleness:
         """Reason per partition of `key` that is to be made, in order of the partitions; up-to-date ones are left out.
 
         'missing'; 'code': another code version, so another setting; 'input NAME': a direct input has other content;
-        'check NAME': a check has failed as an error; 'unchecked NAME': a blocking check has not been run.
+        'check NAME': a check has failed as an error; 'unchecked NAME': a check has not said what it thinks of what is
+        there, because it is new and blocking or its run has died. `is_unchecked` tells the last from the others.
         """
         if key not in self._pending:
             self._pending[key] = {
@@ -76,6 +85,24 @@ class Staleness:
             f"check {check.name}" for check in self.graph.get(key).check_keys if not self.graph.get(check).blocking
         }
         return [partition for partition, reason in self.pending(key).items() if reason not in others]
+
+    def unchecked(self, key: dg.AssetKey) -> dict[Partition, int]:
+        """Event that made it, per partition of `key` of which all that is missing is a check, and whose run has ended.
+
+        While that run goes on, it will check what it has made.
+        """
+        made = self._latest(key)
+        partitions = {made.storage_ids[name]: name for name, why in self.pending(key).items() if is_unchecked(why)}
+        runs = {record.storage_id: record.run_id for record in made.events(partitions)}
+        going_on = self._going_on(set(runs.values()))
+        return {name: event for event, name in partitions.items() if runs[event] not in going_on}
+
+    def _going_on(self, run_ids: set[str]) -> set[str]:
+        wanted, found = sorted(run_ids), set()
+        for start in range(0, len(wanted), EVENTS_PER_QUERY):
+            some = dg.RunsFilter(run_ids=wanted[start : start + EVENTS_PER_QUERY], statuses=NOT_FINISHED_STATUSES)
+            found |= {run.run_id for run in self.instance.get_runs(some)}
+        return found
 
     def _partitions(self, key: dg.AssetKey) -> list[Partition]:
         definition = self.graph.get(key).partitions_def
@@ -160,8 +187,10 @@ class Staleness:
         return made.failed_checks
 
     def _failure(self, check: dg.AssetCheckKey, partition: Partition, info: AssetCheckPartitionInfo | None) -> str:
-        if info is None:
-            return f"unchecked {check.name}" if self.graph.get(check).blocking else ""
+        if info and info.latest_execution_status == AssetCheckExecutionRecordStatus.PLANNED:
+            return f"{UNCHECKED}{check.name}"
+        if not info or not info.is_current:
+            return f"{UNCHECKED}{check.name}" if self.graph.get(check).blocking else ""
         if info.latest_execution_status == AssetCheckExecutionRecordStatus.SUCCEEDED:
             return ""
         failed = info.latest_execution_status == AssetCheckExecutionRecordStatus.FAILED
@@ -209,7 +238,7 @@ class _Made:
         """How each partition was made: code version and inputs."""
         known = _PROVENANCE[_identity(self._instance), self._key]
         unread = [event for partition, event in self.storage_ids.items() if known.get(partition, (0, None))[0] != event]
-        for record in self._events(unread):
+        for record in self.events(unread):
             known[record.partition_key] = record.storage_id, extract_data_provenance_from_entry(record.event_log_entry)
         return {partition: known[partition][1] for partition in self.storage_ids if partition in known}
 
@@ -233,13 +262,13 @@ class _Made:
             return None
         if storage_id not in self._row_versions:
             found: Mapping[str, str] | None = None
-            for record in self._events([storage_id]):
+            for record in self.events([storage_id]):
                 value = record.asset_materialization and record.asset_materialization.metadata.get(ROW_VERSIONS)
                 found = value.value if isinstance(value, dg.JsonMetadataValue) else None  # type: ignore[assignment]
             self._row_versions[storage_id] = found
         return self._row_versions[storage_id]
 
-    def _events(self, storage_ids: Iterable[int]) -> Iterable[EventLogRecord]:
+    def events(self, storage_ids: Iterable[int]) -> Iterable[EventLogRecord]:
         wanted = sorted(storage_ids)
         for start in range(0, len(wanted), EVENTS_PER_QUERY):
             some = wanted[start : start + EVENTS_PER_QUERY]

@@ -47,7 +47,7 @@ def definitions(
     return dg.Definitions(
         assets=[rows, total],
         asset_checks=[sound],
-        jobs=[step.job() for step in PIPELINE],
+        jobs=[step.job for step in PIPELINE],
         loggers={"display": display_logger},
         resources={"parquet": ParquetIOManager(str(tmp_path / "store"), cache=str(tmp_path))},
     )

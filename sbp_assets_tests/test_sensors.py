@@ -13,10 +13,11 @@ import dagster as dg
 import pytest
 
 from sbp_assets import notify
+from sbp_assets.automation import Step
 from sbp_assets.corpus.ingest import source_changes, source_manifest
 from sbp_assets.corpus.readers import Root
 from sbp_assets.experiment import Deployment, FilesSource
-from sbp_assets.sensors import MANIFEST, failure_sensor, source_sensor
+from sbp_assets.sensors import MANIFEST, failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.progress import Progress
 
@@ -131,6 +132,61 @@ def test_a_source_out_of_reach_fails_the_tick_and_names_it(tmp_path: Path):
     with pytest.raises(Exception, match="does not exist") as error:
         source.look()
     assert str(source.folder) in str(error.value.__cause__ or error.value)
+
+
+def test_what_no_check_has_seen_is_checked_and_not_made_again(tmp_path: Path):
+    """An upgrade brings a check: it is asked for on each shard alone, and once a day where it crashes."""
+    made: list[str] = []
+    shards = dg.StaticPartitionsDefinition(["0", "1"])
+    steps = (Step("ingest", "Ingest", ("corpus/rows",), "stale"), Step("train", "Train", ("corpus/model",), "no"))
+    key = dg.AssetKey(["corpus", "rows"])
+
+    @dg.asset(key=key, partitions_def=shards, code_version="1")
+    def rows(context: dg.AssetExecutionContext):
+        made.append(context.partition_key)
+
+    @dg.asset(key=["corpus", "model"], code_version="1")
+    def model():
+        return None
+
+    @dg.asset_check(asset=key, partitions_def=shards, blocking=True)
+    def sound(context: dg.AssetCheckExecutionContext):
+        if context.partition_key == "1":
+            raise OSError("the store is away")
+        return dg.AssetCheckResult(passed=True)
+
+    @dg.asset_check(asset=model, blocking=True)
+    def finite():
+        return dg.AssetCheckResult(passed=True)
+
+    sensor = unchecked_sensor(Deployment(automation=True), steps)
+    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+
+    def definitions(*checks: Any) -> dg.Definitions:
+        jobs = [step.job for step in steps]
+        return dg.Definitions([rows, model], asset_checks=checks, jobs=jobs, sensors=[sensor])
+
+    older, newer = definitions(), definitions(sound, finite)
+    instance = dg.DagsterInstance.ephemeral()
+    for partition in ("0", "1"):
+        older.resolve_job_def("ingest").execute_in_process(instance=instance, partition_key=partition)
+    older.resolve_job_def("train").execute_in_process(instance=instance)
+
+    def look(defs: dg.Definitions) -> dict[str | None, dg.RunRequest]:
+        context = dg.build_sensor_context(instance=instance, repository_def=defs.get_repository_def())
+        return {request.partition_key: request for request in sensor.evaluate_tick(context).run_requests}
+
+    assert look(older) == {}
+    first = look(newer)
+    assert {*first} == {"0", "1"}, "models are looked at by `sbp run` and `sbp verify` alone"
+    for request in first.values():
+        assert request.job_name == "ingest" and request.asset_check_keys == [dg.AssetCheckKey(key, "sound")]
+        job = newer.resolve_job_def("ingest").get_subset(asset_check_selection=set(request.asset_check_keys))
+        job.execute_in_process(instance=instance, tags=request.tags, raise_on_error=False)
+    assert made == ["0", "1"]
+    again = look(newer)
+    assert {*again} == {"1"}
+    assert again["1"].run_key == first["1"].run_key, "which the daemon takes for the same request, until tomorrow"
 
 
 class Webhook:

@@ -126,6 +126,47 @@ def test_a_blocking_check_that_was_never_run_counts_as_unchecked(tmp_path: Path)
     assert pending(definitions(tmp_path, 1, severity="ERROR"), instance, "total") == {}
 
 
+def test_what_was_made_after_its_check_was_last_run_is_unchecked(tmp_path: Path):
+    instance = dg.DagsterInstance.ephemeral()
+    defs, total = definitions(tmp_path, 1), dg.AssetKey("total")
+    make(defs, instance, "rows", "000")
+    make(defs, instance, "total")
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={total}, asset_check_selection=set())
+    made = job.execute_in_process(instance=instance)
+    assert pending(defs, instance, "total") == {None: "unchecked complete"}
+    staleness = Staleness(defs.resolve_asset_graph(), instance)
+    event = instance.get_latest_materialization_event(total)
+    assert event and event.run_id == made.run_id and [*staleness.unchecked(total)] == [None]
+
+    checks = defs.resolve_implicit_global_asset_job_def().get_subset(
+        asset_check_selection=set(defs.resolve_asset_graph().asset_check_keys)
+    )
+    assert checks.execute_in_process(instance=instance).success
+    assert pending(defs, instance, "total") == {}
+
+
+def test_what_is_being_checked_is_left_to_its_run(tmp_path: Path):
+    """Asked from inside the check, as another process would while it runs."""
+    instance, seen = dg.DagsterInstance.ephemeral(), []
+
+    @dg.asset(code_version="1")
+    def total():
+        return dg.MaterializeResult()
+
+    @dg.asset_check(asset=total, blocking=True)
+    def complete():
+        staleness = Staleness(defs.resolve_asset_graph(), instance)
+        seen.append((staleness.pending(total.key), staleness.unchecked(total.key)))
+        raise RuntimeError("killed, say")
+
+    defs = dg.Definitions(assets=[total], asset_checks=[complete], executor=dg.in_process_executor)
+    make(defs, instance, "total")
+    assert seen == [({None: "unchecked complete"}, {})]
+    staleness = Staleness(defs.resolve_asset_graph(), instance)
+    assert staleness.pending(total.key) == {None: "unchecked complete"}
+    assert [*staleness.unchecked(total.key)] == [None]
+
+
 def test_versions_of_rows_change_where_they_do():
     table = pl.DataFrame({"shard": [0, 0, 2, None], "file": ["a", "b", "c", "d"], "when": [1, 2, 3, 4]})
     keys = ["00000", "00001", "00002"]
