@@ -25,6 +25,7 @@ from sbp_assets.sensors import failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.storage.checks import stored_checks
 from sbp_assets.storage.columns import with_sources
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
+from sbp_assets.training.launch import ENDING_SECONDS
 
 STAGES = [
     sbp_assets.corpus,
@@ -39,7 +40,9 @@ STORAGE = (DEPLOYMENT.data_dir, f"{DEPLOYMENT.work_dir}/cache", DEPLOYMENT.cache
 RESOURCES = {
     "parquet": ParquetIOManager(*STORAGE),
     "directory": DirectoryIOManager(*STORAGE),
-    "pipes": dg.PipesSubprocessClient(message_reader=WholeLinesMessageReader()),
+    "pipes": dg.PipesSubprocessClient(
+        message_reader=WholeLinesMessageReader(), termination_timeout_seconds=ENDING_SECONDS
+    ),
 }
 
 ASSETS = [

@@ -174,16 +174,20 @@ class Staleness:
         made = self._latest(key)
         if made.failed_checks is None:
             made.failed_checks = {}
-            # Blocking ones first, so that theirs is the reason.
-            checks = sorted(self.graph.get(key).check_keys, key=lambda name: (not self.graph.get(name).blocking, name))
+            checks = sorted(self.graph.get(key).check_keys)
             infos = {
                 (info.check_key, info.partition_key): info
                 for info in self.instance.event_log_storage.get_asset_check_partition_info(checks)
             }
-            for check in checks:
-                for partition in self._partitions(key):
-                    if reason := self._failure(check, partition, infos.get((check, partition))):
-                        made.failed_checks.setdefault(partition, reason)
+            for partition in self._partitions(key):
+                reasons = [
+                    (not self.graph.get(check).blocking, is_unchecked(reason), reason)
+                    for check in checks
+                    if (reason := self._failure(check, partition, infos.get((check, partition))))
+                ]
+                # Blocking ones first; and what has failed before what crashed: of a lost artifact most checks do.
+                if reasons:
+                    made.failed_checks[partition] = min(reasons)[-1]
         return made.failed_checks
 
     def _failure(self, check: dg.AssetCheckKey, partition: Partition, info: AssetCheckPartitionInfo | None) -> str:

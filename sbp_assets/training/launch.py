@@ -8,6 +8,8 @@ from pathlib import Path
 
 WORKER = "sbp_assets.training.worker"
 LAUNCHER_PID = "SBP_LAUNCHER_PID"
+ENDING_SECONDS = 240
+"""How long a training run that was asked to end may take for its step and its checkpoint."""
 
 
 def training_command(spec_path: Path, processes: int = 1) -> list[str]:
@@ -15,7 +17,8 @@ def training_command(spec_path: Path, processes: int = 1) -> list[str]:
     if processes == 1:
         # Without torchrun a single process starts seconds earlier.
         return [sys.executable, "-m", WORKER, str(spec_path)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--max-restarts=0"]
+    options = [f"--nproc-per-node={processes}", "--max-restarts=0", f"--shutdown-timeout={ENDING_SECONDS}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", *options]
     return [sys.executable, *launcher, "-m", WORKER, str(spec_path)]
 
 

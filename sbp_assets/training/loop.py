@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -55,6 +56,10 @@ _FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 class TrainingDiverged(RuntimeError):
     """The loss or the gradient is no longer a finite number."""
+
+
+class TrainingEnded(Exception):
+    """The run was asked to end and has saved its state; the next one goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,9 @@ def initial_weights(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Q
 def train(spec: TrainingSpec, world: World) -> Trained | None:
     """Train `spec`'s model, from its checkpoint where there is one; None where `output_dir` already holds it.
 
+    SIGTERM or SIGINT in the midst of it, as from whoever cancels a run or takes the machine back, writes a checkpoint
+    after the step and raises TrainingEnded. To be called in the main thread.
+
     Raises ValueError for data, tokenizers or initial models that do not fit, CheckpointMismatch for a checkpoint of
     another run, TrainingDiverged where the loss is no longer finite. Every process must call this.
     """
@@ -234,13 +242,15 @@ class _Run:
         # Counted from the batches, not multiplied out: the arms' budgets are compared by it.
         self.tokens_read = int(self.metrics["tokens"][-1] or 0) if self.metrics["tokens"] else 0
         self.gradients = None if self.sharded else _flat_gradients(self.module)
+        self.asked_to_end = False  # by a signal to this process
+        self.end = False  # the process that leads was asked before the last step, so that all agree
 
     def train(self) -> Trained:
         spec, per_step = self.spec, self.spec.optimizer.tokens_per_step
         measured = evaluation_steps(self.steps, spec.evaluations)
         progress = Progress(spec.name, "tokens", self.steps * per_step, done=self.step * per_step)
         started = self.saved = time.monotonic()
-        with progress if self.world.leads else nullcontext():
+        with self._ending_on_request(), progress if self.world.leads else nullcontext():
             if self.step == 0 and not self.metrics["step"]:
                 self._record(0, None, self._heldout_loss(), None, None)
             while self.step < self.steps:
@@ -255,6 +265,8 @@ class _Run:
                     progress.advance(per_step, f"step {self.step}/{self.steps} · loss {loss:.4f}")
                 if self._checkpoint_due():
                     self._save(time.monotonic() - started)
+                if self.end and self.step < self.steps:
+                    raise TrainingEnded(f"{spec.name}: ended as asked after step {self.step} of {self.steps}, saved")
         seconds = self.seconds_before + time.monotonic() - started
         state, _ = get_state_dict(self.module.causal, [], options=_FULL_STATE)
         metrics = pl.DataFrame(self.metrics, schema=METRICS)
@@ -274,6 +286,7 @@ class _Run:
         share = math.ceil(rows_per_step / self.world.size)
         own = batch.part(self.world.rank * share, (self.world.rank + 1) * share).padded(share)
         loss_sum = torch.zeros((), device=self.world.device)
+        asked = float(self.asked_to_end and self.world.leads)
         for ids, positions, labels in self._microbatches(own):
             with self._autocast():
                 loss = self.module(ids, positions, labels)
@@ -281,15 +294,18 @@ class _Run:
             (loss * (self.world.size if self.sharded else 1) / supervised).backward()
             loss_sum += loss.detach() / supervised
         if self.gradients is None:
-            total = float(self.world.sum(loss_sum))
+            message = self.world.sum(torch.stack([torch.tensor(asked, device=loss_sum.device), loss_sum]))
+            end, total = message.tolist()
             norm = float(_full(nn.utils.clip_grad_norm_(self.module.parameters(), spec.optimizer.gradient_clip)))
         else:
-            # The loss rides in the last place, for one message per step.
-            self.gradients[-1] = loss_sum
+            # Two numbers ride in the last places, for one message per step.
+            self.gradients[-2], self.gradients[-1] = asked, loss_sum
             self.world.sum(self.gradients)
-            total, norm = float(self.gradients[-1]), float(self.gradients[:-1].norm())
+            end, total = self.gradients[-2:].tolist()
+            norm = float(self.gradients[:-2].norm())
             if norm > spec.optimizer.gradient_clip:
                 self.gradients.mul_(spec.optimizer.gradient_clip / norm)
+        self.end = end > 0
         if not math.isfinite(total) or not math.isfinite(norm):
             raise TrainingDiverged(
                 f"{spec.name}: at step {self.step + 1} the loss is {total} and the gradient norm {norm} (learning rate "
@@ -362,6 +378,8 @@ class _Run:
     def _checkpoint_due(self) -> bool:
         if self.step == self.steps:
             return False
+        if self.end:
+            return True
         if self.spec.checkpoint_every_steps:
             return self.step % self.spec.checkpoint_every_steps == 0
         due = time.monotonic() - self.saved >= self.spec.checkpoint_minutes * 60
@@ -370,6 +388,20 @@ class _Run:
         # Gathering shards takes every process, so the leader decides for all.
         flag = torch.tensor(float(due and self.world.leads), device=self.world.device)
         return bool(self.world.sum(flag) > 0)
+
+    @contextmanager
+    def _ending_on_request(self) -> Iterator[None]:
+        """Signals that would end the process are noted for the block, and heard between two steps."""
+
+        def note(number: int, frame: object) -> None:
+            self.asked_to_end = True
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _save(self, seconds: float) -> None:
         if not self.sharded and not self.world.leads:
@@ -432,12 +464,12 @@ def _make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW
 
 
 def _flat_gradients(module: nn.Module) -> torch.Tensor:
-    """One zeroed buffer that the parameters' gradients are views of, and one place more at its end.
+    """One zeroed buffer that the parameters' gradients are views of, and two places more at its end.
 
     Summing over processes, the norm and clipping then take one operation each instead of one per parameter.
     """
     parameters = list(module.parameters())
-    flat = torch.zeros(sum(p.numel() for p in parameters) + 1, device=parameters[0].device)
+    flat = torch.zeros(sum(p.numel() for p in parameters) + 2, device=parameters[0].device)
     at = 0
     for parameter in parameters:
         parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)

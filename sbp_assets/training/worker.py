@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -28,7 +29,7 @@ from pydantic import ValidationError
 from sbp_assets.storage.artifacts import atomic_path, exclusive
 from sbp_assets.training.checkpoint import BEST_DIRECTORY, RUN_RECORD
 from sbp_assets.training.launch import LAUNCHER_PID
-from sbp_assets.training.loop import Trained, World, finish, train
+from sbp_assets.training.loop import Trained, TrainingEnded, World, finish, train
 from sbp_assets.training.model import load_training_tokenizer, model_config, save_model
 from sbp_assets.training.spec import TrainingSpec
 
@@ -157,7 +158,7 @@ def leave_with_launcher(seconds: float = 1.0) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0 after success; 1 with one readable message for a run that cannot go on."""
+    """Exit status 0 after success; 1 with one readable message for a run that cannot go on; 143 for an ended one."""
     if len(arguments) != 1:
         print("usage: python -m sbp_assets.training.worker SPEC.json", file=sys.stderr)
         return 2
@@ -177,6 +178,9 @@ def main(arguments: list[str]) -> int:
                 # Two runs of one model would write each other's checkpoints; wait for the workers of a killed one.
                 stack.enter_context(exclusive(spec.work_dir, f"training {spec.name}", seconds=15))
             run(spec)
+        except TrainingEnded as ended:
+            logger.warning("%s", ended)
+            return 128 + signal.SIGTERM
         except (ValueError, RuntimeError, OSError, ValidationError) as error:
             # Under Pipes the message must also reach the process's own output, which the launcher shows on failure.
             logger.error("%s: %s", type(error).__name__, error)

@@ -3,6 +3,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pytest
@@ -140,6 +141,28 @@ def test_killed_process_resumes_to_the_same_bits_across_a_pass(spec: TrainingSpe
     assert process.returncode == 0, output
     assert "resuming after step" in output
     assert same(whole.output_dir, part.output_dir)
+
+
+@pytest.mark.parametrize(
+    ("processes", "sharding", "number"),
+    [(1, "none", signal.SIGTERM), (2, "none", signal.SIGINT), (2, "full", signal.SIGTERM)],
+)
+def test_a_run_that_is_asked_to_end_saves_what_it_has(
+    spec: TrainingSpec, launch: Launch, processes: int, sharding: Literal["none", "full"], number: signal.Signals
+):
+    """What Dagster sends to cancel a run, and a batch system that takes back the machine."""
+    steps = 2000
+    part = spec.model_copy(update={"steps": steps, "sharding": sharding, "checkpoint_minutes": 60})
+    process = launch(part, processes)
+    assert process.stdout is not None
+    begun = any(f"step 0/{steps} · held-out loss" in line for line in process.stdout)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=240)
+    assert begun and process.returncode not in (0, -number), output
+    assert f"of {steps}, saved" in output
+    checkpoint = torch.load(part.work_dir / "checkpoint.pt", weights_only=True)
+    assert 0 < checkpoint["step"] < steps
+    assert len(checkpoint["metrics"]["step"]) == checkpoint["step"] + 1
 
 
 def test_other_data_tokenizer_or_geometry_is_refused_by_name(
