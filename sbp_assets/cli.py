@@ -79,6 +79,9 @@ def run(
             instance = stack.enter_context(dg.DagsterInstance.get())
             end_killed_runs(instance)
             states = run_pipeline(defs, instance, {"embed": release, "synthesise": shutdown}, until, refresh)
+        except KeyboardInterrupt:
+            typer.secho("Stopped. What was made is kept, and the same command goes on from there.", err=True)
+            raise typer.Exit(130) from None
         except RuntimeError as error:
             typer.secho(str(error), fg="red", err=True)
             raise typer.Exit(1) from None

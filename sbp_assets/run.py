@@ -19,6 +19,7 @@ import dagster as dg
 from dagster._core.launcher import WorkerStatus
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
+from dagster._utils.error import SerializableErrorInfo
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -210,14 +211,29 @@ def _run_step(
 
 
 def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, partition: str | None) -> dg.ExecuteInProcessResult:
-    """Run `job` in this process, as a run of `sbp run` that the daemon leaves alone."""
-    return job.execute_in_process(
+    """Run `job` in this process, as a run of `sbp run` that the daemon leaves alone.
+
+    KeyboardInterrupt for Ctrl-C and SIGTERM: Dagster takes them for a failure of the asset, after which the next
+    partition would begin.
+    """
+    result = job.execute_in_process(
         instance=instance,
         partition_key=partition,
         raise_on_error=False,
         run_config=RUN_CONFIG,
         tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
     )
+    if any(cause.cls_name == dg.DagsterExecutionInterruptedError.__name__ for cause in _causes(result)):
+        raise KeyboardInterrupt
+    return result
+
+
+def _causes(result: dg.ExecuteInProcessResult) -> Iterator[SerializableErrorInfo]:
+    for event in result.all_events:
+        error = event.step_failure_data.error if event.is_step_failure else None
+        while error:
+            yield error
+            error = error.cause
 
 
 def _wall_seconds(result: dg.ExecuteInProcessResult) -> Iterator[float]:

@@ -1,8 +1,10 @@
 """The step runner on a three-step toy pipeline with real runs on an ephemeral instance."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -23,6 +25,7 @@ def definitions(
     tmp_path: Path,
     version: str = "1",
     fail: str = "",
+    end: str = "",
     outcome: dg.AssetCheckResult = PASSED,
     blocking: bool = True,
 ) -> dg.Definitions:
@@ -32,6 +35,9 @@ def definitions(
     def rows(context: dg.AssetExecutionContext):
         if context.partition_key == fail:
             raise ValueError(f"file-{fail}.jsonl cannot be read")
+        if context.partition_key == end:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
         return dg.MaterializeResult(value=pl.DataFrame({"v": [version]}), metadata={"wall_seconds": 0.25})
 
     @dg.asset_check(asset=rows.key, blocking=blocking, partitions_def=shards)
@@ -73,6 +79,16 @@ def test_a_failing_shard_spares_the_others_and_is_named(tmp_path: Path):
     assert pending_partitions(broken, instance, PIPELINE[0]) == ["b"]
     mended = definitions(tmp_path)
     assert run(mended, instance) == ["done", "done"]
+
+
+def test_a_run_that_is_asked_to_end_begins_nothing_more_and_is_gone_on_with(tmp_path: Path):
+    """Ctrl-C, or SIGTERM as a batch system sends it."""
+    instance = dg.DagsterInstance.ephemeral()
+    with pytest.raises(KeyboardInterrupt):
+        run(definitions(tmp_path, end="b"), instance)
+    assert [run.is_failure for run in instance.get_runs()] == [True, False]
+    assert pending_partitions(definitions(tmp_path), instance, PIPELINE[0]) == ["b", "c"]
+    assert run(definitions(tmp_path), instance) == ["done", "done"]
 
 
 def test_a_failed_blocking_check_keeps_the_step_pending(tmp_path: Path):

@@ -101,7 +101,7 @@ def test_a_run_cancelled_in_training_is_resumed(deployment: Deployment, undistur
     assert deployment.wait_run(run_id) == "CANCELED"
     _, survivors = psutil.wait_procs(tree, timeout=60)
     assert survivors == []
-    assert (deployment.home / "work" / victim.evidence).is_file()
+    assert "ended as asked after step" in log_of(deployment, run_id)
     next_run = deployment.launch(victim.job, victim.partition)
     assert deployment.wait_run(next_run) == "SUCCESS"
     assert victim.resumed in log_of(deployment, next_run)
