@@ -9,8 +9,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -266,6 +267,77 @@ def trace(
         show(one, console)
     if not there:
         typer.echo(f"no Dagster records of {deployment.data_dir}: versions, runs and staleness are not known")
+
+
+def _track(what: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    """Hand on what is to be copied, showing how far it is and how long it will take."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return lambda things: track(things, f"copying {what}", console=Console(stderr=True))
+
+
+@app.command("copy-artifacts")
+def copy_artifacts(
+    destination: Annotated[str, typer.Argument(help="Path or fsspec URL of the other store.")], profile: Profile = None
+) -> None:
+    """Copy every artifact that was made to another store, which SBP_DEPLOYMENT__DATA_DIR may then name.
+
+    Started again, it goes on where it stopped. Removes nothing.
+    """
+    settings = _activate(profile)
+    import hashlib
+    from pathlib import Path
+
+    import dagster as dg
+
+    from sbp_assets.copy_artifacts import Artifact
+    from sbp_assets.copy_artifacts import copy_artifacts as copy
+    from sbp_assets.definitions import artifact_managers, defs
+    from sbp_assets.staleness import Staleness
+
+    deployment = settings.deployment
+    try:
+        there = load_settings(environ={**os.environ, "SBP_DEPLOYMENT__DATA_DIR": destination}).deployment
+        with exclusive_instance(settings, "copying artifacts"), dg.DagsterInstance.get() as instance:
+            graph = defs.resolve_asset_graph()
+            staleness = Staleness(graph, instance)
+            made = [
+                Artifact(key, partition, version)
+                for key in graph.toposorted_asset_keys
+                for partition, version in staleness.versions(key).items()
+            ]
+            name = hashlib.sha256(f"{deployment.data_dir} {there.data_dir}".encode()).hexdigest()[:16]
+            ledger = Path(deployment.work_dir) / "copied" / f"{name}.jsonl"
+            source, target = artifact_managers(deployment.data_dir), artifact_managers(there.data_dir)
+            copied = copy(made, source, target, ledger, _track("artifacts"))
+    except (SettingsError, RuntimeError, OSError) as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"copied {copied.now} artifacts to {there.data_dir}" + f", {copied.before} before" * bool(copied.before))
+    if copied.damaged:
+        typer.secho(f"not copied, for their content is not what was made: {', '.join(copied.damaged)}", fg="red")
+        raise typer.Exit(1)
+
+
+@app.command("to-postgres")
+def to_postgres(profile: Profile = None) -> None:
+    """Copy the profile's records from SQLite into the database of $SBP_POSTGRES_URL; removes nothing."""
+    if not os.environ.get(POSTGRES_URL):
+        typer.secho(f"set ${POSTGRES_URL} to the database that the records go to", fg="red", err=True)
+        raise typer.Exit(2)
+    settings = _activate(profile)
+    import dagster as dg
+
+    from sbp_assets.to_postgres import copy_records
+
+    try:
+        with exclusive_instance(settings, "copying records"), dg.DagsterInstance.get():  # which makes the tables
+            runs = copy_records(settings.deployment.instance_dir, os.environ[POSTGRES_URL], _track("records of runs"))
+    except (SettingsError, RuntimeError) as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"copied {runs} runs and what they made; from now on, with ${POSTGRES_URL}, they are read there")
 
 
 @app.command()

@@ -24,7 +24,7 @@ from sbp_assets.pipes import WholeLinesMessageReader
 from sbp_assets.sensors import failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.storage.checks import stored_checks
 from sbp_assets.storage.columns import with_sources
-from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
+from sbp_assets.storage.io_managers import ArtifactIOManager, DirectoryIOManager, ParquetIOManager
 from sbp_assets.training.launch import ENDING_SECONDS
 
 STAGES = [
@@ -36,10 +36,15 @@ STAGES = [
     sbp_assets.evaluation,
 ]
 
-STORAGE = (DEPLOYMENT.data_dir, f"{DEPLOYMENT.work_dir}/cache", DEPLOYMENT.cache_gb, DEPLOYMENT.storage_patience)
+
+def io_managers(data_dir: str) -> dict[str, ArtifactIOManager]:
+    """Of the artifact store `data_dir`, by resource key."""
+    storage = (data_dir, f"{DEPLOYMENT.work_dir}/cache", DEPLOYMENT.cache_gb, DEPLOYMENT.storage_patience)
+    return {"parquet": ParquetIOManager(*storage), "directory": DirectoryIOManager(*storage)}
+
+
 RESOURCES = {
-    "parquet": ParquetIOManager(*STORAGE),
-    "directory": DirectoryIOManager(*STORAGE),
+    **io_managers(DEPLOYMENT.data_dir),
     "pipes": dg.PipesSubprocessClient(
         message_reader=WholeLinesMessageReader(), termination_timeout_seconds=ENDING_SECONDS
     ),
@@ -50,6 +55,12 @@ ASSETS = [
     for asset in dg.load_assets_from_modules([stage.assets for stage in STAGES])
     if isinstance(asset, dg.AssetsDefinition)
 ]
+
+
+def artifact_managers(data_dir: str) -> dict[dg.AssetKey, ArtifactIOManager]:
+    """What reads and writes each asset's artifacts in the store `data_dir`."""
+    managers = io_managers(data_dir)
+    return {key: managers[asset.get_io_manager_key_for_asset_key(key)] for asset in ASSETS for key in asset.keys}
 
 
 PARTITIONED = {spec.key for asset in ASSETS for spec in asset.specs if spec.partitions_def}

@@ -432,6 +432,11 @@ class Deployment(Section):
         ".sbp/{profile}/instance",
         description="Dagster's own records and logs; where $SBP_POSTGRES_URL is set, logs alone.",
     )
+    postgres_schema: str | None = Field(
+        None,
+        pattern=r"^[a-z_][a-z0-9_]{0,62}$",
+        description="Of the records, where $SBP_POSTGRES_URL is set; null: named after the profile and data_dir.",
+    )
     cache_gb: PositiveFloat = Field(50, description="Copies of a remote data_dir's artifacts kept in work_dir, in GB.")
     storage_patience: PositiveFloat = Field(
         60, description="Seconds that a remote data_dir may be out of reach before a transfer fails."

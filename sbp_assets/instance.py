@@ -65,6 +65,8 @@ def with_driver(url: str) -> str:
 
 def schema(settings: Settings) -> str:
     """PostgreSQL schema of the records that belong to this profile's artifact store, wherever it is worked on."""
+    if settings.deployment.postgres_schema:
+        return settings.deployment.postgres_schema
     store = hashlib.sha256(settings.deployment.data_dir.encode()).hexdigest()[:8]
     return f"sbp_{re.sub(r'[^a-z0-9_]', '_', settings.profile.lower())[:40]}_{store}"
 

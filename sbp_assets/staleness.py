@@ -86,6 +86,11 @@ class Staleness:
         }
         return [partition for partition, reason in self.pending(key).items() if reason not in others]
 
+    def versions(self, key: dg.AssetKey) -> dict[Partition, str]:
+        """Content version per partition of `key` that was made, and that the settings still have."""
+        versions = self._latest(key).versions
+        return {partition: versions[partition] for partition in self._partitions(key) if partition in versions}
+
     def unchecked(self, key: dg.AssetKey) -> dict[Partition, int]:
         """Event that made it, per partition of `key` of which all that is missing is a check, and whose run has ended.
 

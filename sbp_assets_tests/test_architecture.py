@@ -18,12 +18,14 @@ DAGSTER = {
     "run.py",
     "launcher.py",
     "cli.py",
+    "copy_artifacts.py",
     "storage/io_managers.py",
     "storage/columns.py",
     "provenance/records.py",
     "staleness.py",
     "nightly.py",
     "sensors.py",
+    "to_postgres.py",
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

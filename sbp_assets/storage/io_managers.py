@@ -88,11 +88,35 @@ class ArtifactIOManager(UPathIOManager):
 
     def load(self, key: dg.AssetKey, partition: str | None = None) -> Any:
         """The artifact of `key` as an asset's input would be: Dagster gives a partitioned check its own shard alone."""
-        return self.read(self._fetch(key, self._path_of(key, partition)))
+        return self.read(self.fetch(key, partition))
 
     def stored_version(self, key: dg.AssetKey, partition: str | None = None) -> str:
         """Content version of what now lies in the store; FileNotFoundError where nothing does."""
-        return content_version(self._fetch(key, self._path_of(key, partition)))
+        return content_version(self.fetch(key, partition))
+
+    def fetch(self, key: dg.AssetKey, partition: str | None = None) -> Path:
+        """Local path of the artifact as it lies in the store, or of a copy; FileNotFoundError where there is none."""
+        return self._fetch(key, self._path_of(key, partition))
+
+    def put(self, key: dg.AssetKey, partition: str | None, artifact: Path) -> None:
+        """Put `artifact`, made elsewhere, in the store as it is; whoever reads sees all of it or what was there."""
+        path = self._path_of(key, partition)
+        if self._remote and artifact.is_dir():
+            self._remote.put_directory(artifact, path.path, content_version(artifact))
+        elif self._remote:
+            self._remote.put_file(artifact, path.path)
+        else:
+            self.make_directory(path.parent)
+            with atomic_path(Path(path.path)) as temporary:
+                if artifact.is_dir():
+                    shutil.copytree(artifact, temporary)
+                else:
+                    shutil.copyfile(artifact, temporary)
+
+    def release(self) -> None:
+        """Allow copies of what was fetched to be removed from the cache."""
+        if self._remote:
+            self._remote.release()
 
     def _path_of(self, key: dg.AssetKey, partition: str | None) -> UPath:
         context = dg.build_input_context(asset_key=key)

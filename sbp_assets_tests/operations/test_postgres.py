@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from sqlalchemy import create_engine, text
 
@@ -47,6 +48,46 @@ def test_a_run_is_recorded_in_the_profiles_own_schema_and_the_next_finds_it_fres
         assert rows(postgres, f"select count(*) from {schema}.runs") == recorded
         # Records are in the database alone.
         assert not [path for path in (tmp_path / "one/instance").rglob("*.db") if path.name != "index.db"]
+
+
+def test_records_of_a_finished_store_are_taken_along_from_sqlite(
+    postgres: PostgresServer, overrides: dict[str, str], finished: Path, tmp_path: Path
+):
+    with Deployment(tmp_path, {}, finished) as deployment:
+        with deployment.instance() as instance:
+            runs = {run.run_id: instance.all_logs(run.run_id) for run in instance.get_runs()}
+            assets = {key: instance.get_latest_materialization_event(key) for key in instance.get_asset_keys()}
+        deployment.overrides |= overrides
+        assert f"copied {len(runs)} runs" in deployment.sbp("to-postgres").stdout
+        with deployment.instance() as instance:
+            assert {run.run_id for run in instance.get_runs()} == {*runs}
+            for run_id, log in runs.items():
+                copied = instance.all_logs(run_id)
+                assert sorted(map(repr, copied)) == sorted(map(repr, log)), "none is lost or there twice"
+            assert {key: instance.get_latest_materialization_event(key) for key in instance.get_asset_keys()} == assets
+        assert "nothing to do" in deployment.sbp("run").stdout
+        assert "0 damaged" in deployment.sbp("verify", "pair").stdout, "new events follow the copied ones"
+        again = deployment.sbp("to-postgres", check=False)
+        assert again.returncode == 2 and "already has runs" in again.stderr
+        assert postgres.PASSWORD not in again.stderr
+
+
+def test_records_that_cannot_be_copied_are_told_and_none_is(
+    postgres: PostgresServer, overrides: dict[str, str], tmp_path: Path
+):
+    with Deployment(tmp_path) as deployment:
+        assert "set $SBP_POSTGRES_URL" in deployment.sbp("to-postgres", check=False).stderr
+        deployment.overrides |= overrides
+        assert "no records in SQLite" in deployment.sbp("to-postgres", check=False).stderr
+        deployment.overrides.clear()
+        with deployment.instance() as instance:
+            run = dg.DagsterRun(job_name="ingest", status=dg.DagsterRunStatus.STARTED)
+            instance.add_run(run)
+        deployment.overrides |= overrides
+        said = deployment.sbp("to-postgres", check=False)
+        assert said.returncode == 2 and f"have not ended, as {run.run_id}" in said.stderr
+        with deployment.instance() as instance:
+            assert instance.get_runs() == []
 
 
 def test_sbp_env_serves_bare_commands_and_shows_no_password(

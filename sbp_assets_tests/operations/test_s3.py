@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,32 @@ def test_another_machine_finds_everything_fresh_traces_it_and_goes_on(remote: De
     assert "[   done] Filter to pairs" in remote.sbp("run", "--until", "pair").stderr
     changed = {name for name, version in versions(bucket / "tiny").items() if made[name] != version}
     assert changed == {"pairing/neighbor_pairs/00000.parquet", "pairing/neighbor_pairs/00001.parquet"}
+
+
+def test_artifacts_are_taken_along_from_a_local_store(s3: S3Server, finished: Path, tmp_path: Path):
+    bucket = s3.bucket("moved")
+    with Deployment(tmp_path, s3.environ, finished) as deployment:
+        versions_before = deployment.versions()
+        lost = deployment.artifacts / "pairing/pair_truth.parquet"
+        content = lost.read_bytes()
+        lost.write_bytes(content[:-1])
+        first = deployment.sbp("copy-artifacts", "s3://moved/tiny", check=False)
+        assert first.returncode == 1 and "not what was made: pairing/pair_truth" in first.stdout
+        lost.write_bytes(content)
+        again = deployment.sbp("copy-artifacts", "s3://moved/tiny")
+        assert "copied 1 artifacts to s3://moved/tiny, " in again.stdout
+        assert versions(bucket / "tiny") == versions_before
+        deployment.overrides[DATA_DIR] = "s3://moved/tiny"
+        shutil.rmtree(deployment.artifacts)
+        assert "nothing to do" in deployment.sbp("run").stdout
+        assert ", 0 damaged" in deployment.sbp("verify", "pair", "compare_pairs").stdout
+        # And back.
+        deployment.sbp("copy-artifacts", str(tmp_path / "back"))
+        deployment.overrides[DATA_DIR] = str(tmp_path / "back")
+        assert ", 0 damaged" in deployment.sbp("verify", "pair", "compare_pairs").stdout
+        unknown = deployment.sbp("copy-artifacts", "s3://mistyped/tiny", check=False)
+        assert unknown.returncode == 2 and "bucket does not exist" in " ".join(unknown.stderr.split())
+        assert "Traceback" not in unknown.stderr
 
 
 def test_the_corpus_itself_may_be_on_s3(s3: S3Server, tmp_path: Path):
