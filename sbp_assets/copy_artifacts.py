@@ -47,12 +47,13 @@ def copy_artifacts(
     source is not copied, but named. `track` hands on the artifacts one by one, and may show how far it is.
     """
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    done = set()
-    if ledger.exists():
-        lines = ledger.read_text().split("\n")[:-1]  # of what was cut off, the rest is missing
-        done = {Artifact(dg.AssetKey(key), partition, version) for key, partition, version in map(json.loads, lines)}
+    text = ledger.read_text() if ledger.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # a machine that went down may have cut the last line off
+    lines = map(json.loads, whole.splitlines())
+    done = {Artifact(dg.AssetKey(key), partition, version) for key, partition, version in lines}
     now, damaged = 0, []
     with ledger.open("a") as file:
+        file.truncate(len(whole.encode()))
         for artifact in track([artifact for artifact in artifacts if artifact not in done]):
             key, partition, version = artifact
             try:

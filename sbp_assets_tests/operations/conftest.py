@@ -10,11 +10,16 @@ from filelock import FileLock
 from sbp_assets_tests.operations.deployment import PLANTED, Deployment
 from sbp_assets_tests.operations.servers import PostgresServer, S3Server, postgres_programs
 
+# The longest first (minutes), so that none is left to run alone at the end; needs --no-loadscope-reorder.
+FIRST = ("faults_killed", "s3", "faults_database", "operating", "daemon", "faults_services", "browser", "faults_disk")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"test_{name}": rank for rank, name in enumerate(FIRST)}
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("operations")
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.fixture(scope="session")

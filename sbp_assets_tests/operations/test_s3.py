@@ -104,11 +104,7 @@ def test_artifacts_are_taken_along_from_a_local_store(s3: S3Server, finished: Pa
         deployment.overrides[DATA_DIR] = "s3://moved/tiny"
         shutil.rmtree(deployment.artifacts)
         assert "nothing to do" in deployment.sbp("run").stdout
-        assert ", 0 damaged" in deployment.sbp("verify", "pair", "compare_pairs").stdout
-        # And back.
-        deployment.sbp("copy-artifacts", str(tmp_path / "back"))
-        deployment.overrides[DATA_DIR] = str(tmp_path / "back")
-        assert ", 0 damaged" in deployment.sbp("verify", "pair", "compare_pairs").stdout
+        assert ", 0 damaged" in deployment.sbp("verify", "compare_pairs").stdout
         unknown = deployment.sbp("copy-artifacts", "s3://mistyped/tiny", check=False)
         assert unknown.returncode == 2 and "bucket does not exist" in " ".join(unknown.stderr.split())
         assert "Traceback" not in unknown.stderr
