@@ -25,6 +25,7 @@ from sbp_assets.instance import (
     exclusive_instance,
     exists,
     prepare,
+    schema,
 )
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -136,12 +137,12 @@ def verify(
     from sbp_assets.definitions import defs
     from sbp_assets.run import end_killed_runs, step_partitions
     from sbp_assets.run import verify as verify_partition
-    from sbp_assets.storage.checks import last_version
+    from sbp_assets.staleness import Staleness
 
     known = {step.name: step for step in PIPELINE}
-    if unknown := [name for name in steps or () if name not in known]:
-        raise typer.BadParameter(f"{unknown[0]!r} is not a step; steps are {', '.join(known)}", param_hint="STEPS")
-    looked_at = broken = 0
+    if wrong := [name for name in steps or () if name not in known]:
+        raise typer.BadParameter(f"{wrong[0]!r} is not a step; steps are {', '.join(known)}", param_hint="STEPS")
+    damaged = unknown = 0
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive_instance(settings, "running `sbp verify`"))
@@ -150,19 +151,24 @@ def verify(
             raise typer.Exit(1) from None
         instance = stack.enter_context(dg.DagsterInstance.get())
         end_killed_runs(instance)
+        staleness = Staleness(defs.resolve_asset_graph(), instance)
+        made = []
         for step in (known[name] for name in steps or known):
-            for partition in step_partitions(defs, step):
-                if not all(last_version(instance, key, partition) for key in step.keys):
-                    continue
-                verdict = verify_partition(defs, instance, step, partition)
-                failed = sorted(verdict.failed + verdict.crashed)
-                looked_at, broken = looked_at + 1, broken + bool(failed)
-                if failed:
-                    typer.secho(f"{' '.join(filter(None, (step.name, partition)))}: {', '.join(failed)}", fg="red")
-    typer.echo(
-        f"{looked_at} partitions looked at, {broken} damaged" + ("; `sbp run` makes them again" if broken else "")
-    )
-    if broken:
+            versions = [staleness.versions(key) for key in step.keys]
+            made += [(step, name) for name in step_partitions(defs, step) if all(name in found for found in versions)]
+        for step, partition in _track("checking")(made):
+            failed, crashed = verify_partition(defs, instance, step, partition)
+            # A check that crashed on what another found damaged says nothing more.
+            damaged, unknown = damaged + bool(failed), unknown + bool(crashed and not failed)
+            name = " ".join(filter(None, (step.name, partition)))
+            if failed:
+                typer.secho(f"{name}: {', '.join(sorted(failed + crashed))}", fg="red")
+            elif crashed:
+                typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(crashed)}", fg="red")
+    told = f"{len(made)} partitions looked at, {damaged} damaged"
+    told += "; `sbp run` makes them again" * bool(damaged) + f"; {unknown} could not be looked at" * bool(unknown)
+    typer.echo(told)
+    if damaged or unknown:
         raise typer.Exit(1)
 
 
@@ -270,11 +276,11 @@ def trace(
 
 
 def _track(what: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
-    """Hand on what is to be copied, showing how far it is and how long it will take."""
+    """Hand on things one by one, showing how far it is and how long it will take."""
     from rich.console import Console
     from rich.progress import track
 
-    return lambda things: track(things, f"copying {what}", console=Console(stderr=True))
+    return lambda things: track(things, what, console=Console(stderr=True))
 
 
 @app.command("copy-artifacts")
@@ -310,7 +316,7 @@ def copy_artifacts(
             name = hashlib.sha256(f"{deployment.data_dir} {there.data_dir}".encode()).hexdigest()[:16]
             ledger = Path(deployment.work_dir) / "copied" / f"{name}.jsonl"
             source, target = artifact_managers(deployment.data_dir), artifact_managers(there.data_dir)
-            copied = copy(made, source, target, ledger, _track("artifacts"))
+            copied = copy(made, source, target, ledger, _track("copying artifacts"))
     except (SettingsError, RuntimeError, OSError) as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
@@ -333,7 +339,7 @@ def to_postgres(profile: Profile = None) -> None:
 
     try:
         with exclusive_instance(settings, "copying records"), dg.DagsterInstance.get():  # which makes the tables
-            runs = copy_records(settings.deployment.instance_dir, os.environ[POSTGRES_URL], _track("records of runs"))
+            runs = copy_records(settings.deployment.instance_dir, os.environ[POSTGRES_URL], _track("copying runs"))
     except (SettingsError, RuntimeError) as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
@@ -373,6 +379,7 @@ def env(
     for name, value in {**dagster_environment(settings), **overrides, **folders}.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
     if os.environ.get(POSTGRES_URL):
+        typer.echo(f"export SBP_DEPLOYMENT__POSTGRES_SCHEMA={schema(settings)}")
         # Its value stays where it is: it holds a password.
         typer.echo(f'export {POSTGRES_URL}="{DRIVER}:${{{POSTGRES_URL}#*:}}"')
 

@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 import dagster as dg
 
-from sbp_assets.storage.artifacts import content_version
+from sbp_assets.storage.artifacts import bytes_on_disk, content_version, named_when_full
 from sbp_assets.storage.io_managers import ArtifactIOManager
+from sbp_assets.storage.remote import DamagedError
+
+RELEASE_BYTES = 2**30  # of copies that were fetched; with each release all of the cache is looked through
 
 
 class Artifact(NamedTuple):
@@ -43,30 +46,38 @@ def copy_artifacts(
 ) -> Copied:
     """Copy `artifacts` from store to store, given by asset; every one arrives whole or not at all.
 
-    What `ledger` (JSON lines) lists was copied by an earlier call and is left out; what is lost or damaged at its
-    source is not copied, but named. `track` hands on the artifacts one by one, and may show how far it is.
+    What an earlier call has copied by `ledger` (JSON lines), and the target still has, is left out; what is lost or
+    damaged at its source is not copied, but named. `track` hands on the artifacts one by one, and may show how far it
+    is.
     """
     ledger.parent.mkdir(parents=True, exist_ok=True)
     text = ledger.read_text() if ledger.exists() else ""
     whole = text[: text.rfind("\n") + 1]  # a machine that went down may have cut the last line off
     lines = map(json.loads, whole.splitlines())
-    done = {Artifact(dg.AssetKey(key), partition, version) for key, partition, version in lines}
-    now, damaged = 0, []
-    with ledger.open("a") as file:
+    marks = {Artifact(dg.AssetKey(key), partition, version): mark for key, partition, version, mark in lines}
+    now, before, damaged, unreleased = 0, 0, [], 0
+    with named_when_full(ledger), ledger.open("a") as file:
         file.truncate(len(whole.encode()))
-        for artifact in track([artifact for artifact in artifacts if artifact not in done]):
+        for artifact in track(artifacts):
             key, partition, version = artifact
+            if artifact in marks and marks[artifact] == target[key].mark(key, partition):
+                before += 1
+                continue
             try:
                 local = source[key].fetch(key, partition)
                 sound = content_version(local) == version
-            except FileNotFoundError:
+            except (FileNotFoundError, DamagedError):
                 sound = False
             if not sound:
                 damaged.append(artifact.name)
                 continue
-            target[key].put(key, partition, local)
-            source[key].release()
-            file.write(json.dumps([key.path, partition, version]) + "\n")
+            target[key].put(key, partition, local, version)
+            file.write(json.dumps([key.path, partition, version, target[key].mark(key, partition)]) + "\n")
             file.flush()
             now += 1
-    return Copied(now, sum(artifact in done for artifact in artifacts), damaged)
+            unreleased += bytes_on_disk(local)
+            if unreleased > RELEASE_BYTES:
+                for manager in source.values():
+                    manager.release()
+                unreleased = 0
+    return Copied(now, before, damaged)

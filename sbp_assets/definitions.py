@@ -46,7 +46,7 @@ def io_managers(data_dir: str) -> dict[str, ArtifactIOManager]:
 RESOURCES = {
     **io_managers(DEPLOYMENT.data_dir),
     "pipes": dg.PipesSubprocessClient(
-        message_reader=WholeLinesMessageReader(), termination_timeout_seconds=ENDING_SECONDS
+        message_reader=WholeLinesMessageReader(), termination_timeout_seconds=ENDING_SECONDS + 20
     ),
 }
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import platform
+import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +21,6 @@ import dagster as dg
 from dagster._core.launcher import WorkerStatus
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
-from dagster._utils.error import SerializableErrorInfo
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -213,27 +214,40 @@ def _run_step(
 def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, partition: str | None) -> dg.ExecuteInProcessResult:
     """Run `job` in this process, as a run of `sbp run` that the daemon leaves alone.
 
-    KeyboardInterrupt for Ctrl-C and SIGTERM: Dagster takes them for a failure of the asset, after which the next
-    partition would begin.
+    KeyboardInterrupt for Ctrl-C and SIGTERM: Dagster takes them for a failure of the asset, or outside of one for
+    nothing at all, after which the next partition would begin.
     """
-    result = job.execute_in_process(
-        instance=instance,
-        partition_key=partition,
-        raise_on_error=False,
-        run_config=RUN_CONFIG,
-        tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
-    )
-    if any(cause.cls_name == dg.DagsterExecutionInterruptedError.__name__ for cause in _causes(result)):
-        raise KeyboardInterrupt
+    with _signals() as seen:
+        result = job.execute_in_process(
+            instance=instance,
+            partition_key=partition,
+            raise_on_error=False,
+            run_config=RUN_CONFIG,
+            tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
+        )
+        if seen() & {signal.SIGINT, signal.SIGTERM}:
+            raise KeyboardInterrupt
     return result
 
 
-def _causes(result: dg.ExecuteInProcessResult) -> Iterator[SerializableErrorInfo]:
-    for event in result.all_events:
-        error = event.step_failure_data.error if event.is_step_failure else None
-        while error:
-            yield error
-            error = error.cause
+@contextmanager
+def _signals() -> Iterator[Callable[[], set[int]]]:
+    """Signals that have come to this process during the block, whoever handles them: asked for by calling."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+        def seen() -> set[int]:
+            with suppress(BlockingIOError):
+                return set(reader.recv(4096))
+            return set()
+
+        try:
+            yield seen
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def _wall_seconds(result: dg.ExecuteInProcessResult) -> Iterator[float]:

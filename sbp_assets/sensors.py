@@ -11,16 +11,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from sbp_assets import notify
 from sbp_assets.automation import PIPELINE, Step
 from sbp_assets.corpus.ingest import source_changes
 from sbp_assets.experiment import Deployment, FilesSource
 from sbp_assets.nightly import status
+from sbp_assets.run import RUN_TAGS
 from sbp_assets.staleness import Staleness
 
 MANIFEST = dg.AssetKey(["corpus", "source_manifest"])
 SHOWN = 20
+UNCHECKED_TAGS = {"sbp/command": "unchecked"}
+UNCHECKED_AT_ONCE = 100
 UNCHECKED_SECONDS = 300  # between two looks: with 2,000 shards one takes a second or two of the processor
 
 
@@ -94,32 +98,50 @@ def _observation(changes: dict[str, dict[str, str]], taken_in: bool) -> dg.Asset
 def unchecked_sensor(deployment: Deployment, pipeline: Sequence[Step] = PIPELINE) -> dg.SensorDefinition:
     """Has the checks run, alone, on what has not been checked: made before a blocking check was, or by a run that died.
 
-    The night makes nothing of such artifacts until then. A check that crashes is asked for again the next day.
+    The night makes nothing of such artifacts until then. It asks for a few at a time, and for more when those are done,
+    so that a project with a new check does not fill the queue: `sbp verify` is the fast way. A check that crashes is
+    asked for again the next day.
     """
-    steps = [step for step in pipeline if step.nightly != "no"]
 
     @dg.sensor(
         name="unchecked",
-        jobs=[step.job for step in steps],
+        jobs=[step.job for step in pipeline],
         minimum_interval_seconds=UNCHECKED_SECONDS,
         default_status=status(deployment.automation),
         description="Runs the checks of artifacts that no blocking check has looked at yet; makes nothing.",
     )
-    def unchecked(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
+    def unchecked(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        instance = context.instance
+        for tags, reason in (
+            (UNCHECKED_TAGS, "What was asked for is not done yet."),
+            (RUN_TAGS, "`sbp run` is at it."),
+        ):
+            if instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=NOT_FINISHED_STATUSES)):
+                yield dg.SkipReason(reason)
+                return
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        asked = instance.get_runs(dg.RunsFilter(tags=UNCHECKED_TAGS, created_after=today))
+        asked_today = {run.tags.get("dagster/run_key") for run in asked}
         assert context.repository_def is not None  # it is given to every sensor of a code location
         graph = context.repository_def.asset_graph
-        staleness = Staleness(graph, context.instance)
-        today = datetime.now(UTC).date()
-        for step in steps:
-            for key in step.keys:
-                for partition, event in staleness.unchecked(key).items():
-                    yield dg.RunRequest(
-                        run_key=f"{key.to_user_string()} {partition} {event} {today}",
-                        job_name=step.name,
-                        partition_key=partition,
-                        asset_check_keys=sorted(graph.get(key).check_keys),
-                        tags={"sbp/command": "unchecked"},
-                    )
+        staleness, requests = Staleness(graph, instance), 0
+        for step in pipeline:
+            by_key = {key: staleness.unchecked(key) for key in step.keys}
+            for partition in sorted({name for events in by_key.values() for name in events}, key=str):
+                events = {key: events[partition] for key, events in by_key.items() if partition in events}
+                run_key = f"{step.name} {partition} {sorted(events.values())} {today:%F}"
+                if run_key in asked_today:
+                    continue
+                if requests == UNCHECKED_AT_ONCE:
+                    return
+                requests += 1
+                yield dg.RunRequest(
+                    run_key=run_key,
+                    job_name=step.name,
+                    partition_key=partition,
+                    asset_check_keys=sorted(check for key in events for check in graph.get(key).check_keys),
+                    tags={**UNCHECKED_TAGS, "dagster/priority": "-1"},
+                )
 
     return unchecked
 
@@ -143,6 +165,8 @@ def failure_sensor(deployment: Deployment) -> dg.SensorDefinition:
             cause = event.step_failure_data.error
             while cause and cause.cause and (cause.cls_name or "").startswith("Dagster"):
                 cause = cause.cause  # what the asset raised, which Dagster wraps
+            if cause and cause.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                return dg.SkipReason("The run was asked to end.")
             step, error = event.step_key, cause.message if cause else error
             break
         message = notify.failure_message(

@@ -92,15 +92,16 @@ class Staleness:
         return {partition: versions[partition] for partition in self._partitions(key) if partition in versions}
 
     def unchecked(self, key: dg.AssetKey) -> dict[Partition, int]:
-        """Event that made it, per partition of `key` of which all that is missing is a check, and whose run has ended.
+        """Event that made it, per partition of `key` of which all that is missing is a check that nobody is at.
 
-        While that run goes on, it will check what it has made.
+        While the run that made it goes on, or one that is to check it, queued or not, that run will say.
         """
         made = self._latest(key)
         partitions = {made.storage_ids[name]: name for name, why in self.pending(key).items() if is_unchecked(why)}
         runs = {record.storage_id: record.run_id for record in made.events(partitions)}
-        going_on = self._going_on(set(runs.values()))
-        return {name: event for event, name in partitions.items() if runs[event] not in going_on}
+        concerned = {name: {runs[event], *made.planned[name]} for event, name in partitions.items()}
+        going_on = self._going_on(set().union(*concerned.values()))
+        return {name: event for event, name in partitions.items() if going_on.isdisjoint(concerned[name])}
 
     def _going_on(self, run_ids: set[str]) -> set[str]:
         wanted, found = sorted(run_ids), set()
@@ -185,6 +186,8 @@ class Staleness:
                 for info in self.instance.event_log_storage.get_asset_check_partition_info(checks)
             }
             for partition in self._partitions(key):
+                found = [infos[check, partition] for check in checks if (check, partition) in infos]
+                made.planned[partition] = {info.latest_planned_run_id for info in found}
                 reasons = [
                     (not self.graph.get(check).blocking, is_unchecked(reason), reason)
                     for check in checks
@@ -229,6 +232,7 @@ class _Made:
         self.storage_ids: Mapping[Partition, int]
         self.versions: dict[Partition, str]
         self.failed_checks: dict[Partition, str] | None = None
+        self.planned: dict[Partition, set[str]] = {}  # with them: runs that last set out to check it
         self._row_versions: dict[int, Mapping[str, str] | None] = {}
         self._all: tuple[str, ...] = ()
         if partitioned:

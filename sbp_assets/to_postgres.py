@@ -6,6 +6,7 @@ its own, and events that concern assets, checks or a run's status are in the ind
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata, SqlEventLogStorageTable
 from dagster._core.storage.runs.schema import RunsTable, RunStorageSqlMetadata
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from sbp_assets.experiment import SettingsError
 
@@ -50,8 +51,6 @@ def copy_records(
     engine = sa.create_engine(postgres_url, poolclass=sa.NullPool)
     try:
         with engine.begin() as target, _opened(history / "runs.db") as runs:
-            if target.scalar(sa.select(RunsTable.c.run_id).limit(1)):
-                raise SettingsError("the database already has runs of this profile: records can only be copied to none")
             states = dict(runs.execute(sa.select(RunsTable.c.run_id, RunsTable.c.status)).tuples().all())
             finished = {status.value for status in FINISHED_STATUSES}
             if going_on := sorted(run for run, status in states.items() if status not in finished):
@@ -59,13 +58,25 @@ def copy_records(
                     f"runs that have not ended, as {going_on[0]}: {len(going_on)}. Stop the daemon, let them end or "
                     "cancel them, without $SBP_POSTGRES_URL; `sbp run` there marks killed ones as failed"
                 )
-            for path, metadata in (
-                (history / "runs.db", RunStorageSqlMetadata),
-                (history / "runs" / "index.db", SqlEventLogStorageMetadata),
-                (Path(instance_dir) / "schedules" / "schedules.db", ScheduleStorageSqlMetadata),
-            ):
+            files = {
+                history / "runs.db": RunStorageSqlMetadata,
+                history / "runs" / "index.db": SqlEventLogStorageMetadata,
+                Path(instance_dir) / "schedules" / "schedules.db": ScheduleStorageSqlMetadata,
+            }
+            tables = {
+                path: [table for table in metadata.sorted_tables if table.name not in NOT_COPIED]
+                for path, metadata in files.items()
+            }
+            for table in (table for some in tables.values() for table in some):
+                if target.execute(sa.select(table).limit(1)).first():
+                    schema = target.scalar(sa.select(sa.func.current_schema()))
+                    raise SettingsError(
+                        f"schema {schema} of the database already has rows in {table.name}: records can only be copied "
+                        f"to none. Where none of it is needed: DROP SCHEMA {schema} CASCADE"
+                    )
+            for path, some in tables.items():
                 with _opened(path) as source:
-                    for table in (table for table in metadata.sorted_tables if table.name not in NOT_COPIED):
+                    for table in some:
                         _copy(source.execution_options(yield_per=ROWS_AT_ONCE).execute(sa.select(table)), table, target)
                         if "id" in table.c:
                             _count_on(table, target)
@@ -78,11 +89,12 @@ def copy_records(
                 if (log := history / "runs" / f"{run}.db").is_file():
                     with _opened(log) as source:
                         _copy(source.execute(rest), events, target)
-    except OperationalError as error:
-        raise SettingsError(
-            f"{str(error.orig).strip()}: records of an older Dagster are brought up to date by `dagster instance "
-            "migrate`, without $SBP_POSTGRES_URL"
-        ) from None
+    except DBAPIError as error:
+        advice = "nothing was copied"
+        if isinstance(error.orig, sqlite3.Error):
+            advice = "records of an older Dagster are brought up to date by `dagster instance migrate`"
+            advice += ", without $SBP_POSTGRES_URL"
+        raise SettingsError(f"{str(error.orig).strip()}: {advice}") from None
     finally:
         engine.dispose()
     return len(states)
@@ -90,7 +102,7 @@ def copy_records(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[sa.Connection]:
-    """Read only; an instance that has never run a schedule has no such file."""
+    """The SQLite file at `path`, to be read only."""
     engine = sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", poolclass=sa.NullPool)
     try:
         with engine.connect() as connection:

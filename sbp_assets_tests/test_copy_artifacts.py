@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from upath import UPath
 
 from sbp_assets.copy_artifacts import Artifact, copy_artifacts
 from sbp_assets.storage.artifacts import content_version
@@ -55,7 +56,9 @@ def test_a_copy_that_stopped_goes_on(made: list[Artifact], tmp_path: Path, monke
         copy_artifacts(made, local, other, ledger)
     assert not (tmp_path / "other/pretraining/model").exists()
     with ledger.open("a") as file:
-        file.write(json.dumps([MODEL.path, None])[:-4])  # of what was written when the machine went down
+        file.write(
+            json.dumps([MODEL.path, None, made[2].version])[:-4]
+        )  # of what was written when the machine went down
     assert copy_artifacts(made, local, other, ledger) == (1, 2, [])
     assert copy_artifacts(made, local, other, ledger) == (0, 3, [])
     # What was made anew since is copied again.
@@ -63,6 +66,36 @@ def test_a_copy_that_stopped_goes_on(made: list[Artifact], tmp_path: Path, monke
     anew = made[1]._replace(version=content_version(tmp_path / "local/corpus/rows/00001.parquet"))
     assert copy_artifacts([made[0], anew, made[2]], local, other, ledger) == (1, 2, [])
     assert (tmp_path / "other/corpus/rows/00001.parquet").read_bytes() == b"other"
+
+
+def test_what_the_target_no_longer_has_is_copied_again(made: list[Artifact], tmp_path: Path):
+    local = store(str(tmp_path / "local"), tmp_path / "cache")
+    url = f"memory://{tmp_path.name}/store"
+    for target, remove in (
+        (store(str(tmp_path / "other"), tmp_path / "cache"), None),
+        (store(url, tmp_path / "cache"), url),
+    ):
+        ledger = tmp_path / f"{bool(remove)}.jsonl"
+        assert copy_artifacts(made, local, target, ledger) == (3, 0, [])
+        assert copy_artifacts(made, local, target, ledger) == (0, 3, [])
+        # Another content has taken the place of one, and one is gone.
+        newer = tmp_path / "newer.parquet"
+        newer.write_bytes(b"newer")
+        target[ROWS].put(ROWS, "00000", newer, content_version(newer))
+        gone = UPath(remove or str(tmp_path / "other")) / ("pretraining/model.json" if remove else "pretraining/model")
+        gone.fs.rm(gone.path, recursive=True)
+        assert copy_artifacts(made, local, target, ledger) == (2, 1, [])
+        assert target[ROWS].stored_version(ROWS, "00000") == made[0].version
+
+
+def test_a_damaged_directory_of_a_bucket_is_named_and_the_rest_copied(made: list[Artifact], tmp_path: Path):
+    local, back = store(str(tmp_path / "local"), tmp_path / "cache"), store(str(tmp_path / "back"), tmp_path / "cache")
+    remote = store(f"memory://{tmp_path.name}/store", tmp_path / "cache")
+    copy_artifacts(made, local, remote, tmp_path / "there.jsonl")
+    (weights,) = UPath(f"memory://{tmp_path.name}/store/pretraining").glob("model.*/best/weights")
+    weights.unlink()
+    first = [made[2], *made[:2]]
+    assert copy_artifacts(first, remote, back, tmp_path / "back.jsonl") == (2, 0, ["pretraining/model"])
 
 
 def test_what_is_lost_or_not_what_was_made_is_named_and_not_copied(made: list[Artifact], tmp_path: Path):

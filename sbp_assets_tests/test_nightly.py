@@ -33,6 +33,7 @@ class World:
     broken: set[str] = field(default_factory=set)
     unsound: set[str] = field(default_factory=set)
     setting: str = "1"
+    newly_checked: bool = False
     meanwhile: Callable[[], None] = lambda: None  # while rows are being made
 
     def definitions(self) -> dg.Definitions:
@@ -66,6 +67,10 @@ class World:
         def sound(context: dg.AssetCheckExecutionContext):
             return dg.AssetCheckResult(passed=context.partition_key not in self.unsound)
 
+        @dg.asset_check(asset=rows, name="new", blocking=True, partitions_def=shards)
+        def new():
+            return dg.AssetCheckResult(passed=True)
+
         @dg.asset(partitions_def=shards, code_version=self.setting, **common)
         def signs(rows: pl.LazyFrame):
             return frame(text(rows)[:1])
@@ -97,7 +102,7 @@ class World:
 
         return dg.Definitions(
             assets=[listing, rows, signs, dropped, kept, tokenizer, model, made],
-            asset_checks=[sound],
+            asset_checks=[sound, new] if self.newly_checked else [sound],
             resources={"parquet": ParquetIOManager(str(self.folder / "store"), cache=str(self.folder / "cache"))},
             executor=dg.in_process_executor,
         )
@@ -221,6 +226,13 @@ def test_a_failed_blocking_check_holds_up_what_follows_and_is_tried_again(tmp_pa
     assert nights.instance.get_latest_materialization_event(dg.AssetKey("dropped")) is None
     nights.world.unsound = set()
     assert nights.night()[0] == {"rows": ["1"], "signs": ["1"]}
+
+
+def test_what_a_new_check_has_not_seen_is_not_made_again_nor_anything_of_it(tmp_path: Path):
+    nights = finished(tmp_path)
+    nights.world.newly_checked = True
+    nights.world.texts["1"] = "c"
+    assert nights.night() == [{"listing": [""]}, {"rows": ["1"]}, {"signs": ["1"]}], "what has changed alone"
 
 
 def test_a_grown_corpus_makes_the_new_work_alone(tmp_path: Path):

@@ -167,6 +167,20 @@ def test_what_is_being_checked_is_left_to_its_run(tmp_path: Path):
     assert [*staleness.unchecked(total.key)] == [None]
 
 
+def test_what_a_queued_run_is_to_check_is_left_to_it(tmp_path: Path):
+    instance, total = dg.DagsterInstance.ephemeral(), dg.AssetKey("total")
+    defs = definitions(tmp_path, 1)
+    make(defs, instance, "rows", "000")
+    make(defs, instance, "total")
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={total})
+    # As it is made when a backfill is asked for: Dagster notes at once what it will check.
+    run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.NOT_STARTED, asset_selection=frozenset({total}))
+    assert pending(defs, instance, "total") == {None: "unchecked complete"}
+    assert Staleness(defs.resolve_asset_graph(), instance).unchecked(total) == {}
+    instance.report_run_canceled(run)
+    assert [*Staleness(defs.resolve_asset_graph(), instance).unchecked(total)] == [None]
+
+
 def test_versions_of_rows_change_where_they_do():
     table = pl.DataFrame({"shard": [0, 0, 2, None], "file": ["a", "b", "c", "d"], "when": [1, 2, 3, 4]})
     keys = ["00000", "00001", "00002"]

@@ -11,6 +11,7 @@ import dagster as dg
 
 from sbp_assets.storage.io_managers import ArtifactIOManager
 from sbp_assets.storage.preview import escape
+from sbp_assets.storage.remote import DamagedError
 
 NAME = "stored_as_made"
 DATA_VERSION = "dagster/data_version"
@@ -56,7 +57,7 @@ def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.Partition
         made = last_version(context.instance, asset, partition)
         try:
             stored = _manager(context, io_manager).stored_version(asset, partition)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, DamagedError) as error:
             stored = str(error)
         problem = (
             "The store holds other content than was made: it rotted or was changed since. `sbp run` makes it again."

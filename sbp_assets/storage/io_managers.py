@@ -98,11 +98,14 @@ class ArtifactIOManager(UPathIOManager):
         """Local path of the artifact as it lies in the store, or of a copy; FileNotFoundError where there is none."""
         return self._fetch(key, self._path_of(key, partition))
 
-    def put(self, key: dg.AssetKey, partition: str | None, artifact: Path) -> None:
-        """Put `artifact`, made elsewhere, in the store as it is; whoever reads sees all of it or what was there."""
+    def put(self, key: dg.AssetKey, partition: str | None, artifact: Path, version: str) -> None:
+        """Put `artifact`, made elsewhere, in the store as it is; whoever reads sees all of it or what was there.
+
+        `version` is its content version.
+        """
         path = self._path_of(key, partition)
         if self._remote and artifact.is_dir():
-            self._remote.put_directory(artifact, path.path, content_version(artifact))
+            self._remote.put_directory(artifact, path.path, version)
         elif self._remote:
             self._remote.put_file(artifact, path.path)
         else:
@@ -112,6 +115,17 @@ class ArtifactIOManager(UPathIOManager):
                     shutil.copytree(artifact, temporary)
                 else:
                     shutil.copyfile(artifact, temporary)
+
+    def mark(self, key: dg.AssetKey, partition: str | None = None) -> str | None:
+        """What is another when the artifact is replaced, found without reading it; None where there is none."""
+        path = self._path_of(key, partition)
+        if self._remote:
+            return self._remote.mark(path.path, directory=self.extension is None)
+        try:
+            status = Path(path.path).stat()
+        except FileNotFoundError:
+            return None
+        return f"{status.st_ino} {status.st_mtime_ns}"
 
     def release(self) -> None:
         """Allow copies of what was fetched to be removed from the cache."""

@@ -42,6 +42,10 @@ class StorageError(RuntimeError):
     """The store cannot be used; the message names the URL, what failed and what to do."""
 
 
+class DamagedError(StorageError):
+    """What lies in the store is not what was put there; it has to be made again."""
+
+
 def is_local(path: UPath) -> bool:
     return path.protocol in ("", "file", "local")
 
@@ -122,7 +126,17 @@ class RemoteStore:
             return None
 
     def _damaged(self, path: str) -> Path:
-        raise StorageError(f"{self._url(path)} is not what was uploaded; materialise it again")
+        raise DamagedError(f"{self._url(path)} is not what was uploaded; materialise it again")
+
+    def mark(self, path: str, directory: bool) -> str | None:
+        """What is another when `path` is replaced, asked of the store without reading it; None where it is not."""
+        if directory:
+            listing = self._listing(path)
+            return listing and listing[0]
+        try:
+            return self._try("read", path, lambda: self.fs.ukey(path))
+        except FileNotFoundError:
+            return None
 
     def release(self) -> None:
         """Allow the copies that this process has asked for to be removed from the cache."""
@@ -154,7 +168,7 @@ class RemoteStore:
             if not inside or not re.fullmatch(_PREFIX.format(name=re.escape(name)), prefix):
                 raise ValueError
         except (ValueError, KeyError, TypeError):
-            raise StorageError(f"{self._url(path)}.json is no list of files; materialise it again") from None
+            raise DamagedError(f"{self._url(path)}.json is no list of files; materialise it again") from None
         return f"{parent}/{prefix}", files
 
     def _found(self, prefix: str) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ def training_command(spec_path: Path, processes: int = 1) -> list[str]:
     if processes == 1:
         # Without torchrun a single process starts seconds earlier.
         return [sys.executable, "-m", WORKER, str(spec_path)]
-    options = [f"--nproc-per-node={processes}", "--max-restarts=0", f"--shutdown-timeout={ENDING_SECONDS}"]
+    options = [f"--nproc-per-node={processes}", "--max-restarts=0", f"--shutdown-timeout={ENDING_SECONDS + 10}"]
     launcher = ["-m", "torch.distributed.run", "--standalone", *options]
     return [sys.executable, *launcher, "-m", WORKER, str(spec_path)]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,6 +36,7 @@ from sbp_assets.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from sbp_assets.training.launch import ENDING_SECONDS
 from sbp_assets.training.model import build_model, load_model, load_training_tokenizer, model_config
 from sbp_assets.training.order import IGNORED, DataOrder, Documents, ExamplesOrder, Rows, StreamOrder, heldout_rows
 from sbp_assets.training.spec import StreamData, TrainingSpec
@@ -243,7 +246,7 @@ class _Run:
         self.tokens_read = int(self.metrics["tokens"][-1] or 0) if self.metrics["tokens"] else 0
         self.gradients = None if self.sharded else _flat_gradients(self.module)
         self.asked_to_end = False  # by a signal to this process
-        self.end = False  # the process that leads was asked before the last step, so that all agree
+        self.end = False  # one of the processes was, as all of them found in the last step
 
     def train(self) -> Trained:
         spec, per_step = self.spec, self.spec.optimizer.tokens_per_step
@@ -266,6 +269,7 @@ class _Run:
                 if self._checkpoint_due():
                     self._save(time.monotonic() - started)
                 if self.end and self.step < self.steps:
+                    self.world.barrier()  # torchrun, seeing one gone, would not wait long for the one that saves
                     raise TrainingEnded(f"{spec.name}: ended as asked after step {self.step} of {self.steps}, saved")
         seconds = self.seconds_before + time.monotonic() - started
         state, _ = get_state_dict(self.module.causal, [], options=_FULL_STATE)
@@ -286,7 +290,6 @@ class _Run:
         share = math.ceil(rows_per_step / self.world.size)
         own = batch.part(self.world.rank * share, (self.world.rank + 1) * share).padded(share)
         loss_sum = torch.zeros((), device=self.world.device)
-        asked = float(self.asked_to_end and self.world.leads)
         for ids, positions, labels in self._microbatches(own):
             with self._autocast():
                 loss = self.module(ids, positions, labels)
@@ -294,12 +297,13 @@ class _Run:
             (loss * (self.world.size if self.sharded else 1) / supervised).backward()
             loss_sum += loss.detach() / supervised
         if self.gradients is None:
-            message = self.world.sum(torch.stack([torch.tensor(asked, device=loss_sum.device), loss_sum]))
+            asked = torch.tensor(float(self.asked_to_end), device=loss_sum.device)
+            message = self.world.sum(torch.stack([asked, loss_sum]))
             end, total = message.tolist()
             norm = float(_full(nn.utils.clip_grad_norm_(self.module.parameters(), spec.optimizer.gradient_clip)))
         else:
             # Two numbers ride in the last places, for one message per step.
-            self.gradients[-2], self.gradients[-1] = asked, loss_sum
+            self.gradients[-2], self.gradients[-1] = float(self.asked_to_end), loss_sum
             self.world.sum(self.gradients)
             end, total = self.gradients[-2:].tolist()
             norm = float(self.gradients[:-2].norm())
@@ -391,15 +395,23 @@ class _Run:
 
     @contextmanager
     def _ending_on_request(self) -> Iterator[None]:
-        """Signals that would end the process are noted for the block, and heard between two steps."""
+        """Signals that would end the process are noted for the block, and heard with the step under way.
+
+        After ENDING_SECONDS the process ends with what it last saved: nobody waits for it any longer.
+        """
+        leave = threading.Timer(ENDING_SECONDS, os._exit, [1])
+        leave.daemon = True
 
         def note(number: int, frame: object) -> None:
-            self.asked_to_end = True
+            if not self.asked_to_end:
+                self.asked_to_end = True
+                leave.start()
 
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
+            leave.cancel()
             for number, handler in before.items():
                 signal.signal(number, handler)
 

@@ -3,8 +3,10 @@
 Here every minute is a night.
 """
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -111,4 +113,30 @@ def test_a_backfill_from_the_command_line(finished: Path, tmp_path: Path):
             runs = instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill.backfill_id}))
         ended = {run.tags["dagster/partition"]: deployment.wait_run(run.run_id) for run in runs}
         assert ended == dict.fromkeys(BOTH, "SUCCESS")
+        assert deployment.versions() == before
+
+
+def test_what_no_check_has_seen_is_checked_alone(finished: Path, tmp_path: Path):
+    """As after an upgrade that brings a check."""
+    with Deployment(tmp_path, {"SBP_DEPLOYMENT__AUTOMATION": "true"}, finished) as deployment:
+        before = deployment.versions()
+        check = dg.AssetCheckKey(dg.AssetKey(["pairing", "neighbor_pairs"]), "stored_as_made")
+        with contextlib.closing(sqlite3.connect(tmp_path / "instance/history/runs/index.db")) as records, records:
+            forget = "delete from asset_check_executions where check_name = ? and asset_key = ? and partition = ?"
+            records.execute(forget, (check.name, check.asset_key.to_string(), "00001"))
+        with deployment.instance() as instance:
+            earlier = {run.run_id for run in instance.get_runs()}
+
+        def checked() -> list[str]:
+            with deployment.instance() as instance:
+                infos = instance.event_log_storage.get_asset_check_partition_info([check])
+            return [info.latest_execution_status.value for info in infos if info.partition_key == "00001"]
+
+        assert checked() == []
+        deployment.start_daemon()
+        wait_for(lambda: checked() == ["SUCCEEDED"], "the check")
+        with deployment.instance() as instance:
+            (run,) = [run for run in instance.get_runs() if run.run_id not in earlier]
+        assert (run.tags["sbp/command"], run.tags["dagster/partition"]) == ("unchecked", "00001")
+        assert not run.asset_selection and check in (run.asset_check_selection or ())
         assert deployment.versions() == before

@@ -68,7 +68,7 @@ def test_records_of_a_finished_store_are_taken_along_from_sqlite(
         assert "nothing to do" in deployment.sbp("run").stdout
         assert "0 damaged" in deployment.sbp("verify", "pair").stdout, "new events follow the copied ones"
         again = deployment.sbp("to-postgres", check=False)
-        assert again.returncode == 2 and "already has runs" in again.stderr
+        assert again.returncode == 2 and "already has rows in" in again.stderr
         assert postgres.PASSWORD not in again.stderr
 
 
