@@ -109,9 +109,16 @@ class S3Server:
 
     def bucket(self, name: str) -> Path:
         """Make a bucket; returns the folder that its objects appear in."""
-        keys = {"key": self.ACCESS_KEY, "secret": self.SECRET_KEY}
-        s3fs.S3FileSystem(**keys, endpoint_url=self.environ["AWS_ENDPOINT_URL"], skip_instance_cache=True).mkdir(name)
+        self._client().mkdir(name)
         return self.folder / "buckets" / name
+
+    def remove(self, path: str) -> None:
+        """Remove an object, "bucket/key": the server would not notice at once that its file is gone."""
+        self._client().rm(path)
+
+    def _client(self) -> s3fs.S3FileSystem:
+        keys = {"key": self.ACCESS_KEY, "secret": self.SECRET_KEY}
+        return s3fs.S3FileSystem(**keys, endpoint_url=self.environ["AWS_ENDPOINT_URL"], skip_instance_cache=True)
 
     @property
     def environ(self) -> dict[str, str]:
