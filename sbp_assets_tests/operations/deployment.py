@@ -173,13 +173,12 @@ class Deployment:
             sys.executable, "-m", "dagster._daemon", "run", "-w", str(CHECKOUT / "workspace.yaml"), log="daemon.log"
         )
 
-        def beats() -> bool:
+        def beats(instance: dg.DagsterInstance) -> bool:
             assert process.poll() is None, self.log("daemon.log")
-            with self.instance() as instance:
-                status = instance.get_daemon_statuses()["QUEUED_RUN_COORDINATOR"]
-                return bool(status.last_heartbeat and status.last_heartbeat.timestamp >= known)
+            status = instance.get_daemon_statuses()["QUEUED_RUN_COORDINATOR"]
+            return bool(status.last_heartbeat and status.last_heartbeat.timestamp >= known)
 
-        wait_for(beats, "the daemon's first heartbeat")
+        self.wait(beats, "the daemon's first heartbeat")
         return process
 
     def start_webserver(self) -> subprocess.Popen[bytes]:
@@ -250,6 +249,13 @@ class Deployment:
             os.environ.clear()
             os.environ.update(before)
 
+    def wait(
+        self, look: Callable[[dg.DagsterInstance], Found], what: str, seconds: float = PATIENCE, every: float = 0.25
+    ) -> Found:
+        """As `wait_for`, of the instance: opened once, which takes 58 ms of the processor, where to ask it takes 3."""
+        with self.instance() as instance:
+            return wait_for(lambda: look(instance), what, seconds, every)
+
     def sbp(self, *arguments: str, check: bool = True, seconds: float = 900) -> subprocess.CompletedProcess[str]:
         """`sbp ARGUMENTS` with this deployment's settings; with `check` its failure is an AssertionError."""
         done = subprocess.run(
@@ -316,15 +322,14 @@ class Deployment:
     def wait_step(self, run_id: str) -> psutil.Process:
         """The process that executes the run, once its first asset is being made."""
 
-        def begun() -> bool:
-            with self.instance() as instance:
-                if instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START):
-                    return True
-                run = instance.get_run_by_id(run_id)
-                assert run and run.status.value not in FINISHED, f"run {run_id} ended before its first step"
-                return False
+        def begun(instance: dg.DagsterInstance) -> bool:
+            if instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START):
+                return True
+            run = instance.get_run_by_id(run_id)
+            assert run and run.status.value not in FINISHED, f"run {run_id} ended before its first step"
+            return False
 
-        wait_for(begun, f"the first step of run {run_id}", every=0.05)
+        self.wait(begun, f"the first step of run {run_id}", every=0.05)
         with self.instance() as instance:
             events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
         pids = [event.get_dagster_event().engine_event_data.metadata.get("pid") for event in events]
@@ -338,21 +343,20 @@ class Deployment:
     def wait_run(self, run_id: str, seconds: float = PATIENCE) -> str:
         """Status in which the run ended."""
 
-        def ended() -> str:
-            status = self.run_status(run_id)
-            return status if status in FINISHED else ""
+        def ended(instance: dg.DagsterInstance) -> str:
+            run = instance.get_run_by_id(run_id)
+            return run.status.value if run and run.status.value in FINISHED else ""
 
-        return wait_for(ended, f"run {run_id}", seconds)
+        return self.wait(ended, f"run {run_id}", seconds)
 
     def wait_backfill(self, backfill_id: str, seconds: float = PATIENCE) -> str:
         """Status in which the backfill ended."""
 
-        def ended() -> str:
-            with self.instance() as instance:
-                backfill = instance.get_backfill(backfill_id)
+        def ended(instance: dg.DagsterInstance) -> str:
+            backfill = instance.get_backfill(backfill_id)
             return backfill.status.value if backfill and backfill.status.value in BACKFILL_FINISHED else ""
 
-        return wait_for(ended, f"backfill {backfill_id}", seconds)
+        return self.wait(ended, f"backfill {backfill_id}", seconds)
 
 
 def _is_partitioned(asset: Path) -> bool:

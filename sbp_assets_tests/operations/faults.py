@@ -88,9 +88,8 @@ def make_again(deployment: Deployment, *names: str) -> None:
 def retry_of(deployment: Deployment, run_id: str) -> str:
     """The run that the daemon has put in the place of a dead one."""
 
-    def found() -> str:
-        with deployment.instance() as instance:
-            runs = instance.get_runs(dg.RunsFilter(tags={"dagster/parent_run_id": run_id}))
+    def found(instance: dg.DagsterInstance) -> str:
+        runs = instance.get_runs(dg.RunsFilter(tags={"dagster/parent_run_id": run_id}))
         return runs[0].run_id if runs else ""
 
-    return wait_for(found, f"the retry of run {run_id}")
+    return deployment.wait(found, f"the retry of run {run_id}")
