@@ -84,7 +84,8 @@ with dg.DagsterInstance.get() as instance:
         instance.report_runless_asset_event(dg.AssetMaterialization(
             key, partition=first, metadata=numbers | {"preview": preview}, tags=tags(key, first)))
         event = instance.fetch_materializations(dg.AssetRecordsFilter(key), limit=1).records[0]
-        looked_at = AssetCheckEvaluationTargetMaterializationData(event.storage_id, "", event.timestamp)
+        looked_at = AssetCheckEvaluationTargetMaterializationData(
+            storage_id=event.storage_id, run_id="", timestamp=event.timestamp)
         for check in (check for check in graph.asset_check_keys if check.asset_key == key):
             instance.report_runless_asset_event(dg.AssetCheckEvaluation(
                 key, check.name, passed=True, partition=first, metadata={"rows": 1, "problems": []},

@@ -19,7 +19,10 @@ DISPLAY_LOGGER = "sbp_display"
 
 @dg.logger(None, description="Feeds the progress display of `sbp run`.")
 def display_logger(_: dg.InitLoggerContext) -> logging.Logger:
-    return logging.getLogger(DISPLAY_LOGGER)
+    logger = logging.getLogger(DISPLAY_LOGGER)
+    if not logger.handlers:  # then Python would print errors itself, with Dagster's stack traces
+        logger.addHandler(logging.NullHandler())
+    return logger
 
 
 @dataclass(frozen=True)

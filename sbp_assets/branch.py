@@ -103,7 +103,8 @@ def run_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> Pat
     """
     make_branch(settings, name, changes)
     environment = {**os.environ, **branch_environment(settings, name)}
-    subprocess.run([sys.executable, "-m", "sbp_assets.cli", "run"], env=environment, check=True)
+    # Safe: another checkout in the current directory is not this one.
+    subprocess.run([sys.executable, "-P", "-m", "sbp_assets.cli", "run"], env=environment, check=True)
     return _home(settings, name) / "artifacts"
 
 

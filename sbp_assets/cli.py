@@ -134,10 +134,11 @@ def verify(
     import dagster as dg
 
     from sbp_assets.automation import PIPELINE
-    from sbp_assets.definitions import defs
+    from sbp_assets.definitions import artifact_managers, defs
     from sbp_assets.run import end_killed_runs, step_partitions
     from sbp_assets.run import verify as verify_partition
     from sbp_assets.staleness import Staleness
+    from sbp_assets.storage.preview import printable
 
     known = {step.name: step for step in PIPELINE}
     if wrong := [name for name in steps or () if name not in known]:
@@ -156,13 +157,27 @@ def verify(
         for step in (known[name] for name in steps or known):
             versions = [staleness.versions(key) for key in step.keys]
             made += [(step, name) for name in step_partitions(defs, step) if all(name in found for found in versions)]
+        # Red checks are kept, and what is red is made again: not for a mistyped setting or a disk that is away.
+        managers = artifact_managers(settings.deployment.data_dir)
+        keys = [key for step in PIPELINE for key in step.keys]
+        try:
+            there = any(managers[key].mark(key, name) for key in keys for name in [*staleness.versions(key)][:1])
+        except RuntimeError as error:
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(2) from None
+        if made and not there:
+            told = f"{settings.deployment.data_dir} holds nothing of what the records know; is it the right data_dir?"
+            typer.secho(told, fg="red", err=True)
+            raise typer.Exit(2)
         for step, partition in _track("checking")(made):
-            failed, crashed = verify_partition(defs, instance, step, partition)
+            failed, crashed, reasons = verify_partition(defs, instance, step, partition)
             # A check that crashed on what another found damaged says nothing more.
             damaged, unknown = damaged + bool(failed), unknown + bool(crashed and not failed)
             name = " ".join(filter(None, (step.name, partition)))
             if failed:
                 typer.secho(f"{name}: {', '.join(sorted(failed + crashed))}", fg="red")
+                for line in (line for reason in reasons.values() for line in reason.splitlines()):
+                    typer.echo(f"  {printable(line)}")
             elif crashed:
                 typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(crashed)}", fg="red")
     told = f"{len(made)} partitions looked at, {damaged} damaged"
@@ -305,6 +320,8 @@ def copy_artifacts(
     deployment = settings.deployment
     try:
         there = load_settings(environ={**os.environ, "SBP_DEPLOYMENT__DATA_DIR": destination}).deployment
+        if there.data_dir == deployment.data_dir:
+            raise SettingsError(f"{destination} is where the artifacts are: name another store")
         with exclusive_instance(settings, "copying artifacts"), dg.DagsterInstance.get() as instance:
             graph = defs.resolve_asset_graph()
             staleness = Staleness(graph, instance)
@@ -351,6 +368,7 @@ def ui(profile: Profile = None, port: int = 3000) -> None:
     """Open the Dagster UI and daemon on the profile's instance, on loopback."""
     _activate(profile)
     workspace = CHECKOUT / "workspace.yaml"
+    os.environ["PYTHONSAFEPATH"] = "1"  # another checkout in the current directory is not this one
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
     os.execv(sys.executable, command)
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 POSTGRES_URL = "SBP_POSTGRES_URL"
 DRIVER = "postgresql+psycopg2"
-_WRONG = f"${POSTGRES_URL} is no postgresql://user:password@host:port/database"  # never with its value
+_WRONG = (  # never with its value
+    f"${POSTGRES_URL} is no postgresql://user:password@host:port/database, with what is special in a password "
+    "percent-encoded (@ as %40, / as %2F)"
+)
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -131,7 +134,7 @@ def _database() -> Iterator[Connection]:
         raise SettingsError(_WRONG) from None
     except ImportError:
         raise SettingsError(f"${POSTGRES_URL} needs the extra `postgres`: pip install -e .[postgres]") from None
-    if "@" in (url.host or ""):
+    if "@" in (url.host or "") or "@" in (url.database or ""):
         # What follows an @ of the password that is not written %40 passes for the host, which errors name.
         raise SettingsError(_WRONG)
     if "options" in url.query:

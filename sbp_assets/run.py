@@ -93,6 +93,7 @@ class Verdict(NamedTuple):
 
     failed: list[str]
     crashed: list[str]
+    reasons: dict[str, str]  # of those that failed, in Markdown
 
 
 def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, partition: str | None) -> Verdict:
@@ -103,12 +104,17 @@ def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, parti
     """
     checks = {key for key in defs.resolve_asset_graph().asset_check_keys if key.asset_key in step.keys}
     if not checks:
-        return Verdict([], [])
+        return Verdict([], [], {})
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
     result = _execute(job, instance, partition)
     evaluations = {evaluation.asset_check_key: evaluation for evaluation in result.get_asset_check_evaluations()}
-    failed = (key for key, found in evaluations.items() if not found.passed and found.severity == ERROR)
-    return Verdict(*(sorted(key.to_user_string() for key in keys) for keys in (failed, checks - evaluations.keys())))
+    reasons = {
+        key.to_user_string(): found.description or ""
+        for key, found in evaluations.items()
+        if not found.passed and found.severity == ERROR
+    }
+    crashed = sorted(key.to_user_string() for key in checks - evaluations.keys())
+    return Verdict(sorted(reasons), crashed, reasons)
 
 
 def step_partitions(defs: dg.Definitions, step: Step) -> list[str | None]:

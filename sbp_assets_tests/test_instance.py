@@ -69,6 +69,7 @@ def test_profiles_and_stores_have_schemas_of_their_own(monkeypatch: pytest.Monke
     [
         ("mysql://u:planted-password@h/d", "is no postgresql://"),
         ("planted-password", "is no postgresql://"),
+        ("postgresql://u:planted@planted-password/x@127.0.0.1:1/d", "is no postgresql://"),
         ("postgresql://u:planted-password@127.0.0.1:notaport/d", "is no postgresql://"),
         ("postgresql://u:planted-password@127.0.0.1:1/d", "127.0.0.1.*port 1 failed"),
         ("postgresql://u:planted-password@127.0.0.1:1/d?options=-csearch_path%3Dx", "PGOPTIONS"),

@@ -31,6 +31,8 @@ def training_environment(threads: int = 1) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # A launcher that is killed cannot stop its workers; they leave when it is gone.
         LAUNCHER_PID: str(os.getpid()),
+        # `python -m` looks in the current directory first: another checkout there would train with its code.
+        "PYTHONSAFEPATH": "1",
         # The run reads local directories only.
         "HF_HUB_OFFLINE": "1",
     }

@@ -62,6 +62,7 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment)
     assert any(line.startswith(f"pair {SHARD}: ") and "neighbor_pairs:stored_as_made" in line for line in lines)
     assert "pretrain_baseline 0: pretraining/baseline_model:stored_as_made" in lines
     assert lines[-1].startswith("4 partitions looked at, 2 damaged")
+    assert any("rotted or was changed" in line for line in lines) and "Traceback" not in found.stderr
     with deployment.instance() as instance:
         assert tonight(instance) == {"pairing/neighbor_pairs"}
         made = len(instance.get_run_ids())
@@ -69,11 +70,21 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment)
         done = {state.step.name: state.finished for state in states if state.status == "done"}
         assert done == {"pair": len(EXPERIMENT.shard_keys)}
         assert len(instance.get_run_ids()) == made + 1, "one shard, and nothing that follows"
-        assert verify(defs, instance, STEPS["pair"], SHARD) == ([], [])
+        assert verify(defs, instance, STEPS["pair"], SHARD).failed == []
         assert pending_partitions(defs, instance, STEPS["pretrain_baseline"]) == ["0"], "trained again when asked for"
     after = deployment.versions()
     del before["pretraining/baseline_model/0"], after["pretraining/baseline_model/0"]
     assert after == before
+
+
+def test_a_store_that_is_not_there_makes_no_check_red(deployment: Deployment):
+    (deployment.artifacts).rename(deployment.home / "elsewhere")
+    deployment.artifacts.mkdir()
+    said = deployment.sbp("verify", "pair", check=False)
+    assert said.returncode == 2 and "is it the right data_dir?" in said.stderr
+    deployment.artifacts.rmdir()
+    (deployment.home / "elsewhere").rename(deployment.artifacts)
+    assert "nothing to do" in deployment.sbp("run").stdout
 
 
 def test_a_lost_artifact_is_found(deployment: Deployment):

@@ -90,6 +90,17 @@ def test_workers_leave_when_their_launcher_is_killed(spec: TrainingSpec, tmp_pat
     assert gone
 
 
+def test_another_checkout_in_the_current_directory_is_not_imported(
+    spec: TrainingSpec, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "other/sbp_assets").mkdir(parents=True)
+    (tmp_path / "other/sbp_assets/__init__.py").write_text("raise RuntimeError('the other checkout')")
+    monkeypatch.chdir(tmp_path / "other")
+    process = launch(spec)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+
+
 def test_workers_leave_when_torchrun_is_killed(spec: TrainingSpec, launch: Launch):
     torchrun = launch(spec.model_copy(update={"steps": 100_000}), processes=2)
     deadline = time.monotonic() + 240
