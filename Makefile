@@ -19,9 +19,8 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not operations"
 
 # They want postgresql and chromium, and skip where one is absent; PYTEST_OPTIONS=--fail-on-skip allows no skip.
-# Half of their time they wait for servers: hence one more of them at a time than of the suite.
 test-operations: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder sbp_assets_tests/operations $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder sbp_assets_tests/operations $(PYTEST_OPTIONS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ import dagster as dg
 from dagster._core.launcher import WorkerStatus
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
+from dagster._utils.error import SerializableErrorInfo
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -266,14 +267,17 @@ def _wall_seconds(result: dg.ExecuteInProcessResult) -> Iterator[float]:
 def _failure(result: dg.ExecuteInProcessResult) -> str:
     for event in result.all_events:
         if event.is_step_failure and (error := event.step_failure_data.error):
-            cause = error
-            # Dagster wraps what the asset raised; what that was raised from is a library's word, not ours.
-            while cause.cause is not None and (cause.cls_name or "").startswith("Dagster"):
-                cause = cause.cause
             # A file's name in it is as untrusted as its text.
-            return f"{event.step_key}: " + "\n".join(map(printable, cause.message.strip().splitlines()))
+            return f"{event.step_key}: " + "\n".join(map(printable, raised(error).message.strip().splitlines()))
     checks = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]
     return f"check failed: {', '.join(checks)}" if checks else "the run failed; see its log in the UI"
+
+
+def raised(error: SerializableErrorInfo) -> SerializableErrorInfo:
+    """What the asset raised, which Dagster wraps; what that was raised from is a library's word, not ours."""
+    while error.cause is not None and (error.cls_name or "").startswith("Dagster"):
+        error = error.cause
+    return error
 
 
 @contextmanager

@@ -18,14 +18,14 @@ from sbp_assets.automation import PIPELINE, Step
 from sbp_assets.corpus.ingest import source_changes
 from sbp_assets.experiment import Deployment, FilesSource
 from sbp_assets.nightly import status
-from sbp_assets.run import RUN_TAGS
+from sbp_assets.run import RUN_TAGS, raised
 from sbp_assets.staleness import Staleness
 
 MANIFEST = dg.AssetKey(["corpus", "source_manifest"])
 SHOWN = 20
 UNCHECKED_TAGS = {"sbp/command": "unchecked"}
 UNCHECKED_AT_ONCE = 100
-UNCHECKED_SECONDS = 300  # between two looks: with 2,000 shards one takes a second or two of the processor
+UNCHECKED_SECONDS = 300  # the night, which asks as much, takes 3 to 9 s for 2,000 shards (docs/ui.md)
 
 
 def source_sensor(source: FilesSource, deployment: Deployment) -> dg.SensorDefinition:
@@ -162,9 +162,7 @@ def failure_sensor(deployment: Deployment) -> dg.SensorDefinition:
             return dg.SkipReason("The daemon starts this run again; only the last attempt is told.")
         run, step, error = context.dagster_run, None, context.failure_event.message or ""
         for event in context.get_step_failure_events():
-            cause = event.step_failure_data.error
-            while cause and cause.cause and (cause.cls_name or "").startswith("Dagster"):
-                cause = cause.cause  # what the asset raised, which Dagster wraps
+            cause = event.step_failure_data.error and raised(event.step_failure_data.error)
             if cause and cause.cls_name == dg.DagsterExecutionInterruptedError.__name__:
                 return dg.SkipReason("The run was asked to end.")
             step, error = event.step_key, cause.message if cause else error

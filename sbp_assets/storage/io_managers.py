@@ -65,10 +65,8 @@ class ArtifactIOManager(UPathIOManager):
                 self.write(obj, local)
             version, self._bytes = content_version(local), bytes_on_disk(local)
             self._published = str(path)
-            if self._remote and local.is_dir():
-                self._published = self._remote.put_directory(local, path.path, version)
-            elif self._remote:
-                self._published = self._remote.put_file(local, path.path)
+            if self._remote:
+                self._published = self._remote.put(local, path.path, version)
         # Recorded only once all of it is in the store.
         if context.has_asset_key:
             context.step_context.set_data_version(context.asset_key, dg.DataVersion(version))
@@ -104,10 +102,8 @@ class ArtifactIOManager(UPathIOManager):
         `version` is its content version.
         """
         path = self._path_of(key, partition)
-        if self._remote and artifact.is_dir():
-            self._remote.put_directory(artifact, path.path, version)
-        elif self._remote:
-            self._remote.put_file(artifact, path.path)
+        if self._remote:
+            self._remote.put(artifact, path.path, version)
         else:
             self.make_directory(path.parent)
             with atomic_path(Path(path.path)) as temporary:

@@ -76,6 +76,10 @@ class RemoteStore:
         self.cache = Cache(cache, cache_bytes)
         self._patience = patience
 
+    def put(self, local: Path, path: str, version: str) -> str:
+        """Publish the file or directory `local`, whose content version is `version`, as `path`; returns its URL."""
+        return self.put_directory(local, path, version) if local.is_dir() else self.put_file(local, path)
+
     def put_file(self, local: Path, path: str) -> str:
         """Put the file `local` at `path` (without protocol), replacing what is there in one step; returns its URL."""
         self._try("write", path, lambda: self.fs.put_file(str(local), path))

@@ -302,11 +302,6 @@ class Deployment:
         assert answer["__typename"] == "LaunchBackfillSuccess", answer
         return answer["backfillId"]
 
-    def run_status(self, run_id: str) -> str:
-        with self.instance() as instance:
-            run = instance.get_run_by_id(run_id)
-            return run.status.value if run else "MISSING"
-
     def terminate(self, run_id: str) -> None:
         """Cancel a run as the UI's button does."""
         answer = self.graphql(
