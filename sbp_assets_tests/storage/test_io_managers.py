@@ -98,6 +98,44 @@ def test_a_missing_artifact_is_named(tmp_path: Path):
         manager.load_input(context)
 
 
+@pytest.mark.parametrize("manager_class", [ParquetIOManager, DirectoryIOManager])
+@pytest.mark.parametrize("partition", [None, "00007", "a.b", "a/b", "/a"])
+def test_an_artifact_is_looked_for_where_a_run_writes_it(manager_class, partition: str | None, tmp_path: Path):
+    manager = manager_class(str(tmp_path), cache=str(tmp_path))
+    key = dg.AssetKey(["stage", "some.table"])
+    if partition is None:
+        expected = manager._get_path(dg.build_input_context(asset_key=key))
+    else:
+        definition = dg.StaticPartitionsDefinition(["00000", partition])
+        context = dg.build_input_context(
+            asset_key=key,
+            asset_partitions_def=definition,
+            asset_partition_key_range=dg.PartitionKeyRange(partition, partition),
+        )
+        (expected,) = manager._get_paths_for_partitions(context).values()
+    assert manager._path_of(key, partition) == expected
+
+
+def test_looking_for_an_artifact_makes_no_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = []
+    ephemeral = dg.DagsterInstance.ephemeral
+    monkeypatch.setattr(dg.DagsterInstance, "ephemeral", lambda *a, **k: made.append(a) or ephemeral(*a, **k))
+    manager = ParquetIOManager(str(tmp_path), cache=str(tmp_path))
+    key = dg.AssetKey(["stage", "table"])
+    for shard in ("00000", "00001"):
+        manager.put(key, shard, _table(tmp_path / "made.parquet"), "version")
+        assert manager.load(key, shard).collect()["x"].to_list() == [1]
+        assert manager.mark(key, shard) and manager.stored_version(key, shard)
+    assert made == []
+    dg.build_input_context(asset_key=key)
+    assert len(made) == 1  # so what is counted is what a context makes
+
+
+def _table(path: Path) -> Path:
+    pl.DataFrame({"x": [1]}).write_parquet(path)
+    return path
+
+
 def test_artifacts_may_live_on_an_fsspec_url(tmp_path: Path):
     remote = fsspec.filesystem("memory")
     for run in ("first", "second"):
