@@ -11,7 +11,6 @@ import re
 import sqlite3
 import sys
 import threading
-import urllib.error
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
