@@ -17,7 +17,6 @@ import typer
 
 from sbp_assets.experiment import Settings, SettingsError, load_settings
 from sbp_assets.instance import (
-    CHECKOUT,
     DRIVER,
     POSTGRES_URL,
     activate,
@@ -367,9 +366,9 @@ def to_postgres(profile: Profile = None) -> None:
 def ui(profile: Profile = None, port: int = 3000) -> None:
     """Open the Dagster UI and daemon on the profile's instance, on loopback."""
     _activate(profile)
-    workspace = CHECKOUT / "workspace.yaml"
+    workspace = os.environ["SBP_WORKSPACE"]
     os.environ["PYTHONSAFEPATH"] = "1"  # another checkout in the current directory is not this one
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "dagster", "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)]
     os.execv(sys.executable, command)
 
 

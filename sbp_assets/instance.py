@@ -26,20 +26,32 @@ _WRONG = (  # never with its value
     f"${POSTGRES_URL} is no postgresql://user:password@host:port/database, with what is special in a password "
     "percent-encoded (@ as %40, / as %2F)"
 )
-CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def project_file(name: str) -> Path:
+    """One of the files at the top of the project: in a wheel the copy that the build has put into the package."""
+    package = Path(__file__).resolve().parent
+    places = [package / "_project" / name, package.parent / name]
+    for path in places:
+        if path.is_file():
+            return path
+    raise SettingsError(f"no {name} in {' or '.join(str(path.parent) for path in places)}: install the project again")
 
 
 def dagster_environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Environment variables under which Dagster's own commands use this profile's instance. None is a secret."""
     name = environ.get("SBP_PROFILE") or settings.profile
-    home = CHECKOUT / "deploy" / "postgres" if environ.get(POSTGRES_URL) else CHECKOUT
-    if not (home / "dagster.yaml").is_file():
-        raise SettingsError(f"no dagster.yaml in {home}: install the project from its checkout (pip install -e .)")
+    instance = project_file("deploy/postgres/dagster.yaml" if environ.get(POSTGRES_URL) else "dagster.yaml")
     variables = {
-        "DAGSTER_HOME": str(home),
+        "DAGSTER_HOME": str(instance.parent),
+        # That is the checkout or a folder of site-packages. Telemetry is off in dagster.yaml, but Dagster would still
+        # make empty folders for it there.
+        "DAGSTER_DISABLE_TELEMETRY": "1",
         # A profile of one's own is named by its path, which has to hold in any directory.
         "SBP_PROFILE": str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name,
         "SBP_INSTANCE_DIR": settings.deployment.instance_dir,
+        # For the `-w` of Dagster's commands: in a checkout, the file workspace.yaml.
+        "SBP_WORKSPACE": str(project_file("workspace.yaml")),
     }
     if environ.get(POSTGRES_URL):
         # Read by libpq itself; Dagster's tables have no schema in their names, so they are looked for here.
@@ -133,7 +145,7 @@ def _database() -> Iterator[Connection]:
     except (ArgumentError, ValueError):
         raise SettingsError(_WRONG) from None
     except ImportError:
-        raise SettingsError(f"${POSTGRES_URL} needs the extra `postgres`: pip install -e .[postgres]") from None
+        raise SettingsError(f"${POSTGRES_URL} needs dagster-postgres, the extra `postgres` of this project") from None
     if "@" in (url.host or "") or "@" in (url.database or ""):
         # What follows an @ of the password that is not written %40 passes for the host, which errors name.
         raise SettingsError(_WRONG)

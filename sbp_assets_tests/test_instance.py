@@ -9,9 +9,9 @@ from dagster._core.instance.config import dagster_instance_config
 
 from sbp_assets.definitions import defs
 from sbp_assets.experiment import SettingsError, load_settings
-from sbp_assets.instance import CHECKOUT, POSTGRES_URL, dagster_environment, exists, prepare, schema
+from sbp_assets.instance import POSTGRES_URL, dagster_environment, exists, prepare, project_file, schema
 
-FILES = [CHECKOUT / "dagster.yaml", CHECKOUT / "deploy/postgres/dagster.yaml"]
+FILES = [project_file("dagster.yaml"), project_file("deploy/postgres/dagster.yaml")]
 
 
 def test_both_instances_differ_in_their_storage_alone():

@@ -159,10 +159,10 @@ class Deployment:
                         found[name] = content_version(part)
         return found
 
-    def start(self, *command: str, log: str) -> subprocess.Popen[bytes]:
-        """`command` in the background, its output in home/`log`."""
+    def start(self, *command: str, log: str, environ: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """`command` in the background, its output in home/`log`; `environ` in place of the deployment's own."""
         with (self.home / log).open("ab") as out:
-            process = subprocess.Popen(command, env=self.environ, stdout=out, stderr=out, cwd=self.home)
+            process = subprocess.Popen(command, env=environ or self.environ, stdout=out, stderr=out, cwd=self.home)
         self._processes.append(process)
         return process
 
@@ -197,15 +197,19 @@ class Deployment:
             log="webserver.log",
         )
 
+        self.wait_served(process, "webserver.log")
+        return process
+
+    def wait_served(self, process: subprocess.Popen[bytes], log: str) -> None:
+        """Return when the webserver on `.port`, which `process` is or has started, serves and has loaded the code."""
+
         def serves() -> bool:
-            assert process.poll() is None, self.log("webserver.log")
+            assert process.poll() is None, self.log(log)
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                loaded = self.graphql("{ assetNodes { assetKey { path } } }")["assetNodes"]
-                return len(loaded) > 0
+                return bool(self.graphql("{ assetNodes { assetKey { path } } }")["assetNodes"])
             return False
 
         wait_for(serves, "the webserver")
-        return process
 
     def stop(self, process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM, alone: bool = False) -> None:
         """End a process started here, politely or, with SIGKILL, not; `alone`: what it has started lives on."""

@@ -11,8 +11,6 @@ import re
 import sqlite3
 import sys
 import threading
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -248,14 +246,7 @@ def ui(hostile: Deployment) -> Iterator[psutil.Process]:
     """`sbp ui` on the hostile deployment, as a user starts it."""
     hostile.port = free_port()
     process = hostile.start(sys.executable, "-m", "sbp_assets.cli", "ui", "--port", str(hostile.port), log="ui.log")
-
-    def serves() -> bool:
-        assert process.poll() is None, hostile.log("ui.log")
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            return bool(hostile.graphql("{ assetNodes { id } }")["assetNodes"])
-        return False
-
-    wait_for(serves, "sbp ui")
+    hostile.wait_served(process, "ui.log")
     yield psutil.Process(process.pid)
     hostile.stop(process)
 

@@ -1,0 +1,6 @@
+#!/bin/sh
+# The command, with what Dagster needs to know of the profile: its instance, and in PostgreSQL the schema of its records.
+set -eu
+variables=$(sbp env)
+eval "$variables"
+exec "$@"
