@@ -9,8 +9,6 @@ RUN apt-get update \
 
 WORKDIR /app
 COPY . .
-# PyTorch's builds for the CPU: those of the default index bring CUDA along.
-ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache make install VENV=/opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 

@@ -1,5 +1,6 @@
 """Make the project's virtual environment: `python requirements/install.py .venv`, which is what `make install` runs.
 
+On a machine without the checkout, this folder and a built wheel do: `python requirements/install.py sbp --wheel FILE`.
 It needs the standard library alone, in the syntax of Python 3.6: an interpreter that is too old has to read this to say
 so. Started again, it goes on where it stopped, for pip leaves what is installed in the right version.
 """
@@ -187,6 +188,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", help="of the virtual environment")
     parser.add_argument("--vllm", choices=["auto", "no"], default="auto", help="no: leave it out")
+    parser.add_argument("--wheel", help="of the project; without it, the checkout is installed, editable")
     arguments = parser.parse_args()
     began = time.time()
     try:
@@ -197,7 +199,11 @@ def main():
         say("The packages of cpu.lock.")
         environment.install("--no-deps", "--no-build-isolation", "--requirement", LOCK)
         install_vllm(environment, wanted=arguments.vllm == "auto")
-        environment.install("--no-deps", "--no-build-isolation", "--editable", os.path.dirname(FOLDER))
+        if arguments.wheel:
+            # Reinstalled, for another build of the same version is another project.
+            environment.install("--no-deps", "--force-reinstall", arguments.wheel)
+        else:
+            environment.install("--no-deps", "--no-build-isolation", "--editable", os.path.dirname(FOLDER))
         say("Checking that everything loads.")
         check_imports(environment)
     except (InstallError, subprocess.CalledProcessError) as error:

@@ -12,6 +12,8 @@ import pytest
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.experiment import ConceptsSource
 
+pytestmark = pytest.mark.processes
+
 LONG = "Prose 長い文章 🙂 " * 3000
 
 

@@ -9,6 +9,8 @@ from benchmarks.lm_eval_equality import compare
 from sbp_assets.evaluation.tasks import BENCHMARKS, write_tasks
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
+pytestmark = pytest.mark.processes
+
 SHARED = Path(__file__).parents[2] / "../shared/data/benchmarks"
 
 

@@ -16,6 +16,8 @@ from sbp_assets.partitions import EXPERIMENT
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets_tests.pretraining.conftest import World
 
+pytestmark = pytest.mark.processes
+
 MODELS = ("baseline", "sbp", "checkpoint")
 
 

@@ -53,7 +53,7 @@ def vllm_server(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         process.wait(30)
 
 
-@pytest.mark.engine
+@pytest.mark.processes
 def test_a_real_vllm_server_is_asked_and_its_tokens_are_counted(vllm_server: str, tmp_path: Path) -> None:
     """Random weights state no verdict: everything is unjudged, at a cost, and nothing is made up."""
     table, counts = ask(asked("one document", "another"), vllm_server, tmp_path / "l.jsonl", timeout=60)

@@ -119,6 +119,7 @@ def _fingerprint(finished: TrainingSpec) -> dict:
     return json.loads((finished.output_dir / "run.json").read_text())["fingerprint"]
 
 
+@pytest.mark.processes
 def test_killed_process_resumes_to_the_same_bits_across_a_pass(spec: TrainingSpec, launch: Launch, tmp_path: Path):
     """A real process, kill -9, over data that is read several times."""
     long = spec.model_copy(update={"steps": 100, "evaluations": 5})
@@ -143,6 +144,7 @@ def test_killed_process_resumes_to_the_same_bits_across_a_pass(spec: TrainingSpe
     assert same(whole.output_dir, part.output_dir)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("processes", "sharding", "number"),
     [(1, "none", signal.SIGTERM), (2, "none", signal.SIGINT), (2, "full", signal.SIGTERM)],

@@ -158,6 +158,7 @@ def test_finite_data_shorter_than_the_run_is_refused(spec: TrainingSpec, corpus:
         trained(spec.model_copy(update={"data": data, "steps": 1000}))
 
 
+@pytest.mark.processes
 def test_two_processes_draw_the_curve_of_one(spec: TrainingSpec, launch: Launch, tmp_path: Path):
     """Data parallel, and with weights and optimizer sharded."""
     alone = trained(spec).metrics

@@ -18,6 +18,8 @@ from sbp_assets.training.spec import TrainingSpec
 from sbp_assets.training.worker import run
 from sbp_assets_tests.training.conftest import Launch
 
+pytestmark = pytest.mark.processes
+
 
 def test_output_is_a_model_directory_with_its_record(spec: TrainingSpec):
     run(spec)
