@@ -1,5 +1,6 @@
-"""A random-initialised model with a byte-level tokenizer, and one start of two vLLM engines for the whole folder."""
+"""A random-initialised model with a byte-level tokenizer, and one start of either kind of engine for the whole folder."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def spec(checkpoint: Path) -> EngineSpec:
     return EngineSpec(
+        engine="vllm",
         checkpoint=checkpoint,
         version=content_version(checkpoint),
         context_length=CONTEXT,
@@ -74,5 +76,19 @@ def _stop_engines() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def engines(spec: EngineSpec) -> Engines:
-    """Two running engine processes: the start, some 15 seconds, is paid once."""
+    """Two running vLLM processes: the start, some 15 seconds, is paid once."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
     return get_engines(spec)[0]
+
+
+@pytest.fixture(scope="session")
+def transformers_spec(spec: EngineSpec) -> EngineSpec:
+    return dataclasses.replace(spec, engine="transformers")
+
+
+@pytest.fixture(scope="session")
+def transformers_engines(transformers_spec: EngineSpec) -> Iterator[Engines]:
+    """Two running processes beside vLLM's; `get_engines` would stop those to start these."""
+    engines = Engines(transformers_spec)
+    yield engines
+    engines.stop()
