@@ -88,7 +88,7 @@ def test_both_engines_write_the_likeliest_text_alike(
 ) -> None:
     """Where nothing is left to chance: the same prompts, weights, ends and decoding.
 
-    vLLM takes a temperature below 0.01 for 0.01, and 0 for the likeliest token; the other engine takes what it is given.
+    To vLLM a temperature below 0.01 is 0.01, and 0 means the likeliest token; the other engine takes what it is given.
     """
     requests = [Request(f"{n}", 0, n, [BOS, *range(40, 44 + n), 70 + n]) for n in range(12)]
     requests += [Request("bos", 0, 1, [BOS]), Request("long", 0, 1, [BOS] + [50] * (CONTEXT - 3))]
