@@ -424,7 +424,10 @@ class Experiment(Section):
 
 
 class Deployment(Section):
-    """Where and how the experiment runs. Never part of an artifact's identity."""
+    """Where and how the experiment runs. Never part of an artifact's identity.
+
+    What the artifacts are does not depend on it, but for the samples that a shard gets from its `generation_engine`.
+    """
 
     data_dir: str = Field(".sbp/{profile}/artifacts", description="Artifact store; {profile} is filled in.")
     work_dir: str = Field(".sbp/{profile}/work", description="Local scratch: training checkpoints, generation ledgers.")
@@ -446,7 +449,13 @@ class Deployment(Section):
     training_sharding: Literal["none", "full"] = Field("none", description="full: FSDP2 over the processes.")
     microbatch_tokens: PositiveInt = Field(4096, description="Tokens per forward pass of one process.")
     checkpoint_minutes: PositiveFloat = 5
-    engine_processes: PositiveInt = Field(1, description="vLLM engines, each a process: GPUs, or CPU processes.")
+    generation_engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto",
+        description="What samples the syntheses; auto: vllm where it is installed. The one value of these that can "
+        "change an artifact, because two engines draw other samples. What is finished stays as it is, and with auto a "
+        "shard is finished by the engine that began it.",
+    )
+    engine_processes: PositiveInt = Field(1, description="Generation engines, each a process: GPUs, or CPU processes.")
     engine_max_sequences: PositiveInt = 256
     gpu_memory_utilization: Fraction = 0.9
     embedding_batch_size: PositiveInt = 16

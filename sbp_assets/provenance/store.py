@@ -100,7 +100,8 @@ class Store:
         # The directory's name for a table inside a directory, else the file's; less what a remote store adds to it.
         named = "parse_dirpath(filename)" if self.assets[asset].directory else "filename, true"
         key = f"split_part(parse_filename({named}), '.', 1) as partition"
-        table = f"(select * exclude (filename), {key} from read_parquet(?, filename = true))"
+        # By name: shards of an older version may lack a column that others have.
+        table = f"(select * exclude (filename), {key} from read_parquet(?, filename = true, union_by_name = true))"
         cursor = self._db.execute(f"with rows as {table} {query}", [urls, *parameters])
         names = [column[0] for column in cursor.description or []]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

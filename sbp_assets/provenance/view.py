@@ -60,6 +60,7 @@ def _synthesis(trace: Trace, console: Console) -> None:
     current = {True: "the present one", False: "not the present one: it is stale", None: "no record to compare with"}
     version = f"{trace['synthesizer_version']} ({current[trace['synthesizer_is_current']]})"
     _fact(console, "synthesizer", f"{trace['synthesizer']} {version}")
+    _fact(console, "engine", trace["engine"] or "not recorded")
     if seed := trace["seed"]:
         _title(console, seed["id"], f"its seed document, {seed['file']} line {seed['line']}")
         _text(console, seed["text"])

@@ -116,14 +116,14 @@ class _Walk:
 
     def syntheses(self, name: str) -> Iterator[Trace]:
         """A synthetic document by its id."""
-        columns = "id, seed_id, rollout, sampling_seed, synthesizer_version, n_tokens, finish_reason, "
-        query = f"select {columns} text[:{EXCERPT_CHARS}] as text, partition from rows where id = ?"
+        query = f"select * replace (text[:{EXCERPT_CHARS}] as text) from rows where id = ?"
         for row in self._rows(SYNTHESES, query, [name]):
             shard = row.pop("partition")
             model, partition = self._sampled_model()
             now = self.record(model, partition)["data_version"]
             yield {
                 "kind": "synthesis",
+                "engine": None,  # of a shard from before it was recorded
                 **row,
                 "shard": shard,
                 "synthesizer": model,

@@ -15,8 +15,8 @@ from sbp_assets.storage.columns import lineage, schema
 from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
-from sbp_assets.synthesis.engine import EngineSpec
-from sbp_assets.synthesis.generate import Ledger, fingerprint, generate_shard, shard_budget
+from sbp_assets.synthesis.engine import ENGINES, EngineSpec, named_with_version
+from sbp_assets.synthesis.generate import Ledger, engine_of_shard, fingerprint, generate_shard, shard_budget
 from sbp_assets.synthesis.judge import SCHEMA as JUDGED_SCHEMA
 from sbp_assets.synthesis.judge import Endpoint, judge, judged_rows, prompts_version, questions, sample_documents
 from sbp_assets.synthesis.posterior import SCHEMA, posterior_over_shards
@@ -46,11 +46,11 @@ _SAMPLED = dg.AssetKey.from_coercible(SAMPLED_MODEL.key or []).to_user_string()
     },
     partitions_def=SHARDS,
     group_name="synthesis",
-    kinds={"vllm", "parquet"},
+    kinds={"vllm", "huggingface", "parquet"},
     io_manager_key="parquet",
     pool="device",
     code_version=EXPERIMENT.version(
-        "1",
+        "2",
         "synthesis.temperature",
         "synthesis.top_p",
         "synthesis.dtype",
@@ -76,6 +76,9 @@ _SAMPLED = dg.AssetKey.from_coercible(SAMPLED_MODEL.key or []).to_user_string()
                     "finish_reason", "string", description="stop (`<eos>`), or length (the context was full)."
                 ),
                 dg.TableColumn("synthesizer_version", "string", description="Content of the sampled checkpoint."),
+                dg.TableColumn(
+                    "engine", "string", description="vllm or transformers: what sampled it, the same in a whole shard."
+                ),
             ]
         ),
         **lineage(
@@ -114,9 +117,15 @@ def synthetic_documents(
     }
     lengths = arrays.lengths[seeds]
     settings, length = EXPERIMENT.synthesis, EXPERIMENT.model.context_length
+    version = content_version(checkpoint)
+    ledgers = Path(DEPLOYMENT.work_dir) / "synthesis" / context.partition_key
+    fingerprints = {
+        engine: fingerprint(version, settings, EXPERIMENT.max_document_tokens, length, engine) for engine in ENGINES
+    }
     spec = EngineSpec(
+        engine=engine_of_shard(ledgers, DEPLOYMENT.generation_engine, fingerprints),
         checkpoint=checkpoint,
-        version=content_version(checkpoint),
+        version=version,
         context_length=length,
         dtype=settings.dtype,
         device=DEPLOYMENT.device,
@@ -125,10 +134,7 @@ def synthetic_documents(
         gpu_memory_utilization=DEPLOYMENT.gpu_memory_utilization,
     )
     ledger = Ledger(
-        Path(DEPLOYMENT.work_dir)
-        / "synthesis"
-        / context.partition_key
-        / fingerprint(spec.version, settings, EXPERIMENT.max_document_tokens, length),
+        ledgers / fingerprints[spec.engine],
         lambda texts: [len(encoded) for encoded in encode_documents(loaded, texts)],
     )
     budget = shard_budget(
@@ -160,6 +166,7 @@ def synthetic_documents(
         "empty": outcome.empty,
         "discarded": outcome.discarded,
         "resumed": outcome.resumed,
+        "engine": named_with_version(spec.engine),
         **progress.metadata(),
         "preview": dg.MetadataValue.md(_preview(rows, documents)),
     }

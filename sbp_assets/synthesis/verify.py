@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.storage.token_arrays import TokenArrays
+from sbp_assets.synthesis.engine import ENGINES
 from sbp_assets.synthesis.generate import FINISH_REASONS, sampling_seed
 
 SHOWN = 10
@@ -58,6 +59,14 @@ def other_requests(rows: pl.DataFrame, salt: str, version: str | None) -> list[s
     seeds = [sampling_seed(salt, seed_id, rollout) for seed_id, rollout in rows["seed_id", "rollout"].iter_rows()]
     same = pl.Series(seeds, dtype=pl.Int64) == rows["sampling_seed"]
     same &= rows["synthesizer_version"].eq_missing(pl.Series([version], dtype=pl.String))
+    return rows["id"].filter(~same.fill_null(False)).head(SHOWN).to_list()
+
+
+def other_engines(rows: pl.DataFrame) -> list[str]:
+    """Ids that were sampled by an unknown engine, or by another one than most of the shard."""
+    engine = rows["engine"] if "engine" in rows.columns else pl.Series([None] * len(rows), dtype=pl.String)
+    usual = engine.drop_nulls().mode().sort().head(1)
+    same = engine.is_in(list(ENGINES)) & engine.is_in(usual.to_list())
     return rows["id"].filter(~same.fill_null(False)).head(SHOWN).to_list()
 
 

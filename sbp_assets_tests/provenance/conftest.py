@@ -89,10 +89,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> Path
         made = [(f"syn-{name}-{rollout}", name, rollout) for rollout in range(2) for name in names[:6]]
         write(
             f"synthesis/synthetic_documents/{shard}",
-            [(*row, 7 * n, f"Synthesis {n}", 9, "stop", "version-1") for n, row in enumerate(made)],
+            [(*row, 7 * n, f"Synthesis {n}", 9, "stop", "version-1", "vllm") for n, row in enumerate(made)],
             dict(zip(("id", "seed_id", "rollout", "sampling_seed", "text", "n_tokens", "finish_reason",
-                      "synthesizer_version"),
-                     (pl.String, pl.String, pl.Int64, pl.Int64, pl.String, pl.Int64, pl.String, pl.String),
+                      "synthesizer_version", "engine"),
+                     (pl.String, pl.String, pl.Int64, pl.Int64, pl.String, pl.Int64, *3 * (pl.String,)),
                      strict=True)),
         )  # fmt: skip
         synthetic[shard] = root / "synthesis/synthetic_tokens" / shard

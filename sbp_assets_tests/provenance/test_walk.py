@@ -107,6 +107,20 @@ def test_a_synthesis_leads_to_its_seed_and_tells_a_foreign_checkpoint(one, setti
     assert later["synthesizer_is_current"] is False
 
 
+def test_a_synthesis_names_its_engine_where_that_is_recorded(one, folder: Path):
+    assert one("syn-d1-2-1")["engine"] == "vllm"
+    first, second = (folder / f"synthesis/synthetic_documents/{shard}.parquet" for shard in SHARDS)
+    whole = {path: path.read_bytes() for path in (first, second)}
+    try:
+        for path, engine_of_the_first in ((second, "vllm"), (first, None)):
+            pl.read_parquet(path).drop("engine").write_parquet(path)
+            assert one("syn-d1-2-1")["engine"] is None, "older shards beside newer ones, and alone"
+            assert one("syn-d0-2-1")["engine"] == engine_of_the_first
+    finally:
+        for path, content in whole.items():
+            path.write_bytes(content)
+
+
 def test_a_pair_leads_to_both_lines_its_ranks_and_its_example(one):
     found = one("d0->0->d1-1")
     assert found["kept"] and found["similarity"] == pytest.approx(0.9)

@@ -1,7 +1,8 @@
-"""A random-initialised model with a byte-level tokenizer, and one start of two vLLM engines for the whole folder."""
+"""A random-initialised model with a byte-level tokenizer, and one start of either engine for the whole folder."""
 
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def spec(checkpoint: Path) -> EngineSpec:
     return EngineSpec(
+        engine="vllm",
         checkpoint=checkpoint,
         version=content_version(checkpoint),
         context_length=CONTEXT,
@@ -72,7 +74,45 @@ def _stop_engines() -> Iterator[None]:
     shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def engines(spec: EngineSpec) -> Engines:
-    """Two running engine processes: the start, some 15 seconds, is paid once."""
+    """Two running vLLM processes: the start, some 15 seconds, is paid once unless a test ends them."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
     return get_engines(spec)[0]
+
+
+@pytest.fixture(scope="session")
+def transformers_spec(spec: EngineSpec) -> EngineSpec:
+    return dataclasses.replace(spec, engine="transformers")
+
+
+@pytest.fixture(scope="session")
+def get_transformers() -> Iterator[Callable[[EngineSpec], tuple[Engines, bool]]]:
+    """`get_engines` for transformers, whose engines live beside those of vLLM: that one would stop them."""
+    running: list[Engines] = []
+
+    def get(spec: EngineSpec) -> tuple[Engines, bool]:
+        if running and running[0].alive and running[0].spec == spec:
+            return running[0], True
+        while running:
+            running.pop().stop()
+        running.append(Engines(spec))
+        return running[0], False
+
+    yield get
+    for engines in running:
+        engines.stop()
+
+
+@pytest.fixture
+def transformers_engines(
+    transformers_spec: EngineSpec,
+    get_transformers: Callable[[EngineSpec], tuple[Engines, bool]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Engines:
+    """Two running processes, which `generate_shard` finds as well."""
+    monkeypatch.setattr(
+        "sbp_assets.synthesis.generate.get_engines",
+        lambda spec: get_transformers(spec) if spec.engine == "transformers" else get_engines(spec),
+    )
+    return get_transformers(transformers_spec)[0]

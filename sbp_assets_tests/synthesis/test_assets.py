@@ -1,6 +1,8 @@
 """The stage's assets and checks in Dagster, on two shards of which one has no document of D, with real engines."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -54,9 +56,9 @@ def upstream(checkpoint: Path, tmp_path: Path) -> InPlace:
     return manager
 
 
-def test_two_shards_through_dagster(
-    engines: Engines, spec: EngineSpec, upstream: InPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def definitions(spec: EngineSpec, upstream: InPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    """The stage's assets and checks, with settings that the running engines fit."""
     experiment = EXPERIMENT.model_copy(
         update={
             "model": EXPERIMENT.model.model_copy(update={"context_length": CONTEXT}),
@@ -80,7 +82,7 @@ def test_two_shards_through_dagster(
         dg.AssetSpec(["corpus", "tokenizer"]),
         dg.AssetSpec(["synthesizer", "checkpoint"]),
     ]
-    definitions = dg.Definitions(
+    return dg.Definitions(
         assets=[
             *(source.with_io_manager_key("in_place") for source in sources),
             *dg.load_assets_from_modules([assets]),
@@ -104,15 +106,26 @@ def test_two_shards_through_dagster(
             ),
         ],
     )
+
+
+@pytest.fixture
+def instance(upstream: InPlace) -> Iterator[dg.DagsterInstance]:
+    """Its records know the version of the checkpoint, nothing else."""
     with dg.DagsterInstance.ephemeral() as instance:
         model = upstream.values["checkpoint", None]
         made = {"dagster/data_version": content_version(model)}  # type: ignore[arg-type]
         instance.report_runless_asset_event(dg.AssetMaterialization(["synthesizer", "checkpoint"], tags=made))
-        results = {
-            shard: definitions.resolve_job_def("shard").execute_in_process(instance=instance, partition_key=shard)
-            for shard in (FULL, EMPTY)
-        }
-        table = definitions.resolve_job_def("table").execute_in_process(instance=instance)
+        yield instance
+
+
+def test_two_shards_through_dagster(
+    engines: Engines, definitions: dg.Definitions, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    results = {
+        shard: definitions.resolve_job_def("shard").execute_in_process(instance=instance, partition_key=shard)
+        for shard in (FULL, EMPTY)
+    }
+    table = definitions.resolve_job_def("table").execute_in_process(instance=instance)
     for result in (*results.values(), table):
         evaluations = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
         evaluations.pop("syntheses_end_by_themselves", None)  # random weights do not
@@ -121,11 +134,13 @@ def test_two_shards_through_dagster(
 
     rows = pl.read_parquet(tmp_path / "data" / "synthesis" / "synthetic_documents" / f"{FULL}.parquet")
     assert set(rows["seed_id"]) == {f"{FULL}-{i}" for i in range(4)} and rows["rollout"].max() > 0
+    assert set(rows["engine"]) == {"vllm"}
     [materialization] = results[FULL].asset_materializations_for_node("synthesis__synthetic_documents")
     metadata = {key: value.value for key, value in materialization.metadata.items()}
     # Reused where another test of this process has started the same engine.
     assert metadata["engine_reused"] == (metadata["engine_startup_seconds"] == 0)
     assert metadata["tokens"] >= metadata["token_budget"] > 0
+    assert metadata["engine"].startswith("vllm 0.")
     assert metadata["share_stop"] + metadata["share_length"] == pytest.approx(1)
     assert "Document number 0" in metadata["preview"] and "synthesis 2" in metadata["preview"]
     tokens = np.load(tmp_path / "data" / "synthesis" / "synthetic_tokens" / FULL / "tokens.npy")
@@ -137,3 +152,48 @@ def test_two_shards_through_dagster(
     assert overall.select("metric", "corpus", "method").rows() == expected_rows(True, judged=False)
     assert overall.filter(metric="repetition", corpus="real")["documents"].item() == 4
     assert overall.filter(metric="duplicates", corpus="synthetic")["sample"].item() == len(rows)
+
+
+def test_a_shard_is_finished_by_the_engine_that_began_it(
+    engines: Engines,
+    transformers_engines: Engines,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With `auto`, whatever is installed; an engine that is named samples the shard from the beginning."""
+
+    def materialise(engine: str, raises: bool = True) -> tuple[pl.DataFrame, dict[str, Any], dg.ExecuteInProcessResult]:
+        monkeypatch.setattr(assets, "DEPLOYMENT", assets.DEPLOYMENT.model_copy(update={"generation_engine": engine}))
+        result = definitions.resolve_job_def("shard").execute_in_process(
+            instance=instance, partition_key=FULL, raise_on_error=raises
+        )
+        red = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
+        assert red <= {"syntheses_end_by_themselves"}, "random weights seldom end a text"
+        events = result.asset_materializations_for_node("synthesis__synthetic_documents") if result.success else []
+        metadata = {key: value.value for event in events for key, value in event.metadata.items()}
+        return pl.read_parquet(tmp_path / f"data/synthesis/synthetic_documents/{FULL}.parquet"), metadata, result
+
+    begun, metadata, _ = materialise("transformers")
+    assert set(begun["engine"]) == {"transformers"} and metadata["engine"].startswith("transformers 5.")
+    # As a kill leaves it: vLLM, which is installed here, is not what goes on.
+    [ledgers] = (tmp_path / "work" / "synthesis" / FULL).iterdir()
+    for path in ledgers.glob("*.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    again, metadata, _ = materialise("auto")
+    assert again.equals(begun) and metadata["engine"].startswith("transformers")
+    assert 0 < metadata["resumed"] <= 4 and "engine_reused" in metadata
+
+    other, metadata, _ = materialise("vllm")
+    assert set(other["engine"]) == {"vllm"} and metadata["resumed"] == 0
+    assert other["sampling_seed"].head(3).to_list() == begun["sampling_seed"].head(3).to_list()
+    assert not other["text"].equals(begun["text"])
+    [ledgers] = (tmp_path / "work" / "synthesis" / FULL).iterdir()
+    for path in ledgers.glob("*.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    monkeypatch.setattr("sbp_assets.synthesis.generate.installed", lambda engine: engine != "vllm")
+    kept, _, result = materialise("auto", raises=False)
+    assert not result.success and kept.equals(other)
+    [failed] = [event for event in result.all_events if event.is_step_failure]
+    assert f"shard {FULL} was begun by vllm" in str(failed.event_specific_data.error.cause)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Real vLLM engines: results, reuse, a kill in the middle."""
+"""Real engines, of vLLM and of transformers: results, reuse, a kill in the middle."""
 
 import dataclasses
 import json
@@ -17,9 +17,18 @@ import pytest
 from sbp_assets.experiment import Synthesis
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis import engine as engine_module
-from sbp_assets.synthesis.engine import EngineError, Engines, EngineSpec, Request, Sampling, get_engines
+from sbp_assets.synthesis.engine import (
+    EngineError,
+    Engines,
+    EngineSpec,
+    Request,
+    Sampling,
+    default_engine,
+)
 from sbp_assets.synthesis.generate import Ledger, Outcome, generate_shard
 from sbp_assets_tests.synthesis.conftest import BOS, CONTEXT, EOS, RELATED
+
+BOTH = pytest.mark.parametrize("kind", ["vllm", "transformers"])
 
 SETTINGS = Synthesis(dtype="float32")
 PROMPTS = {f"d{number:02d}": [BOS, *range(10 + number, 20 + number), RELATED] for number in range(12)}
@@ -53,22 +62,53 @@ def test_two_engines_share_the_work_and_seeds_fix_the_text(engines: Engines, spe
     assert len(full) and full["n_tokens"].max() >= (CONTEXT - prompt) // 2
 
 
-def test_context_is_filled_and_eos_stops(engines: Engines, tmp_path: Path) -> None:
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def either(kind: str, request: pytest.FixtureRequest) -> Engines:
+    return request.getfixturevalue("engines" if kind == "vllm" else "transformers_engines")
+
+
+@BOTH
+def test_context_is_filled_and_eos_stops(either: Engines, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.jsonl"
     other = tmp_path / "other.jsonl"
     long = Request("long", 0, 1, [BOS] + [50] * (CONTEXT - 2))
-    engines.generate([long], Sampling(1.0, 1.0, EOS), [ledger, other], lambda: None)
+    either.generate([long], Sampling(1.0, 1.0, EOS), [ledger, other], lambda: None)
     row = json.loads(ledger.read_text())
     assert row["seed_id"] == "long" and len(row["text"]) <= 1, "one token of room is left"
     assert not other.exists()
 
 
-def test_killed_worker_loses_and_repeats_nothing(engines: Engines, spec: EngineSpec, tmp_path: Path) -> None:
+def test_both_engines_write_the_likeliest_text_alike(
+    engines: Engines, transformers_engines: Engines, tmp_path: Path
+) -> None:
+    """Where nothing is left to chance: the same prompts, weights, ends and decoding.
+
+    To vLLM a temperature below 0.01 is 0.01, and 0 means the likeliest token; the other engine takes what it is given.
+    """
+    requests = [Request(f"{n}", 0, n, [BOS, *range(40, 44 + n), 70 + n]) for n in range(12)]
+    requests += [Request("bos", 0, 1, [BOS]), Request("long", 0, 1, [BOS] + [50] * (CONTEXT - 3))]
+    written = []
+    for running, temperature in ((engines, 0.0), (transformers_engines, 1e-6)):
+        ledgers = [tmp_path / f"{running.spec.engine}{number}.jsonl" for number in range(2)]
+        running.generate(requests, Sampling(temperature, 1.0, EOS), ledgers, lambda: None)
+        rows = [json.loads(line) for path in ledgers for line in path.read_text().splitlines()]
+        written.append({row["seed_id"]: row for row in rows})
+    assert written[0] == written[1] and len(written[0]) == len(requests)
+    assert len({row["text"] for row in written[0].values()}) > 5
+
+
+@BOTH
+def test_killed_worker_loses_and_repeats_nothing(kind: str, either: Engines, tmp_path: Path) -> None:
     """Kill -9 one engine in the middle: a clear error, then the rest is sampled and the rows are the same."""
-    budget = 6000
+    budget, spec = 6000, either.spec
     whole, _ = shard(tmp_path / "whole" / "f", spec, budget)
     directory = tmp_path / "killed" / "f"
-    victim = get_engines(spec)[0].pids[1]
+    victim = either.pids[1]
 
     def kill_once_some_are_done() -> None:
         while sum(path.read_bytes().count(b"\n") for path in directory.glob("*.jsonl")) < 20:
@@ -77,7 +117,7 @@ def test_killed_worker_loses_and_repeats_nothing(engines: Engines, spec: EngineS
 
     killer = threading.Thread(target=kill_once_some_are_done)
     killer.start()
-    with pytest.raises(EngineError, match="run this partition again"):
+    with pytest.raises(EngineError, match=rf"engine process \({kind}\) died.*run this partition again"):
         shard(directory, spec, budget)
     killer.join()
     before = {}
@@ -125,14 +165,21 @@ def test_finished_ledger_needs_no_engine(spec: EngineSpec, tmp_path: Path, monke
 
 def test_errors_say_what_to_do(spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"head_dim": 16}')
-    with pytest.raises(EngineError, match="head_dim 16"):
+    with pytest.raises(EngineError, match=r"head_dim 16.*GENERATION_ENGINE=transformers"):
         Engines(dataclasses.replace(spec, checkpoint=tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(EngineError, match="engine_processes is 2 and there are 1 GPUs"):
         Engines(dataclasses.replace(spec, device="cuda"))
     monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"sbp-assets\[cpu\]"):
+    with pytest.raises(EngineError, match=r"sbp-assets\[cpu\].*GENERATION_ENGINE=transformers"):
         Engines(spec)
+
+
+def test_auto_takes_vllm_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: name)
+    assert default_engine() == "vllm"
+    monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None if name == "vllm" else name)
+    assert default_engine() == "transformers"
 
 
 def test_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from sbp_assets.experiment import Synthesis
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis import generate
-from sbp_assets.synthesis.engine import EngineSpec
+from sbp_assets.synthesis.engine import EngineError, EngineSpec
 from sbp_assets.synthesis.generate import (
     Ledger,
+    Outcome,
     SynthesisError,
     budget_prefix,
+    engine_of_shard,
     fingerprint,
     generate_shard,
     next_wave,
@@ -25,7 +27,7 @@ from sbp_assets.synthesis.generate import (
     sampling_seed,
 )
 
-SPEC = EngineSpec(Path("model"), "v1", 64, "float32", "cpu", 2, 4, 0.9)
+SPEC = EngineSpec("vllm", Path("model"), "v1", 64, "float32", "cpu", 2, 4, 0.9)
 
 
 def byte_tokens(texts: list[str]) -> list[int]:
@@ -149,15 +151,62 @@ def test_sampling_seeds_are_stable_and_differ() -> None:
 
 
 def test_fingerprint_changes_with_what_is_sampled_only() -> None:
-    base = fingerprint("v1", Synthesis(), 100, 256)
-    assert fingerprint("v1", Synthesis(quality_sample=7), 100, 256) == base
+    base = fingerprint("v1", Synthesis(), 100, 256, "vllm")
+    assert fingerprint("v1", Synthesis(quality_sample=7), 100, 256, "vllm") == base
     assert base not in {
-        fingerprint("v2", Synthesis(), 100, 256),
-        fingerprint("v1", Synthesis(temperature=0.9), 100, 256),
-        fingerprint("v1", Synthesis(salt="other"), 100, 256),
-        fingerprint("v1", Synthesis(), 99, 256),
-        fingerprint("v1", Synthesis(), 100, 128),
+        fingerprint("v2", Synthesis(), 100, 256, "vllm"),
+        fingerprint("v1", Synthesis(temperature=0.9), 100, 256, "vllm"),
+        fingerprint("v1", Synthesis(salt="other"), 100, 256, "vllm"),
+        fingerprint("v1", Synthesis(), 99, 256, "vllm"),
+        fingerprint("v1", Synthesis(), 100, 128, "vllm"),
+        fingerprint("v1", Synthesis(), 100, 256, "transformers"),
     }
+
+
+def test_ledgers_from_before_there_were_two_engines_are_those_of_vllm() -> None:
+    assert fingerprint("v1", Synthesis(), 100, 256, "vllm") == "6e9cfe0cedce707f"
+
+
+FINGERPRINTS = {"vllm": "f-vllm", "transformers": "f-transformers"}
+RECORD = {"seed_id": "a", "rollout": 0, "sampling_seed": 1, "text": "kept", "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize("here", ["vllm", "transformers"])
+def test_auto_goes_on_with_the_engine_that_began_the_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    """`here`: what auto would begin a shard with."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in (here, "transformers") else None)
+    other = "transformers" if here == "vllm" else "vllm"
+    assert engine_of_shard(tmp_path, "auto", FINGERPRINTS) == here
+    for setting in ("vllm", "transformers"):
+        assert engine_of_shard(tmp_path, setting, FINGERPRINTS) == setting, "asked for, here or not"
+    Ledger(tmp_path / "older settings", byte_tokens).session_files(1)[0].write_text(json.dumps(RECORD) + "\n")
+    file = Ledger(tmp_path / FINGERPRINTS[other], byte_tokens).session_files(1)[0]
+    assert engine_of_shard(tmp_path, "auto", FINGERPRINTS) == here
+    file.write_text(json.dumps(RECORD)[:-3])
+    assert engine_of_shard(tmp_path, "auto", FINGERPRINTS) == here, "nothing is finished in a torn file"
+    file.write_text(json.dumps(RECORD) + "\n")
+    assert engine_of_shard(tmp_path, "auto", FINGERPRINTS) == other
+    for setting in ("vllm", "transformers"):
+        assert engine_of_shard(tmp_path, setting, FINGERPRINTS) == setting
+
+
+def test_a_shard_whose_engine_is_gone_says_so_where_it_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ledger = Ledger(tmp_path / "00007" / "f", byte_tokens)
+    ledger.session_files(1)[0].write_text(json.dumps(RECORD) + "\n")
+    ledger.refresh()
+
+    def finish(budget: int) -> Outcome:
+        with Progress("test", "tokens") as progress:
+            return generate_shard({"a": [0, 1]}, budget, 5, SPEC, Synthesis(), 1, ledger, progress)
+
+    assert finish(6).rows["engine"].to_list() == ["vllm"], "finished without an engine"
+    with pytest.raises(EngineError, match=r"shard 00007 was begun by vllm \(1 syntheses\).*ENGINE=transformers"):
+        finish(7)
 
 
 def test_ledger_drops_torn_lines_and_other_synthesizers(tmp_path: Path) -> None:

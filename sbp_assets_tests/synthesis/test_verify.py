@@ -28,6 +28,7 @@ def rows(*keys: tuple[str, int]) -> pl.DataFrame:
                 "n_tokens": 5,
                 "finish_reason": "stop",
                 "synthesizer_version": "v",
+                "engine": "vllm",
             }
             for seed_id, rollout in keys
         ],
@@ -102,6 +103,18 @@ def test_rows_of_other_requests() -> None:
     )
     assert verify.other_requests(good, "salt", None) == good["id"].to_list()
     assert verify.other_requests(good.with_columns(rollout=pl.col("rollout") + 1), "salt", "v") == good["id"].to_list()
+
+
+def test_rows_of_other_engines() -> None:
+    ids = GOOD["id"].to_list()
+    assert verify.other_engines(GOOD) == verify.other_engines(NONE) == []
+    assert verify.other_engines(GOOD.with_columns(engine=pl.lit("transformers"))) == []
+    one = pl.int_range(pl.len()) == 1
+    for engine in ("transformers", None):
+        mixed = GOOD.with_columns(engine=pl.when(one).then(pl.lit(engine)).otherwise("engine"))
+        assert verify.other_engines(mixed) == [ids[1]]
+    assert verify.other_engines(GOOD.with_columns(engine=pl.lit("another"))) == ids
+    assert verify.other_engines(GOOD.drop("engine")) == ids, "of a version that recorded none"
 
 
 def test_miscounted_texts() -> None:
