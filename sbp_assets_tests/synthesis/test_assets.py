@@ -118,6 +118,7 @@ def instance(upstream: InPlace) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
+@pytest.mark.processes
 def test_two_shards_through_dagster(
     engines: Engines, definitions: dg.Definitions, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_two_shards_through_dagster(
     assert overall.filter(metric="duplicates", corpus="synthetic")["sample"].item() == len(rows)
 
 
+@pytest.mark.processes
 def test_a_shard_is_finished_by_the_engine_that_began_it(
     engines: Engines,
     transformers_engines: Engines,

@@ -102,6 +102,7 @@ def test_both_engines_write_the_likeliest_text_alike(
     assert len({row["text"] for row in written[0].values()}) > 5
 
 
+@pytest.mark.processes
 @BOTH
 def test_killed_worker_loses_and_repeats_nothing(kind: str, either: Engines, tmp_path: Path) -> None:
     """Kill -9 one engine in the middle: a clear error, then the rest is sampled and the rows are the same."""

@@ -57,6 +57,7 @@ print("RESULT" + json.dumps(rows))
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("saved", [True], ids=["tied"], indirect=True)
 def test_vllm_log_probabilities_agree_with_transformers(saved: Path, tokenizer_dir: Path):
     pytest.importorskip("vllm")
