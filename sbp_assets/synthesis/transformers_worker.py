@@ -205,7 +205,7 @@ class _Cache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the attention layers call it: takes in a token per row, gives back all that the rows attend to."""
+        """Called by the attention layers: writes one token per row, returns all that the rows attend to."""
         used = len(self.places)
         keys, values = self.held[layer_idx]
         keys[self.rows[:used], :, self.places] = key_states[:, :, 0]
@@ -213,7 +213,7 @@ class _Cache(Cache):
         return keys[:used, :, : self.width], values[:used, :, : self.width]
 
     def fill(self, slots: list[int], filled: DynamicCache) -> None:
-        """Take in the beginnings of the sequences in `slots`, one row of `filled` each."""
+        """Write the beginnings of the sequences in `slots`, one row of `filled` each."""
         for held, layer in zip(self.held, filled.layers, strict=True):
             states: Any = layer
             for mine, new in zip(held, (states.keys, states.values), strict=True):
