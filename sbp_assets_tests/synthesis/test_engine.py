@@ -166,6 +166,8 @@ def test_finished_ledger_needs_no_engine(spec: EngineSpec, tmp_path: Path, monke
 
 def test_errors_say_what_to_do(spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"head_dim": 16}')
+    # Here or not: what cannot run is told before vLLM is loaded.
+    monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(EngineError, match=r"head_dim 16.*GENERATION_ENGINE=transformers"):
         Engines(dataclasses.replace(spec, checkpoint=tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
