@@ -196,9 +196,7 @@ def test_an_environment_of_another_python_is_named(install: ModuleType, director
 
 
 @pytest.mark.parametrize(("options", "installs"), [([], False), (["VLLM=no"], True)])
-def test_an_environment_is_changed_where_vllm_is_named(
-    options: list[str], installs: bool, tmp_path: Path
-):
+def test_an_environment_is_changed_where_vllm_is_named(options: list[str], installs: bool, tmp_path: Path):
     (tmp_path / ".installed").touch()
     command = ["make", "-n", "install", f"VENV={tmp_path}", *options]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
