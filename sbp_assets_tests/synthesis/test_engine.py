@@ -174,7 +174,7 @@ def test_errors_say_what_to_do(spec: EngineSpec, tmp_path: Path, monkeypatch: py
     with pytest.raises(EngineError, match="engine_processes is 2 and there are 1 GPUs"):
         Engines(dataclasses.replace(spec, device="cuda"))
     monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"sbp-assets\[cpu\].*GENERATION_ENGINE=transformers"):
+    with pytest.raises(EngineError, match=r"VLLM=auto.*GENERATION_ENGINE=transformers"):
         Engines(spec)
 
 

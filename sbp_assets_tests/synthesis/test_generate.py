@@ -208,8 +208,13 @@ def test_a_shard_whose_engine_is_gone_says_so_where_it_is_not_finished(
             return generate_shard({"a": [0, 1]}, budget, 5, spec, Synthesis(), 1, ledger, progress)
 
     assert finish(6).rows["engine"].to_list() == ["vllm"], "finished without an engine"
-    with pytest.raises(EngineError, match=r"shard 00007 was begun by vllm \(1 syntheses\).*ENGINE=transformers"):
+    other = tmp_path / "00007" / "of-transformers"
+    other.mkdir()
+    with pytest.raises(
+        EngineError, match=r"00007 was begun by vllm \(1 syntheses\).*VLLM=auto.*=transformers"
+    ):
         finish(7)
+    assert other.exists(), "nothing has taken its place"
 
 
 def test_ledger_drops_torn_lines_and_other_synthesizers(tmp_path: Path) -> None:
@@ -223,7 +228,9 @@ def test_ledger_drops_torn_lines_and_other_synthesizers(tmp_path: Path) -> None:
     (mine / "000000-x-engine0.jsonl").write_text(json.dumps(record) + "\n" + torn[:-9] + "\n" + torn[:-3])
     ledger = Ledger(mine, byte_tokens)
     assert list(ledger.finished) == [("a", 0)] and ledger.finished["a", 0].n_tokens == 6
-    assert not other.exists(), "kept until a run with another fingerprint"
+    assert other.exists(), "kept until this one is sampled"
+    ledger.remove_others()
+    assert not other.exists() and mine.exists()
     assert all(not path.exists() for path in ledger.session_files(2)), "a torn file is never continued"
 
 
