@@ -16,8 +16,8 @@ from typing import Any
 import polars as pl
 
 from benchmarks.headline import quality, share_text
-from sbp_assets.branch import run_branch
-from sbp_assets.experiment import load_settings
+from sbp_assets.instance.branch import run_branch
+from sbp_assets.settings import load_settings
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as_configured": {},

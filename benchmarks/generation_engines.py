@@ -19,7 +19,7 @@ import numpy as np
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer, related_id
-from sbp_assets.experiment import load_settings
+from sbp_assets.settings import load_settings
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis.engine import ENGINES, Engines, EngineSpec, Request, Sampling, named_with_version
 from sbp_assets.synthesis.generate import request_order, sampling_seed

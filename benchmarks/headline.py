@@ -22,7 +22,6 @@ from typing import Any
 
 import polars as pl
 
-from sbp_assets.branch import run_branch
 from sbp_assets.evaluation.comparison import (
     BASELINE_NAMES,
     METRIC_NAMES,
@@ -31,7 +30,8 @@ from sbp_assets.evaluation.comparison import (
     TASK_NAMES,
     compare,
 )
-from sbp_assets.experiment import load_settings
+from sbp_assets.instance.branch import run_branch
+from sbp_assets.settings import load_settings
 
 PLACEBOS: dict[str, dict[str, Any]] = {
     "unconditional": {"synthesis.condition": "none"},

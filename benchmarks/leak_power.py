@@ -17,7 +17,7 @@ import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.tokenizer import load_tokenizer
-from sbp_assets.experiment import load_settings
+from sbp_assets.settings import load_settings
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis.posterior import UNKNOWN, Learner, grade, leak_problems, posterior_table, seed_documents
 

@@ -20,8 +20,8 @@ def main(profile: str) -> None:
         os.environ["SBP_PROFILE"] = profile
         for name in ("data_dir", "work_dir", "instance_dir"):
             os.environ[f"SBP_DEPLOYMENT__{name.upper()}"] = f"{folder}/{name}"
-        from sbp_assets.experiment import load_settings
-        from sbp_assets.instance import dagster_environment
+        from sbp_assets.instance.home import dagster_environment
+        from sbp_assets.settings import load_settings
 
         settings = load_settings()
         os.environ.update(dagster_environment(settings))
@@ -30,8 +30,8 @@ def main(profile: str) -> None:
         import polars as pl
 
         from sbp_assets.definitions import defs
+        from sbp_assets.orchestration.runner import run_pipeline
         from sbp_assets.pairing.embed import release
-        from sbp_assets.run import run_pipeline
         from sbp_assets.synthesis.engine import shutdown
 
         with dg.DagsterInstance.get() as instance:

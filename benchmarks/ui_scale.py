@@ -96,7 +96,7 @@ NIGHT = """
 import datetime, json, sys, time
 import dagster as dg
 from sbp_assets.definitions import defs
-from sbp_assets.nightly import NIGHTLY
+from sbp_assets.orchestration.nightly import NIGHTLY
 midnight = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 found, cursor = {}, None
 with dg.DagsterInstance.get() as instance:

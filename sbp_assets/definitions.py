@@ -16,16 +16,16 @@ import sbp_assets.synthesis.assets
 import sbp_assets.synthesis.checks
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
-from sbp_assets.automation import JOBS, display_logger
-from sbp_assets.experiment import FilesSource
-from sbp_assets.nightly import NIGHTLY, nightly_sensor, with_nightly_condition
+from sbp_assets.dagster_support.columns import with_sources
+from sbp_assets.orchestration.nightly import NIGHTLY, nightly_sensor, with_nightly_condition
+from sbp_assets.orchestration.pipeline import JOBS, display_logger
+from sbp_assets.orchestration.sensors import failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT
-from sbp_assets.pipes import WholeLinesMessageReader
-from sbp_assets.sensors import failure_sensor, source_sensor, unchecked_sensor
+from sbp_assets.settings import FilesSource
 from sbp_assets.storage.checks import stored_checks
-from sbp_assets.storage.columns import with_sources
 from sbp_assets.storage.io_managers import ArtifactIOManager, DirectoryIOManager, ParquetIOManager
 from sbp_assets.training.launch import ENDING_SECONDS
+from sbp_assets.training.pipes import WholeLinesMessageReader
 
 STAGES = [
     sbp_assets.corpus,

@@ -4,7 +4,7 @@ import warnings
 
 import dagster as dg
 
-from sbp_assets.experiment import load_settings
+from sbp_assets.settings import load_settings
 
 # Partitioned checks, sensors that evaluate conditions of one's own and a hook that Pipes itself calls are marked
 # preview or beta in Dagster 1.13; the version is pinned and the tests run on it.

@@ -18,9 +18,9 @@ from sbp_assets.corpus.ingest import read_shard, source_manifest
 from sbp_assets.corpus.tokenizer import named_tokenizer, train_tokenizer
 from sbp_assets.evaluation import suite
 from sbp_assets.evaluation.tasks import write_tasks
-from sbp_assets.experiment import HubSource, Model
 from sbp_assets.pairing import embed
 from sbp_assets.pretraining.model_files import model_problems
+from sbp_assets.settings import HubSource, Model
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.training.checkpoint import CheckpointMismatch, load_best, load_checkpoint

@@ -10,11 +10,11 @@ import polars as pl
 
 from sbp_assets.corpus import dedup, ingest, split
 from sbp_assets.corpus import tokenizer as tokenization
-from sbp_assets.experiment import FilesSource
+from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.settings import FilesSource
 from sbp_assets.storage.artifacts import staging
-from sbp_assets.storage.columns import lineage, schema
-from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 from sbp_assets.storage.token_arrays import write_token_arrays

@@ -13,7 +13,7 @@ import polars as pl
 from sbp_assets.corpus.dedup import jaccard, normalise, shingles, signatures
 from sbp_assets.corpus.split import HELDOUT, expected_deviation, split_of
 from sbp_assets.corpus.tokenizer import decode, encode_texts
-from sbp_assets.experiment import Dedup, Split
+from sbp_assets.settings import Dedup, Split
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 

@@ -7,9 +7,9 @@ import polars as pl
 
 from sbp_assets.corpus import audit
 from sbp_assets.corpus.tokenizer import load_tokenizer
+from sbp_assets.dagster_support.check_results import check_result
+from sbp_assets.dagster_support.preview import printable
 from sbp_assets.partitions import ALL, EXPERIMENT, SHARDS
-from sbp_assets.storage.checks import check_result
-from sbp_assets.storage.preview import printable
 from sbp_assets.storage.token_arrays import TokenArrays
 
 SHOWN = 20

@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import TypeVar
 
-from sbp_assets.experiment import ConceptsSource
+from sbp_assets.settings import ConceptsSource
 
 T = TypeVar("T")
 

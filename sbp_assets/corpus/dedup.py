@@ -21,7 +21,7 @@ import polars as pl
 from rensa import RMinHash
 
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.experiment import Dedup
+from sbp_assets.settings import Dedup
 from sbp_assets.storage.progress import Progress
 
 SIGNATURE_SCHEMA: dict[str, Any] = {"id": pl.String, "bands": pl.List(pl.UInt64), "text_sha256": pl.String}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 
-from sbp_assets.experiment import FiveTokensSource
+from sbp_assets.settings import FiveTokensSource
 
 LETTERS = "ABCDE"
 MIN_LETTERS = 8

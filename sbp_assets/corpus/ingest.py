@@ -16,7 +16,7 @@ from sbp_assets.corpus import five_tokens
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.readers import Document, Fields, Reject, Root, RowMaker, cut_at_word, excerpt, read_rows
-from sbp_assets.experiment import ConceptsSource, FilesSource, FiveTokensSource, HubSource
+from sbp_assets.settings import ConceptsSource, FilesSource, FiveTokensSource, HubSource
 from sbp_assets.storage.progress import Progress
 
 logger = logging.getLogger("sbp_assets.corpus.ingest")

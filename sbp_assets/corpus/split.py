@@ -6,7 +6,7 @@ import hashlib
 
 import polars as pl
 
-from sbp_assets.experiment import Split
+from sbp_assets.settings import Split
 
 UNIQUE, ORACLE, HELDOUT = "unique", "oracle", "heldout"
 

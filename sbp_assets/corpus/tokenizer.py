@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.split import HELDOUT, ORACLE, UNIQUE
-from sbp_assets.experiment import Split
+from sbp_assets.settings import Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

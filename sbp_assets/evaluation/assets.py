@@ -7,15 +7,17 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.evaluation import contamination, dynamics, report_data, suite, tasks
+from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.preview import table_preview
+from sbp_assets.evaluation import contamination, suite, tasks
 from sbp_assets.evaluation.comparison import SCORED, Scored, compare, render_markdown, seed_count, with_samples
-from sbp_assets.evaluation.report import render
-from sbp_assets.experiment import ConceptsSource
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
 from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.report import dynamics
+from sbp_assets.report import samples as report_data
+from sbp_assets.report.page import render
+from sbp_assets.settings import ConceptsSource
 from sbp_assets.storage.artifacts import staging
-from sbp_assets.storage.columns import lineage, schema
-from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.checkpoint import best_model
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from sbp_assets.dagster_support.check_results import check_result
+from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.evaluation import negative_control
 from sbp_assets.evaluation.assets import concept_questions, configured_tasks
 from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems, untrue_values
@@ -16,14 +18,12 @@ from sbp_assets.evaluation.contamination import (
     training_documents,
     uncompared,
 )
-from sbp_assets.evaluation.dynamics import dynamics_problems
-from sbp_assets.evaluation.report import page_problems
 from sbp_assets.evaluation.suite import score_problems, unscored
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks, data_problems
-from sbp_assets.experiment import FiveTokensSource
 from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
-from sbp_assets.storage.checks import check_result
-from sbp_assets.storage.preview import table_preview
+from sbp_assets.report.dynamics import dynamics_problems
+from sbp_assets.report.page import page_problems
+from sbp_assets.settings import FiveTokensSource
 from sbp_assets.training.order import Documents
 from sbp_assets.training.spec import Source
 

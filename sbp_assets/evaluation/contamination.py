@@ -27,7 +27,7 @@ import polars as pl
 from sbp_assets.corpus.dedup import UNSPACED
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.evaluation.tasks import DATA, Tasks
-from sbp_assets.experiment import Contamination
+from sbp_assets.settings import Contamination
 from sbp_assets.storage.progress import Progress
 
 # Of a set's items, below which a comparison says little of the set.

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from sbp_assets.corpus.five_tokens import LETTERS, surprisal
-from sbp_assets.experiment import FiveTokensSource
 from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.settings import FiveTokensSource
 
 FALSE_ALARMS = 1e-3  # Probability that chance alone puts any of a run's losses below its floor by more than is allowed.
 STANDARD_ERRORS = 4

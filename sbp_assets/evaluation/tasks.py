@@ -19,8 +19,8 @@ from typing import Any
 import polars as pl
 import yaml
 
+from sbp_assets.dagster_support.preview import escape
 from sbp_assets.storage.artifacts import content_version
-from sbp_assets.storage.preview import escape
 
 # Named, not imported: that would take seconds of every process that loads the definitions.
 LOCAL_DATA = Path(__file__).with_name("local_data.py")

@@ -6,6 +6,8 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.pairing.embed import embed, embeddings_frame, load_engine, vectors_of
 from sbp_assets.pairing.filter import filter_pairs, histogram, histogram_markdown, texts_of
 from sbp_assets.pairing.index import build_index, write_index
@@ -13,8 +15,6 @@ from sbp_assets.pairing.search import search
 from sbp_assets.pairing.truth import DEFINITIONS, OVERALL, SCHEMA, SHARES, pair_truth
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
 from sbp_assets.storage.artifacts import staging
-from sbp_assets.storage.columns import lineage, schema
-from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 
 # The settings that decide a vector, and then a neighbour.

@@ -9,14 +9,15 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from sbp_assets.experiment import Pairing
+from sbp_assets.dagster_support.check_results import check_result
 from sbp_assets.pairing.embed import Engine, embed, load_engine, vectors_of
 from sbp_assets.pairing.filter import shared, shingles, texts_of
 from sbp_assets.pairing.index import KeyShard, self_recall
 from sbp_assets.pairing.search import exact_neighbors, recall
 from sbp_assets.pairing.truth import not_above_chance, truth_problems
 from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT, SHARDS
-from sbp_assets.storage.checks import all_partitions, check_result
+from sbp_assets.settings import Pairing
+from sbp_assets.storage.checks import all_partitions
 from sbp_assets.storage.progress import Progress
 
 # Float32 rounding of a norm over a thousand components stays below this.

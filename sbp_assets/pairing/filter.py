@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from sbp_assets.experiment import Pairing
+from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
 
 PAIRS_SCHEMA = {

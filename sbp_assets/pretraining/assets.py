@@ -8,7 +8,8 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT
-from sbp_assets.experiment import Optimizer
+from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SAMPLED_MODEL, SEEDS
 from sbp_assets.pretraining.budget import (
     SYNTHETIC,
@@ -21,8 +22,7 @@ from sbp_assets.pretraining.budget import (
     tuning_cost,
 )
 from sbp_assets.pretraining.curves import loss_curve, loss_summary
-from sbp_assets.storage.columns import lineage, schema
-from sbp_assets.storage.preview import table_preview
+from sbp_assets.settings import Optimizer
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.launch import training_command, training_environment
 from sbp_assets.training.spec import Source, TrainingSpec

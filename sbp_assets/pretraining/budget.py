@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.corpus.split import ORACLE, UNIQUE
-from sbp_assets.experiment import Model, Pretraining
+from sbp_assets.settings import Model, Pretraining
 from sbp_assets.training.order import Documents, StreamOrder
 from sbp_assets.training.spec import Source, StreamData
 

@@ -6,6 +6,7 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT
+from sbp_assets.dagster_support.check_results import check_result
 from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS, SHARDS
 from sbp_assets.pretraining.budget import (
     ARMS,
@@ -20,7 +21,7 @@ from sbp_assets.pretraining.budget import (
 )
 from sbp_assets.pretraining.curves import loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
-from sbp_assets.storage.checks import all_partitions, check_result
+from sbp_assets.storage.checks import all_partitions
 from sbp_assets.training.spec import Source
 
 BUDGET = dg.AssetKey(["pretraining", "token_budget"])

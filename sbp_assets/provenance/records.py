@@ -8,9 +8,9 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 
-from sbp_assets.automation import PIPELINE
+from sbp_assets.orchestration.pipeline import PIPELINE
+from sbp_assets.orchestration.runner import Loading
 from sbp_assets.provenance.store import Asset
-from sbp_assets.run import Loading
 
 DATA_VERSION = "dagster/data_version"
 

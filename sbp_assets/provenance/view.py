@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sbp_assets.dagster_support.preview import printable
 from sbp_assets.provenance.walk import Trace
-from sbp_assets.storage.preview import printable
 
 ROWS = 10
 STEPS = 6

@@ -18,9 +18,9 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT, ORACLE, UNIQUE
-from sbp_assets.experiment import Settings
 from sbp_assets.pretraining.budget import ARMS, Arm, ArmPlan, BudgetError, plan_arm
 from sbp_assets.provenance.store import NotMaterialisedError, Store
+from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import TRAIN
 from sbp_assets.training.order import ExamplesOrder, StreamOrder

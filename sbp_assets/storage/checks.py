@@ -4,37 +4,16 @@ And what checks of one shard read of all shards: Dagster (1.13) gives a partitio
 input, whatever the partition mapping.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import dagster as dg
 
+from sbp_assets.dagster_support.check_results import check_result, last_version
 from sbp_assets.storage.io_managers import ArtifactIOManager
-from sbp_assets.storage.preview import escape
 from sbp_assets.storage.remote import DamagedError
 
 NAME = "stored_as_made"
-DATA_VERSION = "dagster/data_version"
-SHOWN = 5
-
-
-def check_result(
-    passed: bool, metadata: Mapping[str, Any], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
-) -> dg.AssetCheckResult:
-    """A check's result that says in words why it failed: the UI hides lists among the metadata behind a button.
-
-    The words are the entries of `problems`, and the first few of the other lists and texts that are not empty.
-    """
-    reasons: list[str] = []
-    for name, value in ({} if passed else metadata).items():
-        found = [value] if isinstance(value, str) and value else value if isinstance(value, list) else []
-        words = [escape(str(entry)) for entry in found[:SHOWN]]
-        if len(found) > SHOWN:
-            words.append(f"and {len(found) - SHOWN} more")
-        if words:
-            reasons += words if name == "problems" else [f"{escape(name)}: {', '.join(words)}"]
-    description = "\n".join(f"- {reason}" for reason in reasons) or None
-    return dg.AssetCheckResult(passed=passed, severity=severity, metadata=metadata, description=description)
 
 
 def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None):
@@ -90,11 +69,3 @@ def all_partitions(
 
 def _manager(context: dg.AssetCheckExecutionContext, name: str) -> ArtifactIOManager:
     return getattr(context.op_execution_context.resources, name)
-
-
-def last_version(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> str | None:
-    """Content version that the last materialisation of an asset (or partition) recorded; None without one."""
-    wanted = dg.AssetRecordsFilter(asset, asset_partitions=[partition] if partition else None)
-    records = instance.fetch_materializations(wanted, limit=1).records
-    materialization = records[0].asset_materialization if records else None
-    return (materialization.tags or {}).get(DATA_VERSION) if materialization else None

@@ -16,8 +16,8 @@ import polars as pl
 from dagster._core.storage.upath_io_manager import UPathIOManager
 from upath import UPath
 
+from sbp_assets.dagster_support.columns import LINEAGE
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
-from sbp_assets.storage.columns import LINEAGE
 from sbp_assets.storage.remote import RemoteStore, is_local, root
 
 

@@ -9,10 +9,10 @@ import polars as pl
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer, related_id
+from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SAMPLED_MODEL, SHARDS
 from sbp_assets.storage.artifacts import content_version, staging
-from sbp_assets.storage.columns import lineage, schema
-from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis.engine import ENGINES, EngineSpec, named_with_version

@@ -8,8 +8,8 @@ import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import decode, encode_documents, load_tokenizer
+from sbp_assets.dagster_support.check_results import check_result, last_version
 from sbp_assets.partitions import EXPERIMENT, SAMPLED_MODEL, SHARDS
-from sbp_assets.storage.checks import check_result, last_version
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis import verify
 from sbp_assets.synthesis.generate import shard_budget

@@ -26,7 +26,7 @@ from typing import Literal
 
 import polars as pl
 
-from sbp_assets.experiment import Synthesis
+from sbp_assets.settings import Synthesis
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.engine import (
     ANOTHER_ENGINE,

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
-from sbp_assets.experiment import Judge
+from sbp_assets.settings import Judge
 from sbp_assets.storage.artifacts import content_version, named_when_full
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, fixed_sample, ids_of, row, texts_of, with_seeds

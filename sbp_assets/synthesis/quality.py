@@ -29,8 +29,8 @@ import polars as pl
 
 from sbp_assets.corpus import dedup
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.experiment import Dedup
 from sbp_assets.pairing import filter as pair_filter
+from sbp_assets.settings import Dedup
 
 SYNTHETIC, REAL = "synthetic", "real"
 CORPORA = (SYNTHETIC, REAL)

@@ -6,12 +6,12 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.tokenizer import decode, load_tokenizer, related_id
-from sbp_assets.experiment import Optimizer
+from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.preview import escape
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, FIRST_SEED
 from sbp_assets.pretraining.assets import execution_fields, model_columns, optimizer_of, train
+from sbp_assets.settings import Optimizer
 from sbp_assets.storage.artifacts import staging
-from sbp_assets.storage.columns import lineage, schema
-from sbp_assets.storage.preview import escape
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import HELDOUT, TRAIN, write_examples

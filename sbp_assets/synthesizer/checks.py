@@ -7,10 +7,10 @@ import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import load_tokenizer, related_id
+from sbp_assets.dagster_support.check_results import check_result
 from sbp_assets.partitions import ALL, EXPERIMENT
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
-from sbp_assets.storage.checks import check_result
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import check_contents, check_examples
 

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from sbp_assets.experiment import Optimizer
+from sbp_assets.settings import Optimizer
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.checkpoint import (

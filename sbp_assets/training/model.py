@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from sbp_assets.experiment import Model
+from sbp_assets.settings import Model
 
 
 def model_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:

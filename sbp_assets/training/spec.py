@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sbp_assets.experiment import Model, Optimizer
+from sbp_assets.settings import Model, Optimizer
 
 
 class SpecPart(BaseModel):

@@ -12,7 +12,7 @@ from sbp_assets.corpus import audit
 from sbp_assets.corpus.dedup import signatures
 from sbp_assets.corpus.split import split_of
 from sbp_assets.corpus.tokenizer import encode_documents, train_tokenizer
-from sbp_assets.experiment import Dedup, Split
+from sbp_assets.settings import Dedup, Split
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 

@@ -7,7 +7,7 @@ import pytest
 from sbp_assets.corpus.concepts import ATTRIBUTES, CLAUSES, FILLERS, GENRES, KINDS, ConceptWorld
 from sbp_assets.corpus.dedup import jaccard, normalise, shingles
 from sbp_assets.corpus.ingest import read_shard, source_manifest
-from sbp_assets.experiment import ConceptsSource
+from sbp_assets.settings import ConceptsSource
 from sbp_assets.storage.progress import Progress
 
 SOURCE = ConceptsSource(documents=300, concepts=20, attributes=8)

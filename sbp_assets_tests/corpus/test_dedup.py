@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sbp_assets.corpus import dedup
 from sbp_assets.corpus.audit import dangling_duplicates
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.experiment import Dedup
+from sbp_assets.settings import Dedup
 from sbp_assets.storage.progress import Progress
 
 SETTINGS = Dedup(shingle_words=2, permutations=64, bands=32, threshold=0.6)

@@ -12,7 +12,7 @@ from sbp_assets.corpus.dedup import find_duplicates, signatures
 from sbp_assets.corpus.five_tokens import LETTERS, MIN_LETTERS, document, end_probability, surprisal
 from sbp_assets.corpus.ingest import read_shard, source_manifest
 from sbp_assets.corpus.tokenizer import encode_texts, train_tokenizer
-from sbp_assets.experiment import Dedup, FiveTokensSource, load_settings
+from sbp_assets.settings import Dedup, FiveTokensSource, load_settings
 from sbp_assets.storage.progress import Progress
 
 SOURCE = FiveTokensSource(documents=2000, tokens_per_document=48)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.ingest import read_shard, source_manifest
 from sbp_assets.corpus.readers import cut_at_word
-from sbp_assets.experiment import FilesSource, HubSource
+from sbp_assets.settings import FilesSource, HubSource
 from sbp_assets.storage.progress import Progress
 
 

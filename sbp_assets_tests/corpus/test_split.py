@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbp_assets.corpus.split import split_documents, split_of
-from sbp_assets.experiment import Split
+from sbp_assets.settings import Split
 
 SPLIT = Split(unique=0.3, oracle=0.4, heldout=0.1)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sbp_assets.corpus import tokenizer as t
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.experiment import Split
+from sbp_assets.settings import Split
 
 TEXTS = ["the red fox runs over the red bridge", "a letter about the fox and the bridge"] * 5
 TOKENIZER = t.train_tokenizer(iter(TEXTS), 300)

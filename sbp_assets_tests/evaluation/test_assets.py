@@ -11,11 +11,11 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.evaluation import assets, checks
 from sbp_assets.evaluation.comparison import SCORED
 from sbp_assets.evaluation.tasks import data_version
-from sbp_assets.experiment import ConceptsSource
 from sbp_assets.partitions import EXPERIMENT, SEEDS, SHARDS
 from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.settings import ConceptsSource
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
-from sbp_assets_tests.evaluation.example_report import report_inputs
+from sbp_assets_tests.report.example_report import report_inputs
 
 
 @pytest.fixture

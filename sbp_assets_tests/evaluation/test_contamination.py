@@ -24,7 +24,7 @@ from sbp_assets.evaluation.contamination import (
     uncompared,
 )
 from sbp_assets.evaluation.tasks import BENCHMARKS, CONCEPT_QUESTIONS, HELDOUT, write_tasks
-from sbp_assets.experiment import Contamination
+from sbp_assets.settings import Contamination
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.evaluation.conftest import HELDOUT as HELDOUT_ROWS
 from sbp_assets_tests.evaluation.conftest import QUESTIONS, write_benchmarks

@@ -11,9 +11,9 @@ from sbp_assets.corpus.five_tokens import LETTERS, MIN_LETTERS, document, end_pr
 from sbp_assets.evaluation.checks import _control_check
 from sbp_assets.evaluation.negative_control import Floor, judge, measured_floor, scored_floor
 from sbp_assets.evaluation.tasks import write_tasks
-from sbp_assets.experiment import FiveTokensSource
 from sbp_assets.partitions import EXPERIMENT
 from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.settings import FiveTokensSource
 from sbp_assets.storage.token_arrays import write_token_arrays
 
 SOURCE = FiveTokensSource(documents=300, tokens_per_document=48)

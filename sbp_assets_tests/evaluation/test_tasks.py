@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 import yaml
 
+from sbp_assets.dagster_support.preview import escape
 from sbp_assets.evaluation import local_data, tasks
 from sbp_assets.evaluation.tasks import BENCHMARKS, BenchmarkDataError, Tasks
 from sbp_assets.storage.artifacts import content_version
-from sbp_assets.storage.preview import escape
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
 

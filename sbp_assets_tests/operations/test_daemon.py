@@ -18,7 +18,7 @@ import dagster as dg
 import pytest
 from dagster._core.execution.backfill import PartitionBackfill
 
-from sbp_assets.nightly import NIGHTLY
+from sbp_assets.orchestration.nightly import NIGHTLY
 from sbp_assets_tests.operations.deployment import BACKFILL_FINISHED, CHECKOUT, Deployment, wait_for
 
 SIGNATURES = dg.AssetKey(["corpus", "minhash_signatures"])

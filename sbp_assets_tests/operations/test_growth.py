@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.experiment import ConceptsSource
+from sbp_assets.settings import ConceptsSource
 from sbp_assets_tests.operations.deployment import Deployment
 
 SHARD_DOCUMENTS = 150

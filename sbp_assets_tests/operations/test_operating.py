@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.experiment import ConceptsSource
+from sbp_assets.settings import ConceptsSource
 from sbp_assets_tests.operations.deployment import CHECKOUT, Deployment
 
 RUNBOOK = CHECKOUT / "docs/operating.md"

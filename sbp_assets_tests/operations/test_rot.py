@@ -10,11 +10,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from sbp_assets.automation import PIPELINE
 from sbp_assets.definitions import RESOURCES, defs
-from sbp_assets.nightly import NIGHTLY
+from sbp_assets.orchestration.nightly import NIGHTLY
+from sbp_assets.orchestration.pipeline import PIPELINE
+from sbp_assets.orchestration.runner import PipelineError, pending_partitions, run_pipeline, verify
 from sbp_assets.partitions import EXPERIMENT
-from sbp_assets.run import PipelineError, pending_partitions, run_pipeline, verify
 from sbp_assets_tests.operations.damage import SHARD, shuffled_pairs
 from sbp_assets_tests.operations.deployment import Deployment
 from sbp_assets_tests.operations.test_mutations import placed

@@ -22,10 +22,10 @@ import psutil
 import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.evaluation import report
-from sbp_assets.experiment import ConceptsSource
-from sbp_assets_tests.evaluation.example_report import report_inputs
+from sbp_assets.report import page as report
+from sbp_assets.settings import ConceptsSource
 from sbp_assets_tests.operations.deployment import PLANTED, Deployment, free_port, wait_for
+from sbp_assets_tests.report.example_report import report_inputs
 
 CHROMIUM = Path("/usr/bin/chromium")
 # In a URL, in a setting that does not exist, in one that cannot be read: places that are refused, with a reason.

@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sbp_assets.experiment import Pairing
 from sbp_assets.pairing.checks import (
     check_candidates,
     check_embeddings,
@@ -19,6 +18,7 @@ from sbp_assets.pairing.checks import (
 )
 from sbp_assets.pairing.embed import embeddings_frame, load_engine, vectors_of
 from sbp_assets.pairing.filter import PAIRS_SCHEMA, filter_pairs
+from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.pairing.test_search import find, write_shards
 

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbp_assets.experiment import Pairing
 from sbp_assets.pairing.filter import (
     PAIRS_SCHEMA,
     d2_places,
@@ -16,6 +15,7 @@ from sbp_assets.pairing.filter import (
     shingles,
 )
 from sbp_assets.pairing.search import CANDIDATES_SCHEMA
+from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
 
 Row = tuple[str, str, str, float, int]

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.experiment import ConceptsSource, FilesSource
 from sbp_assets.pairing import assets, checks
 from sbp_assets.pairing.truth import OVERALL, SCHEMA, not_above_chance, pair_truth, truth_problems
 from sbp_assets.partitions import EXPERIMENT, SHARDS
+from sbp_assets.settings import ConceptsSource, FilesSource
 from sbp_assets.storage.io_managers import ParquetIOManager
 
 WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=5, attributes=4, facts_per_document=2))

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbp_assets.experiment import Model, Pretraining
 from sbp_assets.pretraining.budget import (
     ARMS,
     Arm,
@@ -28,6 +27,7 @@ from sbp_assets.pretraining.budget import (
     training_problems,
     tuning_cost,
 )
+from sbp_assets.settings import Model, Pretraining
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.training.spec import Source, StreamData
 

@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.ingest import DOCUMENT_SCHEMA
-from sbp_assets.experiment import Settings, load_settings
 from sbp_assets.pretraining.budget import ARMS, arm_rows, plan_arm
 from sbp_assets.provenance.store import Asset, Store
+from sbp_assets.settings import Settings, load_settings
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesizer.examples import write_examples
 

@@ -14,7 +14,7 @@ import polars as pl
 import psutil
 import pytest
 
-from sbp_assets.experiment import Synthesis
+from sbp_assets.settings import Synthesis
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis import engine as engine_module
 from sbp_assets.synthesis.engine import (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.experiment import Synthesis
+from sbp_assets.settings import Synthesis
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis import generate
 from sbp_assets.synthesis.engine import EngineError, EngineSpec

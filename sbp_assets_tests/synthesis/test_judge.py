@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from sbp_assets.experiment import Judge
+from sbp_assets.settings import Judge
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.judge import (
     API_KEY,

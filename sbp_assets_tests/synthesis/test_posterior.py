@@ -12,10 +12,10 @@ import pytest
 
 from sbp_assets.corpus.concepts import ATTRIBUTES, ConceptWorld
 from sbp_assets.corpus.tokenizer import encode_documents, train_tokenizer
-from sbp_assets.experiment import ConceptsSource, FilesSource
+from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.partitions import EXPERIMENT, SHARDS
+from sbp_assets.settings import ConceptsSource, FilesSource
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
-from sbp_assets.storage.preview import table_preview
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesis import assets, checks
 from sbp_assets.synthesis.posterior import (

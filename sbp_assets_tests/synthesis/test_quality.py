@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.dedup import jaccard, normalise, shingles
-from sbp_assets.experiment import ConceptsSource, Dedup
+from sbp_assets.settings import ConceptsSource, Dedup
 from sbp_assets.synthesis.judge import judged_rows
 from sbp_assets.synthesis.quality import (
     CORPORA,

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.experiment import FilesSource, Judge
 from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.settings import FilesSource, Judge
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.synthesis import assets, checks
 from sbp_assets.synthesis.quality import REAL, SYNTHETIC, expected_rows

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sbp_assets.experiment import Dedup
+from sbp_assets.settings import Dedup
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis import verify
 from sbp_assets.synthesis.generate import SCHEMA, sampling_seed

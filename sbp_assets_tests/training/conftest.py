@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.tokenizer import encode_documents, train_tokenizer
-from sbp_assets.experiment import Model, Optimizer
+from sbp_assets.settings import Model, Optimizer
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.training.launch import training_command, training_environment
 from sbp_assets.training.spec import ExamplesData, Source, StreamData, TrainingSpec

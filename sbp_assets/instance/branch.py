@@ -1,0 +1,128 @@
+"""Other settings on a copy of finished artifacts: only what they change is made anew.
+
+A branch is a second artifact store and instance beside the profile's own, in `<data_dir>.branches/<name>`. Artifacts
+are hard links to the finished ones, so that a branch costs no space until it makes something: a write replaces a file
+and never changes one in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sbp_assets.instance.home import POSTGRES_URL
+from sbp_assets.settings import ENV_PREFIX, ENV_SEPARATOR, Settings, SettingsError, fault, load_settings
+from sbp_assets.storage.artifacts import exclusive
+
+RECORD = "branch.json"  # the settings that the branch changes
+
+
+def override(key: str, value: Any) -> tuple[str, str]:
+    """Environment variable, and its text, that sets the experiment's dotted `key`."""
+    return f"{ENV_PREFIX}EXPERIMENT{ENV_SEPARATOR}{key.upper().replace('.', ENV_SEPARATOR)}", json.dumps(value)
+
+
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """{dotted key: value} of `key=value` arguments, values read as YAML; SettingsError where one is none."""
+    parsed = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"{change!r} changes nothing: write key=value, as in synthesizer.epochs=2")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{key}: the value is not YAML: {fault(error)}") from None
+    return parsed
+
+
+def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> None:
+    """Make branch `name` of the profile's store, with dotted `changes` of the experiment, unless it exists.
+
+    Raises SettingsError where the changes are impossible or those of the existing branch are others, or where the
+    profile has no artifacts that can be linked; RuntimeError where `sbp run` is writing them.
+    """
+    home, deployment = _home(settings, name), settings.deployment
+    try:
+        load_settings(environ={**os.environ, **dict(override(key, value) for key, value in changes.items())})
+    except SettingsError as error:
+        raise SettingsError(f"the changes of {', '.join(changes)} are refused: {error}") from error
+    if home.exists():
+        if (made := json.loads((home / RECORD).read_text())) != json.loads(json.dumps(dict(changes))):
+            raise SettingsError(f"branch {name} exists and changes {made}: take another name, or delete {home}")
+        return
+    if not Path(deployment.data_dir).is_dir():
+        raise SettingsError(f"nothing to branch from in {deployment.data_dir}: first `sbp run -p {settings.profile}`")
+    # Made whole or not at all, and from artifacts and records that belong together.
+    with exclusive(Path(deployment.instance_dir), "making a branch"):
+        temporary = home.parent / f".{name}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            shutil.copytree(deployment.data_dir, temporary / "artifacts", copy_function=os.link)
+        except (OSError, shutil.Error) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise SettingsError(f"{deployment.data_dir} cannot be linked beside itself: {error}") from error
+        shutil.copytree(
+            deployment.instance_dir,
+            temporary / "instance",
+            copy_function=_copy_record,
+            ignore=shutil.ignore_patterns("lock", "*-wal", "*-shm", "*-journal"),
+        )
+        (temporary / RECORD).write_text(json.dumps(dict(changes)))
+        temporary.rename(home)
+
+
+def branch_environment(settings: Settings, name: str) -> dict[str, str]:
+    """Environment variables under which everything acts on the branch; SettingsError where there is none."""
+    home = _home(settings, name)
+    if not home.exists():
+        known = sorted(path.name for path in home.parent.glob("[!.]*")) if home.parent.is_dir() else []
+        raise SettingsError(f"no branch {name} of {settings.profile}; there are {', '.join(known) or 'none'}")
+    changes = json.loads((home / RECORD).read_text())
+    directories = {"data_dir": "artifacts", "work_dir": "work", "instance_dir": "instance"}
+    return {
+        f"{ENV_PREFIX}DEPLOYMENT{ENV_SEPARATOR}{key.upper()}": str(home / folder) for key, folder in directories.items()
+    } | dict(override(key, value) for key, value in changes.items())
+
+
+def run_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> Path:
+    """`sbp run` in branch `name`, made where it does not exist; returns the branch's artifact store.
+
+    Raises what make_branch does, and subprocess.CalledProcessError where the run fails; run again, it goes on where it
+    stopped.
+    """
+    make_branch(settings, name, changes)
+    environment = {**os.environ, **branch_environment(settings, name)}
+    # Safe: another checkout in the current directory is not this one.
+    subprocess.run([sys.executable, "-P", "-m", "sbp_assets.cli", "run"], env=environment, check=True)
+    return _home(settings, name) / "artifacts"
+
+
+def _home(settings: Settings, name: str) -> Path:
+    data = settings.deployment.data_dir
+    if not name.replace("_", "").isalnum():
+        raise SettingsError(f"branch {name!r}: use letters, digits and underscores")
+    if "://" in data:
+        raise SettingsError(f"branches need artifacts in a local directory, and data_dir is {data}")
+    if os.environ.get(POSTGRES_URL):
+        raise SettingsError(f"branches copy Dagster's records, which they can in SQLite alone: unset ${POSTGRES_URL}")
+    return Path(f"{data}.branches") / name
+
+
+def _copy_record(source: str, target: str) -> str:
+    """Copy a file of an instance; a database through SQLite, since a webserver may be writing it."""
+    if not source.endswith(".db"):
+        return str(shutil.copy2(source, target))
+    with closing(sqlite3.connect(source)) as live, closing(sqlite3.connect(target)) as copy:
+        live.backup(copy)
+    return target

@@ -1,0 +1,43 @@
+"""What every section of the settings has in common: it is immutable, strict, and holds no credentials."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class SettingsError(ValueError):
+    """A profile or an environment override that cannot be used; the message names the key and the reason."""
+
+
+# A user with a password (a colon before digits alone is a port); over HTTP also a bare user, or a query, which is where
+# tokens and signatures stand.
+_CREDENTIALS = re.compile(r"://[^/\s]*:(?!\d+(?:/|$))\S*@|\bhttps?://(?:[^/\s]*@|\S*\?)", re.IGNORECASE)
+
+
+class Section(BaseModel):
+    """A settings section: immutable; unknown keys are refused, and so are credentials in a URL.
+
+    Settings are digested, printed and kept beside what they made, so no key may be in them. Errors never repeat a
+    value: what is wrong may be just that it is a secret.
+    """
+
+    # protected_namespaces=(): `model` is the field's own word for the thing pretrained here.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
+
+    @field_validator("*")
+    @classmethod
+    def _holds_no_credentials(cls, value: Any) -> Any:
+        texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
+        # fsspec chains URLs with '::'.
+        if any(_CREDENTIALS.search(url) for text in texts for url in text.split("::")):
+            raise ValueError(
+                "holds a URL with a user, password or query: settings are printed and kept, so credentials are given "
+                "to the file system in the environment alone; see docs/security.md"
+            )
+        return value

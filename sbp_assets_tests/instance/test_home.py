@@ -1,0 +1,87 @@
+"""The instance's settings and its environment; the real servers are in operations/."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from dagster._core.instance.config import dagster_instance_config
+
+from sbp_assets.definitions import defs
+from sbp_assets.instance.home import POSTGRES_URL, dagster_environment, exists, prepare, project_file, schema
+from sbp_assets.settings import SettingsError, load_settings
+
+FILES = [project_file("dagster.yaml"), project_file("deploy/postgres/dagster.yaml")]
+
+
+def test_both_instances_differ_in_their_storage_alone():
+    sqlite, postgres = (yaml.safe_load(path.read_text()) for path in FILES)
+    assert list(sqlite.pop("storage")) == ["sqlite"] and list(postgres.pop("storage")) == ["postgres"]
+    assert sqlite == postgres
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_dagster_takes_every_key(path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("SBP_INSTANCE_DIR", POSTGRES_URL):
+        monkeypatch.setenv(name, "postgresql://user@127.0.0.1/none")
+    settings, _ = dagster_instance_config(str(path.parent))  # raises where a key is unknown
+    assert settings["run_retries"]["retry_on_asset_or_op_failure"] is False
+
+
+def test_everything_of_the_device_and_of_memory_is_in_a_pool():
+    graph = defs.resolve_asset_graph()
+    pools: dict[str | None, set[str]] = {}
+    for key in graph.materializable_asset_keys:
+        for pool in graph.get(key).pools or {None}:
+            pools.setdefault(pool, set()).add(key.to_user_string())
+    assert set(pools) == {None, "device", "memory"}
+    # Whatever loads a model does so on the device; a tokenizer is none.
+    loads = {"huggingface", "vllm", "torch", "pytorch"}
+    models = {
+        key.to_user_string()
+        for key in graph.materializable_asset_keys
+        if graph.get(key).kinds & loads and not key.path[1].endswith(("tokens", "tokenizer"))
+    }
+    assert pools["device"] == models
+    assert "corpus/duplicates" in pools["memory"]
+
+
+def test_profiles_and_stores_have_schemas_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    url = "postgresql://someone:planted-password@127.0.0.1:1/records"
+    shown = [
+        dagster_environment(load_settings(profile, {"SBP_DEPLOYMENT__DATA_DIR": store}), {POSTGRES_URL: url})
+        for profile in ("tiny", "demo")
+        for store in ("s3://bucket/one", "s3://bucket/two")
+    ]
+    assert len({variables["PGOPTIONS"] for variables in shown}) == 4
+    assert "planted-password" not in str(shown)
+    for variables in shown:
+        assert (Path(variables["DAGSTER_HOME"]) / "dagster.yaml").samefile(FILES[1])
+    settings = load_settings("tiny", {})
+    assert "PGOPTIONS" not in dagster_environment(settings, {})
+    # Other options stay; an earlier profile's schema, left in the environment by `sbp env`, does not.
+    again = dagster_environment(settings, {POSTGRES_URL: url, "PGOPTIONS": "-c work_mem=8MB -c search_path=sbp_old_1"})
+    assert again["PGOPTIONS"] == f"-c work_mem=8MB -c search_path={schema(settings)}"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("mysql://u:planted-password@h/d", "is no postgresql://"),
+        ("planted-password", "is no postgresql://"),
+        ("postgresql://u:planted@planted-password/x@127.0.0.1:1/d", "is no postgresql://"),
+        ("postgresql://u:planted-password@127.0.0.1:notaport/d", "is no postgresql://"),
+        ("postgresql://u:planted-password@127.0.0.1:1/d", "127.0.0.1.*port 1 failed"),
+        ("postgresql://u:planted-password@127.0.0.1:1/d?options=-csearch_path%3Dx", "PGOPTIONS"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_told_without_its_password(
+    url: str, says: str, monkeypatch: pytest.MonkeyPatch
+):
+    settings = load_settings("tiny", dict(os.environ))
+    monkeypatch.setenv(POSTGRES_URL, url)
+    for use in (prepare, exists):
+        with pytest.raises(SettingsError, match=says) as raised:
+            use(settings)
+        assert "planted-password" not in str(raised.value)
+        assert raised.value.__cause__ is None

@@ -1,0 +1,112 @@
+"""`sbp run` as a user starts it, on corpora with everything wrong that a corpus can have, up to the pairs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.settings import ConceptsSource
+
+pytestmark = pytest.mark.processes
+
+LONG = "Prose 長い文章 🙂 " * 3000
+
+
+def good_rows(count: int, start: int = 0) -> list[bytes]:
+    world = ConceptWorld(ConceptsSource(documents=1000, concepts=12, attributes=4, facts_per_document=2))
+    rows = [world.document(number) for number in range(start, start + count)]
+    return [json.dumps({"id": row["id"], "text": row["text"]}).encode() for row in rows]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Four files for four shards: a usual one, one full of trouble, one of a single document, an empty one."""
+    trouble = [
+        b'{"id": "cut", "text": "no end',
+        b"[1, 2]",
+        b'{"id": "none"}',
+        b'{"id": "empty", "text": "   "}',
+        b'{"id": "number", "text": 7}',
+        b'{"id": "bytes", "text": "\xff\xfe"}',
+        b'{"id": "twin", "text": "The first of two rows with one id."}',
+        b'{"id": "twin", "text": "The second of two rows with one id."}',
+        json.dumps({"id": "long", "text": LONG}).encode(),
+        '{"id": "emoji", "text": "Ein Text über Käse 🧀, écrit en trois langues。"}'.encode(),
+    ]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(b"\n".join(good_rows(360)))
+    (folder / "b.jsonl").write_bytes(b"\n".join(trouble + good_rows(40, 400)))
+    (folder / "c.jsonl").write_bytes(good_rows(1, 500)[0])
+    (folder / "d.jsonl").write_bytes(b"")
+    return folder
+
+
+def run(corpus: Path, home: Path, until: str, *options: str) -> subprocess.CompletedProcess[str]:
+    names = ("data_dir", "work_dir", "instance_dir")
+    source = {"kind": "files", "path": str(corpus)}
+    environ = {
+        **os.environ,
+        **{f"SBP_DEPLOYMENT__{name.upper()}": str(home / name) for name in names},
+        "SBP_EXPERIMENT__CORPUS__SOURCE": json.dumps(source),
+        "SBP_EXPERIMENT__CORPUS__SHARDS": "4",
+    }
+    for name in ("DAGSTER_HOME", "SBP_INSTANCE_DIR"):
+        environ.pop(name, None)
+    command = [sys.executable, "-m", "sbp_assets.cli", "run", "--profile", "tiny", "--until", until, *options]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+
+
+def table(home: Path, name: str, shard: str) -> pl.DataFrame:
+    return pl.read_parquet(home / "data_dir" / f"{name}/{shard}.parquet")
+
+
+def test_bad_rows_are_kept_with_their_reason_and_the_run_goes_on(corpus: Path, tmp_path: Path):
+    done = run(corpus, tmp_path, until="pair")
+    assert done.returncode == 0, done.stderr
+    rejected = table(tmp_path, "corpus/rejected_rows", "00001")
+    assert sorted(rejected["line"]) == [1, 2, 3, 4, 5, 6, 8]
+    assert all(reason for reason in rejected["reason"])
+    assert set(rejected["file"]) == {"b.jsonl"}
+    raw = table(tmp_path, "corpus/raw_documents", "00001")
+    assert raw.filter(pl.col("id") == "long")["text"].str.len_chars().item() == len(LONG)
+    assert "🧀" in raw.filter(pl.col("id") == "emoji")["text"].item()
+    assert [len(table(tmp_path, "corpus/raw_documents", shard)) for shard in ("00000", "00002", "00003")] == [360, 1, 0]
+    pairs = pl.concat([table(tmp_path, "pairing/neighbor_pairs", f"{shard:05d}") for shard in range(4)])
+    assert len(pairs)
+    assert not pairs.filter(pl.col("d1") == pl.col("d2")).height
+
+
+def test_an_unreadable_file_fails_its_shard_alone_and_goes_on_once_mended(corpus: Path, tmp_path: Path):
+    import zstandard
+
+    whole = zstandard.compress(b"\n".join(good_rows(20, 600)))
+    (corpus / "b.jsonl").unlink()
+    (corpus / "b.jsonl.zst").write_bytes(whole[:-20])
+    done = run(corpus, tmp_path, until="ingest")
+    assert done.returncode == 1
+    assert "00001" in done.stderr
+    assert "b.jsonl.zst" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(table(tmp_path, "corpus/raw_documents", "00000")) == 360
+    assert not (tmp_path / "data_dir/corpus/raw_documents/00001.parquet").exists()
+    (corpus / "b.jsonl.zst").write_bytes(whole)
+    mended = run(corpus, tmp_path, "ingest", "--refresh")
+    assert mended.returncode == 0, mended.stderr
+    assert len(table(tmp_path, "corpus/raw_documents", "00001")) == 20
+
+
+@pytest.mark.parametrize("rows", [0, 6])
+def test_a_corpus_too_small_is_refused_early_with_what_is_needed(tmp_path: Path, rows: int):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(b"\n".join(good_rows(rows)))
+    done = run(folder, tmp_path, until="train_tokenizer")
+    assert done.returncode == 1
+    assert "CorpusError" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,159 @@
+"""The step runner on a three-step toy pipeline with real runs on an ephemeral instance."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from sbp_assets.orchestration.pipeline import Step, display_logger
+from sbp_assets.orchestration.runner import PipelineError, pending_partitions, run_pipeline
+from sbp_assets.storage.io_managers import ParquetIOManager
+
+PIPELINE = (Step("one", "One", ("t/rows",)), Step("two", "Two", ("t/sum",)))
+
+
+PASSED = dg.AssetCheckResult(passed=True)
+
+
+def definitions(
+    tmp_path: Path,
+    version: str = "1",
+    fail: str = "",
+    end: str = "",
+    outcome: dg.AssetCheckResult = PASSED,
+    blocking: bool = True,
+) -> dg.Definitions:
+    shards = dg.StaticPartitionsDefinition(["a", "b", "c"])
+
+    @dg.asset(key=["t", "rows"], partitions_def=shards, io_manager_key="parquet", code_version=version)
+    def rows(context: dg.AssetExecutionContext):
+        if context.partition_key == fail:
+            raise ValueError(f"file-{fail}.jsonl cannot be read")
+        if context.partition_key == end:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return dg.MaterializeResult(value=pl.DataFrame({"v": [version]}), metadata={"wall_seconds": 0.25})
+
+    @dg.asset_check(asset=rows.key, blocking=blocking, partitions_def=shards)
+    def sound():
+        return outcome
+
+    ins = {"frames": dg.AssetIn(rows.key, partition_mapping=dg.AllPartitionMapping())}
+
+    @dg.asset(key=["t", "sum"], io_manager_key="parquet", ins=ins, code_version="1")
+    def total(frames: dict[str, pl.LazyFrame]):
+        return dg.MaterializeResult(value=pl.concat([f.collect() for f in frames.values()]))
+
+    return dg.Definitions(
+        assets=[rows, total],
+        asset_checks=[sound],
+        jobs=[step.job for step in PIPELINE],
+        loggers={"display": display_logger},
+        resources={"parquet": ParquetIOManager(str(tmp_path / "store"), cache=str(tmp_path))},
+    )
+
+
+def run(defs: dg.Definitions, instance: dg.DagsterInstance) -> list[str]:
+    return [state.status for state in run_pipeline(defs, instance, {}, pipeline=PIPELINE)]
+
+
+def test_second_run_redoes_nothing_and_a_new_version_redoes_what_follows(tmp_path: Path):
+    instance = dg.DagsterInstance.ephemeral()
+    assert run(definitions(tmp_path), instance) == ["done", "done"]
+    assert run(definitions(tmp_path), instance) == ["fresh", "fresh"]
+    assert run(definitions(tmp_path, version="2"), instance) == ["done", "done"]
+    assert len(instance.get_runs()) == 8
+
+
+def test_a_failing_shard_spares_the_others_and_is_named(tmp_path: Path):
+    instance = dg.DagsterInstance.ephemeral()
+    broken = definitions(tmp_path, fail="b")
+    with pytest.raises(PipelineError, match=r"1 of 3.*\n.*b: .*file-b.jsonl cannot be read"):
+        run(broken, instance)
+    assert pending_partitions(broken, instance, PIPELINE[0]) == ["b"]
+    mended = definitions(tmp_path)
+    assert run(mended, instance) == ["done", "done"]
+
+
+def test_a_run_that_is_asked_to_end_begins_nothing_more_and_is_gone_on_with(tmp_path: Path):
+    """Ctrl-C, or SIGTERM as a batch system sends it."""
+    instance = dg.DagsterInstance.ephemeral()
+    with pytest.raises(KeyboardInterrupt):
+        run(definitions(tmp_path, end="b"), instance)
+    assert [run.is_failure for run in instance.get_runs()] == [True, False]
+    assert pending_partitions(definitions(tmp_path), instance, PIPELINE[0]) == ["b", "c"]
+    assert run(definitions(tmp_path), instance) == ["done", "done"]
+
+
+def test_a_failed_blocking_check_keeps_the_step_pending(tmp_path: Path):
+    instance = dg.DagsterInstance.ephemeral()
+    with pytest.raises(PipelineError, match="sound"):
+        run(definitions(tmp_path, outcome=dg.AssetCheckResult(passed=False)), instance)
+    assert pending_partitions(definitions(tmp_path), instance, PIPELINE[0]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("severity", "again"), [("WARN", "fresh"), ("ERROR", "done")])
+def test_a_failed_check_is_tried_again_unless_it_only_warns(tmp_path: Path, severity: str, again: str):
+    instance = dg.DagsterInstance.ephemeral()
+    outcome = dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity[severity])
+    defs = definitions(tmp_path, outcome=outcome, blocking=False)
+    assert run(defs, instance) == ["done", "done"]
+    assert run(defs, instance)[0] == again
+
+
+def test_release_is_called_and_work_is_counted(tmp_path: Path):
+    released: list[str] = []
+    states = run_pipeline(
+        definitions(tmp_path),
+        dg.DagsterInstance.ephemeral(),
+        {"one": lambda: released.append("one")},
+        until="one",
+        pipeline=PIPELINE,
+    )
+    assert released == ["one"]
+    assert states[0].own_seconds == pytest.approx(0.75)
+    assert states[1].status == "waiting"
+
+
+KILLED = """
+import os, sys, time
+import dagster as dg
+from sbp_assets.orchestration.runner import HOST_TAGS, RUN_TAGS, end_killed_runs
+
+@dg.asset(pool="training")
+def model():
+    if sys.argv[1] == "hang":
+        print("inside", flush=True)
+        time.sleep(600)
+
+job = dg.define_asset_job("job", executor_def=dg.in_process_executor)
+defs = dg.Definitions(assets=[model], jobs=[job])
+with dg.DagsterInstance.get() as instance:
+    end_killed_runs(instance)
+    assert defs.resolve_job_def("job").execute_in_process(instance=instance, tags=eval(sys.argv[2])).success
+    print(sorted(run.status.value for run in instance.get_runs()))
+"""
+
+
+@pytest.mark.parametrize("tags", ["RUN_TAGS", "HOST_TAGS"], ids=["of sbp run", "of a daemon that is gone"])
+def test_a_run_killed_inside_a_pool_does_not_hold_up_the_next(tmp_path: Path, tags: str):
+    (tmp_path / "dagster.yaml").write_text(
+        "concurrency: {pools: {default_limit: 1}}\n"
+        "run_launcher: {module: sbp_assets.orchestration.run_launcher, class: LocalRunLauncher}\n"
+    )
+    (tmp_path / "script.py").write_text(KILLED)
+    environ = {**os.environ, "DAGSTER_HOME": str(tmp_path)}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    killed = subprocess.Popen([*command, "hang", tags], env=environ, stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "inside\n"
+    killed.kill()
+    killed.wait()
+    done = subprocess.run([*command, "work", tags], env=environ, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "['FAILURE', 'SUCCESS']", done.stderr

@@ -1,0 +1,168 @@
+"""Inputs of a report on documents of the embedded corpus: scores and losses are plausible, all else is computed."""
+
+import re
+from functools import cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sbp_assets.corpus.concepts import ATTRIBUTES, ConceptWorld
+from sbp_assets.evaluation import contamination
+from sbp_assets.evaluation.comparison import SCORED, compare, with_samples
+from sbp_assets.evaluation.suite import ACCURACIES, SAMPLES_SCHEMA, SCORES_SCHEMA, estimate
+from sbp_assets.pairing.truth import pair_truth
+from sbp_assets.report import samples as report_data
+from sbp_assets.settings import ConceptsSource, load_settings
+from sbp_assets.storage.progress import Progress
+from sbp_assets.synthesis.posterior import Learner, Seed, grade, posterior_table
+
+SETTINGS = load_settings("demo", {}).experiment
+WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=6))
+SEEDS = ("0", "1", "2")
+# Of baseline, early-stopped baseline, SBP, oracle.
+SCORES = [
+    ("heldout", "perplexity", (4.83, 4.42, 3.91, 3.12), 0.06, 300, False),
+    ("heldout", "nats_per_token", (1.575, 1.486, 1.364, 1.138), 0.012, 300, False),
+    ("heldout", "bits_per_byte", (0.72, 0.68, 0.62, 0.52), 0.006, 300, False),
+    ("concept_questions", "acc", (0.412, 0.52, 0.533, 0.861), 0.028, 300, True),
+    ("concept_questions", "perplexity", (3.4, 2.88, 2.9, 1.5), 0.08, 300, False),
+    ("arc_easy", "acc", (0.27, 0.281, 0.232, 0.281), 0.018, 400, True),
+    ("winogrande", "acc", (0.51, 0.498, 0.5, 0.497), 0.014, 400, True),
+]  # fmt: skip
+QUALITY = [
+    ("repetition", "exact", 43, 18), ("duplicates", "exact", 8, 7), ("non_factual", "exact", 151, 0),
+    ("false_statements", "exact", 62, 0), ("non_factual", "judge", None, None),
+    ("pair_irrelevance", "exact", 256, None), ("no_concept", "exact", 31, 0), ("pair_copying", "exact", 1, None),
+]  # fmt: skip
+
+
+def scores(model: int, seed: int) -> pl.DataFrame:
+    """Score rows whose samples scatter about the model's value as its standard error says, and it about the seed's."""
+    rows, samples = [], []
+    for number, (task, metric, values, stderr, count, higher) in enumerate(SCORES):
+        random = np.random.default_rng(number)
+        mean = values[model] * (1 + 0.01 * np.random.default_rng([seed, model]).normal())
+        if higher:
+            found = (random.permutation(count) < round(mean * count)).astype(float)
+        else:
+            noise = random.normal(size=count)
+            scale = stderr * count**0.5 / (mean if metric == "perplexity" else 1)
+            found = (np.log(mean) if metric == "perplexity" else mean) + scale * (noise - noise.mean())
+        rows.append((task, metric, estimate(metric, found, np.ones(count)), stderr, count, metric in ACCURACIES))
+        samples += [(task, metric, place, value, 1) for place, value in enumerate(found.tolist())]
+    table = pl.DataFrame(rows, schema=SCORES_SCHEMA, orient="row")
+    return with_samples(table, pl.DataFrame(samples, schema=SAMPLES_SCHEMA, orient="row"))
+
+
+@cache
+def comparison() -> pl.DataFrame:
+    return compare({
+        name: {seed: scores(place, int(seed)) for seed in SEEDS} for place, name in enumerate(SCORED)
+    }, resamples=400)  # fmt: skip
+
+
+def dynamics() -> pl.DataFrame:
+    rows = [
+        (
+            arm, seed, step * 30_000,
+            floor + 5 * 0.6**step + overfit * max(0, step - 10 - int(seed)) + 0.04 * int(seed),
+        )
+        for arm, floor, overfit in (("baseline", 1.5, 0.012), ("sbp", 1.36, 0.0), ("oracle", 1.13, 0.0))
+        for seed in SEEDS
+        for step in range(21)
+    ]  # fmt: skip
+    return pl.DataFrame(rows, schema=["arm", "seed", "tokens", "heldout_loss"], orient="row")
+
+
+def misremembered(text: str, attributes: int) -> str:
+    """`text` with every value of the first `attributes` attributes turned into the next of its vocabulary."""
+    for values in list(ATTRIBUTES.values())[:attributes]:
+        turned = dict(zip(values, (*values[1:], values[0]), strict=True))
+        text = re.sub(r"\w+", lambda word, turned=turned: turned.get(word[0], word[0]), text)
+    return text
+
+
+def posterior(documents: pl.DataFrame) -> pl.DataFrame:
+    """D is the first 12 documents; each is the seed of four syntheses, which state false and unknown facts, too."""
+    learner = Learner(WORLD)
+    known, texts = documents["id"].to_list()[:12], [WORLD.document(n)["text"] for n in range(60)]
+    learner.read(texts[:12])
+    seeds = {name: Seed(text, text[: len(text) // 2]) for name, text in zip(known, texts, strict=False)}
+    syntheses = pl.DataFrame({
+        "seed_id": known * 4,
+        "text": [misremembered(texts[n % 12 + 16 * (n // 12)], 8 if n > 12 and n % 9 else n % 3) for n in range(48)],
+    })  # fmt: skip
+    return posterior_table([grade(learner, seeds, syntheses)], WORLD)
+
+
+def same_concept(number: int) -> int:
+    """The next document about the same concept as this one; for every fifth, simply the next."""
+    concepts = [WORLD.concept_of(WORLD.document(n)["text"]) for n in range(60)]
+    others = [n for n in range(number + 1, 60) if number % 5 == 0 or concepts[n] == concepts[number]]
+    return others[0] if others else number - 1
+
+
+def report_inputs(injected: str = "") -> dict[str, Any]:
+    """Keyword arguments of report.render; `injected` is put into every text and id that the project did not write."""
+    return dict(_inputs(injected))
+
+
+@cache
+def _inputs(injected: str) -> dict[str, Any]:
+    texts = [WORLD.document(number)["text"] + injected for number in range(60)]
+    documents = pl.DataFrame(
+        {"id": [f"concepts-{n:06d}{injected}" for n in range(60)], "text": texts, "split": ["unique"] * 60}
+    )
+    ids = documents["id"].to_list()
+    pairs = pl.DataFrame({
+        "d1": ids[:40], "d2": [ids[same_concept(n)] for n in range(40)],
+        "similarity": [0.71 + 0.28 * ((7 * n) % 40 / 40) ** 2 for n in range(40)],
+    })  # fmt: skip
+    synthetic = pl.DataFrame({
+        "id": [f"syn-{ids[3]}-{rollout}" for rollout in range(3)], "seed_id": [ids[3]] * 3, "rollout": [0, 1, 2],
+        "text": texts[50:53], "finish_reason": ["stop", "length", "stop"],
+    })  # fmt: skip
+    budget = [
+        ("baseline", "unique", 630, 30_700, 20.0, 614_400, 600, 6.1e12, 20, ""),
+        ("sbp", "unique", 630, 30_700, 10.0, 307_100, 600, 3.0e12, 10, f"50.0% of the budget is synthetic{injected}"),
+        ("sbp", "synthetic", 6200, 307_300, 1.0, 307_300, 600, 3.1e12, 1, ""),
+        ("oracle", "unique", 630, 30_700, 1.0, 30_000, 600, 0.3e12, 1, ""),
+        ("oracle", "oracle", 12_600, 590_000, 0.99, 584_400, 600, 5.8e12, 1, ""),
+        ("synthesizer", "tuning", 4000, 400_000, 1.0, 400_000, 390, 4.0e12, None, ""),
+        ("synthesizer", "generation", 6200, 307_300, 1.0, 307_300, None, 1.1e12, None, ""),
+    ]  # fmt: skip
+    columns = ["arm", "source", "unique_documents", "unique_tokens", "passes", "tokens_read", "steps", "flops",
+               "most_reads", "note"]  # fmt: skip
+    quality = [
+        {
+            "metric": metric, "corpus": corpus, "value": None if count is None else count / 1000,
+            "flagged": count or 0, "scored": 0 if count is None else 1000, "documents": 0 if count is None else 1000,
+            "sample": 0 if count is None else 1000, "method": method,
+            "definition": f"Share of documents with {metric}.{injected}",
+        }
+        for metric, method, *counts in QUALITY
+        for corpus, count in zip(("synthetic", "real"), counts, strict=True)
+    ]  # fmt: skip
+    items = documents.tail(12).select(
+        evaluation_set=pl.Series(["heldout", f"sciq{injected}"] * 6), item="id", text="text"
+    )
+    with Progress("contamination", "documents") as progress:
+        contaminated, _ = contamination.compare(
+            items, [("unique", documents[:50]), ("synthetic", synthetic)], SETTINGS.contamination, progress
+        )
+    shards = {"00000": documents[:30].lazy(), "00001": documents[30:].lazy()}
+    pair_shards = {"00000": pairs[:30].lazy(), "00001": pairs[30:].lazy()}
+    return {
+        "experiment": SETTINGS,
+        "comparison": comparison(),
+        "dynamics": dynamics(),
+        "token_budget": pl.DataFrame(budget, schema=columns, orient="row"),
+        "quality": pl.DataFrame(quality),
+        "posterior": posterior(documents).with_columns(pl.col("definition") + injected),
+        "pair_truth": pair_truth(pair_shards, shards, WORLD, cap=8),
+        "contamination": contaminated,
+        "similarities": report_data.similarity_counts(pair_shards),
+        "pairs": report_data.example_pairs(pair_shards, shards),
+        "syntheses": report_data.example_syntheses({"00000": synthetic.lazy()}, shards),
+    }
