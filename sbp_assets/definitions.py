@@ -17,8 +17,8 @@ import sbp_assets.synthesis.checks
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.dagster_support.columns import with_sources
-from sbp_assets.orchestration.nightly import NIGHTLY, nightly_sensor, with_nightly_condition
-from sbp_assets.orchestration.pipeline import JOBS, display_logger
+from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
+from sbp_assets.orchestration.pipeline import JOBS, NightlyPolicy, display_logger
 from sbp_assets.orchestration.sensors import failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT
 from sbp_assets.settings import FilesSource
@@ -63,19 +63,24 @@ def artifact_managers(data_dir: str) -> dict[dg.AssetKey, ArtifactIOManager]:
     return {key: managers[asset.get_io_manager_key_for_asset_key(key)] for asset in ASSETS for key in asset.keys}
 
 
+NIGHTLY_AUTOMATION = NightlyAutomation(DEPLOYMENT)
 PARTITIONED = {spec.key for asset in ASSETS for spec in asset.specs if spec.partitions_def}
 
 
 def _house_rules(spec: dg.AssetSpec) -> dg.AssetSpec:
     spec = spec.replace_attributes(owners=list(DEPLOYMENT.owners), metadata=with_sources(spec.metadata))
     joins_shards = spec.partitions_def is None and any(dep.asset_key in PARTITIONED for dep in spec.deps)
-    if joins_shards and NIGHTLY.get(spec.key) == "stale" and DEPLOYMENT.overdue_days:
+    if joins_shards and NIGHTLY.get(spec.key) is NightlyPolicy.IF_NEEDED and DEPLOYMENT.overdue_days:
         window = timedelta(days=DEPLOYMENT.overdue_days)
         spec = spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window))
-    return with_nightly_condition(spec, DEPLOYMENT)
+    return NIGHTLY_AUTOMATION.with_condition(spec)
 
 
-SENSORS = [nightly_sensor(DEPLOYMENT), unchecked_sensor(DEPLOYMENT), failure_sensor(DEPLOYMENT)]
+SENSORS = [
+    NIGHTLY_AUTOMATION.sensor(),
+    unchecked_sensor(DEPLOYMENT, NIGHTLY_AUTOMATION.cache),
+    failure_sensor(DEPLOYMENT),
+]
 if isinstance(EXPERIMENT.corpus.source, FilesSource):
     SENSORS.append(source_sensor(EXPERIMENT.corpus.source, DEPLOYMENT))
 
