@@ -126,7 +126,7 @@ def test_an_embedding_model_of_pickled_weights_is_refused(embedder: Path, mark: 
     (embedder / "model.safetensors").unlink()
     torch.save({"embeddings.word_embeddings.weight": Payload(mark)}, embedder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pairing\.embedding_model .*embedder"):
-        embed.load_engine(str(embedder), "float32", "cpu")
+        embed.Embedder().load(str(embedder), "float32", "cpu")
 
 
 def test_an_embedding_model_with_code_of_its_own_is_refused(embedder: Path, mark: Path):
@@ -135,7 +135,7 @@ def test_an_embedding_model_with_code_of_its_own_is_refused(embedder: Path, mark
     modules[1]["type"] = "evil.Pooling"
     (embedder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ValueError, match=r"pairing\.embedding_model .*embedder"):
-        embed.load_engine(str(embedder), "float32", "cpu")
+        embed.Embedder().load(str(embedder), "float32", "cpu")
 
 
 def test_a_training_checkpoint_that_is_more_than_data_is_refused(tmp_path: Path, mark: Path):
