@@ -15,7 +15,8 @@ import polars as pl
 from sbp_assets.corpus import five_tokens
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.readers import Document, Fields, Reject, Root, RowMaker, cut_at_word, excerpt, read_rows
+from sbp_assets.corpus.readers import Document, Fields, Reject, RowMaker, cut_at_word, excerpt, read_rows
+from sbp_assets.corpus.source_files import Root
 from sbp_assets.settings import ConceptsSource, FilesSource, FiveTokensSource, HubSource
 from sbp_assets.storage.progress import Progress
 

@@ -24,7 +24,7 @@ from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
 from sbp_assets.report.dynamics import dynamics_problems
 from sbp_assets.report.page import page_problems
 from sbp_assets.settings import FiveTokensSource
-from sbp_assets.training.order import Documents
+from sbp_assets.training.documents import Documents
 from sbp_assets.training.spec import Source
 
 SHOWN = 20

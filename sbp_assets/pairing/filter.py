@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from sbp_assets.corpus.shingles import shared, whitespace_shingles
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
 
@@ -34,20 +35,6 @@ _EDGES_SCHEMA = {
     "d2_shard": pl.String,
     "similarity": pl.Float32,
 }
-
-
-def shingles(text: str, words: int) -> set[int]:
-    """Hashes of the runs of `words` words of `text`, case folded; a shorter text is one shingle, an empty one none."""
-    split = text.lower().split()
-    if not split:
-        return set()
-    words = min(words, len(split))
-    return {hash(run) for run in zip(*(split[i:] for i in range(words)), strict=False)}
-
-
-def shared(d1: set[int], d2: set[int]) -> float:
-    """Share of d2's shingles that occur in d1, 0 to 1; 1 for a d2 without words, which adds nothing to d1."""
-    return len(d1 & d2) / len(d2) if d2 else 1.0
 
 
 def edges(candidates: pl.LazyFrame, shard: str, settings: Pairing) -> pl.LazyFrame:
@@ -151,10 +138,12 @@ def texts_of(ids: pl.Series, documents: pl.LazyFrame) -> dict[str, str]:
 def _shared_shingles(
     found: pl.DataFrame, documents: Mapping[str, pl.LazyFrame], shard: str, words: int, progress: Progress
 ) -> pl.DataFrame:
-    first = {id_: shingles(text, words) for id_, text in texts_of(found["d1"], documents[shard]).items()}
+    first = {id_: whitespace_shingles(text, words) for id_, text in texts_of(found["d1"], documents[shard]).items()}
     parts = [found.clear().with_columns(shared_shingles=pl.lit(None, pl.Float64))]
     for (key,), rows in found.partition_by("d2_shard", as_dict=True, maintain_order=True).items():
-        second = {id_: shingles(text, words) for id_, text in texts_of(rows["d2"], documents[str(key)]).items()}
+        second = {
+            id_: whitespace_shingles(text, words) for id_, text in texts_of(rows["d2"], documents[str(key)]).items()
+        }
         shares = []
         for d1, d2 in rows.select("d1", "d2").iter_rows():
             if d1 not in first or d2 not in second:

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.concepts import ATTRIBUTES, ConceptWorld
+from sbp_assets.corpus.concept_texts import ATTRIBUTES
+from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import decode, related_id
 from sbp_assets.storage.progress import Progress

@@ -27,9 +27,8 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from sbp_assets.corpus import dedup
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.pairing import filter as pair_filter
+from sbp_assets.corpus.shingles import normalise, segmented_shingles, shared, whitespace_shingles, whitespace_words
 from sbp_assets.settings import Dedup
 
 SYNTHETIC, REAL = "synthetic", "real"
@@ -226,7 +225,7 @@ def ids_of(frame: pl.LazyFrame) -> Iterator[str]:
 
 def is_repetitive(text: str) -> bool:
     """More than 20% of the text's 4-word sequences have occurred before in it."""
-    words = text.lower().split()
+    words = whitespace_words(text)
     total = len(words) - REPETITION_WORDS + 1
     if total <= 0:
         return False
@@ -251,11 +250,11 @@ def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: 
     staged = False
     for number, texts in enumerate(batches):
         numbers, shingles = [], []
-        for text in map(dedup.normalise, texts):
+        for text in map(normalise, texts):
             digest = hashlib.sha256(text.encode()).digest()
             if digest not in seen:
                 numbers.append(len(flags))
-                shingles.append(sorted(dedup.shingles(text, settings.shingle_words)))
+                shingles.append(sorted(segmented_shingles(text, settings.shingle_words)))
             flags.append(digest in seen)
             seen.add(digest)
         if numbers:
@@ -310,8 +309,8 @@ def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
     words = min(shingle_words, len(text.split()))
     if not words:
         return False
-    own, seed = pair_filter.shingles(text, words), pair_filter.shingles(seed_text, words)
-    return pair_filter.shared(seed, own) > COPY_THRESHOLD
+    own, seed = whitespace_shingles(text, words), whitespace_shingles(seed_text, words)
+    return shared(seed, own) > COPY_THRESHOLD
 
 
 def is_irrelevant(text: str, seed_text: str, world: ConceptWorld) -> bool:

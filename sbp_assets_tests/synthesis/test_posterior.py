@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sbp_assets.corpus.concepts import ATTRIBUTES, ConceptWorld
+from sbp_assets.corpus.concept_texts import ATTRIBUTES
+from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.tokenizer import encode_documents, train_tokenizer
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.partitions import EXPERIMENT, SHARDS
