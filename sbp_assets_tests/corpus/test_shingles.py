@@ -25,8 +25,6 @@ from sbp_assets.corpus.shingles import (
 # Letters of several scripts, punctuation, emoji, an underscore, combining accents and kinds of white space.
 CHARACTERS = "aZßİé\u0301日本ก가 \t\n\u00a0\u3000_7'’-.!🦊\u200d"
 TEXTS = st.text(st.sampled_from(CHARACTERS), max_size=30) | st.text(max_size=30)
-    max_size=30
-)
 
 
 @pytest.mark.parametrize(
