@@ -121,7 +121,7 @@ class ConceptWorld:
             words += len(filler.split())
             sentences.insert(int(rng.random() * (len(sentences) + 1)), filler)
         text = f"{genre.line}\n{opening} {' '.join([*sentences, *restated])} {closing}"
-        # The id does not tell the concept: whoever reads ids learns nothing that the text does not say.
+        # The id does not name the concept, so that reading ids reveals nothing that the text does not say.
         return {"id": f"concepts-{number:07d}", "text": text, "url": f"concepts://{number}", "source": "concepts"}
 
     def concept_of(self, text: str) -> int | None:

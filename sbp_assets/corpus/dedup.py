@@ -108,7 +108,7 @@ def find_duplicates(
 
 
 def require_enough(counts: Mapping[str, int], source: str) -> None:
-    """Refuse a corpus that no pair can be made from; raises CorpusError."""
+    """Raise CorpusError for a corpus of fewer than two different documents, which gives no pair."""
     if counts["kept"] < 2:
         raise CorpusError(
             f"the corpus ({source}) holds {counts['documents']} usable documents and {counts['kept']} after "
@@ -138,7 +138,9 @@ def _stage(documents: Mapping[str, pl.LazyFrame], signatures: Mapping[str, pl.La
         ids = documents[key].select("id").collect()["id"]
         frame = signatures[key].collect()
         if not ids.equals(frame["id"]):
-            raise CorpusError(f"shard {key}: the signatures are not of these documents; materialise it again")
+            raise CorpusError(
+                f"shard {key}: the signatures are not of these documents; re-materialise corpus/minhash_signatures"
+            )
         frame.with_columns(
             shard=pl.lit(int(key), pl.Int64), n=pl.int_range(start, start + len(frame), dtype=pl.Int64)
         ).write_parquet(scratch / f"signatures-{key}.parquet")

@@ -1,7 +1,7 @@
 """Read documents from files under any fsspec URL, row by row, with every unusable row accounted for.
 
 Rows are bytes until they are known to be UTF-8, so one bad byte costs one row. What cannot be read to its end (a
-truncated .zst, say) raises CorpusError naming the file: a part of a file is never taken for the whole.
+truncated .zst, say) raises CorpusError naming the file: a part of a file is never ingested as the whole.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class RowMaker:
     def __init__(self, file: str, source: str, fields: Fields) -> None:
         self.file, self.source, self.fields = file, source, fields
         stem = file.rpartition("/")[2].partition(".")[0]
-        # Files of one name in two directories must not make one id.
+        # Files of one name in two directories must not get the same id.
         self.prefix = f"{stem}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
 
     def reject(self, line: int, reason: str, raw: bytes | str) -> Reject:
@@ -174,8 +174,8 @@ def _check_digest(file: str, found: str, expected: str | None) -> None:
     if found != expected:
         then = f"{expected[:12]}…" if expected else "unreadable"
         raise CorpusError(
-            f"file {file} changed since the manifest was made (sha256 {found[:12]}…, then {then}); "
-            "materialise corpus/source_manifest again"
+            f"file {file} changed since the manifest was written (sha256 {found[:12]}…, then {then}); "
+            "re-materialise corpus/source_manifest"
         )
 
 
@@ -229,7 +229,7 @@ def _get(row: dict[str, Any], field: str) -> Any:
 
 
 def _parquet(root: Root, file: str, make: RowMaker, sha256: str | None) -> Iterator[Document | Reject]:
-    # Parquet is read from its end, so its digest takes a pass of its own.
+    # Parquet is read from its end, so its digest takes a reading of its own.
     _check_digest(file, root.describe(file)[1], sha256)
     with naming(file), root.open(file) as stream:
         table = pq.ParquetFile(stream)

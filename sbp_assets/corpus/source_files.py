@@ -82,7 +82,7 @@ class Root:
     def stamps(self) -> dict[str, tuple[int | None, str | None]]:
         """Bytes and modification time, as `describe` tells them, of every readable file as it lies there now.
 
-        Both None for one that has gone while this looked.
+        Both are None for a file that disappeared in the meantime.
         """
         self.fs.invalidate_cache()  # fsspec keeps listings for as long as the process lives
         found: dict[str, tuple[int | None, str | None]] = {}
@@ -108,5 +108,5 @@ def naming(file: str) -> Iterator[None]:
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
         raise CorpusError(
             f"file {file} cannot be read: {type(error).__name__}: {error}. Replace it, or remove it from the corpus, "
-            "and materialise corpus/source_manifest again"
+            "and re-materialise corpus/source_manifest"
         ) from error

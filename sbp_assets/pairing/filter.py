@@ -58,10 +58,10 @@ def within(settings: Pairing) -> pl.Expr:
 def d2_places(d2: pl.Series, candidates: Mapping[str, pl.LazyFrame], shard: str, settings: Pairing) -> pl.DataFrame:
     """How many pairs of this shard may have each document of `d2` as d2 (d2, places).
 
-    The cap is on the whole corpus, but a shard sees the texts of its own d1 only. So the places of a d2 are dealt over
+    The cap is on the whole corpus, but a shard sees the texts of its own d1 only. So the places of a d2 are divided among
     the shards by what all can see: the `max_pairs_per_document` most similar edges to it among the candidates of every
     shard (ties to the smaller d1). Each shard has as many places as it has d1 among them, and fills them with its best
-    pairs that pass the text filter. Every shard computes the same deal, so their sum never exceeds the cap.
+    pairs that pass the text filter. Every shard computes the same division, so their sum never exceeds the cap.
     Memory: the cap's number of edges per d2, and the matching edges of one shard.
     """
     wanted = d2.unique().sort().rename("d2").to_frame()
@@ -85,7 +85,7 @@ def filter_pairs(
     settings: Pairing,
     progress: Progress,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Pairs of `shard` (PAIRS_SCHEMA, sorted by d1 and falling similarity) and what each filter took away.
+    """Pairs of `shard` (PAIRS_SCHEMA, sorted by d1 and falling similarity) and how many each filter removed.
 
     candidates and documents: every shard's tables. Reads the texts of this shard's d1, and per other shard those of the
     d2 that pairs need, one shard at a time. Advances `progress` by pairs compared as text. The counts, in order:
@@ -150,7 +150,7 @@ def _shared_shingles(
                 missing = d1 if d1 not in first else d2
                 raise ValueError(
                     f"document {missing!r} is a neighbour candidate but not in corpus/documents of its shard; "
-                    "materialise pairing again from the present documents"
+                    "re-materialise pairing from the present documents"
                 )
             shares.append(shared(first[d1], second[d2]))
             progress.advance()

@@ -160,7 +160,7 @@ class _Walk:
                 "d2": related,
                 "kept": bool(kept),
                 **(kept[0] if kept else {"similarity": None, "shared_shingles": None}),
-                # Of either document among the other's nearest: what the pair was made of.
+                # Of either document among the other's nearest: where the pair comes from.
                 "candidates": self.lookup.rows(
                     CANDIDATES,
                     "select query_id, neighbor_id, rank, similarity from rows where (query_id = ? and neighbor_id = ?) "

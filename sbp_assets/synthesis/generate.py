@@ -1,4 +1,4 @@
-"""Which syntheses make a shard, in which order they are sampled, and how a stopped run goes on. No dagster.
+"""Which synthetic documents a shard holds, in which order they are sampled, and how a stopped run resumes. No dagster.
 
 Requests are ordered rollout by rollout: every seed document's rollout 0 in order of id, then every rollout 1, …
 A shard's rows are the shortest prefix of that order whose tokens reach the shard's budget. Rows are thus a pure
@@ -57,9 +57,9 @@ FINISH_REASONS = ("stop", "length")
 SEQUENCES_PER_WAVE = 16
 # Few enough to throw away, enough to keep an engine busy.
 MIN_WAVE_PER_ENGINE = 4
-# Of the budget, while the length of a synthesis is a guess.
+# Of the budget, while the length of a synthetic document is a guess.
 FIRST_WAVE = 0.25
-# So many syntheses in a row without a single word mean a synthesizer that cannot write.
+# So many synthetic documents in a row without a single word mean a synthesizer that cannot write.
 EMPTY_LIMIT = 200
 
 
@@ -128,9 +128,9 @@ def generate_shard(
     ledger: Ledger,
     progress: Progress,
 ) -> Outcome:
-    """Sample the shard's syntheses until `budget` tokens are reached.
+    """Sample the shard's synthetic documents until `budget` tokens are reached.
 
-    `prompts`: token ids of each seed document's prompt, by id. `expected_tokens`: of a synthesis, a guess for the first
+    `prompts`: token ids of each seed document's prompt, by id. `expected_tokens`: of a document, a guess for the first
     wave. `progress` counts tokens. Engines start only where something is left to sample.
 
     Raises SynthesisError for a budget without seeds, a prompt that leaves no room in the context, or a synthesizer that
@@ -146,7 +146,7 @@ def generate_shard(
             )
     resumed = len(ledger.finished)
     if resumed:
-        logger.info("%d syntheses are in the ledger %s and are not sampled again", resumed, ledger.directory)
+        logger.info("%d synthetic documents are in the ledger %s and are not sampled again", resumed, ledger.directory)
     startup_seconds: float | None = None
     reused: bool | None = None
     seconds, sampled = 0.0, progress.done
@@ -163,12 +163,12 @@ def generate_shard(
         reached = sum(tokens[key] for key in prefix)
         if not reached and len(prefix) >= EMPTY_LIMIT:
             raise SynthesisError(
-                f"the first {len(prefix)} syntheses are all empty: the synthesizer ends every document at once. "
+                f"the first {len(prefix)} synthetic documents are all empty: the synthesizer ends every document at once. "
                 "Look at synthesizer/checkpoint (was it tuned, and on enough pairs?)"
             )
         if ledger.finished and not installed(spec.engine):
             raise EngineError(
-                f"shard {ledger.directory.parent.name} was begun by {spec.engine} ({len(ledger.finished)} syntheses), "
+                f"shard {ledger.directory.parent.name} was begun by {spec.engine} ({len(ledger.finished)} finished), "
                 "which is not installed here, and a shard is finished by the engine that began it. Install it "
                 f"({how_to_install(spec.engine)}), or set {ANOTHER_ENGINE}, which samples this shard from the beginning"
             )

@@ -1,12 +1,12 @@
 """Non-factual and pair-irrelevance as a language model judges them, over any OpenAI-compatible endpoint. No dagster.
 
-The paper judges both with a model. A question is one document (or a synthesis and its seed) in the wording of
+The paper judges both with a model. A question is one document (or a synthetic document and its seed) in the wording of
 `prompts/<revision>/<metric>.md`; the answer's last line is the verdict. Whatever does not end in a verdict is
 *unjudged*, with the reason, and never guessed: an endpoint that is down, refuses, is too slow or talks nonsense.
 
 Every outcome is a line of a ledger at once, its cost with it. A question is known there by a digest of all that was
-asked of which model, so a stopped run goes on where it stopped, changed texts or prompts are asked anew, and what
-was unjudged is asked again by the next run.
+asked of which model, so a stopped run resumes, changed texts or prompts are asked about anew, and what was
+unjudged is asked again by the next run.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def judge(
                     if failed == GIVE_UP_AFTER and not stop.is_set():
                         logger.warning(
                             "the judge did not answer %d questions in a row (%s): the rest stays unjudged; "
-                            "materialise again to ask it",
+                            "re-materialise to ask it",
                             failed,
                             record.unjudged,
                         )
@@ -200,7 +200,7 @@ def _ask(
     unjudged: str | None = UNPARSEABLE
     try:
         for attempt in range(MAX_ANSWERS):
-            # Not told when to stop within a wait of the client's own, but before the next answer.
+            # `stop` is not seen during a wait of the client's own, but before the next answer.
             if attempt and stop.wait(ANSWER_DELAY * 2 ** (attempt - 1)):
                 break
             content, usage = _complete(client, messages, settings)
@@ -291,7 +291,7 @@ def _read(ledger: Path, wanted: Mapping[str, Any]) -> list[Record]:
         try:
             record = Record(**json.loads(line))
         except (ValueError, TypeError):
-            logger.warning("%s: a line that is no record is dropped and its question asked again", ledger)
+            logger.warning("%s: a corrupted line is dropped and its question asked again", ledger)
             continue
         if record.key in wanted:
             records.append(record)

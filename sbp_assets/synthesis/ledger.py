@@ -115,7 +115,7 @@ class Ledger:
                     row = json.loads(line)
                     rows.append({name: row[name] for name in RECORDED})
                 except (ValueError, KeyError, TypeError):
-                    logger.warning("%s: a line that is no record is dropped and its request sampled again", path)
+                    logger.warning("%s: a corrupted line is dropped and its request sampled again", path)
         counts = iter(self._count([row["text"] for row in rows]))
         new = []
         for row in rows:

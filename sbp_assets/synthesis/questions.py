@@ -63,7 +63,7 @@ def prompts_version(revision: str) -> str:
 def sample_documents(
     synthetic: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], size: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """A fixed sample of `size` syntheses (id, text, seed_text) and of `size` documents of D (id, text).
+    """A fixed sample of `size` synthetic documents (id, text, seed_text) and of `size` documents of D (id, text).
 
     `synthetic` (id, seed_id, text) and `documents` (id, text; D alone) hold every shard; memory is the sample's and one
     shard's ids.
@@ -83,7 +83,7 @@ def sample_documents(
 
 
 def questions(synthetic: pl.DataFrame, real: pl.DataFrame, settings: Judge) -> list[Question]:
-    """Non-factual of every document, pair-irrelevance of every synthesis; frames as `sample_documents` returns them."""
+    """Non-factual of every document, pair-irrelevance of every synthetic one; frames as `sample_documents` returns."""
     prompts = load_prompts(settings.prompts)
 
     def question(document_id: str, corpus: str, metric: str, **texts: str) -> Question:

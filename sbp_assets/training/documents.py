@@ -55,7 +55,7 @@ class Documents:
                 if (largest := int(chunk.max())) >= vocab_size:
                     raise ValueError(
                         f"token id {largest} in the data is outside the tokenizer's vocabulary of {vocab_size}: "
-                        "the tokens were made with another tokenizer; materialise them again"
+                        "the tokens are another tokenizer's; re-materialise them"
                     )
                 digest.update(chunk.data)
             digest.update(np.ascontiguousarray(arrays.offsets).data)

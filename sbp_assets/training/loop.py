@@ -60,7 +60,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class TrainingEnded(Exception):
-    """The run was asked to end and has saved its state; the next one goes on from there."""
+    """The run was asked to end and has saved its state, from which the next one resumes."""
 
 
 @dataclass
@@ -79,8 +79,8 @@ class Trained:
 def train(spec: TrainingSpec, world: World) -> Trained | None:
     """Train `spec`'s model, from its checkpoint where there is one; None where `output_dir` already holds it.
 
-    SIGTERM or SIGINT in the midst of it, as from whoever cancels a run or takes the machine back, writes a checkpoint
-    after the step and raises TrainingEnded. To be called in the main thread.
+    After SIGTERM or SIGINT, as sent when a run is cancelled or the machine is reclaimed, it writes a checkpoint after
+    the step and raises TrainingEnded. To be called in the main thread.
 
     Raises ValueError for data, tokenizers or initial models that do not fit, CheckpointMismatch for a checkpoint of
     another run, TrainingDiverged where the loss is no longer finite. Every process must call this.
@@ -144,7 +144,7 @@ class _Run:
                 if self._checkpoint_due():
                     self._save(time.monotonic() - started)
                 if self.end and self.step < self.steps:
-                    self.world.barrier()  # torchrun, seeing one gone, would not wait long for the one that saves
+                    self.world.barrier()  # torchrun, seeing one end, would not wait long for the one that saves
                     raise TrainingEnded(f"{spec.name}: ended as asked after step {self.step} of {self.steps}, saved")
         seconds = self.seconds_before + time.monotonic() - started
         state, _ = get_state_dict(self.module.causal, [], options=_FULL_STATE)
@@ -160,7 +160,7 @@ class _Run:
         spec, rows_per_step = self.spec, self.spec.rows_per_step
         batch = self.order.rows(self.step * rows_per_step, (self.step + 1) * rows_per_step)
         self.tokens_read += batch.input_ids.size
-        # Every process makes the global batch's rows, which costs less than agreeing on the number by message.
+        # Every process reads the global batch's rows, which costs less than agreeing on the number by message.
         supervised = max(1, batch.supervised)
         share = math.ceil(rows_per_step / self.world.size)
         own = batch.part(self.world.rank * share, (self.world.rank + 1) * share).padded(share)
@@ -214,7 +214,7 @@ class _Run:
     def _microbatches(self, rows: Rows) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for start in range(0, len(rows.input_ids), self.microbatch):
             part = rows.part(start, start + self.microbatch)
-            # Sharded processes must all make the same number of passes.
+            # Sharded processes must all run the same number of forward passes.
             if part.supervised or self.sharded:
                 ids, positions, labels = (
                     torch.from_numpy(array).to(self.world.device, non_blocking=True)
@@ -238,7 +238,7 @@ class _Run:
 
     def _best_step(self) -> int | None:
         """Trained step of the lowest held-out loss so far, the first of equals; None where none is to be kept."""
-        # From the record, so that a resumed run goes on from what the one before had found.
+        # From the record, so that a resumed run continues from what the one before had found.
         measured = [
             (loss, step)
             for step, loss in zip(self.metrics["step"], self.metrics["heldout_loss"], strict=True)
@@ -326,7 +326,7 @@ class _Run:
         self.metrics = checkpoint["metrics"]
         if self.world.leads:
             if (best := self._best_step()) is not None:
-                load_best(self.spec.work_dir, best)  # missing weights are told now, not after the last step
+                load_best(self.spec.work_dir, best)  # missing weights are reported now, not after the last step
             logger.info("%s: resuming after step %d of %d", self.spec.name, self.step, self.steps)
 
 

@@ -92,6 +92,6 @@ def save_model(
     )
     shell.save_pretrained(directory, state_dict=state)
     saved = copy.deepcopy(tokenizer)
-    # Written only where it is both an attribute and one that the tokenizer was made with.
+    # Written only where it is both an attribute and one that the tokenizer was initialised with.
     saved.split_special_tokens = saved.init_kwargs["split_special_tokens"] = True
     saved.save_pretrained(directory)

@@ -40,7 +40,7 @@ class DataOrder(Protocol):
 class StreamOrder:
     """Documents of `StreamData` concatenated in a seeded order and cut into rows of `context` tokens.
 
-    A row's last label is the first token of the next row, where the document goes on: every token but the first of
+    A row's last label is the first token of the next row, where the document continues: every token but the first of
     each document is predicted exactly once.
     """
 

@@ -10,7 +10,7 @@ from transformers import Qwen3ForCausalLM
 
 from sbp_assets.training.rows import IGNORED
 
-_LOGITS_AT_ONCE = 1 << 28  # Above this many, logits are made in chunks and made again in the backward pass.
+_LOGITS_AT_ONCE = 1 << 28  # Above this many, logits are computed in chunks and recomputed in the backward pass.
 
 
 class PackedLoss(nn.Module):

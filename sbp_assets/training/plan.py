@@ -39,7 +39,7 @@ def total_steps(spec: TrainingSpec, order: DataOrder) -> int:
 
 
 def fingerprint(spec: TrainingSpec, order: DataOrder, steps: int, vocab_size: int) -> dict[str, Any]:
-    """What the run computes, field by field: two runs with equal fingerprints make the same model."""
+    """What the run computes, field by field: two runs with equal fingerprints train the same model."""
     heldout = Documents(spec.heldout).digest(vocab_size)[:16] if spec.heldout else None
     return {
         "data": order.digest(vocab_size)[:16],

@@ -108,7 +108,7 @@ def run(spec: TrainingSpec) -> None:
 
 
 def leave_with_launcher(seconds: float = 1.0) -> None:
-    """Watch the launching process, where one is named, and torchrun; end this one when either is gone.
+    """Watch the launching process, where one is named, and torchrun; end this one when either has ended.
 
     Checkpoints stay.
     """
@@ -120,7 +120,7 @@ def leave_with_launcher(seconds: float = 1.0) -> None:
         with suppress(psutil.NoSuchProcess):
             launcher = psutil.Process(int(os.environ[LAUNCHER_PID]))
             if "TORCHELASTIC_RUN_ID" in os.environ and psutil.Process(parent).ppid() != launcher.pid:
-                os._exit(1)  # torchrun was gone before this process came to look: another one is the parent
+                os._exit(1)  # torchrun ended before this process looked: another one is the parent
             # A killed one that nobody waits for, as in a container without an init, is a zombie and keeps its number.
             while os.getppid() == parent and launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(seconds)
@@ -130,7 +130,7 @@ def leave_with_launcher(seconds: float = 1.0) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0 after success; 1 with one readable message for a run that cannot go on; 143 for an ended one."""
+    """Exit status 0 after success; 1 with one readable message for a run that cannot continue; 143 for an ended one."""
     if len(arguments) != 1:
         print("usage: python -m sbp_assets.training.worker SPEC.json", file=sys.stderr)
         return 2

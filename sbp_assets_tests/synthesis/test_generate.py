@@ -163,7 +163,7 @@ def test_a_shard_whose_engine_is_gone_says_so_where_it_is_not_finished(
     assert finish(6).rows["engine"].to_list() == ["vllm"], "finished without an engine"
     other = tmp_path / "00007" / "of-transformers"
     other.mkdir()
-    with pytest.raises(EngineError, match=r"00007 was begun by vllm \(1 syntheses\).*VLLM=auto.*=transformers"):
+    with pytest.raises(EngineError, match=r"00007 was begun by vllm \(1 finished\).*VLLM=auto.*=transformers"):
         finish(7)
     assert other.exists(), "nothing has taken its place"
 
