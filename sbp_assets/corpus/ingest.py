@@ -65,7 +65,7 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
 
 
 def source_changes(source: FilesSource, manifest: pl.DataFrame) -> dict[str, dict[str, str]]:
-    """What differs between the files as they are now and their `manifest`: {'new', 'changed', 'gone'}, each {file: stamp}.
+    """What differs between the present files and their `manifest`: {'new', 'changed', 'gone'}, each {file: stamp}.
 
     No file is read: its size and, where both are known, its time of modification tell that it has changed.
     """

@@ -4,9 +4,7 @@ Requests are ordered rollout by rollout: every seed document's rollout 0 in orde
 A shard's rows are the shortest prefix of that order whose tokens reach the shard's budget. Rows are thus a pure
 function of the outputs: neither the order in which engines finish nor a restart can change which are kept.
 
-Finished requests wait in `<work>/<shard>/<fingerprint>/*.jsonl`, the fingerprint being that of the synthesizer, the
-sampling settings and the engine, so that another synthesizer's are never taken and no shard is of two engines. They
-stay after the artifact is stored (storing may fail) and go when the shard is generated with another fingerprint.
+Finished requests wait in the shard's ledger (`synthesis.ledger`).
 """
 
 from __future__ import annotations
@@ -163,7 +161,7 @@ def generate_shard(
         reached = sum(tokens[key] for key in prefix)
         if not reached and len(prefix) >= EMPTY_LIMIT:
             raise SynthesisError(
-                f"the first {len(prefix)} synthetic documents are all empty: the synthesizer ends every document at once. "
+                f"the first {len(prefix)} synthetic documents are all empty: the synthesizer ends every one at once. "
                 "Look at synthesizer/checkpoint (was it tuned, and on enough pairs?)"
             )
         if ledger.finished and not installed(spec.engine):

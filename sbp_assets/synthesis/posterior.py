@@ -12,10 +12,11 @@ The paper (section 5) reads the synthesizer as P(d2 | d1) = sum over concepts c 
   another; a value that d1 states has the probability that facts after D give it. Where d1 names its concept, all mass
   lies there; where the name was cut off, what d1 states decides; where nothing of d1 was read, P(c) is left.
 
-A statement "attribute a of c is v" of a synthetic document has posterior predictive P(c | d1) P(v | c, a, D), and is judged in
-these two parts. No learner that read only D can, over worlds, be right about the values more often than the second
-part's mode. About facts that D states nowhere it is right one time in as many values as there are: a synthesizer that
-does better has seen text outside D. Derivation and limits: docs/bayes.md.
+A statement "attribute a of c is v" of a synthetic document has posterior predictive P(c | d1) P(v | c, a, D), and is
+judged in these two parts. No learner that read only D can, over worlds, be right about the values more often than the
+second part's mode. About facts that D states nowhere it is right one time in as many values as there are: a synthesizer
+that does better has seen text outside D. Derivation and limits: docs/bayes.md, which follows this module from its top
+to its bottom; for that it is in one piece.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Seed:
 
 
 class Learner:
-    """What can be known of `world` by its rules and the documents of D read so far. The ground truth is never consulted."""
+    """What can be known of `world` by its rules and the documents of D read so far. It never sees the ground truth."""
 
     def __init__(self, world: ConceptWorld) -> None:
         self.world = world
@@ -154,7 +155,7 @@ def posterior_over_shards(
     conditional: bool = True,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
-    """The table of `posterior_table` for synthetic documents (seed_id, text) and token arrays of the corpus, keyed by shard.
+    """The table of `posterior_table` for synthetic documents (seed_id, text) and the corpus' token arrays, by shard.
 
     Not `conditional`: the synthetic documents were sampled without their seed documents.
 
@@ -197,9 +198,10 @@ def seed_documents(
 def grade(learner: Learner, seeds: Mapping[str, Seed], synthetic: pl.DataFrame) -> pl.DataFrame:
     """Every fact that `synthetic` (seed_id, text) states, beside what `learner` would have got right.
 
-    Columns of STATEMENTS: `sampling` is the posterior predictive's probability of the ground truth, `mode` how often its most
-    probable value is the ground truth. A fact stated twice in a document counts once. Each fact has a second row of group
-    "concept", which asks not for its value but for whom it is about. A value outside the vocabulary is null.
+    Columns of STATEMENTS: `sampling` is the posterior predictive's probability of the ground truth, `mode` how often
+    its most probable value is the ground truth. A fact stated twice in a document counts once. Each fact has a second
+    row of group "concept", which asks not for its value but for whom it is about. A value outside the vocabulary is
+    null.
 
     Raises ValueError where a synthetic document's seed is not in `seeds`.
     """
@@ -289,8 +291,8 @@ def p_above_chance(answers: pl.DataFrame, world: ConceptWorld) -> float:
     """How probable it is that as many answers are right by chance: a randomisation test, one-sided.
 
     `answers`: concept, attribute, value (null: outside the vocabulary), len (times stated). The answers stay as they
-    are and the ground truth of each fact is drawn at random from its uniform prior, 10,000 times: for facts that D does not state
-    this is the exact distribution, however often and however alike a synthesizer answers.
+    are and the ground truth of each fact is drawn at random from its uniform prior, 10,000 times: for facts that D does
+    not state this is the exact distribution, however often and however alike a synthesizer answers.
     """
     generator = np.random.default_rng(SEED)
     scores, right = np.zeros(DRAWS, dtype=np.int64), 0

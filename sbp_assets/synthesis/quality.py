@@ -5,8 +5,8 @@ Each value is a share of documents, so lower is better everywhere. Null means th
 corpus or was not judged, never zero: the pair metrics have no meaning for a real document. How a value was found
 stands beside it:
 
-- exact: decided without error. What the ground truth of the `concepts` source decides (non-factual, pair-irrelevance and the
-  two details below); duplicates of every source, whose threshold is the corpus' own definition of a duplicate.
+- exact: decided without error. What the ground truth of the `concepts` source decides (non-factual, pair-irrelevance
+  and the two details below); duplicates of every source, whose threshold is the corpus' own definition of a duplicate.
 - heuristic: repetition and pair-copying, of every source: a threshold on word sequences stands for what a reader would
   say, and text may quote and list.
 - judge: non-factual and pair-irrelevance of other sources, which only a model can tell (see `judge`).
@@ -197,7 +197,7 @@ def texts_of(frame: pl.LazyFrame, ids: Sequence[str], *columns: str) -> pl.DataF
 
 
 def with_seeds(synthetic: pl.DataFrame, documents: pl.LazyFrame) -> pl.DataFrame:
-    """Synthetic documents (seed_id, …) of a shard with the text of their seed document, one of the shard's `documents`."""
+    """Synthetic documents (seed_id, …) of a shard with the text of their seed document, from the shard's `documents`."""
     seeds = texts_of(documents, synthetic["seed_id"].unique().to_list()).select(seed_id="id", seed_text="text")
     return synthetic.join(seeds, on="seed_id", how="inner", maintain_order="left")
 
@@ -302,9 +302,9 @@ SELECT DISTINCT b FROM compared WHERE shared / (size_a + size_b - shared) >= $th
 
 
 def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
-    """Whether more than half of a synthetic document's shingles stand in its seed document; of a short one, all its words.
+    """Whether more than half of a synthetic document's shingles stand in its seed document.
 
-    Shingles are those of the pair filter, so a synthetic document is held to the limit that pairs were held to.
+    Of a document shorter than a shingle all words must stand there in a row. Shingles are those of the pair filter, so a synthetic document is held to the limit that pairs were held to.
     """
     words = min(shingle_words, len(text.split()))
     if not words:

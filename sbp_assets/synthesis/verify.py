@@ -18,7 +18,8 @@ from sbp_assets.synthesis.generate import FINISH_REASONS, sampling_seed
 SHOWN = 10
 # A synthesizer that was tuned at all ends most documents by itself; one that rarely does writes on without a subject.
 MAX_LENGTH_SHARE = 0.5
-# An empty synthetic document leaves a gap in the rollouts of its seed; more gaps than this are lost rows or a bad synthesizer.
+# An empty synthetic document leaves a gap in the rollouts of its seed; more gaps than this are lost rows or a bad
+# synthesizer.
 MAX_EMPTY_SHARE = 0.1
 # Of fewer verdicts nobody knows whether the rest is like them: what a judge cannot answer is seldom the easy part.
 MIN_JUDGED_SHARE = 0.9

@@ -112,7 +112,7 @@ def test_lost_best_weights_are_told_at_the_resume(spec: TrainingSpec, monkeypatc
     interrupted(spec, 9, monkeypatch)
     for path in spec.work_dir.glob("best-*"):
         path.unlink()
-    with pytest.raises(CheckpointMismatch, match="is gone"):
+    with pytest.raises(CheckpointMismatch, match="is missing"):
         run(spec)
 
 
