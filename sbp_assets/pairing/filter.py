@@ -59,9 +59,9 @@ def d2_places(d2: pl.Series, candidates: Mapping[str, pl.LazyFrame], shard: str,
     """How many pairs of this shard may have each document of `d2` as d2 (d2, places).
 
     The cap is on the whole corpus, but a shard sees the texts of its own d1 only. So the places of a d2 are divided
-    among the shards by what all can see: the `max_pairs_per_document` most similar edges to it among the candidates of every
-    shard (ties to the smaller d1). Each shard has as many places as it has d1 among them, and fills them with its best
-    pairs that pass the text filter. Every shard computes the same division, so their sum never exceeds the cap.
+    among the shards by what all can see: the `max_pairs_per_document` most similar edges to it among the candidates of
+    every shard (ties to the smaller d1). Each shard has as many places as it has d1 among them, and fills them with its
+    best pairs that pass the text filter. Every shard computes the same division, so their sum never exceeds the cap.
     Memory: the cap's number of edges per d2, and the matching edges of one shard.
     """
     wanted = d2.unique().sort().rename("d2").to_frame()

@@ -15,8 +15,8 @@ The paper (section 5) reads the synthesizer as P(d2 | d1) = sum over concepts c 
 A statement "attribute a of c is v" of a synthetic document has posterior predictive P(c | d1) P(v | c, a, D), and is
 judged in these two parts. No learner that read only D can, over worlds, be right about the values more often than the
 second part's mode. About facts that D states nowhere it is right one time in as many values as there are: a synthesizer
-that does better has seen text outside D. Derivation and limits: docs/bayes.md, which follows this module from its top
-to its bottom; for that it is in one piece.
+that does better has seen text outside D. Derivation and limits: docs/bayes.md. The learner, its grades, the table and
+the verdicts on it are one argument, so they stay in one module, which is therefore a little longer than others.
 """
 
 from __future__ import annotations

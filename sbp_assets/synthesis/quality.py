@@ -197,7 +197,7 @@ def texts_of(frame: pl.LazyFrame, ids: Sequence[str], *columns: str) -> pl.DataF
 
 
 def with_seeds(synthetic: pl.DataFrame, documents: pl.LazyFrame) -> pl.DataFrame:
-    """Synthetic documents (seed_id, …) of a shard with the text of their seed document, from the shard's `documents`."""
+    """Synthetic documents (seed_id, …) of a shard with the text of their seed document, one of its `documents`."""
     seeds = texts_of(documents, synthetic["seed_id"].unique().to_list()).select(seed_id="id", seed_text="text")
     return synthetic.join(seeds, on="seed_id", how="inner", maintain_order="left")
 
@@ -304,7 +304,8 @@ SELECT DISTINCT b FROM compared WHERE shared / (size_a + size_b - shared) >= $th
 def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
     """Whether more than half of a synthetic document's shingles stand in its seed document.
 
-    Of a document shorter than a shingle all words must stand there in a row. Shingles are those of the pair filter, so a synthetic document is held to the limit that pairs were held to.
+    Of a document shorter than a shingle all words must stand there in a row. Shingles are those of the pair filter, so
+    a synthetic document is held to the limit that pairs were held to.
     """
     words = min(shingle_words, len(text.split()))
     if not words:
