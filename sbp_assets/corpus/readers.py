@@ -108,9 +108,11 @@ class RowMaker:
         self.prefix = f"{stem}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
 
     def reject(self, line: int, reason: str, raw: bytes | str) -> Reject:
+        """Return the reject of a row with its `reason`; `raw` gives the excerpt."""
         return Reject(self.file, line, reason, excerpt(raw))
 
     def from_bytes(self, raw: bytes, line: int) -> Document | Reject:
+        """Return the document that the whole of a text file is, or its reject."""
         try:
             text = raw.removeprefix(b"\xef\xbb\xbf").decode()
         except UnicodeDecodeError as error:
@@ -118,6 +120,7 @@ class RowMaker:
         return self.from_parts(line, text, None, None, None, raw)
 
     def from_json(self, raw: bytes, line: int) -> Document | Reject:
+        """Return the document of one line of a JSONL file, or its reject."""
         raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
         try:
             row = json.loads(raw.decode())
@@ -130,6 +133,7 @@ class RowMaker:
         return self.from_row(row, line, raw)
 
     def from_row(self, row: dict[str, Any], line: int, raw: bytes | str) -> Document | Reject:
+        """Return the document of a row's fields, or its reject; `raw` gives the excerpt."""
         fields = self.fields
         if _get(row, fields.text) is None:
             return self.reject(line, f"no text: field {fields.text!r} is missing or null", raw)
@@ -138,6 +142,7 @@ class RowMaker:
         return self.from_parts(line, _get(row, fields.text), key, url, row.get("source"), raw)
 
     def from_parts(self, line: int, text: Any, key: Any, url: Any, source: Any, raw: bytes | str) -> Document | Reject:
+        """Return the document of the parts of a row, or its reject. A row without id is named by file and line."""
         if not isinstance(text, str):
             return self.reject(line, f"text is not a string but {type(text).__name__}", raw)
         if not text.strip():

@@ -64,9 +64,11 @@ class Root:
         return readable, [path for path in visible if not path.endswith(SUFFIXES)]
 
     def full(self, file: str) -> str:
+        """Return the path of a relative `file` in the file system."""
         return f"{self.base.rstrip('/')}/{file}" if self.base else file
 
     def open(self, file: str) -> BinaryIO:
+        """Open a relative `file` for reading its bytes."""
         # Caching readers of remote file systems read ahead in blocks; the file is read once from end to end.
         return self.fs.open(self.full(file), "rb")
 
@@ -102,7 +104,7 @@ class Root:
 
 @contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Name `file` in whatever the file system or the decompressor raises."""
+    """Raise CorpusError, which names `file`, for whatever the file system or the decompressor raises."""
     try:
         yield
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:

@@ -11,7 +11,7 @@ from sbp_assets.settings import Optimizer
 
 
 def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:
-    """Rate of 0-based `step`: linear warm-up to the peak, then a cosine that ends at the final rate."""
+    """Return the rate of the 0-based `step`: linear warm-up to the peak, then a cosine that ends at the final rate."""
     warmup = max(1, round(optimizer.warmup * steps))
     if step < warmup:
         return optimizer.learning_rate * (step + 1) / warmup
@@ -21,6 +21,7 @@ def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:
 
 
 def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
+    """Return the AdamW of `settings` over the parameters of `module`; weight decay applies to matrices alone."""
     parameters = list(module.parameters())
     return torch.optim.AdamW(
         [

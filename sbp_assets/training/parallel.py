@@ -35,7 +35,7 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of `tensor` over the processes, in place."""
+        """Return the sum of `tensor` over the processes, which also replaces its content."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -48,7 +48,10 @@ class World:
 
 @contextmanager
 def open_world(spec: TrainingSpec) -> Iterator[World]:
-    """This process's place, from torchrun's environment variables; RuntimeError where CUDA is asked for and absent."""
+    """Yield this process's place, from torchrun's environment variables, and leave the process group at the end.
+
+    Raises RuntimeError where CUDA is asked for and absent, or has fewer devices than there are processes.
+    """
     kind = resolve_device(spec.device)
     if kind == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("device is 'cuda', but torch finds no CUDA device; set deployment.device to auto or cpu")
@@ -71,7 +74,9 @@ def open_world(spec: TrainingSpec) -> Iterator[World]:
 
 
 def flat_gradients(module: nn.Module) -> torch.Tensor:
-    """One zeroed buffer that the parameters' gradients are views of, and two places more at its end.
+    """Return one zeroed buffer of all parameters' numbers and two more, of which the gradients become views.
+
+    The last two places are free for two numbers that are summed with them.
 
     Summing over processes, the norm and clipping then take one operation each instead of one per parameter.
     """

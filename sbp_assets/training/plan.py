@@ -13,19 +13,19 @@ from sbp_assets.training.spec import StreamData, TrainingSpec
 
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
-    """Steps after which held-out loss is measured: 0, and `evaluations` evenly spread ones up to the last."""
+    """Return the steps after which held-out loss is measured: 0, and `evaluations` spread evenly up to the last."""
     return {0, *(math.ceil(k * steps / evaluations) for k in range(1, evaluations + 1))}
 
 
 def make_order(spec: TrainingSpec, pad: int) -> DataOrder:
-    """The run's data order."""
+    """Return the run's data order; `pad` is the token id that fills the rows of examples."""
     if isinstance(spec.data, StreamData):
         return StreamOrder(spec.data, spec.model.context_length, spec.seed)
     return ExamplesOrder(spec.data, spec.model.context_length, spec.seed, pad)
 
 
 def total_steps(spec: TrainingSpec, order: DataOrder) -> int:
-    """Steps of the run; ValueError where the data ends before them."""
+    """Return the number of steps of the run. Raises ValueError where the data ends before them."""
     available = order.total_rows
     if spec.steps is None:
         assert available is not None
@@ -39,7 +39,7 @@ def total_steps(spec: TrainingSpec, order: DataOrder) -> int:
 
 
 def fingerprint(spec: TrainingSpec, order: DataOrder, steps: int, vocab_size: int) -> dict[str, Any]:
-    """What the run computes, field by field: two runs with equal fingerprints train the same model."""
+    """Return what the run computes, field by field: two runs with equal fingerprints train the same model."""
     heldout = Documents(spec.heldout).digest(vocab_size)[:16] if spec.heldout else None
     return {
         "data": order.digest(vocab_size)[:16],

@@ -44,7 +44,7 @@ class Rows:
 
 
 def heldout_rows(sources: list[Source], context: int, max_tokens: int) -> Rows:
-    """The first documents of `sources` as rows, at most `max_tokens` tokens and at least one row.
+    """Return the first documents of `sources` as rows, at most `max_tokens` tokens and at least one row.
 
     Documents follow one another across rows, as in pretraining. Examples (documents with `prompt_tokens`) stay whole in
     a row where they fit, and only what follows the prompt is a label: the loss is that of d2 given d1.
@@ -83,6 +83,6 @@ def heldout_rows(sources: list[Source], context: int, max_tokens: int) -> Rows:
 
 
 def positions_within(begins: np.ndarray) -> np.ndarray:
-    """Position within the document of each token of rows (rows, context), from where documents begin."""
+    """Return each token's position within its document, (rows, context), from the places where documents begin."""
     columns = np.broadcast_to(np.arange(begins.shape[1]), begins.shape)
     return columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.settings import Synthesis
@@ -109,6 +109,7 @@ def test_prefix_is_shortest_and_ignores_completion_order(lengths, seeds, budget,
     budget=st.integers(0, 1500),
     kills=st.lists(st.integers(0, 40), max_size=4),
 )
+@settings(deadline=None)  # It writes and reads files: how long that takes says nothing.
 def test_rows_are_a_pure_function_of_the_outputs(tmp_path_factory, salt, seeds, budget, kills) -> None:
     """Whatever the order of completion, and however often a run is killed, the rows are the same."""
     ids = [f"d{number}" for number in range(seeds)]
