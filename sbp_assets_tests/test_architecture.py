@@ -33,7 +33,8 @@ THIN = {"assets.py", "checks.py"}
 PLAIN = {
     *(f"settings/{name}.py" for name in ("__init__", "section", "corpus", "experiment", "deployment", "loading")),
     *(f"storage/{name}.py" for name in ("artifacts", "progress", "remote", "row_versions", "token_arrays")),
-    *(f"training/{name}.py" for name in ("checkpoint", "launch", "loop", "model", "order", "spec", "worker")),
+    # Of training only the launcher of processes knows dagster.
+    *(f"training/{path.name}" for path in (ROOT / "training").glob("*.py") if path.name != "pipes.py"),
     "dagster_support/preview.py",
     "instance/home.py",
     "instance/branch.py",

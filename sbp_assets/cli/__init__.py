@@ -253,10 +253,10 @@ def trace(
     import dagster as dg
 
     from sbp_assets.definitions import build_definitions
+    from sbp_assets.provenance.lookup import UnknownIdError
     from sbp_assets.provenance.records import Records, graph_of
     from sbp_assets.provenance.store import NotMaterialisedError, Store
     from sbp_assets.provenance.view import show
-    from sbp_assets.provenance.walk import UnknownIdError
     from sbp_assets.provenance.walk import trace as walk
 
     deployment, defs = settings.deployment, build_definitions(settings)

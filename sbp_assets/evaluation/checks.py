@@ -23,7 +23,7 @@ from sbp_assets.evaluation.contamination import (
 from sbp_assets.evaluation.suite import score_problems, unscored
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks, data_problems
 from sbp_assets.settings import FiveTokensSource, Settings
-from sbp_assets.training.order import Documents
+from sbp_assets.training.documents import Documents
 from sbp_assets.training.spec import Source
 
 SHOWN = 20

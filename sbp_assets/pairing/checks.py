@@ -9,11 +9,12 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from sbp_assets.corpus.shingles import shared, whitespace_shingles
 from sbp_assets.dagster_support.check_results import check_result
 from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pairing.embed import Embedder, Engine, embed, vectors_of
-from sbp_assets.pairing.filter import shared, shingles, texts_of
+from sbp_assets.pairing.filter import texts_of
 from sbp_assets.pairing.index import KeyShard, self_recall
 from sbp_assets.pairing.search import exact_neighbors, recall
 from sbp_assets.pairing.truth import not_above_chance, truth_problems
@@ -216,7 +217,11 @@ def _similarities(candidates: pl.LazyFrame, pairs: pl.DataFrame, sides: dict[str
 
 
 def _shared(d1: str | None, d2: str | None, words: int) -> float:
-    return float("nan") if d1 is None or d2 is None else shared(shingles(d1, words), shingles(d2, words))
+    return (
+        float("nan")
+        if d1 is None or d2 is None
+        else shared(whitespace_shingles(d1, words), whitespace_shingles(d2, words))
+    )
 
 
 def _some(*ids: pl.Series) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.storage.progress import Progress
+from sbp_assets.training.device import Device, resolve_device
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -50,22 +51,13 @@ def model_path(name: str) -> str:
     return name
 
 
-def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """'cuda' or 'cpu': `auto` takes the GPU where there is one."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 class Embedder:
     """Loads embedding models and keeps them, for the run after this one too, until its owner closes it."""
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[str, str, str], SentenceTransformer] = {}
 
-    def load(self, name: str, dtype: Literal["float32", "bfloat16"], device: Literal["auto", "cpu", "cuda"]) -> Engine:
+    def load(self, name: str, dtype: Literal["float32", "bfloat16"], device: Device) -> Engine:
         """Return the model `name` on `device`, loaded at the first call.
 
         Raises ValueError where it cannot be loaded.

@@ -19,9 +19,10 @@ from sbp_assets.storage.artifacts import content_version, staging
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis.engine import ENGINES, EngineSpec, Generator, named_with_version
-from sbp_assets.synthesis.generate import Ledger, engine_of_shard, fingerprint, generate_shard, shard_budget
+from sbp_assets.synthesis.generate import generate_shard, shard_budget
 from sbp_assets.synthesis.judge import SCHEMA as JUDGED_SCHEMA
-from sbp_assets.synthesis.judge import Endpoint, judge, judged_rows, prompts_version, questions, sample_documents
+from sbp_assets.synthesis.judge import Endpoint, judge, judged_rows
+from sbp_assets.synthesis.ledger import Ledger, engine_of_shard, fingerprint
 from sbp_assets.synthesis.posterior import SCHEMA, posterior_over_shards
 from sbp_assets.synthesis.quality import (
     JUDGE,
@@ -34,6 +35,7 @@ from sbp_assets.synthesis.quality import (
     texts_of,
     with_seeds,
 )
+from sbp_assets.synthesis.questions import prompts_version, questions, sample_documents
 from sbp_assets.synthesizer.examples import format_prompt
 
 

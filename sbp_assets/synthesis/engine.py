@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sbp_assets.storage.artifacts import named_when_full
+from sbp_assets.training.device import Device, resolve_device
 
 logger = logging.getLogger("sbp_assets.synthesis.engine")
 
@@ -60,7 +61,7 @@ class EngineSpec:
     version: str  # of the checkpoint's content: another model at the same path is another spec
     context_length: int
     dtype: Literal["float32", "bfloat16"]
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     processes: int
     max_sequences: int
     gpu_memory_utilization: float
@@ -89,7 +90,7 @@ class Engines:
     def __init__(self, spec: EngineSpec) -> None:
         began = time.monotonic()
         _require_installed(spec)
-        device = _device(spec.device)
+        device = resolve_device(spec.device)
         environments = [_environment(device, engine, spec.processes) for engine in range(spec.processes)]
         if device == "cpu" and spec.engine == "vllm":
             _check_head_size(spec.checkpoint)
@@ -232,14 +233,6 @@ def _require_installed(spec: EngineSpec) -> None:
             f"deployment.generation_engine is {spec.engine}, which is not installed: {how_to_install(spec.engine)}; or "
             f"set {ANOTHER_ENGINE}, which is slower and gives other samples"
         )
-
-
-def _device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _environment(device: str, engine: int, engines: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from sbp_assets.corpus.ingest import source_changes, source_manifest
-from sbp_assets.corpus.readers import Root
+from sbp_assets.corpus.source_files import Root
 from sbp_assets.orchestration import sensors
 from sbp_assets.orchestration import webhook as notify
 from sbp_assets.orchestration.pipeline import Step

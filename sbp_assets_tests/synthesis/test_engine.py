@@ -25,7 +25,8 @@ from sbp_assets.synthesis.engine import (
     Sampling,
     default_engine,
 )
-from sbp_assets.synthesis.generate import Ledger, Outcome, generate_shard
+from sbp_assets.synthesis.generate import Outcome, generate_shard
+from sbp_assets.synthesis.ledger import Ledger
 from sbp_assets_tests.synthesis.conftest import BOS, CONTEXT, EOS, RELATED
 
 BOTH = pytest.mark.parametrize("kind", ["vllm", "transformers"])

@@ -9,11 +9,12 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
+from sbp_assets.partitions import EXPERIMENT, SHARDS
 
-from sbp_assets.corpus.concepts import ATTRIBUTES, ConceptWorld
+from sbp_assets.corpus.concept_texts import ATTRIBUTES
+from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.tokenizer import encode_documents, train_tokenizer
 from sbp_assets.dagster_support.preview import table_preview
-from sbp_assets.partitions import EXPERIMENT, SHARDS
 from sbp_assets.settings import ConceptsSource, FilesSource
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 from sbp_assets.storage.token_arrays import write_token_arrays
