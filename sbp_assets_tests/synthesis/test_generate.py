@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from sbp_assets.settings import Synthesis
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesis import generate
-from sbp_assets.synthesis.engine import EngineError, EngineSpec
+from sbp_assets.synthesis.engine import EngineError, Engines, EngineSpec, Generator
 from sbp_assets.synthesis.generate import (
     Outcome,
     SynthesisError,
@@ -65,12 +64,28 @@ class PureEngines:
         poll()
 
 
-def run(directory: Path, engines: PureEngines, seeds: list[str], budget: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(generate, "get_engines", lambda spec: (engines, False))
+class Running:
+    """A generator whose engines run already."""
+
+    def __init__(self, engines: PureEngines) -> None:
+        self._engines = engines
+
+    def engines(self, spec: EngineSpec) -> tuple[PureEngines, bool]:
+        return self._engines, False
+
+
+class NeverStarted(Generator):
+    """A generator that no test should ask for engines."""
+
+    def engines(self, spec: EngineSpec) -> tuple[Engines, bool]:
+        pytest.fail("an engine was started")
+
+
+def run(directory: Path, engines: PureEngines, seeds: list[str], budget: int):
     with Progress("test", "tokens", seconds=1e9) as progress:
         prompts = {seed: [0, 1] for seed in seeds}
         ledger = Ledger(directory, count_bytes)
-        return generate_shard(prompts, budget, 15, SPEC, Synthesis(), 1, ledger, progress)
+        return generate_shard(prompts, budget, 15, Running(engines), SPEC, Synthesis(), 1, ledger, progress)
 
 
 def test_request_order_is_rollout_by_rollout() -> None:
@@ -113,17 +128,14 @@ def test_prefix_is_shortest_and_ignores_completion_order(lengths, seeds, budget,
 def test_rows_are_a_pure_function_of_the_outputs(tmp_path_factory, salt, seeds, budget, kills) -> None:
     """Whatever the order of completion, and however often a run is killed, the rows are the same."""
     ids = [f"d{number}" for number in range(seeds)]
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        whole = run(
-            tmp_path_factory.mktemp("whole") / "f", PureEngines(salt, random.Random(1)), ids, budget, monkeypatch
-        )
-        directory = tmp_path_factory.mktemp("killed") / "f"
-        asked: list[tuple[str, int]] = []
-        for attempt, kill in enumerate([*kills, None]):
-            engines = PureEngines(salt, random.Random(attempt), kill)
-            with suppress(RuntimeError):
-                outcome = run(directory, engines, ids, budget, monkeypatch)
-            asked += engines.asked
+    whole = run(tmp_path_factory.mktemp("whole") / "f", PureEngines(salt, random.Random(1)), ids, budget)
+    directory = tmp_path_factory.mktemp("killed") / "f"
+    asked: list[tuple[str, int]] = []
+    for attempt, kill in enumerate([*kills, None]):
+        engines = PureEngines(salt, random.Random(attempt), kill)
+        with suppress(RuntimeError):
+            outcome = run(directory, engines, ids, budget)
+        asked += engines.asked
     assert outcome.rows.equals(whole.rows)
     assert len(asked) == len(set(asked)), "nothing is sampled twice"
     tokens = outcome.rows["n_tokens"]
@@ -132,8 +144,8 @@ def test_rows_are_a_pure_function_of_the_outputs(tmp_path_factory, salt, seeds, 
     assert (outcome.rows["text"].str.len_chars() > 0).all()
 
 
-def test_waves_discard_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = run(tmp_path / "f", PureEngines(0, random.Random(0)), ["a", "b", "c"], 20_000, monkeypatch)
+def test_waves_discard_little(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "f", PureEngines(0, random.Random(0)), ["a", "b", "c"], 20_000)
     assert outcome.discarded < 0.05 * outcome.requests
 
 
@@ -159,7 +171,7 @@ def test_a_shard_whose_engine_is_gone_says_so_where_it_is_not_finished(
 
     def finish(budget: int) -> Outcome:
         with Progress("test", "tokens") as progress:
-            return generate_shard({"a": [0, 1]}, budget, 5, spec, Synthesis(), 1, ledger, progress)
+            return generate_shard({"a": [0, 1]}, budget, 5, NeverStarted(), spec, Synthesis(), 1, ledger, progress)
 
     assert finish(6).rows["engine"].to_list() == ["vllm"], "finished without an engine"
     other = tmp_path / "00007" / "of-transformers"
@@ -171,19 +183,30 @@ def test_a_shard_whose_engine_is_gone_says_so_where_it_is_not_finished(
 
 def test_impossible_shards_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SynthesisError, match="no seed document"):
-        run(tmp_path / "a", PureEngines(0, random.Random(0)), [], 10, monkeypatch)
+        run(tmp_path / "a", PureEngines(0, random.Random(0)), [], 10)
     monkeypatch.setattr(f"{__name__}.outputs", lambda salt, key: " ")
     with pytest.raises(SynthesisError, match="all empty"):
-        run(tmp_path / "b", PureEngines(0, random.Random(0)), ["a"], 10, monkeypatch)
+        run(tmp_path / "b", PureEngines(0, random.Random(0)), ["a"], 10)
     with (
         Progress("test", "tokens") as progress,
         pytest.raises(SynthesisError, match=r"document long.*max_document_tokens"),
     ):
-        generate_shard({"long": [0] * 64}, 10, 1, SPEC, Synthesis(), 1, Ledger(tmp_path / "c", count_bytes), progress)
+        generate_shard(
+            {"long": [0] * 64},
+            10,
+            1,
+            NeverStarted(),
+            SPEC,
+            Synthesis(),
+            1,
+            Ledger(tmp_path / "c", count_bytes),
+            progress,
+        )
 
 
-def test_empty_shard_gives_an_empty_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "get_engines", lambda spec: pytest.fail("an engine was started"))
+def test_empty_shard_gives_an_empty_table(tmp_path: Path) -> None:
     with Progress("test", "tokens") as progress:
-        outcome = generate_shard({}, 0, 0.0, SPEC, Synthesis(), 1, Ledger(tmp_path / "f", count_bytes), progress)
+        outcome = generate_shard(
+            {}, 0, 0.0, NeverStarted(), SPEC, Synthesis(), 1, Ledger(tmp_path / "f", count_bytes), progress
+        )
     assert outcome.rows.is_empty() and outcome.rows.schema["n_tokens"].is_integer()
