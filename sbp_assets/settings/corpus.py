@@ -43,13 +43,13 @@ class FilesSource(Section):
     text_field: str = Field("text", description="Field of a row that holds the text.")
     id_field: str | None = Field(
         "id",
-        description="Field of a row that holds its id; null, or absent from the row: the id is made from file and line.",
+        description="Field of a row that holds its id; null, or absent from the row: it is made from file and line.",
     )
     url_field: str = Field("url", description="Field of a row that holds its URL, where there is one.")
     files_per_shard: PositiveInt | None = Field(
         None,
-        description="Files in a shard, in the order of their names, so that files keep their shard as others are added; null: "
-        "all files are dealt over the shards.",
+        description="Files of a shard, in the order of their names, so that files keep their shard as others are "
+        "added; null: all files are dealt over the shards.",
     )
 
 
@@ -140,9 +140,9 @@ class Corpus(Section):
     tokenizer: Tokenizer = Field(Tokenizer(), description="Tokenizer of all models.")
     expected_unique_tokens: PositiveInt | None = Field(
         None,
-        description="Tokens that D is expected to hold; null: unknown. `sbp plan` alone reads it; it is part of no version.",
+        description="Tokens that D is expected to hold; null: unknown. For `sbp plan` alone; it enters no version.",
     )
     expected_unique_documents: PositiveInt | None = Field(
         None,
-        description="Documents that D is expected to hold; null: expected_unique_tokens at a mean length. As above.",
+        description="Documents that D is expected to hold; null: as many as those tokens make. Likewise.",
     )

@@ -78,8 +78,7 @@ def apply_environment(values: dict[str, Any], environ: Mapping[str, str], settin
         path = tuple(name.removeprefix(ENV_PREFIX).lower().split(ENV_SEPARATOR))
         where = f"{'.'.join(path)} (from {name})"
         if path not in types:
-            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
-            wrong.append(f"{where}: no such setting, nor another variable of this project; the nearest is {nearest}")
+            wrong.append(f"{where if len(path) > 1 else name}: is unknown; the nearest name is {_nearest(name, known)}")
             continue
         section: Any = values
         for key in path[:-1]:
@@ -95,6 +94,14 @@ def apply_environment(values: dict[str, Any], environ: Mapping[str, str], settin
             except ValueError as error:  # its message has a line and a column, and nothing of the text
                 wrong.append(f"{where}: not JSON, which a list or a section has to be: {error}")
     return wrong
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The one of the `known` variables that `name` was probably meant to be."""
+    # One whose last part is the same comes first: mostly it is the section that was forgotten or mistaken.
+    last = name.removeprefix(ENV_PREFIX).split(ENV_SEPARATOR)[-1]
+    same = [other for other in known if other.endswith((ENV_PREFIX + last, ENV_SEPARATOR + last))]
+    return difflib.get_close_matches(name, same or known, n=1, cutoff=0)[0]
 
 
 def _read(text: str, types: list[Any]) -> Any:

@@ -174,8 +174,8 @@ class Synthesis(Section):
     )
     condition: Literal["seed", "none"] = Field(
         "seed",
-        description="What a document is conditioned on. seed: a seed document, by the synthesizer; none: `<bos>` alone, "
-        "by the baseline, a placebo without a synthesizer.",
+        description="What a document is conditioned on. seed: a seed document, by the synthesizer; none: `<bos>` "
+        "alone, by the baseline, a placebo without a synthesizer.",
     )
     quality_sample: PositiveInt = Field(1000, description="Documents of each shard that the quality metrics read.")
     duplicate_sample: PositiveInt = Field(
@@ -194,7 +194,7 @@ class Evaluation(Section):
         500, description="Held-out documents that perplexity is measured on, at most."
     )
     concept_questions: NonNegativeInt = Field(
-        500, description="Multiple-choice questions about the concepts source; 0 for every other source."
+        500, description="Multiple-choice questions about the concepts; 0 for all other sources."
     )
     benchmarks: tuple[
         Literal[

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from sbp_assets.settings.deployment import Deployment
 from sbp_assets.settings.environment import apply_environment, variable
@@ -69,7 +70,7 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        wrong += [f"{_where(e['loc'], environ)}: {e['msg']}" for e in error.errors()]
+        wrong += [f"{_where(e['loc'], environ)}: {_reason(e)}" for e in error.errors()]
     if wrong:
         raise SettingsError("\n  ".join([f"profile {profile} ({path}) cannot be used:", *wrong]))
     directories = {}
@@ -90,6 +91,13 @@ def _where(location: tuple[int | str, ...], environ: Mapping[str, str]) -> str:
         if (name := variable(*path[:length])) in environ:
             return f"{dotted} (from {name})"
     return f"{dotted} (environment variable {variable(*path)})" if len(path) > 1 else dotted or "(profile)"
+
+
+def _reason(error: ErrorDetails) -> str:
+    """Why a value is wrong, without the value."""
+    if error["type"] == "union_tag_invalid":  # the one message of pydantic's that quotes it
+        return f"{error['ctx']['discriminator']} is none of {error['ctx']['expected_tags']}"
+    return error["msg"]
 
 
 def _fault(error: yaml.YAMLError) -> str:
