@@ -84,7 +84,7 @@ class Sampling:
 
 
 class Engines:
-    """`spec.processes` running engines. Get them through `get_engines`."""
+    """`spec.processes` running engines. A `Generator` starts them."""
 
     def __init__(self, spec: EngineSpec) -> None:
         began = time.monotonic()
@@ -168,30 +168,34 @@ class Engines:
         self._pools, self._pids = [], []
 
 
-_running: Engines | None = None
-_lock = threading.Lock()
+class Generator:
+    """Starts engines and keeps them running, for the shards and runs that follow, until its owner closes it."""
 
+    def __init__(self) -> None:
+        self._running: Engines | None = None
+        self._lock = threading.Lock()
 
-def get_engines(spec: EngineSpec) -> tuple[Engines, bool]:
-    """Running engines of `spec`, and whether they were running already. Engines of another spec are stopped first."""
-    global _running
-    with _lock:
-        if _running is not None and _running.alive and _running.spec == spec:
-            return _running, True
-        if _running is not None:
-            _running.stop()
-            _running = None
-        _running = Engines(spec)
-        return _running, False
+    def engines(self, spec: EngineSpec) -> tuple[Engines, bool]:
+        """Return running engines of `spec`, and whether they were running already.
 
+        Engines of another spec are stopped first. Raises EngineError where the engines cannot start.
+        """
+        with self._lock:
+            if self._running is not None and self._running.alive and self._running.spec == spec:
+                return self._running, True
+            self._stop()
+            self._running = Engines(spec)
+            return self._running, False
 
-def shutdown() -> None:
-    """Stop the engines of this process, if any run, and free their memory."""
-    global _running
-    with _lock:
-        if _running is not None:
-            _running.stop()
-        _running = None
+    def close(self) -> None:
+        """Stop the running engines, if there are any, and free their memory."""
+        with self._lock:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.stop()
+        self._running = None
 
 
 def installed(engine: Engine) -> bool:

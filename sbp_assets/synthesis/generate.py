@@ -34,10 +34,10 @@ from sbp_assets.synthesis.engine import (
     Engine,
     EngineError,
     EngineSpec,
+    Generator,
     Request,
     Sampling,
     default_engine,
-    get_engines,
     how_to_install,
     installed,
 )
@@ -231,6 +231,7 @@ def generate_shard(
     prompts: Mapping[str, list[int]],
     budget: int,
     expected_tokens: float,
+    generator: Generator,
     spec: EngineSpec,
     settings: Synthesis,
     eos_id: int,
@@ -281,7 +282,7 @@ def generate_shard(
                 "which is not installed here, and a shard is finished by the engine that began it. Install it "
                 f"({how_to_install(spec.engine)}), or set {ANOTHER_ENGINE}, which samples this shard from the beginning"
             )
-        engines, was_running = get_engines(spec)
+        engines, was_running = generator.engines(spec)
         # Only now: what a named engine cannot replace, because it does not start, stays.
         ledger.remove_others()
         if startup_seconds is None:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
-from sbp_assets.settings import Judge
+from sbp_assets.settings import Deployment, Judge
 from sbp_assets.storage.artifacts import content_version, named_when_full
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, fixed_sample, ids_of, row, texts_of, with_seeds
@@ -82,6 +82,15 @@ class Endpoint:
     concurrency: int
     timeout: float  # seconds
     retries: int
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> Endpoint | None:
+        """Return the endpoint that the deployment names; None where it names none, and nothing is judged."""
+        if deployment.judge_url is None:
+            return None
+        return cls(
+            deployment.judge_url, deployment.judge_concurrency, deployment.judge_timeout, deployment.judge_retries
+        )
 
 
 @dataclass(frozen=True)
