@@ -15,7 +15,7 @@ from sbp_assets.settings.corpus import (
     Tokenizer,
 )
 from sbp_assets.settings.deployment import Deployment
-from sbp_assets.settings.environment import ENV_PREFIX, ENV_SEPARATOR, OTHER_VARIABLES, as_text, variable
+from sbp_assets.settings.environment import OTHER_VARIABLES, as_text, variable
 from sbp_assets.settings.experiment import (
     Contamination,
     Evaluation,
@@ -44,8 +44,6 @@ from sbp_assets.settings.section import (
 
 __all__ = [
     "DEFAULT_PROFILE",
-    "ENV_PREFIX",
-    "ENV_SEPARATOR",
     "OTHER_VARIABLES",
     "PROFILES_DIR",
     "ConceptsSource",

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
 
-from sbp_assets.definitions import defs
+from sbp_assets.definitions import build_definitions
 from sbp_assets.instance.home import dagster_environment, project_file
 from sbp_assets.instance.storage import POSTGRES_URL, schema
 from sbp_assets.settings import load_settings
@@ -29,7 +29,7 @@ def test_dagster_takes_every_key(path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_everything_of_the_device_and_of_memory_is_in_a_pool():
-    graph = defs.resolve_asset_graph()
+    graph = build_definitions(load_settings("tiny", {})).resolve_asset_graph()
     pools: dict[str | None, set[str]] = {}
     for key in graph.materializable_asset_keys:
         for pool in graph.get(key).pools or {None}:
