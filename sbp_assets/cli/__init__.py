@@ -15,16 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sbp_assets.instance.home import (
-    DRIVER,
-    POSTGRES_URL,
-    activate,
-    dagster_environment,
-    exclusive_instance,
-    exists,
-    prepare,
-    schema,
-)
+from sbp_assets.instance.home import activate, dagster_environment
+from sbp_assets.instance.storage import DRIVER, POSTGRES_URL, exclusive_instance, exists, prepare, schema
 from sbp_assets.settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)

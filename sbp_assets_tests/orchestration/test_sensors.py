@@ -98,7 +98,7 @@ def test_a_file_of_the_same_size_has_changed_by_its_time(tmp_path: Path):
 
 
 def test_changes_are_taken_in_where_configured_once_they_have_settled(tmp_path: Path):
-    source = Source(tmp_path, take_in_new_files=True)
+    source = Source(tmp_path, ingest_new_files=True)
     source.take_in()
     source.write("b.jsonl", 1)
     assert source.look()[1] == 0
@@ -112,7 +112,7 @@ def test_changes_are_taken_in_where_configured_once_they_have_settled(tmp_path: 
 
 
 def test_a_request_that_failed_is_made_again_less_and_less_often(tmp_path: Path):
-    source = Source(tmp_path, take_in_new_files=True)
+    source = Source(tmp_path, ingest_new_files=True)
     source.take_in()
     source.write("b.jsonl", 1)
     assert [source.look()[1] for _ in range(3)] == [0, 1, 0]
