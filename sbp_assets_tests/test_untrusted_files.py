@@ -16,11 +16,12 @@ import sbp_assets
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.ingest import read_shard, source_manifest
 from sbp_assets.corpus.tokenizer import named_tokenizer, train_tokenizer
+from sbp_assets.definitions import build_definitions
 from sbp_assets.evaluation import suite
 from sbp_assets.evaluation.tasks import write_tasks
 from sbp_assets.pairing import embed
 from sbp_assets.pretraining.model_files import model_problems
-from sbp_assets.settings import HubSource, Model
+from sbp_assets.settings import HubSource, Model, load_settings
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.training.checkpoint import CheckpointMismatch, load_best, load_checkpoint
@@ -209,8 +210,7 @@ def test_no_module_reads_pickles_or_runs_what_it_reads(path: Path):
 
 
 def test_no_asset_goes_through_dagsters_pickling_io_manager():
-    from sbp_assets.definitions import defs
-
+    defs = build_definitions(load_settings("tiny", {}))
     graph = defs.resolve_asset_graph()
     for key in graph.materializable_asset_keys:
         output = defs.resolve_assets_def(key)

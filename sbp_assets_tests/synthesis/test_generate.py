@@ -15,6 +15,7 @@ from sbp_assets.settings import Synthesis
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.engine import EngineError, Engines, EngineSpec, Generator
 from sbp_assets.synthesis.generate import (
+    SEQUENCES_PER_WAVE,
     Outcome,
     SynthesisError,
     budget_prefix,
@@ -151,7 +152,7 @@ def test_waves_discard_little(tmp_path: Path) -> None:
 
 def test_next_wave_fills_holes_first() -> None:
     assert next_wave(["a", "b"], {("a", 0): 10, ("a", 1): 10}, 30, 10, 1, 100)[0] == ("b", 0)
-    assert len(next_wave(["a"], {}, 10**9, 10, 1, 2)) == generate.SEQUENCES_PER_WAVE * 2
+    assert len(next_wave(["a"], {}, 10**9, 10, 1, 2)) == SEQUENCES_PER_WAVE * 2
 
 
 def test_sampling_seeds_are_stable_and_differ() -> None:

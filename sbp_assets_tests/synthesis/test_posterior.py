@@ -145,8 +145,8 @@ def test_statements_are_grouped_by_what_the_synthesizer_could_know():
 
 
 def test_of_no_statements_nothing_is_claimed():
-    for shards in ([], [grade(Learner(WORLD), {}, pl.DataFrame(schema={"seed_id": pl.String, "text": pl.String}))]):
-        table = posterior_table(shards, WORLD)
+    for graded in ([], [grade(Learner(WORLD), {}, pl.DataFrame(schema={"seed_id": pl.String, "text": pl.String}))]):
+        table = posterior_table(graded, WORLD)
         assert table["group"].to_list() == list(DEFINITIONS)
         assert table["statements"].sum() == 0 and table["accuracy"].null_count() == len(table)
         assert not leak_problems(table) and not copying_problems(table) and not table_problems(table)
