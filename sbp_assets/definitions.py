@@ -23,8 +23,8 @@ import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.dagster_support.columns import with_sources
 from sbp_assets.dagster_support.stage import load_assets, load_checks
-from sbp_assets.orchestration.nightly import NIGHTLY, nightly_sensor, with_nightly_condition
-from sbp_assets.orchestration.pipeline import JOBS, display_logger
+from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
+from sbp_assets.orchestration.pipeline import JOBS, NightlyPolicy, display_logger
 from sbp_assets.orchestration.sensors import failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.pairing.embed import Embedder
 from sbp_assets.settings import FilesSource, Settings, load_settings
@@ -60,6 +60,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     """Return the code location for `settings`; each of `resources` replaces the one of its key in `build_resources`."""
     deployment, source = settings.deployment, settings.experiment.corpus.source
+    nightly = NightlyAutomation(deployment)
     with warnings.catch_warnings():
         # Partitioned checks and sensors that evaluate conditions of our own are marked preview or beta in Dagster 1.13;
         # the version is pinned and the tests run on it.
@@ -67,7 +68,7 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
         warnings.filterwarnings("ignore", message="Parameter `use_user_code_server`")
         assets = [asset for stage in STAGES for asset in load_assets(stage.assets, settings)]
         checks = [check for stage in STAGES for check in load_checks(stage.checks, settings)] + stored_checks(assets)
-        sensors = [nightly_sensor(deployment), unchecked_sensor(deployment), failure_sensor(deployment)]
+        sensors = [nightly.sensor(), unchecked_sensor(deployment, nightly.cache), failure_sensor(deployment)]
         if isinstance(source, FilesSource):
             sensors.append(source_sensor(source, deployment))
     partitioned = {spec.key for asset in assets for spec in asset.specs if spec.partitions_def}
@@ -75,10 +76,10 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
     def with_automation(spec: dg.AssetSpec) -> dg.AssetSpec:
         spec = spec.replace_attributes(metadata=with_sources(spec.metadata))
         fan_in = spec.partitions_def is None and any(dep.asset_key in partitioned for dep in spec.deps)
-        if fan_in and NIGHTLY.get(spec.key) == "stale" and deployment.overdue_days:
+        if fan_in and NIGHTLY.get(spec.key) is NightlyPolicy.IF_NEEDED and deployment.overdue_days:
             window = timedelta(days=deployment.overdue_days)
             spec = spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window))
-        return with_nightly_condition(spec, deployment)
+        return nightly.with_condition(spec)
 
     return dg.Definitions(
         assets=[asset.map_asset_specs(with_automation) for asset in assets],

@@ -42,6 +42,7 @@ PLAIN = {
     "instance/branch.py",
     "orchestration/webhook.py",
 }
+INTERNALS = ROOT / "dagster_support" / "internals.py"
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
@@ -71,3 +72,8 @@ def test_nothing_imports_upwards(path: Path):
     above = set(LAYERS[LAYERS.index(room) + 1 :])
     imported = {name.split(".")[1] for name in imports(path) if name.startswith("sbp_assets.")}
     assert not imported & above
+
+
+def test_dagsters_private_modules_are_reached_through_one_module():
+    reaching = {path for path in MODULES if any(name.startswith("dagster._") for name in imports(path))}
+    assert reaching == {INTERNALS}

@@ -19,7 +19,7 @@ ENGINES = ("torch", "transformers", "lm_eval", "datasets", "sentence_transformer
 # Libraries are imported first: what they do to the process is not this project's.
 IMPORT_EVERYTHING = """
 import importlib, logging, os, sys, warnings
-import dagster, lm_eval.tasks, matplotlib.figure, sentence_transformers, torch.distributed.run, transformers
+import dagster, duckdb, faiss, lm_eval.tasks, matplotlib.figure, polars, sentence_transformers, transformers
 levels = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
 environment, filters = dict(os.environ), list(warnings.filters)
 for name in sys.argv[1:]:

@@ -58,6 +58,7 @@ def run(
     from sqlalchemy.exc import DBAPIError
 
     from sbp_assets.definitions import build_definitions
+    from sbp_assets.orchestration.display import StepStatus
     from sbp_assets.orchestration.pipeline import PIPELINE
     from sbp_assets.orchestration.runner import end_killed_runs, run_pipeline
     from sbp_assets.pairing.embed import Embedder
@@ -93,7 +94,7 @@ def run(
     wall = time.monotonic() - started
     typer.echo(f"\n{'step':<28}{'partitions':>11}{'seconds':>9}{'own work':>10}")
     for state in states:
-        if state.status == "done":
+        if state.status is StepStatus.DONE:
             share = f"{state.own_seconds / max(state.seconds, 1e-9):.0%}"
             typer.echo(f"{state.step.title:<28}{len(state.partitions):>11}{state.seconds:>9.1f}{share:>10}")
     own = sum(state.own_seconds for state in states)
@@ -132,7 +133,7 @@ def verify(
     from sbp_assets.dagster_support.stage import io_manager_keys
     from sbp_assets.definitions import build_definitions
     from sbp_assets.orchestration.pipeline import PIPELINE
-    from sbp_assets.orchestration.runner import end_killed_runs, step_partitions
+    from sbp_assets.orchestration.runner import Outcome, end_killed_runs, step_partitions
     from sbp_assets.orchestration.runner import verify as verify_partition
     from sbp_assets.orchestration.staleness import Staleness
     from sbp_assets.storage.io_managers import ArtifactStore
@@ -169,16 +170,16 @@ def verify(
             typer.secho(told, fg="red", err=True)
             raise typer.Exit(2)
         for step, partition in _track("checking")(made):
-            failed, crashed, reasons = verify_partition(defs, instance, step, partition)
-            # A check that crashed on what another found damaged says nothing more.
-            damaged, unknown = damaged + bool(failed), unknown + bool(crashed and not failed)
+            result = verify_partition(defs, instance, step, partition)
+            damaged += result.outcome is Outcome.FAILED
+            unknown += result.outcome is Outcome.CRASHED
             name = " ".join(filter(None, (step.name, partition)))
-            if failed:
-                typer.secho(f"{name}: {', '.join(sorted(failed + crashed))}", fg="red")
-                for line in (line for reason in reasons.values() for line in reason.splitlines()):
+            if result.outcome is Outcome.FAILED:
+                typer.secho(f"{name}: {', '.join(result.names)}", fg="red")
+                for line in (line for reason in result.failed.values() for line in reason.splitlines()):
                     typer.echo(f"  {printable(line)}")
-            elif crashed:
-                typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(crashed)}", fg="red")
+            elif result.outcome is Outcome.CRASHED:
+                typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(result.names)}", fg="red")
     told = f"{len(made)} partitions looked at, {damaged} damaged"
     told += "; `sbp run` makes them again" * bool(damaged) + f"; {unknown} could not be looked at" * bool(unknown)
     typer.echo(told)

@@ -14,7 +14,6 @@ from typing import Any, get_origin
 
 import dagster as dg
 import polars as pl
-from dagster._core.storage.upath_io_manager import UPathIOManager
 from upath import UPath
 
 from sbp_assets.dagster_support.columns import LINEAGE
@@ -23,7 +22,7 @@ from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_ver
 from sbp_assets.storage.remote import RemoteStore, is_local, root
 
 
-class ArtifactIOManager(UPathIOManager):
+class ArtifactIOManager(dg.UPathIOManager):
     """Common part: local staging, atomic publication, data version, dict inputs."""
 
     def __init__(self, base: str, cache: str, cache_gb: float = 50, patience: float = 60) -> None:
@@ -40,7 +39,7 @@ class ArtifactIOManager(UPathIOManager):
 
     @property
     def storage_options(self) -> dict[str, Any]:
-        # UPathIOManager's own reads a private attribute that universal-pathlib 0.3.10 no longer has.
+        # dg.UPathIOManager's own reads a private attribute that universal-pathlib 0.3.10 no longer has.
         return dict(self._base_path.storage_options)
 
     def write(self, obj: Any, path: Path) -> None:
@@ -131,7 +130,7 @@ class ArtifactIOManager(UPathIOManager):
             self._remote.release()
 
     def _path_of(self, key: dg.AssetKey, partition: str | None) -> UPath:
-        """Where the artifact lies, as UPathIOManager derives it from a run's context.
+        """Where the artifact lies, as dg.UPathIOManager derives it from a run's context.
 
         From key and partition alone: `build_input_context` makes an ephemeral instance with two databases, 48 ms of
         processor time for each shard that a check or an index looks at.
@@ -160,7 +159,7 @@ class ArtifactIOManager(UPathIOManager):
         return loaded
 
     def load_input(self, context: dg.InputContext) -> Any:
-        # UPathIOManager type-checks multi-partition inputs by its own rules and takes another path for exactly one.
+        # dg.UPathIOManager type-checks multi-partition inputs by its own rules and takes another path for exactly one.
         if context.has_asset_key and context.has_asset_partitions:
             return self.load_partitions(context)
         return super().load_input(context)
