@@ -116,6 +116,6 @@ def test_scores_to_report(data: Path, settings: Settings) -> None:
     assert "reached the same held-out perplexity" in page
     (precision,) = pl.read_parquet(data / "pairing/pair_truth.parquet").filter(shard="all")["precision"]
     assert f"{precision:.1%}" in page, "the report shows what its upstream artifacts hold"
-    (curves,) = rest.asset_materializations_for_node("training_dynamics")
+    (curves,) = rest.asset_materializations_for_node("evaluation__training_dynamics")
     assert curves.metadata["baseline_lowest_heldout_loss"].value == 5.0
     assert "| 100" in str(curves.metadata["mean_over_seeds"].value)
