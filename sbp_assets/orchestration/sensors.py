@@ -32,7 +32,7 @@ UNCHECKED_SECONDS = 300
 def source_sensor(source: FilesSource, deployment: Deployment) -> dg.SensorDefinition:
     """Return the sensor that compares the source with the manifest and reports each difference once, on the manifest.
 
-    With deployment.take_in_new_files it then requests the job `manifest`, as soon as two ticks find the same: a file
+    With deployment.ingest_new_files it then requests the job `manifest`, as soon as two ticks find the same: a file
     that is still being written is not ingested.
     """
 
@@ -42,7 +42,7 @@ def source_sensor(source: FilesSource, deployment: Deployment) -> dg.SensorDefin
         minimum_interval_seconds=deployment.source_poll_seconds,
         default_status=default_status(deployment.automation),
         description="Reports files that are new, changed or gone at the corpus location"
-        + (", and ingests them." if deployment.take_in_new_files else "."),
+        + (", and ingests them." if deployment.ingest_new_files else "."),
     )
     def source_files(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         if context.instance.get_latest_materialization_event(MANIFEST) is None:
@@ -58,10 +58,10 @@ def source_sensor(source: FilesSource, deployment: Deployment) -> dg.SensorDefin
         if before.get("changes") != digest:
             return dg.SensorResult(
                 cursor=json.dumps({"changes": digest}),
-                asset_events=[_observation(changes, deployment.take_in_new_files)],
+                asset_events=[_observation(changes, deployment.ingest_new_files)],
                 skip_reason="Reported on corpus/source_manifest.",
             )
-        if deployment.take_in_new_files:
+        if deployment.ingest_new_files:
             # A request that failed is repeated, after one more tick, then two, four, …
             requests, looks = before.get("requests", 0), before.get("looks", 0) + 1  # ticks since the last request
             if not requests or (looks >= 2 ** (requests - 1) and _ingestion_failed(context.instance)):

@@ -7,6 +7,7 @@ to the asset as {partition key: artifact} even when there is exactly one partiti
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_origin
@@ -16,6 +17,7 @@ import polars as pl
 from upath import UPath
 
 from sbp_assets.dagster_support.columns import LINEAGE
+from sbp_assets.settings import Deployment
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
 from sbp_assets.storage.remote import RemoteStore, is_local, root
 
@@ -186,3 +188,21 @@ class DirectoryIOManager(ArtifactIOManager):
 
     def read(self, path: Path) -> Path:
         return path
+
+
+class ArtifactStore:
+    """An artifact store: its IO managers, which share one place and one cache."""
+
+    def __init__(self, data_dir: str, deployment: Deployment) -> None:
+        """Open the store `data_dir`, a path or fsspec URL, with the cache of `deployment`."""
+        settings = data_dir, f"{deployment.work_dir}/cache", deployment.cache_gb, deployment.storage_patience
+        self.parquet, self.directory = ParquetIOManager(*settings), DirectoryIOManager(*settings)
+
+    @property
+    def resources(self) -> dict[str, ArtifactIOManager]:
+        """The IO managers by resource key."""
+        return {"parquet": self.parquet, "directory": self.directory}
+
+    def managers(self, io_manager_keys: Mapping[dg.AssetKey, str]) -> dict[dg.AssetKey, ArtifactIOManager]:
+        """Return what reads and writes each asset's artifacts in this store, given the keys of their IO managers."""
+        return {key: self.resources[name] for key, name in io_manager_keys.items()}

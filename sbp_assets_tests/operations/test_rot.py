@@ -10,14 +10,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from sbp_assets.definitions import RESOURCES, defs
+from sbp_assets.definitions import build_resources
 from sbp_assets.orchestration.nightly import NIGHTLY
 from sbp_assets.orchestration.pipeline import PIPELINE
 from sbp_assets.orchestration.runner import Outcome, PipelineError, pending_partitions, run_pipeline, verify
-from sbp_assets.partitions import EXPERIMENT
 from sbp_assets_tests.operations.damage import SHARD, shuffled_pairs
 from sbp_assets_tests.operations.deployment import Deployment
-from sbp_assets_tests.operations.test_mutations import placed
+from sbp_assets_tests.operations.test_mutations import SETTINGS, defs, placed
 
 STEPS = {step.name: step for step in PIPELINE}
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -68,7 +67,7 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment)
         made = len(instance.get_run_ids())
         states = run_pipeline(defs, instance, {}, until="format_examples")
         done = {state.step.name: state.finished for state in states if state.status == "done"}
-        assert done == {"pair": len(EXPERIMENT.shard_keys)}
+        assert done == {"pair": len(SETTINGS.experiment.shard_keys)}
         assert len(instance.get_run_ids()) == made + 1, "one shard, and nothing that follows"
         assert verify(defs, instance, STEPS["pair"], SHARD).outcome is Outcome.PASSED
         assert pending_partitions(defs, instance, STEPS["pretrain_baseline"]) == ["0"], "trained again when asked for"
@@ -97,7 +96,7 @@ def test_a_lost_artifact_is_found(deployment: Deployment):
 
 
 def test_a_step_that_writes_damage_stops_the_run(deployment: Deployment, monkeypatch: pytest.MonkeyPatch):
-    manager = RESOURCES["parquet"]
+    manager = build_resources(SETTINGS)["parquet"]
     sound = manager.write  # type: ignore[union-attr]
 
     def damaged(obj: Any, path: Path) -> None:

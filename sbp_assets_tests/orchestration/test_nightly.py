@@ -8,14 +8,15 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from sbp_assets.definitions import defs as project
+from sbp_assets.definitions import build_definitions
 from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
 from sbp_assets.orchestration.pipeline import PIPELINE, NightlyPolicy
 from sbp_assets.orchestration.runner import RUN_TAGS
-from sbp_assets.settings import Deployment
+from sbp_assets.settings import Deployment, load_settings
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 
+project = build_definitions(load_settings("tiny", {}))
 DEPLOYMENT = Deployment(nightly="0 2 * * *", nightly_until="0 8 * * *")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

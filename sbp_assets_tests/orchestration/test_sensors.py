@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from sbp_assets.corpus.ingest import source_changes, source_manifest
-from sbp_assets.corpus.readers import Root
+from sbp_assets.corpus.source_files import Root
 from sbp_assets.orchestration import sensors
 from sbp_assets.orchestration import webhook as notify
 from sbp_assets.orchestration.pipeline import NightlyPolicy, Step
@@ -98,7 +98,7 @@ def test_a_file_of_the_same_size_has_changed_by_its_time(tmp_path: Path):
 
 
 def test_changes_are_ingested_where_configured_once_two_ticks_agree(tmp_path: Path):
-    source = Source(tmp_path, take_in_new_files=True)
+    source = Source(tmp_path, ingest_new_files=True)
     source.ingest()
     source.write("b.jsonl", 1)
     assert source.look()[1] == 0
@@ -112,7 +112,7 @@ def test_changes_are_ingested_where_configured_once_two_ticks_agree(tmp_path: Pa
 
 
 def test_a_request_that_failed_is_repeated_less_and_less_often(tmp_path: Path):
-    source = Source(tmp_path, take_in_new_files=True)
+    source = Source(tmp_path, ingest_new_files=True)
     source.ingest()
     source.write("b.jsonl", 1)
     assert [source.look()[1] for _ in range(3)] == [0, 1, 0]
