@@ -32,7 +32,7 @@ STAGES = {"corpus", "pairing", "pretraining", "synthesizer", "synthesis", "evalu
 THIN = {"assets.py", "checks.py"}
 PLAIN = {
     *(f"settings/{name}.py" for name in ("__init__", "section", "corpus", "experiment", "deployment", "loading")),
-    *(f"storage/{name}.py" for name in ("artifacts", "progress", "remote", "row_versions", "token_arrays")),
+    *(f"storage/{name}.py" for name in ("artifacts", "cache", "progress", "remote", "row_versions", "token_arrays")),
     *(f"training/{name}.py" for name in ("checkpoint", "launch", "loop", "model", "order", "spec", "worker")),
     "dagster_support/preview.py",
     "instance/home.py",
