@@ -455,7 +455,7 @@ def report(
             contamination=contamination.collect(),
             similarities=report_data.similarity_counts(neighbor_pairs),
             pairs=report_data.example_pairs(neighbor_pairs, documents),
-            syntheses=report_data.example_syntheses(synthetic_documents, documents),
+            synthetic=report_data.example_synthetic_documents(synthetic_documents, documents),
         )
         (directory / "index.html").write_text(page, encoding="utf-8")
         progress.advance()

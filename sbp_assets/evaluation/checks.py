@@ -21,8 +21,8 @@ from sbp_assets.evaluation.contamination import (
 from sbp_assets.evaluation.suite import score_problems, unscored
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks, data_problems
 from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
+from sbp_assets.report.audit import page_problems
 from sbp_assets.report.dynamics import dynamics_problems
-from sbp_assets.report.page import page_problems
 from sbp_assets.settings import FiveTokensSource
 from sbp_assets.training.order import Documents
 from sbp_assets.training.spec import Source
