@@ -9,8 +9,9 @@ import polars as pl
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.dagster_support.columns import lineage, schema
 from sbp_assets.dagster_support.preview import table_preview
-from sbp_assets.evaluation import contamination, suite, tasks
-from sbp_assets.evaluation.comparison import SCORED, Scored, compare, render_markdown, seed_count, with_samples
+from sbp_assets.evaluation import benchmarks, contamination, suite, task_files, tasks
+from sbp_assets.evaluation.comparison import SCORED, Scored, compare, seed_count, with_samples
+from sbp_assets.evaluation.comparison_table import render_markdown
 from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.report import dynamics
@@ -84,7 +85,7 @@ def concept_questions() -> list[dict[str, str | int | list[str]]]:
     kinds={"yaml", "parquet"},
     io_manager_key="directory",
     code_version=f"{EXPERIMENT.version('2', 'evaluation', 'truth')}-"
-    + tasks.data_version(EXPERIMENT.evaluation.benchmarks, BENCHMARKS_DIR),
+    + benchmarks.data_version(EXPERIMENT.evaluation.benchmarks, BENCHMARKS_DIR),
     metadata=schema(("id", "string", "Held-out document."), ("text", "string", "What is scored of it."))
     | lineage({"corpus/documents": ("id", "text")}),
 )
@@ -99,9 +100,9 @@ def evaluation_tasks(
     evaluation = EXPERIMENT.evaluation
     directory = staging(DEPLOYMENT.work_dir, "evaluation_tasks")
     with Progress("evaluation tasks", "documents") as progress:
-        made = tasks.write_tasks(
+        made = task_files.write_tasks(
             directory,
-            tasks.sample_heldout(documents, evaluation.heldout_documents),
+            task_files.sample_heldout(documents, evaluation.heldout_documents),
             questions=concept_questions(),
             benchmarks=evaluation.benchmarks,
             benchmarks_dir=BENCHMARKS_DIR,

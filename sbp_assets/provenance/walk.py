@@ -344,7 +344,7 @@ class _Walk:
         return ExamplesOrder(data, experiment.model.context_length, experiment.first_seed, pad=0)
 
     def _scored(self, name: str) -> bool:
-        """Whether a held-out document is among those scored: tasks.sample_heldout takes the lowest digests."""
+        """Whether a held-out document is among those scored: task_files.sample_heldout takes the lowest digests."""
         before = self._rows(
             DOCUMENTS, "select count(*) as n from rows where split = ? and sha256(id) < sha256(?)", [HELDOUT, name]
         )[0]["n"]

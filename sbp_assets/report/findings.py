@@ -6,8 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from sbp_assets.evaluation.comparison import AGAINST, BASELINE_NAMES, PERCENT_METRICS, TASK_NAMES, seed_count
+from sbp_assets.evaluation.comparison import AGAINST, seed_count
+from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, TASK_NAMES
 from sbp_assets.evaluation.contamination import CONTAINED
+from sbp_assets.evaluation.suite import ACCURACIES
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT
 from sbp_assets.report.dynamics import early_stops, over_seeds
 from sbp_assets.report.formatting import decimal, percent, quantity, signed
@@ -112,7 +114,7 @@ def caveats(comparison: pl.DataFrame) -> list[str]:
     for against in AGAINST:
         compared = comparison.filter(pl.col("against") == against, pl.col("delta_sbp").is_not_null())
         # Perplexity, nats and bits of one task are one measurement: count tasks, by accuracy where they have one.
-        accuracies_first = compared.sort(~pl.col("metric").is_in(PERCENT_METRICS), maintain_order=True)
+        accuracies_first = compared.sort(~pl.col("metric").is_in(ACCURACIES), maintain_order=True)
         first = accuracies_first.unique("task", keep="first", maintain_order=True).filter(pl.col("task") != HELDOUT)
         if first.is_empty():
             continue

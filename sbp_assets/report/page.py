@@ -10,7 +10,8 @@ import polars as pl
 import yaml
 from markupsafe import Markup
 
-from sbp_assets.evaluation.comparison import AGAINST, BASELINE_NAMES, seed_count
+from sbp_assets.evaluation.comparison import AGAINST, seed_count
+from sbp_assets.evaluation.comparison_table import BASELINE_NAMES
 from sbp_assets.pairing.truth import DEFINITIONS as PAIR_DEFINITIONS
 from sbp_assets.pairing.truth import OVERALL
 from sbp_assets.report import findings, tables

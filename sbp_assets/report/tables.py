@@ -6,7 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from sbp_assets.evaluation.comparison import PERCENT_METRICS, display_rows, share_of_oracle_gain
+from sbp_assets.evaluation.comparison import share_of_oracle_gain
+from sbp_assets.evaluation.comparison_table import display_rows
+from sbp_assets.evaluation.suite import ACCURACIES
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.report import published
 from sbp_assets.report.findings import tone
@@ -59,7 +61,7 @@ def with_average(comparison: pl.DataFrame) -> pl.DataFrame:
 
     The first accuracy of each task counts. The row has no standard error, as the published one has none.
     """
-    accuracies = comparison.filter(pl.col("task").is_in(published.QA_TASKS), pl.col("metric").is_in(PERCENT_METRICS))
+    accuracies = comparison.filter(pl.col("task").is_in(published.QA_TASKS), pl.col("metric").is_in(ACCURACIES))
     first = accuracies.unique("task", keep="first")
     if set(first["task"]) != set(published.QA_TASKS) or first["delta_sbp"].null_count():
         return comparison

@@ -9,8 +9,8 @@ import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.evaluation import assets, checks
+from sbp_assets.evaluation.benchmarks import data_version
 from sbp_assets.evaluation.comparison import SCORED
-from sbp_assets.evaluation.tasks import data_version
 from sbp_assets.partitions import EXPERIMENT, SEEDS, SHARDS
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.settings import ConceptsSource

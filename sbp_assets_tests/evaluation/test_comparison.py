@@ -11,12 +11,11 @@ from sbp_assets.evaluation.comparison import (
     SCORED,
     compare,
     comparison_problems,
-    render_markdown,
-    render_table,
     share_of_oracle_gain,
     untrue_values,
     with_samples,
 )
+from sbp_assets.evaluation.comparison_table import render_markdown, render_table
 from sbp_assets.evaluation.suite import SAMPLES_SCHEMA, score_table
 
 VALUE = st.floats(0.1, 100, allow_nan=False)

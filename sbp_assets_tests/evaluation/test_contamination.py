@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from sbp_assets.evaluation import checks
+from sbp_assets.evaluation.benchmarks import BENCHMARKS
 from sbp_assets.evaluation.contamination import (
     COMMON,
     CORPORA,
@@ -23,7 +24,8 @@ from sbp_assets.evaluation.contamination import (
     training_documents,
     uncompared,
 )
-from sbp_assets.evaluation.tasks import BENCHMARKS, CONCEPT_QUESTIONS, HELDOUT, write_tasks
+from sbp_assets.evaluation.task_files import write_tasks
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT
 from sbp_assets.settings import Contamination
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.evaluation.conftest import HELDOUT as HELDOUT_ROWS

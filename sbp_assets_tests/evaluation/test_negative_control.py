@@ -10,7 +10,7 @@ import pytest
 from sbp_assets.corpus.five_tokens import LETTERS, MIN_LETTERS, document, end_probability, surprisal
 from sbp_assets.evaluation.checks import _control_check
 from sbp_assets.evaluation.negative_control import Floor, judge, measured_floor, scored_floor
-from sbp_assets.evaluation.tasks import write_tasks
+from sbp_assets.evaluation.task_files import write_tasks
 from sbp_assets.partitions import EXPERIMENT
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.settings import FiveTokensSource

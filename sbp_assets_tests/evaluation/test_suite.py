@@ -10,9 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_assets.evaluation import suite
+from sbp_assets.evaluation.benchmarks import BENCHMARKS
 from sbp_assets.evaluation.comparison import with_samples
 from sbp_assets.evaluation.suite import score_problems, unscored
-from sbp_assets.evaluation.tasks import BENCHMARKS, Task, Tasks, write_tasks
+from sbp_assets.evaluation.task_files import write_tasks
+from sbp_assets.evaluation.tasks import Task, Tasks
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
 

@@ -10,15 +10,18 @@ import pytest
 import yaml
 
 from sbp_assets.dagster_support.preview import escape
-from sbp_assets.evaluation import local_data, tasks
-from sbp_assets.evaluation.tasks import BENCHMARKS, BenchmarkDataError, Tasks
+from sbp_assets.evaluation import local_data
+from sbp_assets.evaluation.audit import data_problems
+from sbp_assets.evaluation.benchmarks import BENCHMARKS, STOCK_TASKS, BenchmarkDataError, data_version, local_files
+from sbp_assets.evaluation.task_files import sample_heldout, write_tasks
+from sbp_assets.evaluation.tasks import Tasks
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
 
 def write(folder: Path, benchmarks: list[str], benchmarks_dir: Path | None, limit: int | None = None) -> Tasks:
     folder.mkdir()
-    return tasks.write_tasks(
+    return write_tasks(
         folder, HELDOUT, questions=QUESTIONS, benchmarks=benchmarks, benchmarks_dir=benchmarks_dir,
         benchmark_limit=limit,
     )  # fmt: skip
@@ -34,7 +37,7 @@ def test_task_files_name_no_machine(tmp_path: Path) -> None:
     assert not made.problems and Tasks.load(tmp_path / "here") == made
     for file in (tmp_path / "here").glob("*.*"):
         text = file.read_text()
-        assert str(tmp_path) not in text and str(tasks.STOCK_TASKS) not in text, file.name
+        assert str(tmp_path) not in text and str(STOCK_TASKS) not in text, file.name
     again = write(tmp_path / "there", list(BENCHMARKS), shutil.copytree(benchmarks, tmp_path / "copy"))
     assert again == made
     for file in (path for path in (tmp_path / "here").rglob("*") if path.is_file()):
@@ -128,19 +131,19 @@ def test_data_is_found_wherever_the_folder_lies(tmp_path: Path, monkeypatch: pyt
 
 def test_other_benchmark_data_are_another_version(tmp_path: Path) -> None:
     folder = write_benchmarks(tmp_path / "benchmarks")
-    before = tasks.data_version(["sciq", "webqs"], folder)
-    assert before == tasks.data_version(["webqs", "sciq"], shutil.copytree(folder, tmp_path / "elsewhere"))
+    before = data_version(["sciq", "webqs"], folder)
+    assert before == data_version(["webqs", "sciq"], shutil.copytree(folder, tmp_path / "elsewhere"))
     (folder / "arc_easy.validation.parquet").unlink()
-    assert before == tasks.data_version(["sciq", "webqs"], folder), "nobody asked for it"
+    assert before == data_version(["sciq", "webqs"], folder), "nobody asked for it"
     path = folder / "webqs.train.parquet"
     pl.read_parquet(path).with_columns(question=pl.lit("why?")).write_parquet(path)
-    changed = tasks.data_version(["sciq", "webqs"], folder)
+    changed = data_version(["sciq", "webqs"], folder)
     path.unlink()
     (folder / "sciq.validation.parquet").unlink()
-    versions = [before, changed, tasks.data_version(["sciq", "webqs"], folder), tasks.data_version(["webqs"], folder)]
+    versions = [before, changed, data_version(["sciq", "webqs"], folder), data_version(["webqs"], folder)]
     assert len(set(versions)) == 4 and "hub" not in versions
     for benchmarks, directory in (([], folder), (["sciq"], None), (["sciq"], tmp_path / "none")):
-        assert tasks.data_version(benchmarks, directory) == "hub"
+        assert data_version(benchmarks, directory) == "hub"
 
 
 def test_hub_rows_are_those_of_the_stock_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +165,11 @@ def test_heldout_sample_does_not_depend_on_sharding() -> None:
         "id": [f"d{i}" for i in range(40)], "text": [f"text {i}" for i in range(40)],
         "split": ["heldout", "unique"] * 20,
     })  # fmt: skip
-    one = tasks.sample_heldout({"00000": documents.lazy()}, 7)
-    two = tasks.sample_heldout({"00000": documents[25:].lazy(), "00001": documents[:25].lazy()}, 7)
+    one = sample_heldout({"00000": documents.lazy()}, 7)
+    two = sample_heldout({"00000": documents[25:].lazy(), "00001": documents[:25].lazy()}, 7)
     assert one.equals(two) and len(one) == 7
     assert set(one["id"]) <= set(documents.filter(pl.col("split") == "heldout")["id"])
-    assert len(tasks.sample_heldout({"0": documents.lazy()}, 99)) == 20
+    assert len(sample_heldout({"0": documents.lazy()}, 99)) == 20
 
 
 def test_data_that_are_not_the_tasks_are_seen(tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_data_that_are_not_the_tasks_are_seen(tmp_path: Path) -> None:
 
     def problems(name: str, table: pl.DataFrame) -> list[str]:
         table.write_parquet(folder / "data" / f"sbp_{name}.test.parquet")
-        found = tasks.data_problems(folder, documents, QUESTIONS)
+        found = data_problems(folder, documents, QUESTIONS)
         sound[name].write_parquet(folder / "data" / f"sbp_{name}.test.parquet")
         return found
 
@@ -192,13 +195,13 @@ def test_data_that_are_not_the_tasks_are_seen(tmp_path: Path) -> None:
     assert "questions" in problems("concept_questions", sound["concept_questions"].with_columns(answer=pl.lit(2)))[0]
     assert problems("arc_easy", sound["arc_easy"].clear()) == [f"arc_easy: 0 rows of {len(sound['arc_easy'])}"]
     (folder / "data/sbp_heldout.test.parquet").write_bytes(b"cut")
-    assert "cannot be read" in tasks.data_problems(folder, documents, QUESTIONS)[0]
+    assert "cannot be read" in data_problems(folder, documents, QUESTIONS)[0]
 
 
 def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"corpus\.split\.heldout"):
-        tasks.write_tasks(tmp_path, HELDOUT.clear())
+        write_tasks(tmp_path, HELDOUT.clear())
     with pytest.raises(FileNotFoundError, match="materialise evaluation/tasks"):
         Tasks.load(tmp_path / "none")
     with pytest.raises(BenchmarkDataError, match=r"openwebtext2\.validation\.parquet or .*webtext\.test\.parquet"):
-        tasks.local_files(BENCHMARKS["openwebtext2"], tmp_path)
+        local_files(BENCHMARKS["openwebtext2"], tmp_path)
