@@ -209,7 +209,7 @@ class Comparison:
         self._best[corpus] = best.unique("number", keep="first", maintain_order=True)
 
     def results(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The summary (SUMMARY_SCHEMA), a row per set and corpus, and the items that are hit or contained (ITEMS_SCHEMA).
+        """The summary (SUMMARY_SCHEMA), a row per set and corpus, and the items hit or contained (ITEMS_SCHEMA).
 
         Items are listed once per corpus, the largest overlap with a single document first.
         """

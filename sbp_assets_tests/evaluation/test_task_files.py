@@ -1,3 +1,5 @@
+"""The tasks folder: what is written into it, and that it works wherever it lies."""
+
 import os
 import shutil
 import subprocess
@@ -11,41 +13,28 @@ import yaml
 
 from sbp_assets.dagster_support.preview import escape
 from sbp_assets.evaluation import local_data
-from sbp_assets.evaluation.audit import data_problems
-from sbp_assets.evaluation.benchmarks import BENCHMARKS, STOCK_TASKS, BenchmarkDataError, data_version, local_files
+from sbp_assets.evaluation.benchmarks import BENCHMARKS, STOCK_TASKS
 from sbp_assets.evaluation.task_files import sample_heldout, write_tasks
 from sbp_assets.evaluation.tasks import Tasks
 from sbp_assets.storage.artifacts import content_version
-from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
-
-
-def write(folder: Path, benchmarks: list[str], benchmarks_dir: Path | None, limit: int | None = None) -> Tasks:
-    folder.mkdir()
-    return write_tasks(
-        folder, HELDOUT, questions=QUESTIONS, benchmarks=benchmarks, benchmarks_dir=benchmarks_dir,
-        benchmark_limit=limit,
-    )  # fmt: skip
-
-
-def rows(folder: Path, name: str) -> pl.DataFrame:
-    return pl.read_parquet(folder / "data" / f"{name}.parquet")
+from sbp_assets_tests.evaluation.conftest import HELDOUT, task_rows, write_benchmarks, write_example_tasks
 
 
 def test_task_files_name_no_machine(tmp_path: Path) -> None:
     benchmarks = write_benchmarks(tmp_path / "benchmarks")
-    made = write(tmp_path / "here", list(BENCHMARKS), benchmarks)
+    made = write_example_tasks(tmp_path / "here", list(BENCHMARKS), benchmarks)
     assert not made.problems and Tasks.load(tmp_path / "here") == made
     for file in (tmp_path / "here").glob("*.*"):
         text = file.read_text()
         assert str(tmp_path) not in text and str(STOCK_TASKS) not in text, file.name
-    again = write(tmp_path / "there", list(BENCHMARKS), shutil.copytree(benchmarks, tmp_path / "copy"))
+    again = write_example_tasks(tmp_path / "there", list(BENCHMARKS), shutil.copytree(benchmarks, tmp_path / "copy"))
     assert again == made
     for file in (path for path in (tmp_path / "here").rglob("*") if path.is_file()):
         assert file.read_bytes() == (tmp_path / "there" / file.relative_to(tmp_path / "here")).read_bytes()
     assert all(task.lm_eval in (tmp_path / "here/README.md").read_text() for task in made.tasks)
 
 
-# In the place of lm_eval: imports what lies in the tasks folder and writes results, as that does.
+# Stands in for the program lm_eval: it imports what is in the tasks folder and writes results, as lm_eval does.
 LM_EVAL = """#!{python}
 import pathlib, sys
 value = dict(zip(sys.argv, sys.argv[1:]))
@@ -59,7 +48,7 @@ results.mkdir(exist_ok=True)
 
 def test_the_readmes_commands_leave_the_folder_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "tasks"
-    made = write(folder, ["sciq"], write_benchmarks(tmp_path / "benchmarks"))
+    made = write_example_tasks(folder, ["sciq"], write_benchmarks(tmp_path / "benchmarks"))
     before = content_version(folder)
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/lm_eval"
@@ -87,7 +76,7 @@ def test_the_readmes_commands_leave_the_folder_as_it_is(tmp_path: Path) -> None:
         ("mmlu.test", lambda f: f.with_columns(subject=pl.lit("alchemy")), "subject alchemy is not one of MMLU's"),
     ],
 )  # fmt: skip
-def test_bad_benchmarks_are_named_and_the_others_made(tmp_path: Path, file: str, change, said: str) -> None:
+def test_unusable_benchmarks_are_named_and_the_others_written(tmp_path: Path, file: str, change, said: str) -> None:
     path = write_benchmarks(tmp_path / "benchmarks") / f"{file}.parquet"
     if change is None:
         path.unlink()
@@ -95,69 +84,38 @@ def test_bad_benchmarks_are_named_and_the_others_made(tmp_path: Path, file: str,
         path.write_bytes(change)
     else:
         change(pl.read_parquet(path)).write_parquet(path)
-    made = write(tmp_path / "tasks", list(BENCHMARKS), path.parent)
+    made = write_example_tasks(tmp_path / "tasks", list(BENCHMARKS), path.parent)
     (problem,) = made.problems
     assert said in problem
     bad = problem.split(":")[0]
     assert {task.name for task in made.tasks} == {"heldout", "concept_questions", *BENCHMARKS} - {bad}
-    assert made.missing(["heldout", *BENCHMARKS]) == [problem], "the check on this asset goes red by name"
+    assert made.missing(["heldout", *BENCHMARKS]) == [problem], "the check on this asset fails and names it"
     assert escape(problem, 1000) in (tmp_path / "tasks/README.md").read_text()
 
 
 def test_limit_is_in_the_data_and_no_asked_row_is_shown(tmp_path: Path) -> None:
     benchmarks = write_benchmarks(tmp_path / "benchmarks")
-    write(tmp_path / "all", ["triviaqa"], benchmarks)
-    assert len(rows(tmp_path / "all", "sbp_triviaqa.test")) == 2
+    write_example_tasks(tmp_path / "all", ["triviaqa"], benchmarks)
+    assert len(task_rows(tmp_path / "all", "sbp_triviaqa.test")) == 2
     # lm-eval leaves the asked row out of the shots only where both come from one split.
     assert yaml.safe_load((tmp_path / "all/sbp_triviaqa.yaml").read_text().replace("!function", ""))[
         "fewshot_split"
     ] == "test"  # fmt: skip
-    made = write(tmp_path / "one", ["triviaqa", "mmlu", "openwebtext2"], benchmarks, limit=1)
+    made = write_example_tasks(tmp_path / "one", ["triviaqa", "mmlu", "openwebtext2"], benchmarks, limit=1)
     assert {task.name: task.documents for task in made.tasks if task.name in BENCHMARKS} == {
         "triviaqa": 1, "mmlu": 1, "openwebtext2": 1,
     }  # fmt: skip
-    asked, shown = (rows(tmp_path / "one", f"sbp_triviaqa.{split}")["question"] for split in ("test", "shots"))
+    asked, shown = (task_rows(tmp_path / "one", f"sbp_triviaqa.{split}")["question"] for split in ("test", "shots"))
     assert not set(asked) & set(shown) and len(shown) == 1
     assert made.notes == ("openwebtext2: scored on webtext.test.parquet, which stands in for it",)
 
 
 def test_data_is_found_wherever_the_folder_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "tasks", ["mmlu"], write_benchmarks(tmp_path / "benchmarks"))
+    write_example_tasks(tmp_path / "tasks", ["mmlu"], write_benchmarks(tmp_path / "benchmarks"))
     (tmp_path / "tasks").rename(tmp_path / "moved")
     monkeypatch.setattr(local_data, "__file__", str(tmp_path / "moved/local_data.py"))
     loaded = local_data.load("sbp_mmlu", subject="anatomy", pretrained="ignored")
     assert isinstance(loaded, datasets.DatasetDict) and (len(loaded["test"]), len(loaded["shots"])) == (2, 5)
-
-
-def test_other_benchmark_data_are_another_version(tmp_path: Path) -> None:
-    folder = write_benchmarks(tmp_path / "benchmarks")
-    before = data_version(["sciq", "webqs"], folder)
-    assert before == data_version(["webqs", "sciq"], shutil.copytree(folder, tmp_path / "elsewhere"))
-    (folder / "arc_easy.validation.parquet").unlink()
-    assert before == data_version(["sciq", "webqs"], folder), "nobody asked for it"
-    path = folder / "webqs.train.parquet"
-    pl.read_parquet(path).with_columns(question=pl.lit("why?")).write_parquet(path)
-    changed = data_version(["sciq", "webqs"], folder)
-    path.unlink()
-    (folder / "sciq.validation.parquet").unlink()
-    versions = [before, changed, data_version(["sciq", "webqs"], folder), data_version(["webqs"], folder)]
-    assert len(set(versions)) == 4 and "hub" not in versions
-    for benchmarks, directory in (([], folder), (["sciq"], None), (["sciq"], tmp_path / "none")):
-        assert data_version(benchmarks, directory) == "hub"
-
-
-def test_hub_rows_are_those_of_the_stock_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A folder of Parquet files is a data set to `datasets`, as a repository on the hub is.
-    hub = tmp_path / "stanfordnlp/web_questions"
-    hub.mkdir(parents=True)
-    for split, who in (("train", ["Ann", "Eve"]), ("test", ["Rome"])):
-        frame = pl.DataFrame({"question": ["who?"] * len(who), "answers": [[name] for name in who]})
-        frame.write_parquet(hub / f"{split}.parquet")
-    monkeypatch.chdir(tmp_path)
-    made = write(tmp_path / "tasks", ["webqs", "sciq"], None)
-    assert [task.documents for task in made.tasks if task.name == "webqs"] == [1]
-    assert rows(tmp_path / "tasks", "sbp_webqs.shots")["answers"].to_list() == [["Ann"], ["Eve"]]
-    assert len(made.problems) == 1 and made.problems[0].startswith("sciq: "), "named, and the others are made"
 
 
 def test_heldout_sample_does_not_depend_on_sharding() -> None:
@@ -172,36 +130,8 @@ def test_heldout_sample_does_not_depend_on_sharding() -> None:
     assert len(sample_heldout({"0": documents.lazy()}, 99)) == 20
 
 
-def test_data_that_are_not_the_tasks_are_seen(tmp_path: Path) -> None:
-    folder = tmp_path / "tasks"
-    write(folder, ["arc_easy"], write_benchmarks(tmp_path / "benchmarks"))
-    splits = pl.Series(["heldout", "heldout", "heldout", "unique"])
-    corpus = pl.concat([HELDOUT, HELDOUT[:1].with_columns(id=pl.lit("other"))]).with_columns(split=splits)
-    documents = {"0": corpus[:2].lazy(), "1": corpus[2:].lazy()}
-    sound = {name: rows(folder, f"sbp_{name}.test") for name in ("heldout", "concept_questions", "arc_easy")}
-
-    def problems(name: str, table: pl.DataFrame) -> list[str]:
-        table.write_parquet(folder / "data" / f"sbp_{name}.test.parquet")
-        found = data_problems(folder, documents, QUESTIONS)
-        sound[name].write_parquet(folder / "data" / f"sbp_{name}.test.parquet")
-        return found
-
-    assert problems("heldout", sound["heldout"]) == []
-    assert problems("heldout", sound["heldout"][1:]) == ["heldout: 2 rows of 3"]
-    leaked = sound["heldout"].with_columns(id=pl.lit("other"))
-    assert problems("heldout", leaked) == ["other: no held-out document of this text"] * 3
-    swapped = sound["heldout"].with_columns(text=pl.col("text").reverse())
-    assert len(problems("heldout", swapped)) == 2
-    assert "questions" in problems("concept_questions", sound["concept_questions"].with_columns(answer=pl.lit(2)))[0]
-    assert problems("arc_easy", sound["arc_easy"].clear()) == [f"arc_easy: 0 rows of {len(sound['arc_easy'])}"]
-    (folder / "data/sbp_heldout.test.parquet").write_bytes(b"cut")
-    assert "cannot be read" in data_problems(folder, documents, QUESTIONS)[0]
-
-
 def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"corpus\.split\.heldout"):
         write_tasks(tmp_path, HELDOUT.clear())
     with pytest.raises(FileNotFoundError, match="materialise evaluation/tasks"):
         Tasks.load(tmp_path / "none")
-    with pytest.raises(BenchmarkDataError, match=r"openwebtext2\.validation\.parquet or .*webtext\.test\.parquet"):
-        local_files(BENCHMARKS["openwebtext2"], tmp_path)
