@@ -107,7 +107,7 @@ def run(
         return
     import polars as pl
 
-    from sbp_assets.evaluation.comparison import render_table
+    from sbp_assets.evaluation.comparison_table import render_table
     from sbp_assets.storage.remote import root, url
 
     data = root(settings.deployment.data_dir)
