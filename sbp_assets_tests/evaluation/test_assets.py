@@ -14,8 +14,8 @@ from sbp_assets.dagster_support.partitions import seeds, shards
 from sbp_assets.dagster_support.stage import load_assets, load_checks
 from sbp_assets.definitions import build_resources
 from sbp_assets.evaluation import assets, checks
+from sbp_assets.evaluation.benchmarks import data_version
 from sbp_assets.evaluation.comparison import SCORED
-from sbp_assets.evaluation.tasks import data_version
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.settings import Settings
 from sbp_assets_tests.report.example_report import report_inputs
