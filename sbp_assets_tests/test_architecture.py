@@ -33,7 +33,10 @@ THIN = {"assets.py", "checks.py"}
 PLAIN = {
     *(f"settings/{name}.py" for name in ("__init__", "section", "corpus", "experiment", "deployment", "loading")),
     "settings/environment.py",
-    *(f"storage/{name}.py" for name in ("artifacts", "cache", "progress", "remote", "row_versions", "token_arrays")),
+    *(
+        f"storage/{name}.py"
+        for name in ("artifacts", "cache", "columns", "progress", "remote", "row_versions", "token_arrays")
+    ),
     # Of training only the launching of processes knows dagster.
     *(
         f"training/{path.name}"

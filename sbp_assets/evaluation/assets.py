@@ -6,7 +6,6 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.dagster_support.columns import lineage, schema
 from sbp_assets.dagster_support.partitions import ALL, seeds
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
@@ -16,6 +15,7 @@ from sbp_assets.evaluation.comparison_table import render_markdown
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.column_metadata import lineage, schema
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.checkpoint import best_model
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from sbp_assets.dagster_support.columns import lineage
 from sbp_assets.dagster_support.partitions import ALL
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
@@ -15,6 +14,7 @@ from sbp_assets.report import dynamics, samples
 from sbp_assets.report.page import render
 from sbp_assets.settings import Experiment, Settings
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.column_metadata import lineage
 from sbp_assets.storage.progress import Progress
 
 

@@ -16,9 +16,9 @@ import dagster as dg
 import polars as pl
 from upath import UPath
 
-from sbp_assets.dagster_support.columns import LINEAGE
 from sbp_assets.settings import Deployment
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
+from sbp_assets.storage.column_metadata import LINEAGE
 from sbp_assets.storage.remote import RemoteStore, is_local, root
 
 

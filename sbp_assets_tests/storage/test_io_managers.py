@@ -6,7 +6,7 @@ import fsspec
 import polars as pl
 import pytest
 
-from sbp_assets.dagster_support.columns import LINEAGE, lineage
+from sbp_assets.storage.column_metadata import LINEAGE, lineage
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
 
