@@ -13,10 +13,10 @@ from sbp_assets.dagster_support.check_results import check_result, last_version
 from sbp_assets.storage.io_managers import ArtifactIOManager
 from sbp_assets.storage.remote import CorruptedArtifactError
 
-NAME = "stored_as_made"
+NAME = "artifact_is_intact"
 
 
-def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None):
+def artifact_is_intact(asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None):
     """Check of `asset` that reads its artifact back through `io_manager` and compares content versions.
 
     In the run that makes the artifact this finds an upload that was cut short; run alone (`sbp verify`), a file that
@@ -48,9 +48,9 @@ def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.Partition
 
 
 def stored_checks(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetChecksDefinition]:
-    """`stored_as_made` of every asset of `assets`."""
+    """`artifact_is_intact` of every asset of `assets`."""
     return [
-        stored_as_made(spec.key, asset.get_io_manager_key_for_asset_key(spec.key), spec.partitions_def)
+        artifact_is_intact(spec.key, asset.get_io_manager_key_for_asset_key(spec.key), spec.partitions_def)
         for asset in assets
         for spec in asset.specs
     ]

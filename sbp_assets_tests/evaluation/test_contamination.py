@@ -202,7 +202,7 @@ def test_the_check_tells_what_was_not_judged(texts: list[str], passed: bool, sev
     heldout = pl.DataFrame({"id": [f"d{n}" for n in range(len(texts))], "text": texts})
     write_tasks(tmp_path, heldout)
     summary, listed = run(evaluation_items(tmp_path), ("unique", frame(a="nothing alike")))
-    result = checks.every_set_is_compared(summary.lazy(), listed.lazy(), tmp_path)
+    result = checks.every_evaluation_set_is_compared(summary.lazy(), listed.lazy(), tmp_path)
     assert isinstance(result, dg.AssetCheckResult)
     assert (result.passed, result.severity.value) == (passed, severity)
 

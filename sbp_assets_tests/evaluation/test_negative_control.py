@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.five_tokens import LETTERS, MIN_LETTERS, document, end_probability, surprisal
-from sbp_assets.evaluation.checks import control_stays_negative
+from sbp_assets.evaluation.checks import negative_control_shows_no_gain
 from sbp_assets.evaluation.negative_control import Floor, judge, measured_floor, scored_floor
 from sbp_assets.evaluation.task_files import write_tasks
 from sbp_assets.pretraining.budget import ARMS
@@ -128,7 +128,7 @@ def test_the_check_takes_its_floors_from_the_tokens_that_the_run_measured(tmp_pa
     write_token_arrays(tokens, splits, (np.zeros(length, np.int64) for length in LENGTHS), 10)
     settings = tiny_settings(tmp_path, {"experiment.corpus.source": SOURCE})
     floor = measured_floor(SOURCE, LENGTHS[::2], settings.experiment.pretraining.heldout_tokens)
-    check = control_stays_negative.function
+    check = negative_control_shows_no_gain.function
 
     def evaluated(below: float):
         curves = dynamics(baseline=floor.nats - MEASURED.nats, sbp=floor.nats - MEASURED.nats - below)
