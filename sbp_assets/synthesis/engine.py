@@ -112,7 +112,7 @@ class Engines:
                 f"an engine process ({spec.engine}) died while starting; its last words are in this process's stderr. "
                 f"If memory ran out, lower deployment.engine_processes{_way_out(spec)}"
             ) from error
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # the second where only vLLM's kernels do not load
             self.stop()
             raise EngineError(f"{spec.engine} is installed and does not load: {error}{_way_out(spec)}") from error
         except BaseException:
@@ -224,7 +224,7 @@ def named_with_version(engine: Engine) -> str:
 
 def _way_out(spec: EngineSpec) -> str:
     """What helps where vLLM cannot run at all."""
-    return f"; if it cannot run here, set {ANOTHER_ENGINE}" if spec.engine == "vllm" else ""
+    return f"; if it cannot run here (on CPUs it needs libnuma1), set {ANOTHER_ENGINE}" if spec.engine == "vllm" else ""
 
 
 def _require_installed(spec: EngineSpec) -> None:
