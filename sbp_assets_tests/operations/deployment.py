@@ -167,10 +167,14 @@ class Deployment:
         return process
 
     def start_daemon(self) -> subprocess.Popen[bytes]:
-        """dagster-daemon: queue, backfills, sensors, schedules, run monitoring. Returns when its heart beats."""
+        """dagster-daemon: queue, backfills, sensors, schedules, run monitoring. Returns when its heart beats.
+
+        It looks for work every second (prompt_daemon.py).
+        """
         known = time.time()
+        program = "sbp_assets_tests.operations.prompt_daemon"
         process = self.start(
-            sys.executable, "-m", "dagster._daemon", "run", "-w", str(CHECKOUT / "workspace.yaml"), log="daemon.log"
+            sys.executable, "-m", program, "run", "-w", str(CHECKOUT / "workspace.yaml"), log="daemon.log"
         )
 
         def beats(instance: dg.DagsterInstance) -> bool:
