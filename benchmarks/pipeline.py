@@ -29,13 +29,16 @@ def main(profile: str) -> None:
         import dagster as dg
         import polars as pl
 
-        from sbp_assets.definitions import defs
+        from sbp_assets.definitions import build_definitions
         from sbp_assets.orchestration.runner import run_pipeline
-        from sbp_assets.pairing.embed import release
-        from sbp_assets.synthesis.engine import shutdown
+        from sbp_assets.pairing.embed import Embedder
+        from sbp_assets.synthesis.engine import Generator
+
+        embedder, generator = Embedder(), Generator()
+        defs = build_definitions(settings, {"embedder": embedder, "generator": generator})
 
         with dg.DagsterInstance.get() as instance:
-            states = run_pipeline(defs, instance, {"embed": release, "synthesise": shutdown})
+            states = run_pipeline(defs, instance, {"embed": embedder.close, "synthesise": generator.close})
         wall = time.monotonic() - started
         comparison = pl.read_parquet(f"{settings.deployment.data_dir}/evaluation/comparison.parquet")
         print(

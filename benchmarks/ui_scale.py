@@ -43,7 +43,9 @@ LOOKED_AT = "materialization_event_storage_id"
 
 LOAD = """
 import json, time
-from sbp_assets.definitions import defs
+from sbp_assets.definitions import build_definitions
+from sbp_assets.settings import load_settings
+defs = build_definitions(load_settings())
 from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster._serdes import serialize_value
 imported = time.process_time()
@@ -57,7 +59,9 @@ import hashlib
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.definitions.data_version import SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD as LARGE
-from sbp_assets.definitions import defs
+from sbp_assets.definitions import build_definitions
+from sbp_assets.settings import load_settings
+defs = build_definitions(load_settings())
 graph = defs.resolve_asset_graph()
 version = "0" * 64
 last_event = 2**53
@@ -95,7 +99,9 @@ with dg.DagsterInstance.get() as instance:
 NIGHT = """
 import datetime, json, sys, time
 import dagster as dg
-from sbp_assets.definitions import defs
+from sbp_assets.definitions import build_definitions
+from sbp_assets.settings import load_settings
+defs = build_definitions(load_settings())
 from sbp_assets.orchestration.nightly import NIGHTLY
 midnight = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 found, cursor = {}, None

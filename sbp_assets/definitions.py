@@ -1,6 +1,9 @@
 """The pipeline at a glance: the stages in the order data flows through them, with their resources and automation."""
 
+import warnings
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 
@@ -12,20 +15,24 @@ import sbp_assets.pairing.assets
 import sbp_assets.pairing.checks
 import sbp_assets.pretraining.assets
 import sbp_assets.pretraining.checks
+import sbp_assets.report.assets
+import sbp_assets.report.checks
 import sbp_assets.synthesis.assets
 import sbp_assets.synthesis.checks
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.dagster_support.columns import with_sources
-from sbp_assets.orchestration.nightly import NIGHTLY, nightly_sensor, with_nightly_condition
-from sbp_assets.orchestration.pipeline import JOBS, display_logger
+from sbp_assets.dagster_support.stage import load_assets, load_checks
+from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
+from sbp_assets.orchestration.pipeline import JOBS, NightlyPolicy, display_logger
 from sbp_assets.orchestration.sensors import failure_sensor, source_sensor, unchecked_sensor
-from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT
-from sbp_assets.settings import FilesSource
+from sbp_assets.pairing.embed import Embedder
+from sbp_assets.settings import FilesSource, Settings, load_settings
 from sbp_assets.storage.checks import stored_checks
-from sbp_assets.storage.io_managers import ArtifactIOManager, DirectoryIOManager, ParquetIOManager
-from sbp_assets.training.launch import ENDING_SECONDS
-from sbp_assets.training.pipes import WholeLinesMessageReader
+from sbp_assets.storage.io_managers import ArtifactStore
+from sbp_assets.synthesis.engine import Generator
+from sbp_assets.synthesis.judge import Endpoint
+from sbp_assets.training.trainer import LocalTrainer
 
 STAGES = [
     sbp_assets.corpus,
@@ -34,61 +41,59 @@ STAGES = [
     sbp_assets.synthesizer,
     sbp_assets.synthesis,
     sbp_assets.evaluation,
+    sbp_assets.report,
 ]
 
 
-def io_managers(data_dir: str) -> dict[str, ArtifactIOManager]:
-    """Of the artifact store `data_dir`, by resource key."""
-    storage = (data_dir, f"{DEPLOYMENT.work_dir}/cache", DEPLOYMENT.cache_gb, DEPLOYMENT.storage_patience)
-    return {"parquet": ParquetIOManager(*storage), "directory": DirectoryIOManager(*storage)}
+def build_resources(settings: Settings) -> dict[str, Any]:
+    """Return what the assets work with, by resource key. Embedder and generator hold engines until they are closed."""
+    return {
+        "settings": settings,
+        **ArtifactStore(settings.deployment.data_dir, settings.deployment).resources,
+        "embedder": Embedder(),
+        "trainer": LocalTrainer(),
+        "generator": Generator(),
+        "judge_endpoint": Endpoint.of(settings.deployment),
+    }
 
 
-RESOURCES = {
-    **io_managers(DEPLOYMENT.data_dir),
-    "pipes": dg.PipesSubprocessClient(
-        message_reader=WholeLinesMessageReader(), termination_timeout_seconds=ENDING_SECONDS + 20
-    ),
-}
+def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """Return the code location for `settings`; each of `resources` replaces the one of its key in `build_resources`."""
+    deployment, source = settings.deployment, settings.experiment.corpus.source
+    nightly = NightlyAutomation(deployment)
+    with warnings.catch_warnings():
+        # Partitioned checks and sensors that evaluate conditions of our own are marked preview or beta in Dagster 1.13;
+        # the version is pinned and the tests run on it.
+        warnings.filterwarnings("ignore", message="Specifying a partitions_def on an AssetCheckSpec")
+        warnings.filterwarnings("ignore", message="Parameter `use_user_code_server`")
+        assets = [asset for stage in STAGES for asset in load_assets(stage.assets, settings)]
+        checks = [check for stage in STAGES for check in load_checks(stage.checks, settings)] + stored_checks(assets)
+        sensors = [nightly.sensor(), unchecked_sensor(deployment, nightly.cache), failure_sensor(deployment)]
+        if isinstance(source, FilesSource):
+            sensors.append(source_sensor(source, deployment))
+    partitioned = {spec.key for asset in assets for spec in asset.specs if spec.partitions_def}
 
-ASSETS = [
-    asset
-    for asset in dg.load_assets_from_modules([stage.assets for stage in STAGES])
-    if isinstance(asset, dg.AssetsDefinition)
-]
+    def with_automation(spec: dg.AssetSpec) -> dg.AssetSpec:
+        spec = spec.replace_attributes(metadata=with_sources(spec.metadata))
+        fan_in = spec.partitions_def is None and any(dep.asset_key in partitioned for dep in spec.deps)
+        if fan_in and NIGHTLY.get(spec.key) is NightlyPolicy.IF_NEEDED and deployment.overdue_days:
+            window = timedelta(days=deployment.overdue_days)
+            spec = spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window))
+        return nightly.with_condition(spec)
+
+    return dg.Definitions(
+        assets=[asset.map_asset_specs(with_automation) for asset in assets],
+        asset_checks=checks,
+        jobs=JOBS,
+        sensors=sensors,
+        # In one process, so that an engine loaded for one asset serves the next, and its checks.
+        executor=dg.in_process_executor,
+        loggers={"console": dg.colored_console_logger, "display": display_logger},
+        resources={**build_resources(settings), **(resources or {})},
+    )
 
 
-def artifact_managers(data_dir: str) -> dict[dg.AssetKey, ArtifactIOManager]:
-    """What reads and writes each asset's artifacts in the store `data_dir`."""
-    managers = io_managers(data_dir)
-    return {key: managers[asset.get_io_manager_key_for_asset_key(key)] for asset in ASSETS for key in asset.keys}
-
-
-PARTITIONED = {spec.key for asset in ASSETS for spec in asset.specs if spec.partitions_def}
-
-
-def _house_rules(spec: dg.AssetSpec) -> dg.AssetSpec:
-    spec = spec.replace_attributes(owners=list(DEPLOYMENT.owners), metadata=with_sources(spec.metadata))
-    joins_shards = spec.partitions_def is None and any(dep.asset_key in PARTITIONED for dep in spec.deps)
-    if joins_shards and NIGHTLY.get(spec.key) == "stale" and DEPLOYMENT.overdue_days:
-        window = timedelta(days=DEPLOYMENT.overdue_days)
-        spec = spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window))
-    return with_nightly_condition(spec, DEPLOYMENT)
-
-
-SENSORS = [nightly_sensor(DEPLOYMENT), unchecked_sensor(DEPLOYMENT), failure_sensor(DEPLOYMENT)]
-if isinstance(EXPERIMENT.corpus.source, FilesSource):
-    SENSORS.append(source_sensor(EXPERIMENT.corpus.source, DEPLOYMENT))
-
-defs = dg.Definitions(
-    assets=[asset.map_asset_specs(_house_rules) for asset in ASSETS],
-    asset_checks=[
-        *dg.load_asset_checks_from_modules([stage.checks for stage in STAGES]),
-        *stored_checks(ASSETS),
-    ],
-    jobs=JOBS,
-    sensors=SENSORS,
-    # In one process, so that an engine loaded for one asset serves the next, and its checks.
-    executor=dg.in_process_executor,
-    loggers={"console": dg.colored_console_logger, "display": display_logger},
-    resources=RESOURCES,
-)
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Return the code location for the settings of $SBP_PROFILE and the environment, read when Dagster loads it."""
+    return build_definitions(load_settings())

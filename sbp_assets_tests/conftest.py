@@ -1,4 +1,4 @@
-"""Tests run on profile tiny with their own directories; both are set before sbp_assets.partitions is imported."""
+"""What processes that tests start find in their environment: profile tiny, with directories of this test session."""
 
 import os
 import tempfile

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import dagster as dg
 
-from sbp_assets.definitions import defs
+from sbp_assets.definitions import build_definitions
+from sbp_assets.settings import load_settings
 from sbp_assets.storage.checks import NAME as STORED
 from sbp_assets_tests.operations.damage import DAMAGES, table_of_checks, table_of_damage
 
-GRAPH = defs.resolve_asset_graph()
+GRAPH = build_definitions(load_settings("tiny")).resolve_asset_graph()
 DOCS = (Path(__file__).parents[1] / "docs/checks.md").read_text(encoding="utf-8")
 
 

@@ -16,11 +16,12 @@ import sbp_assets
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.ingest import read_shard, source_manifest
 from sbp_assets.corpus.tokenizer import named_tokenizer, train_tokenizer
+from sbp_assets.definitions import build_definitions
 from sbp_assets.evaluation import suite
 from sbp_assets.evaluation.tasks import write_tasks
 from sbp_assets.pairing import embed
 from sbp_assets.pretraining.model_files import model_problems
-from sbp_assets.settings import HubSource, Model
+from sbp_assets.settings import HubSource, Model, load_settings
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.training.checkpoint import CheckpointMismatch, load_best, load_checkpoint
@@ -126,7 +127,7 @@ def test_an_embedding_model_of_pickled_weights_is_refused(embedder: Path, mark: 
     (embedder / "model.safetensors").unlink()
     torch.save({"embeddings.word_embeddings.weight": Payload(mark)}, embedder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pairing\.embedding_model .*embedder"):
-        embed.load_engine(str(embedder), "float32", "cpu")
+        embed.Embedder().load(str(embedder), "float32", "cpu")
 
 
 def test_an_embedding_model_with_code_of_its_own_is_refused(embedder: Path, mark: Path):
@@ -135,7 +136,7 @@ def test_an_embedding_model_with_code_of_its_own_is_refused(embedder: Path, mark
     modules[1]["type"] = "evil.Pooling"
     (embedder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ValueError, match=r"pairing\.embedding_model .*embedder"):
-        embed.load_engine(str(embedder), "float32", "cpu")
+        embed.Embedder().load(str(embedder), "float32", "cpu")
 
 
 def test_a_training_checkpoint_that_is_more_than_data_is_refused(tmp_path: Path, mark: Path):
@@ -209,8 +210,7 @@ def test_no_module_reads_pickles_or_runs_what_it_reads(path: Path):
 
 
 def test_no_asset_goes_through_dagsters_pickling_io_manager():
-    from sbp_assets.definitions import defs
-
+    defs = build_definitions(load_settings("tiny", {}))
     graph = defs.resolve_asset_graph()
     for key in graph.materializable_asset_keys:
         output = defs.resolve_assets_def(key)

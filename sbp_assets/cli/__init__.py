@@ -15,16 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sbp_assets.instance.home import (
-    DRIVER,
-    POSTGRES_URL,
-    activate,
-    dagster_environment,
-    exclusive_instance,
-    exists,
-    prepare,
-    schema,
-)
+from sbp_assets.instance.home import activate, dagster_environment
+from sbp_assets.instance.storage import DRIVER, POSTGRES_URL, exclusive_instance, exists, prepare, schema
 from sbp_assets.settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -65,12 +57,16 @@ def run(
     import dagster as dg
     from sqlalchemy.exc import DBAPIError
 
-    from sbp_assets.definitions import defs
+    from sbp_assets.definitions import build_definitions
+    from sbp_assets.orchestration.display import StepStatus
     from sbp_assets.orchestration.pipeline import PIPELINE
     from sbp_assets.orchestration.runner import end_killed_runs, run_pipeline
-    from sbp_assets.pairing.embed import release
-    from sbp_assets.synthesis.engine import shutdown
+    from sbp_assets.pairing.embed import Embedder
+    from sbp_assets.synthesis.engine import Generator
 
+    embedder, generator = Embedder(), Generator()
+    defs = build_definitions(settings, {"embedder": embedder, "generator": generator})
+    engines = {"embed": embedder.close, "synthesise": generator.close}
     names = [step.name for step in PIPELINE]
     if until and until not in names:
         raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
@@ -79,7 +75,7 @@ def run(
             stack.enter_context(exclusive_instance(settings, "running `sbp run`"))
             instance = stack.enter_context(dg.DagsterInstance.get())
             end_killed_runs(instance)
-            states = run_pipeline(defs, instance, {"embed": release, "synthesise": shutdown}, until, refresh)
+            states = run_pipeline(defs, instance, engines, until, refresh)
         except KeyboardInterrupt:
             typer.secho("Stopped. What was made is kept, and the same command goes on from there.", err=True)
             raise typer.Exit(130) from None
@@ -93,11 +89,12 @@ def run(
             typer.secho(f"{told}: what was made is kept.", fg="red", err=True)
             raise typer.Exit(1) from None
         finally:
-            shutdown()
+            embedder.close()
+            generator.close()
     wall = time.monotonic() - started
     typer.echo(f"\n{'step':<28}{'partitions':>11}{'seconds':>9}{'own work':>10}")
     for state in states:
-        if state.status == "done":
+        if state.status is StepStatus.DONE:
             share = f"{state.own_seconds / max(state.seconds, 1e-9):.0%}"
             typer.echo(f"{state.step.title:<28}{len(state.partitions):>11}{state.seconds:>9.1f}{share:>10}")
     own = sum(state.own_seconds for state in states)
@@ -133,12 +130,15 @@ def verify(
     import dagster as dg
 
     from sbp_assets.dagster_support.preview import printable
-    from sbp_assets.definitions import artifact_managers, defs
+    from sbp_assets.dagster_support.stage import io_manager_keys
+    from sbp_assets.definitions import build_definitions
     from sbp_assets.orchestration.pipeline import PIPELINE
-    from sbp_assets.orchestration.runner import end_killed_runs, step_partitions
+    from sbp_assets.orchestration.runner import Outcome, end_killed_runs, step_partitions
     from sbp_assets.orchestration.runner import verify as verify_partition
     from sbp_assets.orchestration.staleness import Staleness
+    from sbp_assets.storage.io_managers import ArtifactStore
 
+    defs = build_definitions(settings)
     known = {step.name: step for step in PIPELINE}
     if wrong := [name for name in steps or () if name not in known]:
         raise typer.BadParameter(f"{wrong[0]!r} is not a step; steps are {', '.join(known)}", param_hint="STEPS")
@@ -157,7 +157,8 @@ def verify(
             versions = [staleness.versions(key) for key in step.keys]
             made += [(step, name) for name in step_partitions(defs, step) if all(name in found for found in versions)]
         # Red checks are kept, and what is red is made again: not for a mistyped setting or a disk that is away.
-        managers = artifact_managers(settings.deployment.data_dir)
+        store = ArtifactStore(settings.deployment.data_dir, settings.deployment)
+        managers = store.managers(io_manager_keys(defs))
         keys = [key for step in PIPELINE for key in step.keys]
         try:
             there = any(managers[key].mark(key, name) for key in keys for name in [*staleness.versions(key)][:1])
@@ -169,16 +170,16 @@ def verify(
             typer.secho(told, fg="red", err=True)
             raise typer.Exit(2)
         for step, partition in _track("checking")(made):
-            failed, crashed, reasons = verify_partition(defs, instance, step, partition)
-            # A check that crashed on what another found damaged says nothing more.
-            damaged, unknown = damaged + bool(failed), unknown + bool(crashed and not failed)
+            result = verify_partition(defs, instance, step, partition)
+            damaged += result.outcome is Outcome.FAILED
+            unknown += result.outcome is Outcome.CRASHED
             name = " ".join(filter(None, (step.name, partition)))
-            if failed:
-                typer.secho(f"{name}: {', '.join(sorted(failed + crashed))}", fg="red")
-                for line in (line for reason in reasons.values() for line in reason.splitlines()):
+            if result.outcome is Outcome.FAILED:
+                typer.secho(f"{name}: {', '.join(result.names)}", fg="red")
+                for line in (line for reason in result.failed.values() for line in reason.splitlines()):
                     typer.echo(f"  {printable(line)}")
-            elif crashed:
-                typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(crashed)}", fg="red")
+            elif result.outcome is Outcome.CRASHED:
+                typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(result.names)}", fg="red")
     told = f"{len(made)} partitions looked at, {damaged} damaged"
     told += "; `sbp run` makes them again" * bool(damaged) + f"; {unknown} could not be looked at" * bool(unknown)
     typer.echo(told)
@@ -214,9 +215,9 @@ def plan(profile: Profile = None) -> None:
     settings = _activate(profile, instance=False)
     from sbp_assets.cli.plan import plan as make_plan
     from sbp_assets.cli.plan import render
-    from sbp_assets.definitions import defs
+    from sbp_assets.definitions import build_definitions
 
-    graph = defs.resolve_asset_graph()
+    graph = build_definitions(settings).resolve_asset_graph()
     assets = {}
     for key in graph.toposorted_asset_keys:
         partitions = graph.get(key).partitions_def
@@ -244,14 +245,14 @@ def trace(
     settings = _activate(profile, instance=False)
     import dagster as dg
 
-    from sbp_assets.definitions import defs
+    from sbp_assets.definitions import build_definitions
+    from sbp_assets.provenance.lookup import UnknownIdError
     from sbp_assets.provenance.records import Records, graph_of
     from sbp_assets.provenance.store import NotMaterialisedError, Store
     from sbp_assets.provenance.view import show
-    from sbp_assets.provenance.walk import UnknownIdError
     from sbp_assets.provenance.walk import trace as walk
 
-    deployment = settings.deployment
+    deployment, defs = settings.deployment, build_definitions(settings)
     with ExitStack() as stack:
         # Looked at only: an instance that is not there is not made.
         try:
@@ -311,12 +312,14 @@ def copy_artifacts(
 
     import dagster as dg
 
-    from sbp_assets.definitions import artifact_managers, defs
+    from sbp_assets.dagster_support.stage import io_manager_keys
+    from sbp_assets.definitions import build_definitions
     from sbp_assets.orchestration.staleness import Staleness
     from sbp_assets.storage.copy import Artifact
     from sbp_assets.storage.copy import copy_artifacts as copy
+    from sbp_assets.storage.io_managers import ArtifactStore
 
-    deployment = settings.deployment
+    deployment, defs = settings.deployment, build_definitions(settings)
     try:
         there = load_settings(environ={**os.environ, "SBP_DEPLOYMENT__DATA_DIR": destination}).deployment
         if there.data_dir == deployment.data_dir:
@@ -331,7 +334,9 @@ def copy_artifacts(
             ]
             name = hashlib.sha256(f"{deployment.data_dir} {there.data_dir}".encode()).hexdigest()[:16]
             ledger = Path(deployment.work_dir) / "copied" / f"{name}.jsonl"
-            source, target = artifact_managers(deployment.data_dir), artifact_managers(there.data_dir)
+            keys = io_manager_keys(defs)
+            source = ArtifactStore(deployment.data_dir, deployment).managers(keys)
+            target = ArtifactStore(there.data_dir, there).managers(keys)
             copied = copy(made, source, target, ledger, _track("copying artifacts"))
     except (SettingsError, RuntimeError, OSError) as error:
         typer.secho(str(error), fg="red", err=True)

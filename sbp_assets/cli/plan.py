@@ -124,7 +124,8 @@ def corpus_size(experiment: Experiment) -> tuple[int, int, str] | None:
 def _files_size(corpus: Corpus, source: FilesSource) -> tuple[int, int, str] | None:
     """D of a files source: the first is read, the others are taken to be alike; None if unreadable."""
     from sbp_assets.corpus.errors import CorpusError
-    from sbp_assets.corpus.readers import Document, Fields, Root, cut_at_word, read_rows
+    from sbp_assets.corpus.readers import Document, Fields, cut_at_word, read_rows
+    from sbp_assets.corpus.source_files import Root
 
     try:
         root = Root(source.path)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.dedup import jaccard, normalise, shingles, signatures
+from sbp_assets.corpus.dedup import signatures
+from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
 from sbp_assets.corpus.split import HELDOUT, expected_deviation, split_of
 from sbp_assets.corpus.tokenizer import decode, encode_texts
 from sbp_assets.settings import Dedup, Split
@@ -144,7 +145,7 @@ def untrue_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFrame],
             true = a == b
         else:
             words = settings.shingle_words
-            true = abs(jaccard(shingles(a, words), shingles(b, words)) - stated) < 1e-9
+            true = abs(jaccard(segmented_shingles(a, words), segmented_shingles(b, words)) - stated) < 1e-9
         if not true:
             wrong.append(name)
     return wrong

@@ -8,8 +8,10 @@ import polars as pl
 from sbp_assets.corpus import audit
 from sbp_assets.corpus.tokenizer import load_tokenizer
 from sbp_assets.dagster_support.check_results import check_result
+from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import printable
-from sbp_assets.partitions import ALL, EXPERIMENT, SHARDS
+from sbp_assets.dagster_support.stage import for_settings
+from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
 
 SHOWN = 20
@@ -36,9 +38,9 @@ def _result(
 
 
 @dg.asset_check(asset=_key("source_manifest"), description="Every source file belongs to a shard.")
-def files_assigned(source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
+def files_assigned(settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
     unassigned = source_manifest.filter(pl.col("shard").is_null()).collect()["file"].to_list()
-    return _result(unassigned, severity=dg.AssetCheckSeverity.WARN, shards=EXPERIMENT.corpus.shards)
+    return _result(unassigned, severity=dg.AssetCheckSeverity.WARN, shards=settings.experiment.corpus.shards)
 
 
 @dg.asset_check(
@@ -46,20 +48,22 @@ def files_assigned(source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
     blocking=True,
     description="No file is listed twice, and each is in the shard that its place in the list deals it to.",
 )
-def files_dealt(source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
-    manifest, source = source_manifest.collect(), EXPERIMENT.corpus.source
+def files_dealt(settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
+    manifest, source = source_manifest.collect(), settings.experiment.corpus.source
     problems = audit.manifest_problems(
-        manifest, EXPERIMENT.corpus.shards, getattr(source, "files_per_shard", None), source.kind == "files"
+        manifest, settings.experiment.corpus.shards, getattr(source, "files_per_shard", None), source.kind == "files"
     )
     return _result(problems, files=len(manifest))
 
 
-@dg.asset_check(
-    asset=_key("raw_documents"),
-    partitions_def=SHARDS,
-    additional_ins={"source_manifest": dg.AssetIn(_key("source_manifest"))},
-    blocking=True,
-    description="Ids are non-null and unique, texts are not blank, and files are those of this shard.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=_key("raw_documents"),
+        partitions_def=shards(settings),
+        additional_ins={"source_manifest": dg.AssetIn(_key("source_manifest"))},
+        blocking=True,
+        description="Ids are non-null and unique, texts are not blank, and files are those of this shard.",
+    )
 )
 def raw_documents_are_usable(
     context: dg.AssetCheckExecutionContext, raw_documents: pl.LazyFrame, source_manifest: pl.LazyFrame
@@ -69,12 +73,14 @@ def raw_documents_are_usable(
     return _result(audit.bad_ids(raw["id"]) + unusable, documents=len(raw))
 
 
-@dg.asset_check(
-    asset=_key("raw_documents"),
-    partitions_def=SHARDS,
-    additional_ins={"rejected_rows": dg.AssetIn(_key("rejected_rows"))},
-    blocking=True,
-    description="Every row that was read is a document or a rejected row.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=_key("raw_documents"),
+        partitions_def=shards(settings),
+        additional_ins={"rejected_rows": dg.AssetIn(_key("rejected_rows"))},
+        blocking=True,
+        description="Every row that was read is a document or a rejected row.",
+    )
 )
 def rows_accounted_for(
     context: dg.AssetCheckExecutionContext, raw_documents: pl.LazyFrame, rejected_rows: pl.LazyFrame
@@ -100,11 +106,14 @@ def _rows_read(context: dg.AssetCheckExecutionContext) -> int:
     return int(materialization.metadata["rows_read"].value)  # type: ignore[arg-type]
 
 
-@dg.asset_check(
-    asset=_key("rejected_rows"),
-    partitions_def=SHARDS,
-    additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
-    description=f"At most {MAX_REJECTED_SHARE:.0%} of the rows are rejected; above it, a field name is probably wrong.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=_key("rejected_rows"),
+        partitions_def=shards(settings),
+        additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
+        description=f"At most {MAX_REJECTED_SHARE:.0%} of the rows are rejected; "
+        "above it, a field name is probably wrong.",
+    )
 )
 def few_rejected(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     rejects = rejected_rows.select(pl.len()).collect().item()
@@ -117,18 +126,20 @@ def few_rejected(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame) -> dg
     )
 
 
-@dg.asset_check(
-    asset=_key("minhash_signatures"),
-    partitions_def=SHARDS,
-    additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
-    blocking=True,
-    description="One signature per document, in its order; a sample made again from the texts is the same.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=_key("minhash_signatures"),
+        partitions_def=shards(settings),
+        additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
+        blocking=True,
+        description="One signature per document, in its order; a sample made again from the texts is the same.",
+    )
 )
 def signatures_are_of_the_documents(
-    minhash_signatures: pl.LazyFrame, raw_documents: pl.LazyFrame
+    settings: dg.ResourceParam[Settings], minhash_signatures: pl.LazyFrame, raw_documents: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     signed = minhash_signatures.collect()
-    wrong = audit.unsigned(signed, raw_documents.select("id", "text").collect(), EXPERIMENT.corpus.dedup)
+    wrong = audit.unsigned(signed, raw_documents.select("id", "text").collect(), settings.experiment.corpus.dedup)
     return _result(wrong, signatures=len(signed))
 
 
@@ -143,10 +154,13 @@ def signatures_are_of_the_documents(
     "documents have one text or one id.",
 )
 def duplicates_are_true_and_all(
-    duplicates: pl.LazyFrame, raw_documents: dict[str, pl.LazyFrame], minhash_signatures: dict[str, pl.LazyFrame]
+    settings: dg.ResourceParam[Settings],
+    duplicates: pl.LazyFrame,
+    raw_documents: dict[str, pl.LazyFrame],
+    minhash_signatures: dict[str, pl.LazyFrame],
 ) -> dg.AssetCheckResult:
     dropped = duplicates.collect()
-    untrue = audit.untrue_duplicates(dropped, raw_documents, EXPERIMENT.corpus.dedup)
+    untrue = audit.untrue_duplicates(dropped, raw_documents, settings.experiment.corpus.dedup)
     missed = audit.missed_duplicates(dropped, minhash_signatures)
     return _result(untrue + missed, untrue=len(untrue), missed=len(missed))
 
@@ -162,25 +176,31 @@ def kept_documents_exist(duplicates: pl.LazyFrame, raw_documents: dict[str, pl.L
     return _result(audit.dangling_duplicates(dropped, raw_documents), duplicates=len(dropped))
 
 
-@dg.asset_check(
-    asset=_key("documents"),
-    partitions_def=SHARDS,
-    additional_ins={
-        "raw_documents": dg.AssetIn(_key("raw_documents")),
-        "duplicates": dg.AssetIn(_key("duplicates")),
-    },
-    blocking=True,
-    description="Every raw document is dropped as a duplicate, outside every split, or here once, unchanged, in its "
-    "own split.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=_key("documents"),
+        partitions_def=shards(settings),
+        additional_ins={
+            "raw_documents": dg.AssetIn(_key("raw_documents")),
+            "duplicates": dg.AssetIn(_key("duplicates")),
+        },
+        blocking=True,
+        description="Every raw document is dropped as a duplicate, outside every split, or here once, unchanged, "
+        "in its "
+        "own split.",
+    )
 )
 def documents_reconcile(
     context: dg.AssetCheckExecutionContext,
+    settings: dg.ResourceParam[Settings],
     documents: pl.LazyFrame,
     raw_documents: pl.LazyFrame,
     duplicates: pl.LazyFrame,
 ) -> dg.AssetCheckResult:
     kept, raw = documents.collect(), raw_documents.collect()
-    wrong = audit.unreconciled(raw, duplicates.collect(), kept, int(context.partition_key), EXPERIMENT.corpus.split)
+    wrong = audit.unreconciled(
+        raw, duplicates.collect(), kept, int(context.partition_key), settings.experiment.corpus.split
+    )
     wrong += audit.bad_ids(kept["id"]) + audit.altered(raw, kept)
     return _result(wrong, raw=len(raw), documents=len(kept))
 
@@ -205,6 +225,7 @@ def heldout_not_in_training(tokenizer: Path, documents: dict[str, pl.LazyFrame])
     description="Over all shards the splits have the asked shares, within five standard deviations of sampling.",
 )
 def split_shares_as_asked(
+    settings: dg.ResourceParam[Settings],
     tokenizer: Path,
     documents: dict[str, pl.LazyFrame],
     raw_documents: dict[str, pl.LazyFrame],
@@ -212,7 +233,7 @@ def split_shares_as_asked(
 ) -> dg.AssetCheckResult:
     raw = sum(frame.select(pl.len()).collect().item() for frame in raw_documents.values())
     kept = raw - duplicates.select(pl.len()).collect().item()
-    shares = audit.split_shares(documents, kept, EXPERIMENT.corpus.split)
+    shares = audit.split_shares(documents, kept, settings.experiment.corpus.split)
     result = _result([name for name, (_, _, fits) in shares.items() if not fits], kept=kept)
     found = {f"{name}_share": share for name, (share, _, _) in shares.items()}
     asked = {f"{name}_asked": share for name, (_, share, _) in shares.items()}
@@ -228,30 +249,34 @@ def tokenizer_round_trip(tokenizer: Path) -> dg.AssetCheckResult:
     return _result(audit.lossy_texts(load_tokenizer(tokenizer)), texts=len(audit.ROUND_TRIP))
 
 
-@dg.asset_check(
-    asset=_key("tokens"),
-    partitions_def=SHARDS,
-    additional_ins={
-        "documents": dg.AssetIn(_key("documents")),
-        "tokenizer": dg.AssetIn(_key("tokenizer")),
-    },
-    blocking=True,
-    description="Every document is there once, in order, from bos to eos, of tokens of the vocabulary.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=_key("tokens"),
+        partitions_def=shards(settings),
+        additional_ins={
+            "documents": dg.AssetIn(_key("documents")),
+            "tokenizer": dg.AssetIn(_key("tokenizer")),
+        },
+        blocking=True,
+        description="Every document is there once, in order, from bos to eos, of tokens of the vocabulary.",
+    )
 )
 def tokens_complete(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     arrays, frame = TokenArrays.load(tokens), documents.collect()
     return _result(audit.bad_token_documents(arrays, frame, load_tokenizer(tokenizer)), tokens=len(arrays.tokens))
 
 
-@dg.asset_check(
-    asset=_key("tokens"),
-    partitions_def=SHARDS,
-    additional_ins={
-        "documents": dg.AssetIn(_key("documents")),
-        "tokenizer": dg.AssetIn(_key("tokenizer")),
-    },
-    blocking=True,
-    description="The tokens of a sample of documents decode to their text.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=_key("tokens"),
+        partitions_def=shards(settings),
+        additional_ins={
+            "documents": dg.AssetIn(_key("documents")),
+            "tokenizer": dg.AssetIn(_key("tokenizer")),
+        },
+        blocking=True,
+        description="The tokens of a sample of documents decode to their text.",
+    )
 )
 def tokens_decode(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     return _result(audit.undecodable(TokenArrays.load(tokens), documents.collect(), load_tokenizer(tokenizer)))

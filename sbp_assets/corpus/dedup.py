@@ -9,8 +9,6 @@ dropped document points at a kept one, there are no chains, and the result depen
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import polars as pl
 from rensa import RMinHash
 
 from sbp_assets.corpus.errors import CorpusError
+from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.progress import Progress
 
@@ -42,27 +41,6 @@ BUCKET_REACH = 32
 
 PAIRS_PER_BATCH = 2000  # Candidate pairs whose texts are in memory together.
 
-# Scripts without spaces between words count each character as a word; punctuation and emoji are words too, so that a
-# document of nothing else has shingles.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]+")
-
-
-def normalise(text: str) -> str:
-    """Text as duplicates are judged: composed (NFC), case folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
-
-
-def shingles(normalised: str, words: int) -> set[str]:
-    """Runs of `words` words; a shorter text is one shingle."""
-    tokens = _WORD.findall(normalised)
-    return {" ".join(tokens[i : i + words]) for i in range(max(len(tokens) - words + 1, 1))}
-
-
-def jaccard(a: set[str], b: set[str]) -> float:
-    """Shared over all different shingles; 1 for two empty sets."""
-    return len(a & b) / len(a | b) if a or b else 1.0
-
 
 def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress, batch: int = 512) -> pl.DataFrame:
     """SIGNATURE_SCHEMA rows for `documents` (id, text), in their order.
@@ -73,7 +51,9 @@ def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress, bat
     for rows in documents.select("id", "text").iter_slices(batch):
         texts = [normalise(text) for text in rows["text"]]
         matrix = RMinHash.digest_matrix_from_token_sets(
-            [list(shingles(text, settings.shingle_words)) for text in texts], settings.permutations, settings.seed
+            [list(segmented_shingles(text, settings.shingle_words)) for text in texts],
+            settings.permutations,
+            settings.seed,
         )
         bands = _band_hashes(np.array(matrix.to_rows(), dtype=np.uint64), settings.bands)
         frames.append(
@@ -128,7 +108,7 @@ def find_duplicates(
 
 
 def require_enough(counts: Mapping[str, int], source: str) -> None:
-    """Refuse a corpus that no pair can be made from; raises CorpusError."""
+    """Raise CorpusError for a corpus of fewer than two different documents, which gives no pair."""
     if counts["kept"] < 2:
         raise CorpusError(
             f"the corpus ({source}) holds {counts['documents']} usable documents and {counts['kept']} after "
@@ -158,7 +138,9 @@ def _stage(documents: Mapping[str, pl.LazyFrame], signatures: Mapping[str, pl.La
         ids = documents[key].select("id").collect()["id"]
         frame = signatures[key].collect()
         if not ids.equals(frame["id"]):
-            raise CorpusError(f"shard {key}: the signatures are not of these documents; materialise it again")
+            raise CorpusError(
+                f"shard {key}: the signatures are not of these documents; re-materialise corpus/minhash_signatures"
+            )
         frame.with_columns(
             shard=pl.lit(int(key), pl.Int64), n=pl.int_range(start, start + len(frame), dtype=pl.Int64)
         ).write_parquet(scratch / f"signatures-{key}.parquet")
@@ -227,7 +209,7 @@ def _verify(db: duckdb.DuckDBPyConnection, settings: Dedup, progress: Progress) 
         rows = db.execute(
             "SELECT n, text FROM candidate_texts SEMI JOIN wanted USING (n) WHERE n BETWEEN ? AND ?", [low, high]
         ).fetchall()
-        sets = {n: shingles(normalise(text), settings.shingle_words) for n, text in rows}
+        sets = {n: segmented_shingles(normalise(text), settings.shingle_words) for n, text in rows}
         near = [(a, b, similarity) for a, b in batch if (similarity := jaccard(sets[a], sets[b])) >= settings.threshold]
         if near:
             found = pl.DataFrame(

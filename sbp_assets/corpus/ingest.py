@@ -15,7 +15,8 @@ import polars as pl
 from sbp_assets.corpus import five_tokens
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.readers import Document, Fields, Reject, Root, RowMaker, cut_at_word, excerpt, read_rows
+from sbp_assets.corpus.readers import Document, Fields, Reject, RowMaker, cut_at_word, excerpt, read_rows
+from sbp_assets.corpus.source_files import Root
 from sbp_assets.settings import ConceptsSource, FilesSource, FiveTokensSource, HubSource
 from sbp_assets.storage.progress import Progress
 
@@ -34,7 +35,7 @@ DUPLICATE_ID = "duplicate id in this shard"
 def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl.DataFrame, list[str]]:
     """The manifest (columns MANIFEST_SCHEMA) and the files of unknown type that it leaves out.
 
-    Files go to shards in order of their path: dealt round-robin, or `files_per_shard` at a time, where a file beyond
+    Files go to shards in order of their path: round-robin, or `files_per_shard` at a time, where a file beyond
     the last shard gets a null shard. A generated source and `hub` have one row per shard; what stands for their content
     is the digest of the settings, and of the revision for `hub`.
     """
@@ -54,7 +55,9 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
             facts: tuple[int | None, str | None, str | None] = root.describe(file)
         except CorpusError as error:
             # Its shard fails when it reads the file, and that shard alone.
-            logger.warning("%s; its shard will fail until it is mended and the source looked at again", error)
+            logger.warning(
+                "%s; its shard will fail until the file is fixed and corpus/source_manifest is re-materialised", error
+            )
             facts = (None, None, None)
         described.append((file, shard if shard < shards else None, *facts))
         progress.advance()
@@ -62,7 +65,7 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
 
 
 def source_changes(source: FilesSource, manifest: pl.DataFrame) -> dict[str, dict[str, str]]:
-    """What differs between the files as they lie and their `manifest`: {'new', 'changed', 'gone'}, each {file: stamp}.
+    """What differs between the present files and their `manifest`: {'new', 'changed', 'gone'}, each {file: stamp}.
 
     No file is read: its size and, where both are known, its time of modification tell that it has changed.
     """
@@ -83,7 +86,7 @@ def read_shard(
     """Documents (DOCUMENT_SCHEMA), rejected rows (REJECT_SCHEMA) and counts {rows_read, rows_cut} of a shard.
 
     Reads the manifest's files of `shard` and nothing else. Raises CorpusError naming the file that cannot be read or
-    has changed; the shard is then not made at all.
+    has changed; nothing of the shard is then returned.
     """
     mine = manifest.filter(pl.col("shard") == shard)
     documents: list[Document] = []

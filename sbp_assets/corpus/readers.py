@@ -1,7 +1,7 @@
 """Read documents from files under any fsspec URL, row by row, with every unusable row accounted for.
 
 Rows are bytes until they are known to be UTF-8, so one bad byte costs one row. What cannot be read to its end (a
-truncated .zst, say) raises CorpusError naming the file: a part of a file is never taken for the whole.
+truncated .zst, say) raises CorpusError naming the file: a part of a file is never ingested as the whole.
 """
 
 from __future__ import annotations
@@ -9,26 +9,18 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from fsspec.core import url_to_fs
 
 from sbp_assets.corpus.errors import CorpusError
+from sbp_assets.corpus.source_files import CHUNK, TEXT_SUFFIXES, Root, naming
 
-CHUNK = 1 << 20
 EXCERPT_CHARS = 200
-# JSON lines are also published as .json.gz and .json.zst (C4, Dolma); a bare .json is usually one object: not read.
-ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
-TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
-SUFFIXES = (*ROW_SUFFIXES, *TEXT_SUFFIXES, ".parquet")
 
 
 @dataclass(frozen=True)
@@ -62,84 +54,6 @@ class Fields:
     url: str | None
 
 
-class Root:
-    """The place a corpus lies: a file, a directory (read recursively), or a glob, on any fsspec file system."""
-
-    def __init__(self, path: str) -> None:
-        try:
-            self.fs, location = url_to_fs(path)
-        except (ImportError, ValueError) as error:
-            raise CorpusError(f"corpus.source.path {path!r}: {error}") from error
-        self.path, self._location = path, location.rstrip("/") or "/"
-        if any(character in location for character in "*?["):
-            parts = PurePosixPath(location).parts
-            fixed = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
-            self.base = str(PurePosixPath(*parts[:fixed])) if fixed else ""
-        else:
-            self.base = self._location.rpartition("/")[0] if self.fs.isfile(location) else self._location
-
-    @property
-    def name(self) -> str:
-        """Name of the corpus, for rows that do not tell their source."""
-        return PurePosixPath(self.base).name or "files"
-
-    def files(self) -> tuple[list[str], list[str]]:
-        """Paths relative to the root, sorted: (readable files, files of other types); hidden files are neither."""
-        if any(character in self._location for character in "*?["):
-            found = [path for path in self.fs.glob(self._location) if self.fs.isfile(path)]
-        elif self.fs.isfile(self._location):
-            found = [self._location]
-        elif self.fs.isdir(self._location):
-            found = self.fs.find(self._location)
-        else:
-            raise CorpusError(f"corpus.source.path {self.path!r} does not exist; give a file, directory, glob or URL")
-        relative = sorted(path.removeprefix(self.base).lstrip("/") for path in found)
-        visible = [path for path in relative if not any(part.startswith((".", "_")) for part in path.split("/"))]
-        readable = [path for path in visible if path.endswith(SUFFIXES)]
-        if not readable:
-            raise CorpusError(
-                f"corpus.source.path {self.path!r} holds no file to read ({len(visible)} of other types); "
-                f"known types: {', '.join(SUFFIXES)}"
-            )
-        return readable, [path for path in visible if not path.endswith(SUFFIXES)]
-
-    def full(self, file: str) -> str:
-        return f"{self.base.rstrip('/')}/{file}" if self.base else file
-
-    def open(self, file: str) -> BinaryIO:
-        # Caching readers of remote file systems read ahead in blocks; the file is read once from end to end.
-        return self.fs.open(self.full(file), "rb")
-
-    def describe(self, file: str) -> tuple[int, str, str | None]:
-        """Bytes, sha256 and modification time (ISO; None where the file system keeps none) of a file."""
-        digest, size = hashlib.sha256(), 0
-        with _named(file), self.open(file) as stream:
-            while chunk := stream.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-        return size, digest.hexdigest(), self._modified(file)
-
-    def stamps(self) -> dict[str, tuple[int | None, str | None]]:
-        """Bytes and modification time, as `describe` tells them, of every readable file as it lies there now.
-
-        Both None for one that has gone while this looked.
-        """
-        self.fs.invalidate_cache()  # fsspec keeps listings for as long as the process lives
-        found: dict[str, tuple[int | None, str | None]] = {}
-        for file in self.files()[0]:
-            try:
-                found[file] = (self.fs.size(self.full(file)), self._modified(file))
-            except FileNotFoundError:
-                found[file] = (None, None)
-        return found
-
-    def _modified(self, file: str) -> str | None:
-        try:
-            return self.fs.modified(self.full(file)).isoformat()
-        except (NotImplementedError, AttributeError, KeyError, FileNotFoundError):
-            return None
-
-
 def read_rows(root: Root, file: str, fields: Fields, sha256: str | None) -> Iterator[Document | Reject]:
     """Documents and rejects of one file, in order, streamed.
 
@@ -150,7 +64,7 @@ def read_rows(root: Root, file: str, fields: Fields, sha256: str | None) -> Iter
     if file.endswith(".parquet"):
         yield from _parquet(root, file, make, sha256)
         return
-    with _named(file), root.open(file) as stream:
+    with naming(file), root.open(file) as stream:
         hashing = _Hashing(stream)
         chunks = _decompressed(hashing, file)
         if file.endswith(TEXT_SUFFIXES):
@@ -190,13 +104,15 @@ class RowMaker:
     def __init__(self, file: str, source: str, fields: Fields) -> None:
         self.file, self.source, self.fields = file, source, fields
         stem = file.rpartition("/")[2].partition(".")[0]
-        # Files of one name in two directories must not make one id.
+        # Files of one name in two directories must not get the same id.
         self.prefix = f"{stem}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
 
     def reject(self, line: int, reason: str, raw: bytes | str) -> Reject:
+        """Return the reject of a row with its `reason`; `raw` gives the excerpt."""
         return Reject(self.file, line, reason, excerpt(raw))
 
     def from_bytes(self, raw: bytes, line: int) -> Document | Reject:
+        """Return the document that the whole of a text file is, or its reject."""
         try:
             text = raw.removeprefix(b"\xef\xbb\xbf").decode()
         except UnicodeDecodeError as error:
@@ -204,6 +120,7 @@ class RowMaker:
         return self.from_parts(line, text, None, None, None, raw)
 
     def from_json(self, raw: bytes, line: int) -> Document | Reject:
+        """Return the document of one line of a JSONL file, or its reject."""
         raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
         try:
             row = json.loads(raw.decode())
@@ -216,6 +133,7 @@ class RowMaker:
         return self.from_row(row, line, raw)
 
     def from_row(self, row: dict[str, Any], line: int, raw: bytes | str) -> Document | Reject:
+        """Return the document of a row's fields, or its reject; `raw` gives the excerpt."""
         fields = self.fields
         if _get(row, fields.text) is None:
             return self.reject(line, f"no text: field {fields.text!r} is missing or null", raw)
@@ -224,6 +142,7 @@ class RowMaker:
         return self.from_parts(line, _get(row, fields.text), key, url, row.get("source"), raw)
 
     def from_parts(self, line: int, text: Any, key: Any, url: Any, source: Any, raw: bytes | str) -> Document | Reject:
+        """Return the document of the parts of a row, or its reject. A row without id is named by file and line."""
         if not isinstance(text, str):
             return self.reject(line, f"text is not a string but {type(text).__name__}", raw)
         if not text.strip():
@@ -256,24 +175,12 @@ class _Hashing:
             pass
 
 
-@contextmanager
-def _named(file: str) -> Iterator[None]:
-    """Name `file` in whatever the file system or the decompressor raises."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
-        raise CorpusError(
-            f"file {file} cannot be read: {type(error).__name__}: {error}. Replace it, or remove it from the corpus, "
-            "and materialise corpus/source_manifest again"
-        ) from error
-
-
 def _check_digest(file: str, found: str, expected: str | None) -> None:
     if found != expected:
         then = f"{expected[:12]}…" if expected else "unreadable"
         raise CorpusError(
-            f"file {file} changed since the manifest was made (sha256 {found[:12]}…, then {then}); "
-            "materialise corpus/source_manifest again"
+            f"file {file} changed since the manifest was written (sha256 {found[:12]}…, then {then}); "
+            "re-materialise corpus/source_manifest"
         )
 
 
@@ -327,9 +234,9 @@ def _get(row: dict[str, Any], field: str) -> Any:
 
 
 def _parquet(root: Root, file: str, make: RowMaker, sha256: str | None) -> Iterator[Document | Reject]:
-    # Parquet is read from its end, so its digest takes a pass of its own.
+    # Parquet is read from its end, so its digest takes a reading of its own.
     _check_digest(file, root.describe(file)[1], sha256)
-    with _named(file), root.open(file) as stream:
+    with naming(file), root.open(file) as stream:
         table = pq.ParquetFile(stream)
         names = table.schema_arrow.names
         parts = [field.partition(".")[0] for field in (make.fields.text, make.fields.id, make.fields.url) if field]

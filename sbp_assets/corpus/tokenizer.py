@@ -79,7 +79,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     if None in ids or RELATED not in tokenizer.get_added_vocab():
         raise ValueError(
-            f"{directory}: the tokenizer lacks bos, eos, pad or {RELATED}; materialise corpus/tokenizer again"
+            f"{directory}: the tokenizer lacks bos, eos, pad or {RELATED}; re-materialise corpus/tokenizer"
         )
     return tokenizer
 
@@ -135,7 +135,7 @@ def require_splits(documents: Mapping[str, pl.LazyFrame], split: Split) -> dict[
 def require_tokens(
     tokenizer: PreTrainedTokenizerFast, documents: Mapping[str, pl.LazyFrame], tokens_per_step: int
 ) -> None:
-    """Refuse a D of less than one optimizer step; raises CorpusError. Stops reading as soon as there is enough."""
+    """Raise CorpusError for a D of less than one optimizer step. Reading stops as soon as there are enough tokens."""
     tokens = 0
     for texts in stream_texts(documents, UNIQUE, batch=100):
         tokens += sum(map(len, encode_documents(tokenizer, texts)))

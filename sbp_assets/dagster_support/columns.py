@@ -1,4 +1,4 @@
-"""Column lineage: which columns of its inputs a column is made of, declared beside the asset's column schema.
+"""Columns of an artifact: one list gives a table's schema, the column metadata that Dagster shows, and the lineage.
 
 An artifact that is a directory has columns too: those of its tables, and its arrays or weights by name.
 """
@@ -6,12 +6,76 @@ An artifact that is a directory has columns too: those of its tables, and its ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+import polars as pl
+from polars.datatypes import DataTypeClass
 
 LINEAGE = "dagster/column_lineage"
 SCHEMA = "dagster/column_schema"
+
+PolarsType = pl.DataType | DataTypeClass
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table (its type is polars'), or an array or the weights of a directory (its type is a word).
+
+    `sources` names the columns that it is made of, as "stage/asset.column", separated by spaces; "stage/asset" alone
+    stands for the column of the same name. A column of no input (a counter, a constant) has none.
+    """
+
+    name: str
+    type: PolarsType | str
+    description: str
+    sources: str = ""
+
+
+def table_schema(columns: Iterable[Column]) -> dict[str, PolarsType]:
+    """Return the schema of a table of `columns`, for polars; TypeError for a column that no table has."""
+    schema = {}
+    for column in columns:
+        if isinstance(column.type, str):
+            raise TypeError(f"column {column.name} of type {column.type!r} is not a table's")
+        schema[column.name] = column.type
+    return schema
+
+
+def column_metadata(columns: Iterable[Column], **sources: str) -> dict[str, Any]:
+    """Return the metadata of an asset with `columns`: their schema and, where one has sources, their lineage.
+
+    `sources` replaces those of the columns that it names: they may depend on the settings. Each column's sources also
+    stand behind its description, as in "The seed document. ← corpus/documents.id": open-source Dagster keeps and serves
+    lineage but does not draw it, while it shows an asset's table of columns.
+    """
+    shown, lineage = [], {}
+    for column in columns:
+        deps = [_dep(source, column.name) for source in sources.pop(column.name, column.sources).split()]
+        names = ", ".join(f"{dep.asset_key.to_user_string()}.{dep.column_name}" for dep in deps)
+        description = f"{column.description} ← {names}".strip() if names else column.description
+        shown.append(dg.TableColumn(column.name, _type_name(column.type), description))
+        if deps:
+            lineage[column.name] = deps
+    if sources:
+        raise ValueError(f"sources are given for columns that do not exist: {', '.join(sources)}")
+    metadata: dict[str, Any] = {SCHEMA: dg.TableSchema(shown)}
+    return metadata | ({LINEAGE: dg.TableColumnLineage(lineage)} if lineage else {})
+
+
+def _dep(source: str, name: str) -> dg.TableColumnDep:
+    asset, dot, column = source.rpartition(".")
+    return dg.TableColumnDep(dg.AssetKey((asset if dot else source).split("/")), column if dot else name)
+
+
+def _type_name(kind: PolarsType | str) -> str:
+    """Return 'int64', 'list<uint64>', …: the words of Dagster's column types."""
+    if isinstance(kind, str):
+        return kind
+    if isinstance(kind, pl.List):
+        return f"list<{_type_name(kind.inner)}>"
+    return {"boolean": "bool"}.get(name := str(kind).lower(), name)
 
 
 def schema(*columns: tuple[str, str, str]) -> dict[str, dg.TableSchema]:

@@ -1,6 +1,5 @@
-"""Evaluation: the tasks, the arms' scores, their comparison, the training curves and the report."""
+"""Evaluation: the tasks, the arms' scores, their contamination and their comparison."""
 
-from base64 import b64encode
 from pathlib import Path
 
 import dagster as dg
@@ -8,15 +7,13 @@ import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.partitions import ALL, seeds
 from sbp_assets.dagster_support.preview import table_preview
+from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.evaluation import contamination, suite, tasks
 from sbp_assets.evaluation.comparison import SCORED, Scored, compare, render_markdown, seed_count, with_samples
-from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SEEDS
 from sbp_assets.pretraining.budget import ARMS
-from sbp_assets.report import dynamics
-from sbp_assets.report import samples as report_data
-from sbp_assets.report.page import render
-from sbp_assets.settings import ConceptsSource
+from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.checkpoint import best_model
@@ -44,7 +41,6 @@ SCORED_MODELS: dict[Scored, str] = {
     "oracle": "the oracle model",
 }
 SAMPLES = ("sample_values", "sample_weights")
-BENCHMARKS_DIR = Path(DEPLOYMENT.benchmarks_dir) if DEPLOYMENT.benchmarks_dir else None
 # Scores that a column of the comparison is made of, by the name that its columns begin with.
 BASELINES: tuple[Scored, ...] = ("baseline", "early_stopped")
 COMPARED: dict[str, tuple[Scored, ...]] = {
@@ -63,48 +59,51 @@ def _of_scores(name: str, *columns: str) -> str:
     return " ".join(f"evaluation/{scored}_scores.{column}" for scored in COMPARED[name] for column in columns)
 
 
-def configured_tasks() -> list[str]:
-    """Tasks that every score table must hold."""
-    questions = [tasks.CONCEPT_QUESTIONS] if EXPERIMENT.evaluation.concept_questions else []
-    return [tasks.HELDOUT, *questions, *EXPERIMENT.evaluation.benchmarks]
+def _benchmarks_dir(settings: Settings) -> Path | None:
+    return Path(settings.deployment.benchmarks_dir) if settings.deployment.benchmarks_dir else None
 
 
-def concept_questions() -> list[dict[str, str | int | list[str]]]:
-    """The configured questions about the corpus' own facts; none where the truth is not known."""
-    count, source = EXPERIMENT.evaluation.concept_questions, EXPERIMENT.corpus.source
-    if not count or not isinstance(source, ConceptsSource):
-        return []
-    return ConceptWorld(source).questions(count, seed=suite.SEED)
+def configured_tasks(settings: Settings) -> list[str]:
+    """Return the tasks that every score table must hold."""
+    questions = [tasks.CONCEPT_QUESTIONS] if settings.experiment.evaluation.concept_questions else []
+    return [tasks.HELDOUT, *questions, *settings.experiment.evaluation.benchmarks]
 
 
-@dg.asset(
-    key=["evaluation", "tasks"],
-    ins={"documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)},
-    group_name="evaluation",
-    kinds={"yaml", "parquet"},
-    io_manager_key="directory",
-    code_version=f"{EXPERIMENT.version('2', 'evaluation', 'truth')}-"
-    + tasks.data_version(EXPERIMENT.evaluation.benchmarks, BENCHMARKS_DIR),
-    metadata=schema(("id", "string", "Held-out document."), ("text", "string", "What is scored of it."))
-    | lineage({"corpus/documents": ("id", "text")}),
+def concept_questions(settings: Settings) -> list[dict[str, str | int | list[str]]]:
+    """Return the configured questions about the corpus' own facts; none where the ground truth is not known."""
+    count, source = settings.experiment.evaluation.concept_questions, settings.experiment.truth
+    return ConceptWorld(source).questions(count, seed=suite.SEED) if count and source else []
+
+
+@for_settings(
+    lambda settings: dg.asset(
+        name="tasks",
+        ins={"documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)},
+        kinds={"yaml", "parquet"},
+        io_manager_key="directory",
+        code_version=f"{settings.experiment.version('2', 'evaluation', 'truth')}-"
+        + tasks.data_version(settings.experiment.evaluation.benchmarks, _benchmarks_dir(settings)),
+        metadata=schema(("id", "string", "Held-out document."), ("text", "string", "What is scored of it."))
+        | lineage({"corpus/documents": ("id", "text")}),
+    )
 )
 def evaluation_tasks(
-    context: dg.AssetExecutionContext, documents: dict[str, pl.LazyFrame]
+    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], documents: dict[str, pl.LazyFrame]
 ) -> dg.MaterializeResult[Path]:
     """A directory of lm-eval task files with their data: what every model is scored on, here or by anyone.
 
     Held-out documents, questions about the corpus' own facts where the truth is known, and the configured stock
     benchmarks. README.md has the `lm_eval` commands that give any model directory the scores that ours have.
     """
-    evaluation = EXPERIMENT.evaluation
-    directory = staging(DEPLOYMENT.work_dir, "evaluation_tasks")
+    evaluation = settings.experiment.evaluation
+    directory = staging(settings.deployment.work_dir, "evaluation_tasks")
     with Progress("evaluation tasks", "documents") as progress:
         made = tasks.write_tasks(
             directory,
             tasks.sample_heldout(documents, evaluation.heldout_documents),
-            questions=concept_questions(),
+            questions=concept_questions(settings),
             benchmarks=evaluation.benchmarks,
-            benchmarks_dir=BENCHMARKS_DIR,
+            benchmarks_dir=_benchmarks_dir(settings),
             benchmark_limit=evaluation.benchmark_limit,
         )
         progress.advance(sum(task.documents for task in made.tasks))
@@ -123,40 +122,46 @@ def evaluation_tasks(
     )
 
 
-def _scores(name: Scored) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=["evaluation", f"{name}_scores"],
-        description=f"One row per task and metric: what {SCORED_MODELS[name]} of this seed scores in lm-eval.\n\n"
-        "All arms answer the same held-out documents, questions and few-shot prompts on the same backend. Each text "
-        "starts with `<bos>`, as in training. A document's perplexity counts its own tokens, without `<bos>` and "
-        "`<eos>`. "
-        "Five-shot MMLU perplexity is exp of the mean negative log-likelihood per token of the right answer's letter.",
-        ins={
-            "model": dg.AssetIn(["pretraining", "baseline_model" if name == "early_stopped" else f"{name}_model"]),
-            "tasks_dir": dg.AssetIn(["evaluation", "tasks"], dagster_type=Path),
-        },
-        partitions_def=SEEDS,
-        group_name="evaluation",
-        kinds={"huggingface", "parquet"},
-        io_manager_key="parquet",
-        pool="device",
-        code_version=EXPERIMENT.version("3"),
-        metadata={
-            "dagster/column_schema": dg.TableSchema(SCORE_COLUMNS),
-            **lineage(
-                **dict.fromkeys(
-                    ("value", "stderr", "samples", *SAMPLES),
-                    f"pretraining/{'baseline' if name in BASELINES else name}_model.weights evaluation/tasks.text",
-                )
-            ),
-        },
+def _scores(name: Scored) -> ForSettings[dg.AssetsDefinition]:
+    @for_settings(
+        lambda settings: dg.asset(
+            name=f"{name}_scores",
+            description=f"One row per task and metric: what {SCORED_MODELS[name]} of this seed scores in "
+            "lm-eval.\n\n"
+            "All arms answer the same held-out documents, questions and few-shot prompts on the same backend. Each "
+            "text "
+            "starts with `<bos>`, as in training. A document's perplexity counts its own tokens, without `<bos>` and "
+            "`<eos>`. "
+            "Five-shot MMLU perplexity is exp of the mean negative log-likelihood per token of the right answer's "
+            "letter.",
+            ins={
+                "model": dg.AssetIn(["pretraining", "baseline_model" if name == "early_stopped" else f"{name}_model"]),
+                "tasks_dir": dg.AssetIn(["evaluation", "tasks"], dagster_type=Path),
+            },
+            partitions_def=seeds(settings),
+            kinds={"huggingface", "parquet"},
+            io_manager_key="parquet",
+            pool="device",
+            code_version=settings.experiment.version("3"),
+            metadata={
+                "dagster/column_schema": dg.TableSchema(SCORE_COLUMNS),
+                **lineage(
+                    **dict.fromkeys(
+                        ("value", "stderr", "samples", *SAMPLES),
+                        f"pretraining/{'baseline' if name in BASELINES else name}_model.weights evaluation/tasks.text",
+                    )
+                ),
+            },
+        )
     )
-    def scores(context: dg.AssetExecutionContext, model: Path, tasks_dir: Path) -> dg.MaterializeResult[pl.DataFrame]:
+    def scores(
+        context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], model: Path, tasks_dir: Path
+    ) -> dg.MaterializeResult[pl.DataFrame]:
         result = suite.evaluate(
             best_model(model) if name == "early_stopped" else model,
             tasks_dir,
-            device=DEPLOYMENT.device,
-            batch_size=DEPLOYMENT.evaluation_batch_size,
+            device=settings.deployment.device,
+            batch_size=settings.deployment.evaluation_batch_size,
             name=f"{name} model, seed {context.partition_key}",
         )
         for problem in result.problems:
@@ -171,7 +176,7 @@ def _scores(name: Scored) -> dg.AssetsDefinition:
                 **result.run,
                 "tasks_not_scored": result.problems,
                 "notes": result.notes,
-                "batch_size": DEPLOYMENT.evaluation_batch_size,
+                "batch_size": settings.deployment.evaluation_batch_size,
                 "scores": dg.MetadataValue.md(table_preview(result.table)),
             },
         )
@@ -182,81 +187,84 @@ def _scores(name: Scored) -> dg.AssetsDefinition:
 baseline_scores, early_stopped_scores, sbp_scores, oracle_scores = map(_scores, SCORED)
 
 
-@dg.multi_asset(
-    outs={
-        "contamination": dg.AssetOut(
-            key=["evaluation", "contamination"],
-            dagster_type=dg.Any,
-            io_manager_key="parquet",
-            group_name="evaluation",
-            kinds={"polars", "parquet"},
-            code_version=EXPERIMENT.version("1", "contamination"),
-            description="One row per evaluation set and training corpus: how many items share text with it.\n\n"
-            "D, the oracle's documents and the syntheses are compared with every item that is scored, by runs of "
-            "words; a question with its right answer. Short items are not judged.",
-            metadata=schema(
-                ("evaluation_set", "string", "A task of evaluation/tasks"),
-                ("corpus", "string", "unique (D), oracle or synthetic"),
-                ("documents", "int", "Documents of the corpus"),
-                ("words", "int", "n of the n-grams; an item of fewer words is one n-gram"),
-                ("items", "int", "Items of the set"),
-                ("judged", "int", "Items that are long enough"),
-                ("hit", "int", f"Items with an n-gram that 1 to {contamination.COMMON} documents hold"),
-                ("hit_share", "float", "Of the judged items; null where there are none"),
-                (
-                    "contained",
-                    "int",
-                    f"Items of whose n-grams one document holds {contamination.CONTAINED:.0%} or more",
-                ),
-                ("contained_share", "float", "Of the judged items; null where there are none"),
-            )
-            | lineage(**dict.fromkeys(("hit", "hit_share", "contained", "contained_share"), TEXTS_COMPARED)),
-        ),
-        "contaminated_items": dg.AssetOut(
-            key=["evaluation", "contaminated_items"],
-            dagster_type=dg.Any,
-            io_manager_key="parquet",
-            group_name="evaluation",
-            kinds={"polars", "parquet"},
-            code_version=EXPERIMENT.version("1", "contamination"),
-            description="One row per evaluation item and corpus that holds of it: hits and contained items, the "
-            "largest overlap first, with the document that holds most.",
-            metadata=schema(
-                ("evaluation_set", "string", "A task of evaluation/tasks"),
-                ("item", "string", "Document id, or row of the task's data, from 0"),
-                ("corpus", "string", "unique (D), oracle or synthetic"),
-                ("hit", "bool", "As in contamination"),
-                ("contained", "bool", "As in contamination"),
-                ("ngrams", "int", "Different n-grams of the item"),
-                ("shared_ngrams", "int", "Of these, in any document of the corpus"),
-                ("document", "string", "The document that holds most of them; of equals, the first"),
-                ("document_share", "float", "Share of the item's n-grams that this document holds"),
-                ("ngram", "string", "The first that the two share, as compared: lower case, no punctuation"),
-            )
-            | lineage(
-                item="evaluation/tasks.id",
-                document="corpus/documents.id synthesis/synthetic_documents.id",
-                **dict.fromkeys(("hit", "contained", "shared_ngrams", "document_share", "ngram"), TEXTS_COMPARED),
+@for_settings(
+    lambda settings: dg.multi_asset(
+        outs={
+            "contamination": dg.AssetOut(
+                key="contamination",
+                dagster_type=dg.Any,
+                io_manager_key="parquet",
+                kinds={"polars", "parquet"},
+                code_version=settings.experiment.version("1", "contamination"),
+                description="One row per evaluation set and training corpus: how many items share text with it.\n\n"
+                "D, the oracle's documents and the syntheses are compared with every item that is scored, by runs of "
+                "words; a question with its right answer. Short items are not judged.",
+                metadata=schema(
+                    ("evaluation_set", "string", "A task of evaluation/tasks"),
+                    ("corpus", "string", "unique (D), oracle or synthetic"),
+                    ("documents", "int", "Documents of the corpus"),
+                    ("words", "int", "n of the n-grams; an item of fewer words is one n-gram"),
+                    ("items", "int", "Items of the set"),
+                    ("judged", "int", "Items that are long enough"),
+                    ("hit", "int", f"Items with an n-gram that 1 to {contamination.COMMON} documents hold"),
+                    ("hit_share", "float", "Of the judged items; null where there are none"),
+                    (
+                        "contained",
+                        "int",
+                        f"Items of whose n-grams one document holds {contamination.CONTAINED:.0%} or more",
+                    ),
+                    ("contained_share", "float", "Of the judged items; null where there are none"),
+                )
+                | lineage(**dict.fromkeys(("hit", "hit_share", "contained", "contained_share"), TEXTS_COMPARED)),
             ),
-        ),
-    },
-    ins={
-        "tasks_dir": dg.AssetIn(["evaluation", "tasks"], dagster_type=Path),
-        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
-        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
-    },
-    name="evaluation_contamination",
-    pool="memory",
+            "contaminated_items": dg.AssetOut(
+                key="contaminated_items",
+                dagster_type=dg.Any,
+                io_manager_key="parquet",
+                kinds={"polars", "parquet"},
+                code_version=settings.experiment.version("1", "contamination"),
+                description="One row per evaluation item and corpus that holds of it: hits and contained items, the "
+                "largest overlap first, with the document that holds most.",
+                metadata=schema(
+                    ("evaluation_set", "string", "A task of evaluation/tasks"),
+                    ("item", "string", "Document id, or row of the task's data, from 0"),
+                    ("corpus", "string", "unique (D), oracle or synthetic"),
+                    ("hit", "bool", "As in contamination"),
+                    ("contained", "bool", "As in contamination"),
+                    ("ngrams", "int", "Different n-grams of the item"),
+                    ("shared_ngrams", "int", "Of these, in any document of the corpus"),
+                    ("document", "string", "The document that holds most of them; of equals, the first"),
+                    ("document_share", "float", "Share of the item's n-grams that this document holds"),
+                    ("ngram", "string", "The first that the two share, as compared: lower case, no punctuation"),
+                )
+                | lineage(
+                    item="evaluation/tasks.id",
+                    document="corpus/documents.id synthesis/synthetic_documents.id",
+                    **dict.fromkeys(("hit", "contained", "shared_ngrams", "document_share", "ngram"), TEXTS_COMPARED),
+                ),
+            ),
+        },
+        ins={
+            "tasks_dir": dg.AssetIn(["evaluation", "tasks"], dagster_type=Path),
+            "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+            "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+        },
+        name="evaluation_contamination",
+        pool="memory",
+    )
 )
 def evaluation_contamination(
-    tasks_dir: Path, documents: dict[str, pl.LazyFrame], synthetic_documents: dict[str, pl.LazyFrame]
+    settings: dg.ResourceParam[Settings],
+    tasks_dir: Path,
+    documents: dict[str, pl.LazyFrame],
+    synthetic_documents: dict[str, pl.LazyFrame],
 ) -> tuple[dg.MaterializeResult, dg.MaterializeResult]:
     """Every evaluation item against every training document."""
     with Progress("contamination", "documents") as progress:
         summary, listed = contamination.compare(
             contamination.evaluation_items(tasks_dir),
             contamination.training_documents(documents, synthetic_documents),
-            EXPERIMENT.contamination,
+            settings.experiment.contamination,
             progress,
         )
     shares = {
@@ -288,51 +296,59 @@ def evaluation_contamination(
     )
 
 
-@dg.asset(
-    key=["evaluation", "comparison"],
-    ins={f"{name}_scores": dg.AssetIn(["evaluation", f"{name}_scores"], partition_mapping=ALL) for name in SCORED},
-    group_name="evaluation",
-    kinds={"polars", "parquet"},
-    io_manager_key="parquet",
-    code_version=EXPERIMENT.version("3", "pretraining.seeds"),
-    metadata={
-        "dagster/column_schema": dg.TableSchema([
-            dg.TableColumn("task", "string", "As in the scores"),
-            dg.TableColumn("metric", "string", "As in the scores"),
-            dg.TableColumn("higher_is_better", "bool", "Direction of the metric"),
-            dg.TableColumn("against", "string", "The baseline: final, or early_stopped at its lowest held-out loss"),
-            *(dg.TableColumn(arm, "float", f"Mean of the {arm} arm over the seeds") for arm in ARMS),
-            dg.TableColumn("delta_sbp", "float", "sbp - baseline"),
-            dg.TableColumn("delta_oracle", "float", "oracle - baseline"),
-            dg.TableColumn(
-                "share_of_oracle_gain", "float", "delta_sbp / delta_oracle; null where the oracle gains nothing"
+@for_settings(
+    lambda settings: dg.asset(
+        ins={f"{name}_scores": dg.AssetIn(["evaluation", f"{name}_scores"], partition_mapping=ALL) for name in SCORED},
+        kinds={"polars", "parquet"},
+        io_manager_key="parquet",
+        code_version=settings.experiment.version("3", "pretraining.seeds"),
+        metadata={
+            "dagster/column_schema": dg.TableSchema(
+                [
+                    dg.TableColumn("task", "string", "As in the scores"),
+                    dg.TableColumn("metric", "string", "As in the scores"),
+                    dg.TableColumn("higher_is_better", "bool", "Direction of the metric"),
+                    dg.TableColumn(
+                        "against", "string", "The baseline: final, or early_stopped at its lowest held-out loss"
+                    ),
+                    *(dg.TableColumn(arm, "float", f"Mean of the {arm} arm over the seeds") for arm in ARMS),
+                    dg.TableColumn("delta_sbp", "float", "sbp - baseline"),
+                    dg.TableColumn("delta_oracle", "float", "oracle - baseline"),
+                    dg.TableColumn(
+                        "share_of_oracle_gain", "float", "delta_sbp / delta_oracle; null where the oracle gains nothing"
+                    ),
+                    dg.TableColumn("seeds", "int", "Seeds that all arms have"),
+                    *(
+                        dg.TableColumn(
+                            f"{name}_stderr", "float", f"Standard error of {name}: bootstrap of examples and seeds"
+                        )
+                        for name in (*ARMS, "delta_sbp", "delta_oracle")
+                    ),
+                    *(
+                        dg.TableColumn(
+                            f"{name}_{end}", "float", f"{end.title()} end of the 95% bootstrap interval of {name}"
+                        )
+                        for name in ("delta_sbp", "delta_oracle", "share")
+                        for end in ("low", "high")
+                    ),
+                    *(dg.TableColumn(f"{arm}_samples", "int", f"Examples scored per seed of {arm}") for arm in ARMS),
+                ]
             ),
-            dg.TableColumn("seeds", "int", "Seeds that all arms have"),
-            *(
-                dg.TableColumn(f"{name}_stderr", "float", f"Standard error of {name}: bootstrap of examples and seeds")
-                for name in (*ARMS, "delta_sbp", "delta_oracle")
+            **lineage(
+                {f"evaluation/{name}_scores": ("task", "metric", "higher_is_better") for name in SCORED},
+                share_of_oracle_gain=_of_scores("share", "value"),
+                **{name: _of_scores(name, "value") for name in (*ARMS, "delta_sbp", "delta_oracle")},
+                **{f"{name}_stderr": _of_scores(name, *SAMPLES) for name in (*ARMS, "delta_sbp", "delta_oracle")},
+                **{
+                    f"{name}_{end}": _of_scores(name, *SAMPLES)
+                    for name in ("delta_sbp", "delta_oracle", "share")
+                    for end in ("low", "high")
+                },
+                **{f"{arm}_samples": _of_scores(arm, "samples") for arm in ARMS},
             ),
-            *(
-                dg.TableColumn(f"{name}_{end}", "float", f"{end.title()} end of the 95% bootstrap interval of {name}")
-                for name in ("delta_sbp", "delta_oracle", "share")
-                for end in ("low", "high")
-            ),
-            *(dg.TableColumn(f"{arm}_samples", "int", f"Examples scored per seed of {arm}") for arm in ARMS),
-        ]),
-        **lineage(
-            {f"evaluation/{name}_scores": ("task", "metric", "higher_is_better") for name in SCORED},
-            share_of_oracle_gain=_of_scores("share", "value"),
-            **{name: _of_scores(name, "value") for name in (*ARMS, "delta_sbp", "delta_oracle")},
-            **{f"{name}_stderr": _of_scores(name, *SAMPLES) for name in (*ARMS, "delta_sbp", "delta_oracle")},
-            **{
-                f"{name}_{end}": _of_scores(name, *SAMPLES)
-                for name in ("delta_sbp", "delta_oracle", "share")
-                for end in ("low", "high")
-            },
-            **{f"{arm}_samples": _of_scores(arm, "samples") for arm in ARMS},
-        ),
-    },
-)  # fmt: skip
+        },
+    )
+)
 def comparison(
     baseline_scores: dict[str, pl.LazyFrame],
     early_stopped_scores: dict[str, pl.LazyFrame],
@@ -364,99 +380,3 @@ def comparison(
             "comparison": dg.MetadataValue.md(render_markdown(table)),
         },
     )
-
-
-@dg.asset(
-    key=["evaluation", "training_dynamics"],
-    ins={f"{arm}_model": dg.AssetIn(["pretraining", f"{arm}_model"], partition_mapping=ALL) for arm in ARMS},
-    group_name="evaluation",
-    kinds={"polars", "parquet"},
-    io_manager_key="parquet",
-    code_version=EXPERIMENT.version("1", "pretraining.seeds"),
-    metadata={
-        "dagster/column_schema": dg.TableSchema([
-            dg.TableColumn("arm", "string", "baseline, sbp or oracle"),
-            dg.TableColumn("seed", "string", "Training seed"),
-            dg.TableColumn("tokens", "int", "Training tokens read so far"),
-            dg.TableColumn("heldout_loss", "float", "Mean loss on held-out documents, nats per token"),
-        ]),
-        **lineage({f"pretraining/{arm}_model": ("tokens", "heldout_loss") for arm in ARMS}),
-    },
-)  # fmt: skip
-def training_dynamics(
-    baseline_model: dict[str, Path], sbp_model: dict[str, Path], oracle_model: dict[str, Path]
-) -> dg.MaterializeResult[pl.DataFrame]:
-    """Held-out loss along training, one row per arm, seed and measurement; means over the seeds, with their spread, and
-    the plot are in the metadata."""
-    with Progress("training dynamics", "rows") as progress:
-        table = dynamics.collect(dict(zip(ARMS, (baseline_model, sbp_model, oracle_model), strict=True)))
-        progress.advance(len(table))
-    image = b64encode(dynamics.png(table)).decode()
-    means = dynamics.over_seeds(table)
-    stops = dynamics.early_stops(table)
-    ends = means.group_by("arm", maintain_order=True).last()
-    side_by_side = means.pivot("arm", index="tokens", values="mean").sort("tokens")
-    return dg.MaterializeResult(
-        value=table,
-        metadata={
-            "dagster/row_count": len(table),
-            **{f"{arm}_final_heldout_loss": loss for arm, loss in ends.select("arm", "mean").iter_rows()},
-            **({"baseline_lowest_heldout_loss": float(stops["heldout_loss"].mean())} if len(stops) else {}),  # type: ignore[arg-type]
-            **progress.metadata(),
-            "mean_over_seeds": dg.MetadataValue.md(table_preview(side_by_side)),
-            "plot": dg.MetadataValue.md(f"![held-out loss against training tokens](data:image/png;base64,{image})"),
-        },
-    )
-
-
-@dg.asset(
-    key=["evaluation", "report"],
-    ins={
-        "comparison": dg.AssetIn(["evaluation", "comparison"]),
-        "training_dynamics": dg.AssetIn(["evaluation", "training_dynamics"]),
-        "token_budget": dg.AssetIn(["pretraining", "token_budget"]),
-        "quality_table": dg.AssetIn(["synthesis", "quality_table"]),
-        "posterior_predictive": dg.AssetIn(["synthesis", "posterior_predictive"]),
-        "pair_truth": dg.AssetIn(["pairing", "pair_truth"]),
-        "contamination": dg.AssetIn(["evaluation", "contamination"]),
-        "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
-        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
-        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
-    },
-    group_name="evaluation",
-    kinds={"jinja", "html"},
-    io_manager_key="directory",
-    # The page prints all of the experiment.
-    code_version=EXPERIMENT.version("2", *type(EXPERIMENT).model_fields),
-)
-def report(
-    comparison: pl.LazyFrame,
-    training_dynamics: pl.LazyFrame,
-    token_budget: pl.LazyFrame,
-    quality_table: pl.LazyFrame,
-    posterior_predictive: pl.LazyFrame,
-    pair_truth: pl.LazyFrame,
-    contamination: pl.LazyFrame,
-    neighbor_pairs: dict[str, pl.LazyFrame],
-    documents: dict[str, pl.LazyFrame],
-    synthetic_documents: dict[str, pl.LazyFrame],
-) -> dg.MaterializeResult[Path]:
-    """A directory with index.html: the experiment on one self-contained page, for a person to read."""
-    directory = staging(DEPLOYMENT.work_dir, "report")
-    with Progress("report", "pages", 1) as progress:
-        page = render(
-            EXPERIMENT,
-            comparison=comparison.collect(),
-            dynamics=training_dynamics.collect(),
-            token_budget=token_budget.collect(),
-            quality=quality_table.collect(),
-            posterior=posterior_predictive.collect(),
-            pair_truth=pair_truth.collect(),
-            contamination=contamination.collect(),
-            similarities=report_data.similarity_counts(neighbor_pairs),
-            pairs=report_data.example_pairs(neighbor_pairs, documents),
-            syntheses=report_data.example_syntheses(synthetic_documents, documents),
-        )
-        (directory / "index.html").write_text(page, encoding="utf-8")
-        progress.advance()
-    return dg.MaterializeResult(value=directory, metadata={"characters": len(page), **progress.metadata()})

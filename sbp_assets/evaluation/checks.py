@@ -1,4 +1,4 @@
-"""Checks of the scores, the comparison, the training curves and the report."""
+"""Checks of the evaluation tasks, the scores, the contamination and the comparison."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.dagster_support.check_results import check_result
+from sbp_assets.dagster_support.partitions import ALL, seeds
 from sbp_assets.dagster_support.preview import table_preview
+from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.evaluation import negative_control
 from sbp_assets.evaluation.assets import concept_questions, configured_tasks
 from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems, untrue_values
@@ -20,11 +22,8 @@ from sbp_assets.evaluation.contamination import (
 )
 from sbp_assets.evaluation.suite import score_problems, unscored
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks, data_problems
-from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS
-from sbp_assets.report.dynamics import dynamics_problems
-from sbp_assets.report.page import page_problems
-from sbp_assets.settings import FiveTokensSource
-from sbp_assets.training.order import Documents
+from sbp_assets.settings import FiveTokensSource, Settings
+from sbp_assets.training.documents import Documents
 from sbp_assets.training.spec import Source
 
 SHOWN = 20
@@ -42,43 +41,50 @@ def _result(problems: list[str], **numbers: int) -> dg.AssetCheckResult:
     additional_ins={"documents": DOCUMENTS},
     description="Every task has all of its rows; held-out documents and questions are those of the corpus.",
 )
-def tasks_hold_their_data(tasks: Path, documents: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
-    return _result(data_problems(tasks, documents, concept_questions()), tasks=len(Tasks.load(tasks).tasks))
+def tasks_hold_their_data(
+    settings: dg.ResourceParam[Settings], tasks: Path, documents: dict[str, pl.LazyFrame]
+) -> dg.AssetCheckResult:
+    return _result(data_problems(tasks, documents, concept_questions(settings)), tasks=len(Tasks.load(tasks).tasks))
 
 
 @dg.asset_check(
     asset=dg.AssetKey(["evaluation", "tasks"]),
     description="Every configured task was made, with documents to score; the problems name those that were not.",
 )
-def every_task_was_made(tasks: Path) -> dg.AssetCheckResult:
+def every_task_was_made(settings: dg.ResourceParam[Settings], tasks: Path) -> dg.AssetCheckResult:
     made = Tasks.load(tasks)
-    return _result(made.missing(configured_tasks()), tasks=len(made.tasks))
+    return _result(made.missing(configured_tasks(settings)), tasks=len(made.tasks))
 
 
-def _scores_checks(name: Scored) -> list[dg.AssetChecksDefinition]:
-    @dg.asset_check(
-        asset=dg.AssetKey(["evaluation", f"{name}_scores"]),
-        name="complete_and_possible",
-        partitions_def=SEEDS,
-        blocking=True,
-        additional_ins={"tasks_dir": TASKS},
-        description="Every task that was scored has all of its metrics: finite, possible, of all of its items, and as "
-        "the values of the items give them.",
+def _scores_checks(name: Scored) -> list[ForSettings[dg.AssetChecksDefinition]]:
+    @for_settings(
+        lambda settings: dg.asset_check(
+            asset=dg.AssetKey(["evaluation", f"{name}_scores"]),
+            name="complete_and_possible",
+            partitions_def=seeds(settings),
+            blocking=True,
+            additional_ins={"tasks_dir": TASKS},
+            description="Every task that was scored has all of its metrics: finite, possible, of all of its items, "
+            "and as "
+            "the values of the items give them.",
+        )
     )
     def check(scores: pl.LazyFrame, tasks_dir: Path) -> dg.AssetCheckResult:
         table = scores.collect()
         return _result(score_problems(table, Tasks.load(tasks_dir).tasks), rows=len(table))
 
-    @dg.asset_check(
-        asset=dg.AssetKey(["evaluation", f"{name}_scores"]),
-        name="every_task_is_scored",
-        partitions_def=SEEDS,
-        # Blocks nothing: a benchmark that cannot be run must not cost the comparison of the others.
-        description="Every configured task has a score.",
+    @for_settings(
+        lambda settings: dg.asset_check(
+            asset=dg.AssetKey(["evaluation", f"{name}_scores"]),
+            name="every_task_is_scored",
+            partitions_def=seeds(settings),
+            # Blocks nothing: a benchmark that cannot be run must not cost the comparison of the others.
+            description="Every configured task has a score.",
+        )
     )
-    def complete(scores: pl.LazyFrame) -> dg.AssetCheckResult:
+    def complete(settings: dg.ResourceParam[Settings], scores: pl.LazyFrame) -> dg.AssetCheckResult:
         table = scores.collect()
-        return _result(unscored(table, configured_tasks()), tasks=table["task"].n_unique())
+        return _result(unscored(table, configured_tasks(settings)), tasks=table["task"].n_unique())
 
     return [check, complete]
 
@@ -116,38 +122,44 @@ def values_are_of_the_scores(
     return _result(untrue_values(table, scores), rows=len(table))
 
 
-def _control_check(source: FiveTokensSource) -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        asset=dg.AssetKey(["evaluation", "comparison"]),
-        name="control_stays_negative",
-        additional_ins={
-            "training_dynamics": dg.AssetIn(["evaluation", "training_dynamics"]),
-            "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
-            "tasks_dir": TASKS,
-        },
-        description="In the five-token world nothing can be learned: no arm goes below the entropy on held-out "
-        "documents, and SBP not below the early-stopped baseline, beyond the sampling error.",
-    )
-    def check(
-        comparison: pl.LazyFrame, training_dynamics: pl.LazyFrame, tokens: dict[str, Path], tasks_dir: Path
-    ) -> dg.AssetCheckResult:
-        heldout = next(task for task in Tasks.load(tasks_dir).tasks if task.name == HELDOUT)
-        texts = pl.read_parquet(tasks_dir / DATA / f"{heldout.lm_eval}.test.parquet")["text"]
-        measured = Documents([Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)])
-        verdict = negative_control.judge(
-            comparison.collect(),
-            training_dynamics.collect(),
-            negative_control.scored_floor(texts),
-            negative_control.measured_floor(source, measured.lengths.tolist(), EXPERIMENT.pretraining.heldout_tokens),
+@for_settings(
+    lambda settings: (
+        None
+        if not isinstance(settings.experiment.corpus.source, FiveTokensSource)
+        else dg.asset_check(
+            asset=dg.AssetKey(["evaluation", "comparison"]),
+            # With every other source there is something to learn, and nothing to check.
+            additional_ins={
+                "training_dynamics": dg.AssetIn(["evaluation", "training_dynamics"]),
+                "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
+                "tasks_dir": TASKS,
+            },
+            description="In the five-token world nothing can be learned: no arm goes below the entropy on held-out "
+            "documents, and SBP not below the early-stopped baseline, beyond the sampling error.",
         )
-        return check_result(passed=not verdict.problems, metadata={"problems": verdict.problems, **verdict.numbers})
-
-    return check
-
-
-# Elsewhere there is something to learn, and nothing to check.
-if isinstance(EXPERIMENT.corpus.source, FiveTokensSource):
-    control_stays_negative = _control_check(EXPERIMENT.corpus.source)
+    )
+)
+def control_stays_negative(
+    settings: dg.ResourceParam[Settings],
+    comparison: pl.LazyFrame,
+    training_dynamics: pl.LazyFrame,
+    tokens: dict[str, Path],
+    tasks_dir: Path,
+) -> dg.AssetCheckResult:
+    source = settings.experiment.corpus.source
+    assert isinstance(source, FiveTokensSource)
+    heldout = next(task for task in Tasks.load(tasks_dir).tasks if task.name == HELDOUT)
+    texts = pl.read_parquet(tasks_dir / DATA / f"{heldout.lm_eval}.test.parquet")["text"]
+    measured = Documents([Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)])
+    verdict = negative_control.judge(
+        comparison.collect(),
+        training_dynamics.collect(),
+        negative_control.scored_floor(texts),
+        negative_control.measured_floor(
+            source, measured.lengths.tolist(), settings.experiment.pretraining.heldout_tokens
+        ),
+    )
+    return check_result(passed=not verdict.problems, metadata={"problems": verdict.problems, **verdict.numbers})
 
 
 @dg.asset_check(
@@ -170,21 +182,26 @@ def every_set_is_compared(
     )
 
 
-@dg.asset_check(
-    asset=dg.AssetKey(["evaluation", "contamination"]),
-    additional_ins={"contaminated_items": dg.AssetIn(["evaluation", "contaminated_items"])},
-    description=f"Of no evaluation set are more than {EXPERIMENT.contamination.max_share:.0%} of the items contained "
-    "in a training document. Items that share single n-grams, and questions about the corpus' own facts that a "
-    "document answers word for word, are a warning.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=dg.AssetKey(["evaluation", "contamination"]),
+        additional_ins={"contaminated_items": dg.AssetIn(["evaluation", "contaminated_items"])},
+        description=f"Of no evaluation set are more than {settings.experiment.contamination.max_share:.0%} of the "
+        "items contained "
+        "in a training document. Items that share single n-grams, and questions about the corpus' own facts that a "
+        "document answers word for word, are a warning.",
+    )
 )
-def evaluation_is_not_in_training(contamination: pl.LazyFrame, contaminated_items: pl.LazyFrame) -> dg.AssetCheckResult:
+def evaluation_is_not_in_training(
+    settings: dg.ResourceParam[Settings], contamination: pl.LazyFrame, contaminated_items: pl.LazyFrame
+) -> dg.AssetCheckResult:
     table, listed = contamination.collect(), contaminated_items.collect()
     # Documents state the facts that these questions ask for, in the same words: that is the task, and no leak.
     own = pl.col("evaluation_set") == CONCEPT_QUESTIONS
-    leaks = above(table.filter(~own), "contained", EXPERIMENT.contamination.max_share)
+    leaks = above(table.filter(~own), "contained", settings.experiment.contamination.max_share)
     hints = [
-        *above(table, "hit", EXPERIMENT.contamination.max_share),
-        *above(table.filter(own), "contained", EXPERIMENT.contamination.max_share),
+        *above(table, "hit", settings.experiment.contamination.max_share),
+        *above(table.filter(own), "contained", settings.experiment.contamination.max_share),
     ]
     return check_result(
         passed=not leaks and not hints,
@@ -217,22 +234,3 @@ def documents_hold_the_ngrams(
     listed = contaminated_items.collect()
     wrong = misplaced(listed, training_documents(documents, synthetic_documents))
     return _result(wrong[:SHOWN], items=len(listed), wrong=len(wrong))
-
-
-@dg.asset_check(
-    asset=dg.AssetKey(["evaluation", "training_dynamics"]),
-    blocking=True,
-    description="Every arm and seed starts and ends at the same number of training tokens, with finite losses.",
-)
-def curves_span_the_same_tokens(training_dynamics: pl.LazyFrame) -> dg.AssetCheckResult:
-    table = training_dynamics.collect()
-    return _result(dynamics_problems(table), rows=len(table))
-
-
-@dg.asset_check(
-    asset=dg.AssetKey(["evaluation", "report"]),
-    description="The page has all sections, runs no script and loads nothing from elsewhere.",
-)
-def page_is_self_contained(report: Path) -> dg.AssetCheckResult:
-    page = (report / "index.html").read_text(encoding="utf-8")
-    return _result(page_problems(page), characters=len(page))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.dedup import UNSPACED
+from sbp_assets.corpus.shingles import words_without_punctuation
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.evaluation.tasks import DATA, Tasks
 from sbp_assets.settings import Contamination
@@ -37,8 +37,6 @@ CONTAINED = 0.8
 SYNTHETIC = "synthetic"
 CORPORA = (UNIQUE, ORACLE, SYNTHETIC)
 
-# As de-duplication has them, without punctuation.
-WORD = rf"[{UNSPACED}]|[^\W_{UNSPACED}]+"
 _BATCH = 1000  # Training documents hashed at once.
 _SLOTS = (
     16  # One-byte slots per n-gram of the items, at least: a sixteenth or less of all other hashes is searched for.
@@ -117,11 +115,6 @@ def training_documents(
         yield SYNTHETIC, synthetic[key].select("id", "text").collect()
 
 
-def split_words(texts: pl.Series) -> pl.Series:
-    """Lists of the texts' words, lower-cased and composed (NFC)."""
-    return texts.str.normalize("NFC").str.to_lowercase().str.extract_all(WORD)
-
-
 class Words:
     """The words of some texts as one flat array of hashes, and the hash of any run of them."""
 
@@ -154,7 +147,7 @@ class Comparison:
 
     def __init__(self, items: pl.DataFrame, settings: Contamination) -> None:
         """items: evaluation_set, item, text."""
-        self._settings, self._words = settings, split_words(items["text"])
+        self._settings, self._words = settings, words_without_punctuation(items["text"])
         lengths = self._words.list.len().to_numpy().astype(np.int64)
         # Words per n-gram of each item: one of fewer than n words is one n-gram; 0 where it is not judged.
         own = np.where(lengths >= settings.min_words, np.minimum(lengths, settings.words), 0)
@@ -183,7 +176,7 @@ class Comparison:
         self._documents[corpus] += len(documents)
         if not len(self._known):
             return
-        ids, words, frames = documents["id"], Words(split_words(documents["text"])), []
+        ids, words, frames = documents["id"], Words(words_without_punctuation(documents["text"])), []
         for n in self._lengths:
             starts, hashes = words.ngrams(n)
             maybe = self._maybe[hashes >> self._shift]
@@ -313,7 +306,7 @@ def misplaced(listed: pl.DataFrame, documents: Iterable[tuple[str, pl.DataFrame]
     for corpus, rows in documents:
         wanted = listed.filter(pl.col("corpus") == corpus).select("document", "ngram")
         found = wanted.unique().join(rows, left_on="document", right_on="id")
-        texts = split_words(found["text"]).list.join(" ")
+        texts = words_without_punctuation(found["text"]).list.join(" ")
         for document, ngram, text in zip(found["document"], found["ngram"], texts, strict=True):
             if f" {ngram} " in f" {text} ":
                 missing.pop((corpus, document, ngram), None)

@@ -53,7 +53,7 @@ def measured_floor(source: FiveTokensSource, lengths: Iterable[int], max_tokens:
     """Of the losses along training: letters and `<eos>` of the documents in the first `max_tokens` labels.
 
     `lengths`: tokens of the held-out documents, `<bos>` and `<eos>` included, in the order in which training reads
-    them (`training.order.heldout_rows`).
+    them (`training.rows.heldout_rows`).
     """
     tokens, nats, left = 0, 0.0, max_tokens + 1
     for length in lengths:

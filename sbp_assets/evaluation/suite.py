@@ -20,6 +20,7 @@ import polars as pl
 
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, MMLU, Task, Tasks, foreign_files
 from sbp_assets.storage.progress import Progress
+from sbp_assets.training.device import Device, resolve_device
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -73,7 +74,7 @@ class Measurement:
 
 
 def evaluate(
-    model_dir: Path, tasks_dir: Path, *, device: str = "auto", batch_size: int = 1, name: str = "model"
+    model_dir: Path, tasks_dir: Path, *, device: Device = "auto", batch_size: int = 1, name: str = "model"
 ) -> Scores:
     """Score the model directory on all tasks that `tasks.write_tasks` wrote into `tasks_dir`; ValueError for another's.
 
@@ -157,7 +158,7 @@ def bootstrap_stderr(metric: str, values: np.ndarray, weights: np.ndarray) -> fl
 
 
 def load_model(
-    model_dir: Path, device: str, batch_size: int, on_sequences: Callable[[int], None], *, add_bos_token: bool
+    model_dir: Path, device: Device, batch_size: int, on_sequences: Callable[[int], None], *, add_bos_token: bool
 ) -> CountingHFLM:
     """The model as `lm_eval --model hf` loads it; device 'auto' is CUDA where there is one. Float32 throughout.
 
@@ -177,15 +178,6 @@ def load_model(
     if model.tok_encode("a").count(bos) != add_bos_token:
         raise ValueError(f"the tokenizer in {model_dir} does not put exactly one {model.tokenizer.bos_token} in front")
     return model
-
-
-def resolve_device(device: str) -> str:
-    """The device that 'auto' stands for on this machine."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def measure(

@@ -1,8 +1,8 @@
-"""Other settings on a copy of finished artifacts: only what they change is made anew.
+"""Branches: a copy of the finished artifacts with other settings, where only what they change is re-materialised.
 
 A branch is a second artifact store and instance beside the profile's own, in `<data_dir>.branches/<name>`. Artifacts
-are hard links to the finished ones, so that a branch costs no space until it makes something: a write replaces a file
-and never changes one in place.
+are hard links to the finished ones, so that a branch takes no space until it materialises something: a write replaces
+a file and never changes one in place.
 """
 
 from __future__ import annotations
@@ -18,52 +18,49 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sbp_assets.instance.home import POSTGRES_URL
-from sbp_assets.settings import ENV_PREFIX, ENV_SEPARATOR, Settings, SettingsError, fault, load_settings
+from sbp_assets.instance.storage import POSTGRES_URL
+from sbp_assets.settings import Experiment, Settings, SettingsError, as_text, load_settings, variable
 from sbp_assets.storage.artifacts import exclusive
 
 RECORD = "branch.json"  # the settings that the branch changes
 
 
-def override(key: str, value: Any) -> tuple[str, str]:
-    """Environment variable, and its text, that sets the experiment's dotted `key`."""
-    return f"{ENV_PREFIX}EXPERIMENT{ENV_SEPARATOR}{key.upper().replace('.', ENV_SEPARATOR)}", json.dumps(value)
+def overrides(changes: Mapping[str, Any]) -> dict[str, str]:
+    """Environment variables that set the experiment's settings `changes`, {dotted key: value}."""
+    return {variable("experiment", *key.split(".")): as_text(value) for key, value in changes.items()}
 
 
-def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
-    """{dotted key: value} of `key=value` arguments, values read as YAML; SettingsError where one is none."""
+def parse_changes(changes: Sequence[str]) -> dict[str, str]:
+    """{dotted key: text} of `key=text` arguments; a text is read as an environment variable's is.
+
+    Raises SettingsError where an argument has no key or no equals sign.
+    """
     parsed = {}
     for change in changes:
-        key, equals, value = change.partition("=")
+        key, equals, text = change.partition("=")
         if not equals or not key:
             raise SettingsError(f"{change!r} changes nothing: write key=value, as in synthesizer.epochs=2")
-        try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SettingsError(f"{key}: the value is not YAML: {fault(error)}") from None
+        parsed[key] = text
     return parsed
 
 
 def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> None:
-    """Make branch `name` of the profile's store, with dotted `changes` of the experiment, unless it exists.
+    """Create branch `name` of the profile's store, with dotted `changes` of the experiment, unless it exists.
 
-    Raises SettingsError where the changes are impossible or those of the existing branch are others, or where the
-    profile has no artifacts that can be linked; RuntimeError where `sbp run` is writing them.
+    Raises SettingsError where the changes are impossible, where an existing branch of that name has other settings, or
+    where the profile has no artifacts that can be linked; RuntimeError where `sbp run` is writing them.
     """
     home, deployment = _home(settings, name), settings.deployment
-    try:
-        load_settings(environ={**os.environ, **dict(override(key, value) for key, value in changes.items())})
-    except SettingsError as error:
-        raise SettingsError(f"the changes of {', '.join(changes)} are refused: {error}") from error
+    changed = _changed(changes)
     if home.exists():
-        if (made := json.loads((home / RECORD).read_text())) != json.loads(json.dumps(dict(changes))):
+        made = json.loads((home / RECORD).read_text())
+        # Settings are compared, not texts: 2 and 2.0 are the same number of epochs.
+        if _changed(made) != changed:
             raise SettingsError(f"branch {name} exists and changes {made}: take another name, or delete {home}")
         return
     if not Path(deployment.data_dir).is_dir():
         raise SettingsError(f"nothing to branch from in {deployment.data_dir}: first `sbp run -p {settings.profile}`")
-    # Made whole or not at all, and from artifacts and records that belong together.
+    # It appears as a whole or not at all, and its artifacts and storage belong together.
     with exclusive(Path(deployment.instance_dir), "making a branch"):
         temporary = home.parent / f".{name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -83,29 +80,35 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
 
 
 def branch_environment(settings: Settings, name: str) -> dict[str, str]:
-    """Environment variables under which everything acts on the branch; SettingsError where there is none."""
+    """Environment variables under which every command acts on branch `name`; raises SettingsError where it is none."""
     home = _home(settings, name)
     if not home.exists():
         known = sorted(path.name for path in home.parent.glob("[!.]*")) if home.parent.is_dir() else []
         raise SettingsError(f"no branch {name} of {settings.profile}; there are {', '.join(known) or 'none'}")
     changes = json.loads((home / RECORD).read_text())
     directories = {"data_dir": "artifacts", "work_dir": "work", "instance_dir": "instance"}
-    return {
-        f"{ENV_PREFIX}DEPLOYMENT{ENV_SEPARATOR}{key.upper()}": str(home / folder) for key, folder in directories.items()
-    } | dict(override(key, value) for key, value in changes.items())
+    folders = {variable("deployment", key): str(home / folder) for key, folder in directories.items()}
+    return folders | overrides(changes)
 
 
 def run_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> Path:
-    """`sbp run` in branch `name`, made where it does not exist; returns the branch's artifact store.
+    """Run `sbp run` in branch `name`, which is created where it does not exist; returns the branch's artifact store.
 
-    Raises what make_branch does, and subprocess.CalledProcessError where the run fails; run again, it goes on where it
-    stopped.
+    Raises what make_branch does, and subprocess.CalledProcessError where the run fails; called again, it resumes.
     """
     make_branch(settings, name, changes)
     environment = {**os.environ, **branch_environment(settings, name)}
     # Safe: another checkout in the current directory is not this one.
     subprocess.run([sys.executable, "-P", "-m", "sbp_assets.cli", "run"], env=environment, check=True)
     return _home(settings, name) / "artifacts"
+
+
+def _changed(changes: Mapping[str, Any]) -> Experiment:
+    """The profile's experiment with `changes`; SettingsError where they are impossible."""
+    try:
+        return load_settings(environ={**os.environ, **overrides(changes)}).experiment
+    except SettingsError as error:
+        raise SettingsError(f"the changes of {', '.join(changes)} are refused: {error}") from error
 
 
 def _home(settings: Settings, name: str) -> Path:
@@ -115,7 +118,9 @@ def _home(settings: Settings, name: str) -> Path:
     if "://" in data:
         raise SettingsError(f"branches need artifacts in a local directory, and data_dir is {data}")
     if os.environ.get(POSTGRES_URL):
-        raise SettingsError(f"branches copy Dagster's records, which they can in SQLite alone: unset ${POSTGRES_URL}")
+        raise SettingsError(
+            f"branches copy the run and event storage, which works in SQLite alone: unset ${POSTGRES_URL}"
+        )
     return Path(f"{data}.branches") / name
 
 

@@ -1,7 +1,7 @@
-"""Dagster's records of a profile, copied from SQLite into the PostgreSQL schema of the same profile.
+"""Dagster's run and event storage of a profile, copied from SQLite into the PostgreSQL schema of the same profile.
 
-Both hold the same tables (`dagster._core.storage`), but SQLite spreads them over files: the log of each run has one of
-its own, and events that concern assets, checks or a run's status are in the index as well.
+Both hold the same tables, but SQLite spreads them over files: the log of each run has one of its own, and events that
+concern assets, checks or a run's status are in the index as well.
 """
 
 from __future__ import annotations
@@ -12,16 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, EVENT_TYPE_TO_PIPELINE_RUN_STATUS
-from dagster._core.storage.dagster_run import FINISHED_STATUSES
-from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata, SqlEventLogStorageTable
-from dagster._core.storage.runs.schema import RunsTable, RunStorageSqlMetadata
-from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 from sqlalchemy.exc import DBAPIError
 
+from sbp_assets.dagster_support.internals import (
+    ASSET_CHECK_EVENTS,
+    ASSET_EVENTS,
+    EVENT_TYPE_TO_PIPELINE_RUN_STATUS,
+    FINISHED_STATUSES,
+    RunsTable,
+    RunStorageSqlMetadata,
+    ScheduleStorageSqlMetadata,
+    SqlEventLogStorageMetadata,
+    SqlEventLogStorageTable,
+)
 from sbp_assets.settings import SettingsError
 
-# What the other instance has of its own, or finds out itself.
+# The other instance has its own rows of these, or writes them itself.
 NOT_COPIED = {
     "secondary_indexes",
     "instance_info",
@@ -38,25 +44,24 @@ INDEXED = sorted(kind.value for kind in {*ASSET_EVENTS, *ASSET_CHECK_EVENTS, *EV
 def copy_records(
     instance_dir: str, postgres_url: str, track: Callable[[Sequence[str]], Iterable[str]] = lambda runs: runs
 ) -> int:
-    """Copy the records below `instance_dir` into the tables of `postgres_url`, all or nothing; returns how many runs.
+    """Copy the storage below `instance_dir` into the tables of `postgres_url`, all or nothing; returns how many runs.
 
-    `track` hands on the runs one by one, and may show how far it is.
-
-    The tables are there (`DagsterInstance.get()` makes them), and empty. SettingsError where they are not empty, where
-    there is nothing to copy, where a run has not ended, or for records of an older Dagster. Nothing is removed.
+    `track` hands on the runs one by one, and may show the progress. The tables exist (`DagsterInstance.get()` creates
+    them) and are empty. Raises SettingsError where they are not empty, where there is nothing to copy, where a run has
+    not ended, or for the storage of an older Dagster. Nothing is removed.
     """
     history = Path(instance_dir) / "history"
     if not (history / "runs.db").is_file():
-        raise SettingsError(f"no records in SQLite below {instance_dir}: there is nothing to copy")
+        raise SettingsError(f"no run storage in SQLite below {instance_dir}: there is nothing to copy")
     engine = sa.create_engine(postgres_url, poolclass=sa.NullPool)
     try:
         with engine.begin() as target, _opened(history / "runs.db") as runs:
             states = dict(runs.execute(sa.select(RunsTable.c.run_id, RunsTable.c.status)).tuples().all())
             finished = {status.value for status in FINISHED_STATUSES}
-            if going_on := sorted(run for run, status in states.items() if status not in finished):
+            if unfinished := sorted(run for run, status in states.items() if status not in finished):
                 raise SettingsError(
-                    f"runs that have not ended, as {going_on[0]}: {len(going_on)}. Stop the daemon, let them end or "
-                    "cancel them, without $SBP_POSTGRES_URL; `sbp run` there marks killed ones as failed"
+                    f"runs that have not ended, as {unfinished[0]}: {len(unfinished)}. Stop the daemon, let them end "
+                    "or cancel them, without $SBP_POSTGRES_URL; `sbp run` there marks killed ones as failed"
                 )
             files = {
                 history / "runs.db": RunStorageSqlMetadata,
@@ -71,8 +76,8 @@ def copy_records(
                 if target.execute(sa.select(table).limit(1)).first():
                     schema = target.scalar(sa.select(sa.func.current_schema()))
                     raise SettingsError(
-                        f"schema {schema} of the database already has rows in {table.name}: records can only be copied "
-                        f"to none. Where none of it is needed: DROP SCHEMA {schema} CASCADE"
+                        f"schema {schema} of the database already has rows in {table.name}: it must be empty to be "
+                        f"copied to. Where none of it is needed: DROP SCHEMA {schema} CASCADE"
                     )
             for path, some in tables.items():
                 with _opened(path) as source:
@@ -92,7 +97,7 @@ def copy_records(
     except DBAPIError as error:
         advice = "nothing was copied"
         if isinstance(error.orig, sqlite3.Error):
-            advice = "records of an older Dagster are brought up to date by `dagster instance migrate`"
+            advice = "the storage of an older Dagster is brought up to date by `dagster instance migrate`"
             advice += ", without $SBP_POSTGRES_URL"
         raise SettingsError(f"{str(error.orig).strip()}: {advice}") from None
     finally:
@@ -102,7 +107,7 @@ def copy_records(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[sa.Connection]:
-    """The SQLite file at `path`, to be read only."""
+    """Yield a read-only connection to the SQLite file at `path`."""
     engine = sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", poolclass=sa.NullPool)
     try:
         with engine.connect() as connection:
@@ -117,7 +122,7 @@ def _copy(rows: sa.CursorResult, table: sa.Table, target: sa.Connection) -> None
 
 
 def _count_on(table: sa.Table, target: sa.Connection) -> None:
-    """Let the next row's id follow the highest copied one."""
+    """Make the next row's id follow the highest copied one."""
     highest = target.scalar(sa.select(sa.func.max(table.c.id)))
     if highest is not None:
         target.execute(sa.select(sa.func.setval(sa.func.pg_get_serial_sequence(table.name, "id"), highest)))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
-from typing import Literal
 
 import dagster as dg
 
@@ -19,31 +19,38 @@ DISPLAY_LOGGER = "sbp_display"
 
 @dg.logger(None, description="Feeds the progress display of `sbp run`.")
 def display_logger(_: dg.InitLoggerContext) -> logging.Logger:
+    """Return the logger that the display of `sbp run` listens to."""
     logger = logging.getLogger(DISPLAY_LOGGER)
     if not logger.handlers:  # then Python would print errors itself, with Dagster's stack traces
         logger.addHandler(logging.NullHandler())
     return logger
 
 
+class NightlyPolicy(Enum):
+    """Which partitions of a step's assets the nightly automation materialises."""
+
+    NEVER = "never"
+    IF_MISSING = "if missing"
+    IF_NEEDED = "if needed"  # those that are missing, stale or have a failed check
+
+
 @dataclass(frozen=True)
 class Step:
-    """One job of the pipeline: assets that are materialised together, once or once per partition.
-
-    `nightly` says what the nightly automation makes of them: nothing, what is missing, or also what is stale.
-    """
+    """One job of the pipeline: assets that are materialised together, once or once per partition."""
 
     name: str
     title: str
     assets: tuple[str, ...]
-    nightly: Literal["no", "missing", "stale"] = "no"
+    nightly: NightlyPolicy = NightlyPolicy.NEVER
 
     @property
     def keys(self) -> list[dg.AssetKey]:
+        """Return the keys of the step's assets."""
         return [dg.AssetKey(name.split("/")) for name in self.assets]
 
     @cached_property
     def job(self) -> dg.UnresolvedAssetJobDefinition:
-        """The Dagster job; in-process, so that an engine loaded for one asset serves the next."""
+        """The Dagster job; it runs in one process, so that an engine loaded for one asset serves the next."""
         return dg.define_asset_job(
             self.name,
             selection=dg.AssetSelection.assets(*self.keys),
@@ -53,24 +60,24 @@ class Step:
 
 
 PIPELINE = (
-    Step("manifest", "Find source files", ("corpus/source_manifest",), "stale"),
+    Step("manifest", "Find source files", ("corpus/source_manifest",), NightlyPolicy.IF_NEEDED),
     Step(
         "ingest",
         "Read and sign documents",
         ("corpus/raw_documents", "corpus/rejected_rows", "corpus/minhash_signatures"),
-        "stale",
+        NightlyPolicy.IF_NEEDED,
     ),
-    Step("deduplicate", "Find duplicates", ("corpus/duplicates",), "stale"),
-    Step("split", "Split documents", ("corpus/documents",), "stale"),
-    # Another tokenizer means everything after it anew, the models included: not to be decided at night.
-    Step("train_tokenizer", "Train the tokenizer", ("corpus/tokenizer",), "missing"),
-    Step("tokenise", "Tokenise", ("corpus/tokens",), "stale"),
-    Step("embed", "Embed and index", ("pairing/embeddings", "pairing/ann_index"), "stale"),
-    Step("search", "Search neighbours", ("pairing/neighbor_candidates",), "stale"),
-    Step("pair", "Filter to pairs", ("pairing/neighbor_pairs",), "stale"),
-    Step("compare_pairs", "Compare pairs with the truth", ("pairing/pair_truth",), "stale"),
-    Step("format_examples", "Format tuning examples", ("synthesizer/tuning_examples",), "stale"),
-    # Models, and what measures them, are made when somebody asks for them.
+    Step("deduplicate", "Find duplicates", ("corpus/duplicates",), NightlyPolicy.IF_NEEDED),
+    Step("split", "Split documents", ("corpus/documents",), NightlyPolicy.IF_NEEDED),
+    # Another tokenizer re-materialises everything after it, the models included: a person decides that.
+    Step("train_tokenizer", "Train the tokenizer", ("corpus/tokenizer",), NightlyPolicy.IF_MISSING),
+    Step("tokenise", "Tokenise", ("corpus/tokens",), NightlyPolicy.IF_NEEDED),
+    Step("embed", "Embed and index", ("pairing/embeddings", "pairing/ann_index"), NightlyPolicy.IF_NEEDED),
+    Step("search", "Search neighbours", ("pairing/neighbor_candidates",), NightlyPolicy.IF_NEEDED),
+    Step("pair", "Filter to pairs", ("pairing/neighbor_pairs",), NightlyPolicy.IF_NEEDED),
+    Step("compare_pairs", "Compare pairs with the ground truth", ("pairing/pair_truth",), NightlyPolicy.IF_NEEDED),
+    Step("format_examples", "Format tuning examples", ("synthesizer/tuning_examples",), NightlyPolicy.IF_NEEDED),
+    # Models, and what measures them, are materialised when somebody asks for it.
     Step("pretrain_baseline", "Pretrain the baseline", ("pretraining/baseline_model",)),
     Step("pretrain_oracle", "Pretrain the oracle", ("pretraining/oracle_model",)),
     Step("tune_synthesizer", "Tune the synthesizer", ("synthesizer/checkpoint",)),
@@ -78,14 +85,14 @@ PIPELINE = (
         "synthesise",
         "Synthesise documents",
         ("synthesis/synthetic_documents", "synthesis/synthetic_tokens", "synthesis/quality"),
-        "stale",
+        NightlyPolicy.IF_NEEDED,
     ),
-    Step("judge", "Judge a sample", ("synthesis/judgements",), "stale"),
+    Step("judge", "Judge a sample", ("synthesis/judgements",), NightlyPolicy.IF_NEEDED),
     Step(
-        "account",
+        "measure_quality",
         "Measure quality and budget",
         ("synthesis/quality_table", "synthesis/posterior_predictive", "pretraining/token_budget"),
-        "stale",
+        NightlyPolicy.IF_NEEDED,
     ),
     Step("pretrain_sbp", "Pretrain SBP", ("pretraining/sbp_model",)),
     Step("prepare_tasks", "Prepare the evaluation", ("evaluation/tasks",)),

@@ -4,14 +4,15 @@ import platform
 
 import dagster as dg
 import psutil
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, LaunchRunContext, WorkerStatus
+
+from sbp_assets.dagster_support.internals import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 
 HOST_TAG = "sbp/host"
 # By how much the clock of processes and that of events may disagree.
 CLOCK_SECONDS = 60.0
 
 
-class LocalRunLauncher(DefaultRunLauncher):
+class LocalRunLauncher(dg.DefaultRunLauncher):
     """As Dagster's own: each run is a process that the code server starts, and reports as failed when it dies.
 
     Where both die (the machine restarts, all is killed), Dagster's own leaves the run started for ever, with its place

@@ -7,13 +7,15 @@ import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
-from sbp_assets.pairing.embed import embed, embeddings_frame, load_engine, vectors_of
+from sbp_assets.dagster_support.stage import for_settings
+from sbp_assets.pairing.embed import Embedder, embed, embeddings_frame, vectors_of
 from sbp_assets.pairing.filter import filter_pairs, histogram, histogram_markdown, texts_of
 from sbp_assets.pairing.index import build_index, write_index
 from sbp_assets.pairing.search import search
 from sbp_assets.pairing.truth import DEFINITIONS, OVERALL, SCHEMA, SHARES, pair_truth
-from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.progress import Progress
 
@@ -30,28 +32,32 @@ _FILTER = (
 )
 
 
-@dg.asset(
-    key=["pairing", "embeddings"],
-    group_name="pairing",
-    kinds={"huggingface", "parquet"},
-    partitions_def=SHARDS,
-    io_manager_key="parquet",
-    ins={"documents": dg.AssetIn(["corpus", "documents"])},
-    pool="device",
-    code_version=EXPERIMENT.version("1", *_EMBEDDING),
-    metadata=schema(
-        ("id", "string", "Document of D."),
-        ("vector", "array[float32]", "Its embedding, of unit length."),
+@for_settings(
+    lambda settings: dg.asset(
+        kinds={"huggingface", "parquet"},
+        partitions_def=shards(settings),
+        io_manager_key="parquet",
+        ins={"documents": dg.AssetIn(["corpus", "documents"])},
+        pool="device",
+        code_version=settings.experiment.version("1", *_EMBEDDING),
+        metadata=schema(
+            ("id", "string", "Document of D."),
+            ("vector", "array[float32]", "Its embedding, of unit length."),
+        )
+        | lineage({"corpus/documents": ("id",)}, vector="corpus/documents.text"),
     )
-    | lineage({"corpus/documents": ("id",)}, vector="corpus/documents.text"),
 )
-def embeddings(documents: pl.LazyFrame) -> dg.MaterializeResult:
+def embeddings(
+    settings: dg.ResourceParam[Settings], embedder: dg.ResourceParam[Embedder], documents: pl.LazyFrame
+) -> dg.MaterializeResult:
     """One row per document of D (split `unique`): the unit vector that stands for its subject."""
-    pairing = EXPERIMENT.pairing
+    pairing = settings.experiment.pairing
     rows = documents.filter(pl.col("split") == "unique").select("id", "text").sort("id").collect()
-    engine = load_engine(pairing.embedding_model, pairing.embedding_dtype, DEPLOYMENT.device)
+    engine = embedder.load(pairing.embedding_model, pairing.embedding_dtype, settings.deployment.device)
     with Progress("embed", "documents", len(rows)) as progress:
-        vectors = embed(engine, rows["text"].to_list(), pairing.max_tokens, DEPLOYMENT.embedding_batch_size, progress)
+        vectors = embed(
+            engine, rows["text"].to_list(), pairing.max_tokens, settings.deployment.embedding_batch_size, progress
+        )
     return dg.MaterializeResult(
         value=embeddings_frame(rows["id"], vectors),
         metadata={
@@ -65,26 +71,28 @@ def embeddings(documents: pl.LazyFrame) -> dg.MaterializeResult:
     )
 
 
-@dg.asset(
-    key=["pairing", "ann_index"],
-    group_name="pairing",
-    kinds={"faiss"},
-    partitions_def=SHARDS,
-    io_manager_key="directory",
-    ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
-    code_version=EXPERIMENT.version("1", "pairing.index"),
-    metadata=schema(
-        ("id", "string", "Document of D; of ids.parquet."),
-        ("vector", "array[uint8]", "Of index.faiss: its embedding, one byte per component."),
+@for_settings(
+    lambda settings: dg.asset(
+        kinds={"faiss"},
+        partitions_def=shards(settings),
+        io_manager_key="directory",
+        ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
+        code_version=settings.experiment.version("1", "pairing.index"),
+        metadata=schema(
+            ("id", "string", "Document of D; of ids.parquet."),
+            ("vector", "array[uint8]", "Of index.faiss: its embedding, one byte per component."),
+        )
+        | lineage({"pairing/embeddings": ("id", "vector")}),
     )
-    | lineage({"pairing/embeddings": ("id", "vector")}),
 )
-def ann_index(context: dg.AssetExecutionContext, embeddings: pl.LazyFrame) -> dg.MaterializeResult:
+def ann_index(
+    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], embeddings: pl.LazyFrame
+) -> dg.MaterializeResult:
     """The key side of one shard: `index.faiss`, one byte per vector component, and `ids.parquet`, its rows' ids."""
-    directory = staging(DEPLOYMENT.work_dir, "ann_index", context.partition_key)
+    directory = staging(settings.deployment.work_dir, "ann_index", context.partition_key)
     rows = embeddings.collect()
     with Progress("index", "vectors", len(rows)) as progress:
-        index = build_index(vectors_of(rows), EXPERIMENT.pairing.index)
+        index = build_index(vectors_of(rows), settings.experiment.pairing.index)
         write_index(directory, index, rows["id"])
         progress.advance(len(rows))
     return dg.MaterializeResult(
@@ -98,36 +106,39 @@ def ann_index(context: dg.AssetExecutionContext, embeddings: pl.LazyFrame) -> dg
     )
 
 
-@dg.asset(
-    key=["pairing", "neighbor_candidates"],
-    group_name="pairing",
-    kinds={"faiss", "parquet"},
-    partitions_def=SHARDS,
-    io_manager_key="parquet",
-    ins={
-        "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
-        "indexes": dg.AssetIn(["pairing", "ann_index"], partition_mapping=ALL),
-    },
-    pool="memory",
-    code_version=EXPERIMENT.version("1", *_SEARCH),
-    metadata=schema(
-        ("query_id", "string", "Document of this shard."),
-        ("neighbor_id", "string", "One of its nearest documents in the whole of D, never itself."),
-        ("neighbor_shard", "string", "Shard of that document."),
-        ("similarity", "float32", "Cosine, -1 to 1; the neighbour's side is 8-bit."),
-        ("rank", "int64", "1 is the nearest."),
+@for_settings(
+    lambda settings: dg.asset(
+        kinds={"faiss", "parquet"},
+        partitions_def=shards(settings),
+        io_manager_key="parquet",
+        ins={
+            "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
+            "indexes": dg.AssetIn(["pairing", "ann_index"], partition_mapping=ALL),
+        },
+        pool="memory",
+        code_version=settings.experiment.version("1", *_SEARCH),
+        metadata=schema(
+            ("query_id", "string", "Document of this shard."),
+            ("neighbor_id", "string", "One of its nearest documents in the whole of D, never itself."),
+            ("neighbor_shard", "string", "Shard of that document."),
+            ("similarity", "float32", "Cosine, -1 to 1; the neighbour's side is 8-bit."),
+            ("rank", "int64", "1 is the nearest."),
+        )
+        | lineage(
+            query_id="pairing/embeddings.id",
+            neighbor_id="pairing/ann_index.id",
+            **dict.fromkeys(("similarity", "rank"), "pairing/embeddings.vector pairing/ann_index.vector"),
+        ),
     )
-    | lineage(
-        query_id="pairing/embeddings.id",
-        neighbor_id="pairing/ann_index.id",
-        **dict.fromkeys(("similarity", "rank"), "pairing/embeddings.vector pairing/ann_index.vector"),
-    ),
 )
 def neighbor_candidates(
-    context: dg.AssetExecutionContext, embeddings: dict[str, pl.LazyFrame], indexes: dict[str, Path]
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    embeddings: dict[str, pl.LazyFrame],
+    indexes: dict[str, Path],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """One row per document of this shard and neighbour: the k nearest documents over the indexes of all shards."""
-    pairing = EXPERIMENT.pairing
+    pairing = settings.experiment.pairing
     rows = embeddings[context.partition_key].collect()
     with Progress("search", "queries", len(rows) * len(indexes)) as progress:
         candidates = search(
@@ -147,42 +158,45 @@ def neighbor_candidates(
     )
 
 
-@dg.asset(
-    key=["pairing", "neighbor_pairs"],
-    group_name="pairing",
-    kinds={"polars", "parquet"},
-    partitions_def=SHARDS,
-    io_manager_key="parquet",
-    ins={
-        "candidates": dg.AssetIn(["pairing", "neighbor_candidates"], partition_mapping=ALL),
-        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
-    },
-    code_version=EXPERIMENT.version("1", *_FILTER),
-    metadata=schema(
-        ("d1", "string", "Seed document, of this shard."),
-        ("d2", "string", "Related document that the synthesizer learns to write from d1."),
-        ("d2_shard", "string", "Shard of d2."),
-        ("similarity", "float32", "Cosine of the two."),
-        ("shared_shingles", "float32", "Share of d2's word shingles that occur in d1."),
-    )
-    | lineage(
-        {"pairing/neighbor_candidates": ("similarity",)},
-        # (a, b) also gives (b, a), so that either side may have been the query.
-        **dict.fromkeys(
-            ("d1", "d2"),
-            "pairing/neighbor_candidates.query_id pairing/neighbor_candidates.neighbor_id corpus/documents.id",
+@for_settings(
+    lambda settings: dg.asset(
+        kinds={"polars", "parquet"},
+        partitions_def=shards(settings),
+        io_manager_key="parquet",
+        ins={
+            "candidates": dg.AssetIn(["pairing", "neighbor_candidates"], partition_mapping=ALL),
+            "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+        },
+        code_version=settings.experiment.version("1", *_FILTER),
+        metadata=schema(
+            ("d1", "string", "Seed document, of this shard."),
+            ("d2", "string", "Related document that the synthesizer learns to write from d1."),
+            ("d2_shard", "string", "Shard of d2."),
+            ("similarity", "float32", "Cosine of the two."),
+            ("shared_shingles", "float32", "Share of d2's word shingles that occur in d1."),
+        )
+        | lineage(
+            {"pairing/neighbor_candidates": ("similarity",)},
+            # (a, b) also gives (b, a), so that either side may have been the query.
+            **dict.fromkeys(
+                ("d1", "d2"),
+                "pairing/neighbor_candidates.query_id pairing/neighbor_candidates.neighbor_id corpus/documents.id",
+            ),
+            d2_shard="pairing/neighbor_candidates.neighbor_shard",
+            shared_shingles="corpus/documents.text",
         ),
-        d2_shard="pairing/neighbor_candidates.neighbor_shard",
-        shared_shingles="corpus/documents.text",
-    ),
+    )
 )
 def neighbor_pairs(
-    context: dg.AssetExecutionContext, candidates: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    candidates: dict[str, pl.LazyFrame],
+    documents: dict[str, pl.LazyFrame],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """One row per training pair (d1, d2) whose d1 is in this shard: related, no near-copies, hubs capped."""
     shard = context.partition_key
     with Progress("filter", "pairs") as progress:
-        pairs, counts = filter_pairs(candidates, documents, shard, EXPERIMENT.pairing, progress)
+        pairs, counts = filter_pairs(candidates, documents, shard, settings.experiment.pairing, progress)
     return dg.MaterializeResult(
         value=pairs,
         metadata={
@@ -199,44 +213,45 @@ def neighbor_pairs(
     )
 
 
-@dg.asset(
-    key=["pairing", "pair_truth"],
-    group_name="pairing",
-    kinds={"polars", "parquet"},
-    io_manager_key="parquet",
-    ins={
-        "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
-        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
-    },
-    code_version=EXPERIMENT.version("1", "truth", "pairing.max_pairs_per_document"),
-    metadata=schema(
-        ("shard", "string", f"Of d1; `{OVERALL}`: over all shards."),
-        ("documents", "int64", "Documents of D."),
-        ("pairs", "int64", "Pairs whose d1 is one of them."),
-        ("same_concept_pairs", "int64", "Of those, about the same concept."),
-        *((name, "float64", DEFINITIONS[name]) for name in SHARES),
+@for_settings(
+    lambda settings: dg.asset(
+        name="pair_truth",
+        kinds={"polars", "parquet"},
+        io_manager_key="parquet",
+        ins={
+            "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
+            "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+        },
+        code_version=settings.experiment.version("1", "truth", "pairing.max_pairs_per_document"),
+        metadata=schema(
+            ("shard", "string", f"Of d1; `{OVERALL}`: over all shards."),
+            ("documents", "int64", "Documents of D."),
+            ("pairs", "int64", "Pairs whose d1 is one of them."),
+            ("same_concept_pairs", "int64", "Of those, about the same concept."),
+            *((name, "float64", DEFINITIONS[name]) for name in SHARES),
+        )
+        | lineage(
+            documents="corpus/documents.id corpus/documents.split",
+            pairs="pairing/neighbor_pairs.d1",
+            same_concept_pairs="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
+            precision="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
+            recall="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
+            recall_of_attainable="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
+            chance_precision="corpus/documents.text",
+        ),
     )
-    | lineage(
-        documents="corpus/documents.id corpus/documents.split",
-        pairs="pairing/neighbor_pairs.d1",
-        same_concept_pairs="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
-        precision="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
-        recall="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
-        recall_of_attainable="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
-        chance_precision="corpus/documents.text",
-    ),
 )
 def pairs_against_truth(
-    neighbor_pairs: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
+    settings: dg.ResourceParam[Settings], neighbor_pairs: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Precision and recall of the pairs as pairs of documents about one concept: a row per shard of d1, and `all`.
 
     For the concepts source only; empty for every other, where nobody knows which documents share a concept.
     """
-    truth = EXPERIMENT.truth
+    truth = settings.experiment.truth
     with Progress("pair_truth", "shards", len(neighbor_pairs)) as progress:
         if truth:
-            cap = EXPERIMENT.pairing.max_pairs_per_document
+            cap = settings.experiment.pairing.max_pairs_per_document
             table = pair_truth(neighbor_pairs, documents, ConceptWorld(truth), cap)
         else:
             table = pl.DataFrame(schema=SCHEMA)

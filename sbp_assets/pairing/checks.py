@@ -9,15 +9,18 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from sbp_assets.corpus.shingles import shared, whitespace_shingles
 from sbp_assets.dagster_support.check_results import check_result
-from sbp_assets.pairing.embed import Engine, embed, load_engine, vectors_of
-from sbp_assets.pairing.filter import shared, shingles, texts_of
+from sbp_assets.dagster_support.partitions import shards
+from sbp_assets.dagster_support.stage import for_settings
+from sbp_assets.pairing.embed import Embedder, Engine, embed, vectors_of
+from sbp_assets.pairing.filter import texts_of
 from sbp_assets.pairing.index import KeyShard, self_recall
 from sbp_assets.pairing.search import exact_neighbors, recall
 from sbp_assets.pairing.truth import not_above_chance, truth_problems
-from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT, SHARDS
-from sbp_assets.settings import Pairing
+from sbp_assets.settings import Pairing, Settings
 from sbp_assets.storage.checks import all_partitions
+from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.progress import Progress
 
 # Float32 rounding of a norm over a thousand components stays below this.
@@ -214,19 +217,25 @@ def _similarities(candidates: pl.LazyFrame, pairs: pl.DataFrame, sides: dict[str
 
 
 def _shared(d1: str | None, d2: str | None, words: int) -> float:
-    return float("nan") if d1 is None or d2 is None else shared(shingles(d1, words), shingles(d2, words))
+    return (
+        float("nan")
+        if d1 is None or d2 is None
+        else shared(whitespace_shingles(d1, words), whitespace_shingles(d2, words))
+    )
 
 
 def _some(*ids: pl.Series) -> str:
     return ", ".join(sorted({str(i) for series in ids for i in series.head(10)})[:10])
 
 
-@dg.asset_check(
-    asset=dg.AssetKey(["pairing", "embeddings"]),
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_ins={"documents": dg.AssetIn(["corpus", "documents"])},
-    description="One finite unit vector for each document of D in the shard, and none besides.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=dg.AssetKey(["pairing", "embeddings"]),
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_ins={"documents": dg.AssetIn(["corpus", "documents"])},
+        description="One finite unit vector for each document of D in the shard, and none besides.",
+    )
 )
 def embeddings_are_unit_vectors_of_d(embeddings: pl.LazyFrame, documents: pl.LazyFrame) -> dg.AssetCheckResult:
     ids = documents.filter(pl.col("split") == "unique").select("id").collect()["id"]
@@ -234,83 +243,114 @@ def embeddings_are_unit_vectors_of_d(embeddings: pl.LazyFrame, documents: pl.Laz
     return check_result(passed=passed, metadata=metadata)
 
 
-@dg.asset_check(
-    asset=dg.AssetKey(["pairing", "embeddings"]),
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_ins={"documents": dg.AssetIn(["corpus", "documents"])},
-    description=f"{EMBEDDED_SAMPLE} documents, embedded again, get the vectors that they have.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=dg.AssetKey(["pairing", "embeddings"]),
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_ins={"documents": dg.AssetIn(["corpus", "documents"])},
+        description=f"{EMBEDDED_SAMPLE} documents, embedded again, get the vectors that they have.",
+    )
 )
-def vectors_are_of_their_texts(embeddings: pl.LazyFrame, documents: pl.LazyFrame) -> dg.AssetCheckResult:
-    pairing = EXPERIMENT.pairing
-    engine = load_engine(pairing.embedding_model, pairing.embedding_dtype, DEPLOYMENT.device)
-    passed, metadata = check_texts(embeddings.collect(), documents, engine, pairing, DEPLOYMENT.embedding_batch_size)
-    return check_result(passed=passed, metadata=metadata)
-
-
-@dg.asset_check(
-    asset=dg.AssetKey(["pairing", "ann_index"]),
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
-    description="The index holds the shard's embeddings, and a document's nearest key is itself.",
-)
-def index_finds_its_own(ann_index: Path, embeddings: pl.LazyFrame) -> dg.AssetCheckResult:
-    passed, metadata = check_index(ann_index, embeddings.collect(), EXPERIMENT.pairing.nprobe)
-    return check_result(passed=passed, metadata=metadata)
-
-
-@dg.asset_check(
-    asset=dg.AssetKey(["pairing", "neighbor_candidates"]),
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_deps=[["pairing", "embeddings"]],
-    required_resource_keys={"parquet"},
-    description=f"Complete ranks, known ids, and recall of at least {MIN_RECALL:.0%} against exact search on a sample.",
-)
-def candidates_are_the_nearest(
-    context: dg.AssetCheckExecutionContext, neighbor_candidates: pl.LazyFrame
+def vectors_are_of_their_texts(
+    settings: dg.ResourceParam[Settings],
+    embedder: dg.ResourceParam[Embedder],
+    embeddings: pl.LazyFrame,
+    documents: pl.LazyFrame,
 ) -> dg.AssetCheckResult:
-    embeddings = all_partitions(context, "parquet", "pairing/embeddings", SHARDS)
-    queries = embeddings[context.partition_key].collect()
-    passed, metadata = check_candidates(
-        neighbor_candidates.collect(), queries, embeddings, EXPERIMENT.pairing.neighbors
+    pairing = settings.experiment.pairing
+    engine = embedder.load(pairing.embedding_model, pairing.embedding_dtype, settings.deployment.device)
+    passed, metadata = check_texts(
+        embeddings.collect(), documents, engine, pairing, settings.deployment.embedding_batch_size
     )
     return check_result(passed=passed, metadata=metadata)
 
 
-@dg.asset_check(
-    asset=dg.AssetKey(["pairing", "neighbor_pairs"]),
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_deps=[["corpus", "documents"]],
-    required_resource_keys={"parquet"},
-    description="Pairs are related, are not copies, occur once, are of D only, and no document exceeds the caps.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=dg.AssetKey(["pairing", "ann_index"]),
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
+        description="The index holds the shard's embeddings, and a document's nearest key is itself.",
+    )
 )
-def pairs_are_related_and_distinct(
-    context: dg.AssetCheckExecutionContext, neighbor_pairs: pl.LazyFrame
+def index_finds_its_own(
+    settings: dg.ResourceParam[Settings], ann_index: Path, embeddings: pl.LazyFrame
 ) -> dg.AssetCheckResult:
-    documents = all_partitions(context, "parquet", "corpus/documents", SHARDS)
-    passed, metadata = check_pairs(neighbor_pairs.collect(), documents, context.partition_key, EXPERIMENT.pairing)
+    passed, metadata = check_index(ann_index, embeddings.collect(), settings.experiment.pairing.nprobe)
     return check_result(passed=passed, metadata=metadata)
 
 
-@dg.asset_check(
-    asset=dg.AssetKey(["pairing", "neighbor_pairs"]),
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_deps=[["corpus", "documents"], ["pairing", "neighbor_candidates"]],
-    required_resource_keys={"parquet"},
-    description=f"Of {PAIRS_SAMPLE} pairs, each was found as a neighbour of that similarity and shares the shingles "
-    "that it states.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=dg.AssetKey(["pairing", "neighbor_candidates"]),
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_deps=[["pairing", "embeddings"]],
+        description=f"Complete ranks, known ids, and recall of at least {MIN_RECALL:.0%} against exact search on a "
+        "sample.",
+    )
 )
-def pairs_were_found(context: dg.AssetCheckExecutionContext, neighbor_pairs: pl.LazyFrame) -> dg.AssetCheckResult:
+def candidates_are_the_nearest(
+    context: dg.AssetCheckExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    parquet: dg.ResourceParam[ParquetIOManager],
+    neighbor_candidates: pl.LazyFrame,
+) -> dg.AssetCheckResult:
+    embeddings = all_partitions(parquet, "pairing/embeddings", shards(settings))
+    queries = embeddings[context.partition_key].collect()
+    passed, metadata = check_candidates(
+        neighbor_candidates.collect(), queries, embeddings, settings.experiment.pairing.neighbors
+    )
+    return check_result(passed=passed, metadata=metadata)
+
+
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=dg.AssetKey(["pairing", "neighbor_pairs"]),
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_deps=[["corpus", "documents"]],
+        description="Pairs are related, are not copies, occur once, are of D only, and no document exceeds the caps.",
+    )
+)
+def pairs_are_related_and_distinct(
+    context: dg.AssetCheckExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    parquet: dg.ResourceParam[ParquetIOManager],
+    neighbor_pairs: pl.LazyFrame,
+) -> dg.AssetCheckResult:
+    documents = all_partitions(parquet, "corpus/documents", shards(settings))
+    passed, metadata = check_pairs(
+        neighbor_pairs.collect(), documents, context.partition_key, settings.experiment.pairing
+    )
+    return check_result(passed=passed, metadata=metadata)
+
+
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=dg.AssetKey(["pairing", "neighbor_pairs"]),
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_deps=[["corpus", "documents"], ["pairing", "neighbor_candidates"]],
+        description=f"Of {PAIRS_SAMPLE} pairs, each was found as a neighbour of that similarity and shares the "
+        "shingles "
+        "that it states.",
+    )
+)
+def pairs_were_found(
+    context: dg.AssetCheckExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    parquet: dg.ResourceParam[ParquetIOManager],
+    neighbor_pairs: pl.LazyFrame,
+) -> dg.AssetCheckResult:
     passed, metadata = check_origin(
         neighbor_pairs.collect(),
-        all_partitions(context, "parquet", "pairing/neighbor_candidates", SHARDS),
-        all_partitions(context, "parquet", "corpus/documents", SHARDS),
+        all_partitions(parquet, "pairing/neighbor_candidates", shards(settings)),
+        all_partitions(parquet, "corpus/documents", shards(settings)),
         context.partition_key,
-        EXPERIMENT.pairing,
+        settings.experiment.pairing,
     )
     return check_result(passed=passed, metadata=metadata)
 
@@ -321,10 +361,10 @@ def pairs_were_found(context: dg.AssetCheckExecutionContext, neighbor_pairs: pl.
     description="A row per shard and one for all, with shares that lie in [0, 1] and follow from the counts; that "
     "pairs share a concept no more often than random ones is a warning. Empty without a truth.",
 )
-def pairs_beat_chance(pair_truth: pl.LazyFrame) -> dg.AssetCheckResult:
+def pairs_beat_chance(settings: dg.ResourceParam[Settings], pair_truth: pl.LazyFrame) -> dg.AssetCheckResult:
     table = pair_truth.collect()
-    if EXPERIMENT.truth:
-        problems, by_chance = truth_problems(table, EXPERIMENT.shard_keys), not_above_chance(table)
+    if settings.experiment.truth:
+        problems, by_chance = truth_problems(table, settings.experiment.shard_keys), not_above_chance(table)
     else:
         problems, by_chance = [] if table.is_empty() else ["rows without a truth"], []
     return check_result(

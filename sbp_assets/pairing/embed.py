@@ -1,8 +1,7 @@
-"""One unit vector per document, by a sentence-transformers model loaded once per process."""
+"""One unit vector per document, by a sentence-transformers model that is loaded once."""
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib.metadata
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.storage.progress import Progress
+from sbp_assets.training.device import Device, resolve_device
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,7 +30,7 @@ _BATCHES_PER_CALL = 16
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded embedding model; `reused` tells that this process had it already, and startup_seconds is then 0."""
+    """A loaded embedding model; `reused` tells that it was loaded already, and startup_seconds is then 0."""
 
     model: SentenceTransformer
     startup_seconds: float
@@ -51,31 +51,34 @@ def model_path(name: str) -> str:
     return name
 
 
-def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """'cuda' or 'cpu': `auto` takes the GPU where there is one."""
-    if device != "auto":
-        return device
-    import torch
+class Embedder:
+    """Loads embedding models and keeps them, for the run after this one too, until its owner closes it."""
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[str, str, str], SentenceTransformer] = {}
 
+    def load(self, name: str, dtype: Literal["float32", "bfloat16"], device: Device) -> Engine:
+        """Return the model `name` on `device`, loaded at the first call.
 
-def load_engine(name: str, dtype: Literal["float32", "bfloat16"], device: Literal["auto", "cpu", "cuda"]) -> Engine:
-    """The model `name` on `device`, loaded at the first call and kept until `release`."""
-    hits = _load.cache_info().hits
-    model, seconds = _load(model_path(name), dtype, resolve_device(device))
-    reused = _load.cache_info().hits > hits
-    return Engine(model, 0.0 if reused else seconds, reused)
+        Raises ValueError where it cannot be loaded.
+        """
+        wanted = model_path(name), dtype, resolve_device(device)
+        if wanted in self._loaded:
+            return Engine(self._loaded[wanted], 0.0, reused=True)
+        start = time.monotonic()
+        self._loaded[wanted] = _load(*wanted)
+        return Engine(self._loaded[wanted], time.monotonic() - start, reused=False)
 
+    def close(self) -> None:
+        """Free every loaded model: a process that goes on to another engine needs the memory."""
+        if not self._loaded:
+            return
+        self._loaded.clear()
+        gc.collect()
+        import torch
 
-def release() -> None:
-    """Free every loaded model: a process that goes on to another engine needs the memory."""
-    _load.cache_clear()
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def embed(engine: Engine, texts: Sequence[str], max_tokens: int, batch_size: int, progress: Progress) -> np.ndarray:
@@ -123,15 +126,13 @@ def vectors_of(embeddings: pl.DataFrame) -> np.ndarray:
     return np.ascontiguousarray(column.explode(empty_as_null=False).to_numpy().reshape(len(column), width), np.float32)
 
 
-@functools.cache
-def _load(path: str, dtype: str, device: str) -> tuple[SentenceTransformer, float]:
-    start = time.monotonic()
+def _load(path: str, dtype: str, device: str) -> SentenceTransformer:
     # Imported here: it takes seconds, and only the process that embeds needs it.
     import torch
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(
+        return SentenceTransformer(
             path,
             device=device,
             # Weights that are pickles, and classes that come with a model, could run code.
@@ -140,7 +141,6 @@ def _load(path: str, dtype: str, device: str) -> tuple[SentenceTransformer, floa
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"pairing.embedding_model {path!r} cannot be loaded: {error}") from error
-    return model, time.monotonic() - start
 
 
 @contextmanager

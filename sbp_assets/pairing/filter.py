@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from sbp_assets.corpus.shingles import shared, whitespace_shingles
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
 
@@ -34,20 +35,6 @@ _EDGES_SCHEMA = {
     "d2_shard": pl.String,
     "similarity": pl.Float32,
 }
-
-
-def shingles(text: str, words: int) -> set[int]:
-    """Hashes of the runs of `words` words of `text`, case folded; a shorter text is one shingle, an empty one none."""
-    split = text.lower().split()
-    if not split:
-        return set()
-    words = min(words, len(split))
-    return {hash(run) for run in zip(*(split[i:] for i in range(words)), strict=False)}
-
-
-def shared(d1: set[int], d2: set[int]) -> float:
-    """Share of d2's shingles that occur in d1, 0 to 1; 1 for a d2 without words, which adds nothing to d1."""
-    return len(d1 & d2) / len(d2) if d2 else 1.0
 
 
 def edges(candidates: pl.LazyFrame, shard: str, settings: Pairing) -> pl.LazyFrame:
@@ -71,10 +58,10 @@ def within(settings: Pairing) -> pl.Expr:
 def d2_places(d2: pl.Series, candidates: Mapping[str, pl.LazyFrame], shard: str, settings: Pairing) -> pl.DataFrame:
     """How many pairs of this shard may have each document of `d2` as d2 (d2, places).
 
-    The cap is on the whole corpus, but a shard sees the texts of its own d1 only. So the places of a d2 are dealt over
-    the shards by what all can see: the `max_pairs_per_document` most similar edges to it among the candidates of every
-    shard (ties to the smaller d1). Each shard has as many places as it has d1 among them, and fills them with its best
-    pairs that pass the text filter. Every shard computes the same deal, so their sum never exceeds the cap.
+    The cap is on the whole corpus, but a shard sees the texts of its own d1 only. So the places of a d2 are divided
+    among the shards by what all can see: the `max_pairs_per_document` most similar edges to it among the candidates of
+    every shard (ties to the smaller d1). Each shard has as many places as it has d1 among them, and fills them with its
+    best pairs that pass the text filter. Every shard computes the same division, so their sum never exceeds the cap.
     Memory: the cap's number of edges per d2, and the matching edges of one shard.
     """
     wanted = d2.unique().sort().rename("d2").to_frame()
@@ -98,7 +85,7 @@ def filter_pairs(
     settings: Pairing,
     progress: Progress,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Pairs of `shard` (PAIRS_SCHEMA, sorted by d1 and falling similarity) and what each filter took away.
+    """Pairs of `shard` (PAIRS_SCHEMA, sorted by d1 and falling similarity) and how many each filter removed.
 
     candidates and documents: every shard's tables. Reads the texts of this shard's d1, and per other shard those of the
     d2 that pairs need, one shard at a time. Advances `progress` by pairs compared as text. The counts, in order:
@@ -151,17 +138,19 @@ def texts_of(ids: pl.Series, documents: pl.LazyFrame) -> dict[str, str]:
 def _shared_shingles(
     found: pl.DataFrame, documents: Mapping[str, pl.LazyFrame], shard: str, words: int, progress: Progress
 ) -> pl.DataFrame:
-    first = {id_: shingles(text, words) for id_, text in texts_of(found["d1"], documents[shard]).items()}
+    first = {id_: whitespace_shingles(text, words) for id_, text in texts_of(found["d1"], documents[shard]).items()}
     parts = [found.clear().with_columns(shared_shingles=pl.lit(None, pl.Float64))]
     for (key,), rows in found.partition_by("d2_shard", as_dict=True, maintain_order=True).items():
-        second = {id_: shingles(text, words) for id_, text in texts_of(rows["d2"], documents[str(key)]).items()}
+        second = {
+            id_: whitespace_shingles(text, words) for id_, text in texts_of(rows["d2"], documents[str(key)]).items()
+        }
         shares = []
         for d1, d2 in rows.select("d1", "d2").iter_rows():
             if d1 not in first or d2 not in second:
                 missing = d1 if d1 not in first else d2
                 raise ValueError(
                     f"document {missing!r} is a neighbour candidate but not in corpus/documents of its shard; "
-                    "materialise pairing again from the present documents"
+                    "re-materialise pairing from the present documents"
                 )
             shares.append(shared(first[d1], second[d2]))
             progress.advance()

@@ -35,7 +35,7 @@ class KeyShard:
         ids = pl.read_parquet(directory / IDS_FILE)["id"]
         if index.ntotal != len(ids):
             raise ValueError(
-                f"{directory}: {index.ntotal} vectors but {len(ids)} ids; materialise pairing/ann_index again"
+                f"{directory}: {index.ntotal} vectors but {len(ids)} ids; re-materialise pairing/ann_index"
             )
         if isinstance(index, faiss.IndexIVF):
             index.nprobe = min(nprobe, index.nlist)

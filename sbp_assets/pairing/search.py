@@ -86,7 +86,7 @@ def search(
 def exact_neighbors(
     query_ids: list[str], queries: np.ndarray, embeddings: Mapping[str, pl.LazyFrame], k: int
 ) -> dict[str, pl.DataFrame]:
-    """Truth for a few queries: per query id the exact k nearest (neighbor_id, similarity) from the float vectors.
+    """Ground truth for a few queries: by query id its exact k nearest (neighbor_id, similarity) by the float vectors.
 
     Reads one shard's vectors at a time.
     """

@@ -9,8 +9,9 @@ import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT
 from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.partitions import ALL, first_seed, seeds
 from sbp_assets.dagster_support.preview import table_preview
-from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SAMPLED_MODEL, SEEDS
+from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.pretraining.budget import (
     SYNTHETIC,
     Arm,
@@ -22,10 +23,10 @@ from sbp_assets.pretraining.budget import (
     tuning_cost,
 )
 from sbp_assets.pretraining.curves import loss_curve, loss_summary
-from sbp_assets.settings import Optimizer
+from sbp_assets.settings import Deployment, Optimizer, Settings
 from sbp_assets.storage.progress import Progress
-from sbp_assets.training.launch import training_command, training_environment
 from sbp_assets.training.spec import Source, TrainingSpec
+from sbp_assets.training.trainer import Trainer
 
 TRAINING_SETTINGS = (
     "model",
@@ -54,6 +55,16 @@ heldout_loss, learning_rate, gradient_norm) and run.json (what was run, where, h
 exactly the token budget that the other arms have. A run that was interrupted resumes from its last checkpoint."""
 
 
+def sampled_model(settings: Settings) -> dg.AssetIn:
+    """Return the model that synthesis samples from, as an asset's input.
+
+    The unconditional placebo takes the synthesizer's starting point itself.
+    """
+    if settings.experiment.conditional:
+        return dg.AssetIn(["synthesizer", "checkpoint"])
+    return dg.AssetIn(["pretraining", "baseline_model"], partition_mapping=first_seed(settings))
+
+
 def model_columns(*read: str) -> dict[str, Any]:
     """Column metadata of a model directory made of the columns `read`: its weights, and those of metrics.parquet."""
     measured = ("train_loss", "heldout_loss", "gradient_norm")
@@ -78,33 +89,28 @@ def vocab_size(model: Path) -> int:
     return int(json.loads((model / "config.json").read_text())["vocab_size"])
 
 
-def execution_fields(asset: str, partition: str) -> dict[str, Any]:
-    """Deployment's part of a training spec: how and where it runs."""
+def execution_fields(deployment: Deployment, asset: str, partition: str) -> dict[str, Any]:
+    """Return the deployment's part of a training spec: how and where it runs."""
     return {
-        "device": DEPLOYMENT.device,
-        "sharding": DEPLOYMENT.training_sharding,
-        "microbatch_tokens": DEPLOYMENT.microbatch_tokens,
-        "checkpoint_minutes": DEPLOYMENT.checkpoint_minutes,
-        "work_dir": Path(DEPLOYMENT.work_dir) / asset / partition,
+        "device": deployment.device,
+        "sharding": deployment.training_sharding,
+        "microbatch_tokens": deployment.microbatch_tokens,
+        "checkpoint_minutes": deployment.checkpoint_minutes,
+        "work_dir": Path(deployment.work_dir) / asset / partition,
         # Not emptied: the worker replaces another run's model, and hands back its own if only the publication failed.
-        "output_dir": Path(DEPLOYMENT.work_dir) / "staging" / asset / partition,
+        "output_dir": Path(deployment.work_dir) / "staging" / asset / partition,
     }
 
 
 def train(
-    context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, spec: TrainingSpec
+    context: dg.AssetExecutionContext, trainer: Trainer, spec: TrainingSpec, processes: int
 ) -> tuple[Path, dict[str, Any]]:
     """Run `spec` in worker processes, and return the model directory and its metadata.
 
     The worker's progress lines appear in the run's log. A failed worker raises, its checkpoints stay in `work_dir`.
     """
-    spec_path = spec.write(spec.work_dir / "spec.json")
     with Progress(spec.name, "tokens") as progress:
-        pipes.run(
-            command=training_command(spec_path, DEPLOYMENT.training_processes),
-            context=context,
-            env=training_environment(),
-        )
+        trainer.train(context, spec, processes)
     metrics = pl.read_parquet(spec.output_dir / "metrics.parquet")
     record = json.loads((spec.output_dir / "run.json").read_text())
     evenly = metrics.gather_every(max(1, len(metrics) // 10))
@@ -120,49 +126,53 @@ def train(
     }
 
 
-def _arm_model(arm: Arm) -> dg.AssetsDefinition:
+def _arm_model(arm: Arm) -> ForSettings[dg.AssetsDefinition]:
     ins = {"tokens": SHARDS_OF_TOKENS, "tokenizer": TOKENIZER}
     if arm == "sbp":
         ins["synthetic_tokens"] = SHARDS_OF_SYNTHETIC_TOKENS
         # The other arms need no budget table: what they read follows from the corpus alone.
         ins["token_budget"] = dg.AssetIn(["pretraining", "token_budget"], dagster_type=pl.LazyFrame)
 
-    @dg.asset(
-        key=["pretraining", f"{arm}_model"],
-        description=DESCRIPTIONS[arm] + DIRECTORY,
-        ins=ins,
-        partitions_def=SEEDS,
-        group_name="pretraining",
-        kinds={"pytorch", "huggingface"},
-        io_manager_key="directory",
-        pool="device",
-        code_version=EXPERIMENT.version("2", *TRAINING_SETTINGS),
-        metadata=model_columns(
-            "corpus/tokens.tokens", *(["synthesis/synthetic_tokens.tokens"] if arm == "sbp" else [])
-        ),
+    @for_settings(
+        lambda settings: dg.asset(
+            name=f"{arm}_model",
+            description=DESCRIPTIONS[arm] + DIRECTORY,
+            ins=ins,
+            partitions_def=seeds(settings),
+            kinds={"pytorch", "huggingface"},
+            io_manager_key="directory",
+            pool="device",
+            code_version=settings.experiment.version("2", *TRAINING_SETTINGS),
+            metadata=model_columns(
+                "corpus/tokens.tokens", *(["synthesis/synthetic_tokens.tokens"] if arm == "sbp" else [])
+            ),
+        )
     )
     def model(
-        context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, **inputs: Any
+        context: dg.AssetExecutionContext,
+        settings: dg.ResourceParam[Settings],
+        trainer: dg.ResourceParam[Trainer],
+        **inputs: Any,
     ) -> dg.MaterializeResult[Path]:
         tokens = inputs["tokens"]
-        plan = plan_arm(arm, EXPERIMENT.pretraining, tokens, inputs.get("synthetic_tokens"))
+        plan = plan_arm(arm, settings.experiment.pretraining, tokens, inputs.get("synthetic_tokens"))
         if "token_budget" in inputs and (mismatch := plan_mismatch(inputs["token_budget"].collect(), plan)):
             raise BudgetError(f"{mismatch}: materialise pretraining/token_budget again before the {arm} model")
         spec = TrainingSpec(
             name=f"{arm}_model seed {context.partition_key}",
-            model=EXPERIMENT.model,
-            optimizer=optimizer_of(EXPERIMENT.pretraining),
+            model=settings.experiment.model,
+            optimizer=optimizer_of(settings.experiment.pretraining),
             tokenizer_dir=inputs["tokenizer"],
             data=plan.data,
             steps=plan.steps,
             seed=int(context.partition_key),
             heldout=[Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)],
-            heldout_tokens=EXPERIMENT.pretraining.heldout_tokens,
-            evaluations=EXPERIMENT.pretraining.evaluations,
+            heldout_tokens=settings.experiment.pretraining.heldout_tokens,
+            evaluations=settings.experiment.pretraining.evaluations,
             keep_best=arm == "baseline",
-            **execution_fields(f"{arm}_model", context.partition_key),
+            **execution_fields(settings.deployment, f"{arm}_model", context.partition_key),
         )
-        directory, metadata = train(context, pipes, spec)
+        directory, metadata = train(context, trainer, spec, settings.deployment.training_processes)
         return dg.MaterializeResult(value=directory, metadata=metadata)
 
     return model
@@ -189,66 +199,66 @@ COLUMN_TYPES = {"passes": "float", "flops": "float"} | dict.fromkeys(
 )
 
 
-@dg.asset(
-    key=["pretraining", "token_budget"],
-    ins={
-        "tokens": SHARDS_OF_TOKENS,
-        "synthetic_tokens": SHARDS_OF_SYNTHETIC_TOKENS,
-        "checkpoint": SAMPLED_MODEL,
-    },
-    group_name="pretraining",
-    kinds={"polars", "parquet"},
-    io_manager_key="parquet",
-    code_version=EXPERIMENT.version(
-        "1",
-        "model",
-        "pretraining.repetitions",
-        "pretraining.tokens_per_step",
-        "pretraining.synthetic_share",
-        "first_seed",
-        "max_document_tokens",
-        "conditional",
-    ),
-    metadata={
-        "dagster/column_schema": dg.TableSchema(
-            [
-                dg.TableColumn(name, COLUMN_TYPES.get(name, "string"), description)
-                for name, description in COLUMN_DESCRIPTIONS.items()
-            ]
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "tokens": SHARDS_OF_TOKENS,
+            "synthetic_tokens": SHARDS_OF_SYNTHETIC_TOKENS,
+            "checkpoint": sampled_model(settings),
+        },
+        kinds={"polars", "parquet"},
+        io_manager_key="parquet",
+        code_version=settings.experiment.version(
+            "1",
+            "model",
+            "pretraining.repetitions",
+            "pretraining.tokens_per_step",
+            "pretraining.synthetic_share",
+            "first_seed",
+            "max_document_tokens",
+            "conditional",
         ),
-        **lineage(
-            unique_documents="corpus/tokens.id synthesis/synthetic_tokens.id",
-            **dict.fromkeys(
-                ("unique_tokens", "passes", "tokens_read", "steps", "flops", "most_reads"),
-                "corpus/tokens.tokens synthesis/synthetic_tokens.tokens"
-                # The ledger of tuning; the unconditional placebo has none.
-                + (" synthesizer/checkpoint.tokens" if EXPERIMENT.conditional else ""),
+        metadata={
+            "dagster/column_schema": dg.TableSchema(
+                [
+                    dg.TableColumn(name, COLUMN_TYPES.get(name, "string"), description)
+                    for name, description in COLUMN_DESCRIPTIONS.items()
+                ]
             ),
-        ),
-    },
+            **lineage(
+                unique_documents="corpus/tokens.id synthesis/synthetic_tokens.id",
+                **dict.fromkeys(
+                    ("unique_tokens", "passes", "tokens_read", "steps", "flops", "most_reads"),
+                    "corpus/tokens.tokens synthesis/synthetic_tokens.tokens"
+                    # The ledger of tuning; the unconditional placebo has none.
+                    + (" synthesizer/checkpoint.tokens" if settings.experiment.conditional else ""),
+                ),
+            ),
+        },
+    )
 )
 def token_budget(
-    tokens: dict[str, Path], synthetic_tokens: dict[str, Path], checkpoint: Path
+    settings: dg.ResourceParam[Settings], tokens: dict[str, Path], synthetic_tokens: dict[str, Path], checkpoint: Path
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """What each arm reads and how often, one row per arm and source: the proof of matched compute.
 
     The tokens read are counted along the training order itself. Two more rows (arm 'synthesizer') are the ledger of
     what synthesis costs beyond the arms: synthesizer-tuning and generation.
     """
-    pretraining = EXPERIMENT.pretraining
+    pretraining = settings.experiment.pretraining
     vocabulary = vocab_size(checkpoint)
-    flops = EXPERIMENT.model.flops_per_token(vocabulary)
+    flops = settings.experiment.model.flops_per_token(vocabulary)
     with Progress("token_budget", "arms", 3) as progress:
         frames = []
         arms: tuple[Arm, ...] = ("baseline", "sbp", "oracle")
         for arm in arms:
             plan = plan_arm(arm, pretraining, tokens, synthetic_tokens if arm == "sbp" else None)
-            frames.append(arm_rows(plan, EXPERIMENT.model.context_length, pretraining.seeds[0], flops))
+            frames.append(arm_rows(plan, settings.experiment.model.context_length, pretraining.seeds[0], flops))
             progress.advance()
-        if EXPERIMENT.conditional:
+        if settings.experiment.conditional:
             frames.append(tuning_cost(checkpoint))
-        prompt = EXPERIMENT.max_document_tokens if EXPERIMENT.conditional else None
-        frames.append(generation_cost(tokens, synthetic_tokens, prompt, EXPERIMENT.model, vocabulary))
+        prompt = settings.experiment.max_document_tokens if settings.experiment.conditional else None
+        frames.append(generation_cost(tokens, synthetic_tokens, prompt, settings.experiment.model, vocabulary))
     table = pl.concat(frames)
     budget = plan.tokens
     return dg.MaterializeResult(

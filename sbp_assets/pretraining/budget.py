@@ -17,7 +17,8 @@ import polars as pl
 
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.settings import Model, Pretraining
-from sbp_assets.training.order import Documents, StreamOrder
+from sbp_assets.training.documents import Documents
+from sbp_assets.training.order import StreamOrder
 from sbp_assets.training.spec import Source, StreamData
 
 Arm = Literal["baseline", "sbp", "oracle"]

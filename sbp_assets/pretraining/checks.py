@@ -7,7 +7,8 @@ import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT
 from sbp_assets.dagster_support.check_results import check_result
-from sbp_assets.partitions import ALL, EXPERIMENT, SEEDS, SHARDS
+from sbp_assets.dagster_support.partitions import ALL, seeds, shards
+from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.pretraining.budget import (
     ARMS,
     SYNTHETIC,
@@ -21,7 +22,9 @@ from sbp_assets.pretraining.budget import (
 )
 from sbp_assets.pretraining.curves import loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
+from sbp_assets.settings import Settings
 from sbp_assets.storage.checks import all_partitions
+from sbp_assets.storage.io_managers import DirectoryIOManager
 from sbp_assets.training.spec import Source
 
 BUDGET = dg.AssetKey(["pretraining", "token_budget"])
@@ -62,11 +65,14 @@ def synthetic_documents_are_read_once(
     description="No arm trains on a held-out document, nor on a synthesis from one: every seed document is in D.",
 )
 def heldout_is_unseen(
-    token_budget: pl.LazyFrame, tokens: dict[str, Path], synthetic_tokens: dict[str, Path]
+    settings: dg.ResourceParam[Settings],
+    token_budget: pl.LazyFrame,
+    tokens: dict[str, Path],
+    synthetic_tokens: dict[str, Path],
 ) -> dg.AssetCheckResult:
     heldout = [Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)]
     leaked = {
-        arm: leaked_documents(plan_arm(arm, EXPERIMENT.pretraining, tokens, synthetic_tokens).data, heldout)
+        arm: leaked_documents(plan_arm(arm, settings.experiment.pretraining, tokens, synthetic_tokens).data, heldout)
         for arm in ARMS
     }
     foreign = foreign_seeds(synthetic_tokens, tokens)
@@ -81,53 +87,65 @@ def heldout_is_unseen(
     )
 
 
-def _model_checks(arm: Arm) -> list[dg.AssetChecksDefinition]:
+def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
     asset = dg.AssetKey(["pretraining", f"{arm}_model"])
 
-    @dg.asset_check(
-        asset=asset,
-        partitions_def=SEEDS,
-        blocking=True,
-        description="The training loss is finite at every step, and lower at the end than at the start.",
+    @for_settings(
+        lambda settings: dg.asset_check(
+            asset=asset,
+            partitions_def=seeds(settings),
+            blocking=True,
+            description="The training loss is finite at every step, and lower at the end than at the start.",
+        )
     )
     def loss_falls(model: Path) -> dg.AssetCheckResult:
         metrics = pl.read_parquet(model / "metrics.parquet")
         problems = loss_problems(metrics)
         return check_result(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
 
-    @dg.asset_check(
-        asset=asset,
-        partitions_def=SEEDS,
-        blocking=True,
-        additional_ins={"tokenizer": dg.AssetIn(["corpus", "tokenizer"])},
-        description="The directory loads: every tensor in its shape, the vocabulary that of corpus/tokenizer.",
+    @for_settings(
+        lambda settings: dg.asset_check(
+            asset=asset,
+            partitions_def=seeds(settings),
+            blocking=True,
+            additional_ins={"tokenizer": dg.AssetIn(["corpus", "tokenizer"])},
+            description="The directory loads: every tensor in its shape, the vocabulary that of corpus/tokenizer.",
+        )
     )
     def model_loads(model: Path, tokenizer: Path) -> dg.AssetCheckResult:
         problems = model_problems(model, tokenizer)
         return check_result(passed=not problems, metadata={"problems": problems[:10]})
 
-    @dg.asset_check(
-        asset=asset,
-        partitions_def=SEEDS,
-        blocking=True,
-        description="Every weight is a finite number, also those of the lowest held-out loss.",
+    @for_settings(
+        lambda settings: dg.asset_check(
+            asset=asset,
+            partitions_def=seeds(settings),
+            blocking=True,
+            description="Every weight is a finite number, also those of the lowest held-out loss.",
+        )
     )
     def weights_are_finite(model: Path) -> dg.AssetCheckResult:
         problems = weight_problems(model)
         return check_result(passed=not problems, metadata={"problems": problems[:10]})
 
-    @dg.asset_check(
-        asset=asset,
-        partitions_def=SEEDS,
-        blocking=True,
-        additional_deps=[["corpus", "tokens"], *([["synthesis", "synthetic_tokens"]] if arm == "sbp" else [])],
-        required_resource_keys={"directory"},
-        description="The model was trained on exactly the tokens of the budget, step by step.",
+    @for_settings(
+        lambda settings: dg.asset_check(
+            asset=asset,
+            partitions_def=seeds(settings),
+            blocking=True,
+            additional_deps=[["corpus", "tokens"], *([["synthesis", "synthetic_tokens"]] if arm == "sbp" else [])],
+            description="The model was trained on exactly the tokens of the budget, step by step.",
+        )
     )
-    def budget_is_met(context: dg.AssetCheckExecutionContext, model: Path) -> dg.AssetCheckResult:
-        tokens = all_partitions(context, "directory", "corpus/tokens", SHARDS)
-        synthetic = all_partitions(context, "directory", "synthesis/synthetic_tokens", SHARDS) if arm == "sbp" else None
-        plan = plan_arm(arm, EXPERIMENT.pretraining, tokens, synthetic)
+    def budget_is_met(
+        context: dg.AssetCheckExecutionContext,
+        settings: dg.ResourceParam[Settings],
+        directory: dg.ResourceParam[DirectoryIOManager],
+        model: Path,
+    ) -> dg.AssetCheckResult:
+        tokens = all_partitions(directory, "corpus/tokens", shards(settings))
+        synthetic = all_partitions(directory, "synthesis/synthetic_tokens", shards(settings)) if arm == "sbp" else None
+        plan = plan_arm(arm, settings.experiment.pretraining, tokens, synthetic)
         metrics = pl.read_parquet(model / "metrics.parquet")
         problems = training_problems(metrics, plan)
         return check_result(

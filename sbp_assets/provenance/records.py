@@ -1,4 +1,4 @@
-"""What Dagster knows of the artifacts that a trace passes through: the graph, and each artifact's record and state."""
+"""What Dagster records of the artifacts that a trace passes through: the graph, and each artifact's latest version."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver
 
 from sbp_assets.orchestration.pipeline import PIPELINE
-from sbp_assets.orchestration.runner import Loading
+from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.provenance.store import Asset
 
 DATA_VERSION = "dagster/data_version"
@@ -34,38 +33,33 @@ def graph_of(defs: dg.Definitions) -> dict[str, Asset]:
 
 
 class Records:
-    """Records of artifacts in an instance; without one, records that say so."""
+    """What `instance` records of artifacts; without an instance, every artifact is unrecorded."""
 
     def __init__(self, defs: dg.Definitions, instance: dg.DagsterInstance | None) -> None:
         self._instance = instance
-        if instance is not None:
-            self._stale = CachingStaleStatusResolver(instance, defs.resolve_asset_graph(), Loading(instance))
+        self._staleness = Staleness(defs.resolve_asset_graph(), instance) if instance else None
 
     def __call__(self, asset: str, partition: str | None) -> dict[str, Any]:
-        """The latest materialisation: asset, partition, data_version, run_id, materialised (ISO), state, reasons.
+        """Return the latest materialisation: asset, partition, data_version, run_id, materialised, state, reasons.
 
-        state is fresh, stale (reasons says why: an input or a setting has changed since it was made), or unrecorded.
+        materialised is a time in ISO format. state is fresh, stale (an input or a setting has changed since), check
+        failed, unchecked or unrecorded; reasons says for people why it is not fresh, in at most one entry.
         """
         row: dict[str, Any] = {"asset": asset, "partition": partition, "data_version": None, "run_id": None}
         row |= {"materialised": None, "state": "unrecorded", "reasons": []}
-        if self._instance is None:
+        if self._instance is None or self._staleness is None:
             return row
         key = dg.AssetKey(asset.split("/"))
         wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition])
         found = self._instance.fetch_materializations(wanted, limit=1).records
         if not found:
             return row
-        event, causes = found[0], self._stale.get_stale_causes(key, partition)
+        event, status = found[0], self._staleness.status(key, partition)
         made = event.asset_materialization
         return row | {
             "data_version": made.tags.get(DATA_VERSION) if made and made.tags else None,
             "run_id": event.run_id,
             "materialised": datetime.fromtimestamp(event.timestamp, UTC).isoformat(timespec="seconds"),
-            "state": "stale" if causes else "fresh",
-            "reasons": sorted({_reason(cause.reason, cause.dependency_asset_key) for cause in causes}),
+            "state": "stale" if status.is_stale else status.status.value,
+            "reasons": [status.describe()] if status.is_pending else [],
         }
-
-
-def _reason(reason: str, dependency: dg.AssetKey | None) -> str:
-    name = dependency.to_user_string() if dependency else ""
-    return reason if name in reason else f"{reason}: {name}"

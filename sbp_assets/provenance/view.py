@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sbp_assets.dagster_support.preview import printable
-from sbp_assets.provenance.walk import Trace
+from sbp_assets.provenance.lookup import Trace
 
 ROWS = 10
 STEPS = 6

@@ -14,9 +14,8 @@ from sbp_assets.settings.corpus import (
     Split,
     Tokenizer,
 )
-from sbp_assets.settings.deployment import (
-    Deployment,
-)
+from sbp_assets.settings.deployment import Deployment
+from sbp_assets.settings.environment import OTHER_VARIABLES, as_text, variable
 from sbp_assets.settings.experiment import (
     Contamination,
     Evaluation,
@@ -31,11 +30,8 @@ from sbp_assets.settings.experiment import (
 )
 from sbp_assets.settings.loading import (
     DEFAULT_PROFILE,
-    ENV_PREFIX,
-    ENV_SEPARATOR,
     PROFILES_DIR,
     Settings,
-    fault,
     load_settings,
     profile_path,
 )
@@ -48,8 +44,7 @@ from sbp_assets.settings.section import (
 
 __all__ = [
     "DEFAULT_PROFILE",
-    "ENV_PREFIX",
-    "ENV_SEPARATOR",
+    "OTHER_VARIABLES",
     "PROFILES_DIR",
     "ConceptsSource",
     "Contamination",
@@ -75,7 +70,8 @@ __all__ = [
     "Synthesis",
     "Synthesizer",
     "Tokenizer",
-    "fault",
+    "as_text",
     "load_settings",
     "profile_path",
+    "variable",
 ]

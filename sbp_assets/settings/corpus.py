@@ -10,64 +10,80 @@ from sbp_assets.settings.section import Fraction, Section
 
 
 class ConceptsSource(Section):
-    """The embedded corpus: seeded documents about invented concepts, the truth of every sentence known."""
+    """The embedded corpus: documents about invented concepts, with the ground truth of every sentence."""
 
-    kind: Literal["concepts"] = "concepts"
+    kind: Literal["concepts"] = Field("concepts", description="Kind of source.")
     documents: PositiveInt = Field(description="Documents generated over all shards.")
     concepts: PositiveInt = Field(150, description="Invented concepts the documents are about.")
-    attributes: Annotated[int, Field(ge=2, le=8)] = Field(6, description="Facts that exist per concept.")
-    facts_per_document: Annotated[int, Field(ge=1, le=8)] = Field(3, description="Facts one document states.")
+    attributes: Annotated[int, Field(ge=2, le=8)] = Field(6, description="Facts that exist about each concept.")
+    facts_per_document: Annotated[int, Field(ge=1, le=8)] = Field(3, description="Facts that each document states.")
     restatements: Annotated[int, Field(ge=0, le=8)] = Field(
-        0, description="Of those facts, how many the document states once more, in another wording, near its end."
+        0, description="How many of those facts the document states once more, in another wording, near its end."
     )
-    zipf_exponent: Annotated[float, Field(ge=0)] = Field(0.8, description="Popularity of concept r is r**-exponent.")
-    seed: NonNegativeInt = 0
+    zipf_exponent: Annotated[float, Field(ge=0)] = Field(
+        0.8, description="The concept of rank r is drawn with weight r**-zipf_exponent."
+    )
+    seed: NonNegativeInt = Field(0, description="Seed of the generated documents.")
 
 
 class FiveTokensSource(Section):
     """The negative control: documents of letters drawn uniformly from five, which nothing can be learned from."""
 
-    kind: Literal["five_tokens"] = "five_tokens"
+    kind: Literal["five_tokens"] = Field("five_tokens", description="Kind of source.")
     documents: PositiveInt = Field(description="Documents generated over all shards.")
-    tokens_per_document: Annotated[int, Field(ge=16)] = Field(96, description="Letters of a document, on average.")
-    seed: NonNegativeInt = 0
+    tokens_per_document: Annotated[int, Field(ge=16)] = Field(96, description="Mean number of letters in a document.")
+    seed: NonNegativeInt = Field(0, description="Seed of the generated documents.")
 
 
 class FilesSource(Section):
     """Files under a path or fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or .txt (one document a file)."""
 
-    kind: Literal["files"] = "files"
+    kind: Literal["files"] = Field("files", description="Kind of source.")
     path: str = Field(min_length=1, description="A file, a directory (read recursively), a glob, or an fsspec URL.")
-    text_field: str = "text"
-    id_field: str | None = Field("id", description="Null, or absent from a row: the id is made from file and line.")
-    url_field: str = "url"
+    text_field: str = Field("text", description="Field of a row that holds the text.")
+    id_field: str | None = Field(
+        "id",
+        description="Field of a row that holds its id; null, or absent from the row: it is made from file and line.",
+    )
+    url_field: str = Field("url", description="Field of a row that holds its URL, where there is one.")
     files_per_shard: PositiveInt | None = Field(
-        None, description="Null: files are dealt over the shards. A number keeps assignments as files are added."
+        None,
+        description="Files of a shard, in the order of their names, so that files keep their shard as others are "
+        "added; null: all files are dealt over the shards.",
     )
 
 
 class HubSource(Section):
     """A Hugging Face data set, streamed."""
 
-    kind: Literal["hub"] = "hub"
-    name: str = Field(min_length=1)
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = Field(None, description="Pin a commit for a reproducible corpus.")
-    text_field: str = "text"
-    id_field: str | None = "id"
-    url_field: str = "url"
-    max_documents: PositiveInt | None = None
+    kind: Literal["hub"] = Field("hub", description="Kind of source.")
+    name: str = Field(min_length=1, description="Name of the data set on the hub, or the path of a local one.")
+    config: str | None = Field(None, description="Configuration of the data set; null: its default.")
+    split: str = Field("train", description="Split of the data set that is read.")
+    revision: str | None = Field(
+        None, description="Commit of the data set, which makes the corpus reproducible; null: the latest."
+    )
+    text_field: str = Field("text", description="Field of a row that holds the text.")
+    id_field: str | None = Field(
+        "id",
+        description="Field of a row that holds its id; null, or absent from the row: the id is made from its place.",
+    )
+    url_field: str = Field("url", description="Field of a row that holds its URL, where there is one.")
+    max_documents: PositiveInt | None = Field(None, description="Documents that are read, at most; null: all.")
 
 
 class Dedup(Section):
     """MinHash-LSH proposes duplicate candidates; the exact Jaccard similarity of word shingles decides."""
 
-    shingle_words: PositiveInt = 5
-    permutations: PositiveInt = 128
-    bands: PositiveInt = 32
-    threshold: Fraction = Field(0.8, description="Exact Jaccard similarity at or above which a document is dropped.")
-    seed: NonNegativeInt = 42
+    shingle_words: PositiveInt = Field(5, description="Words in a shingle.")
+    permutations: PositiveInt = Field(128, description="Hash functions of a MinHash signature.")
+    bands: PositiveInt = Field(
+        32, description="LSH bands of a signature; one band in common makes two documents candidates."
+    )
+    threshold: Fraction = Field(
+        0.8, description="Exact Jaccard similarity, 0 to 1, from which a document is dropped as a duplicate."
+    )
+    seed: NonNegativeInt = Field(42, description="Seed of the hash functions.")
 
     @model_validator(mode="after")
     def _bands_divide(self) -> Dedup:
@@ -77,14 +93,14 @@ class Dedup(Section):
 
 
 class Split(Section):
-    """Shares of the de-duplicated documents, by salted hash of the id; what is left over is not used."""
+    """Shares of the de-duplicated documents, 0 to 1, by salted hash of the id; documents beyond them are not used."""
 
     unique: Fraction = Field(
-        description="D: the fixed corpus that the baseline repeats and the synthesizer learns from."
+        description="Share of D, the fixed corpus that the baseline repeats and the synthesizer learns from."
     )
-    oracle: Fraction = Field(description="Further real documents that only the oracle arm reads.")
-    heldout: Fraction = Field(description="Documents no arm trains on.")
-    salt: str = "sbp"
+    oracle: Fraction = Field(description="Share of further real documents that only the oracle arm reads.")
+    heldout: Fraction = Field(description="Share of documents that no arm trains on.")
+    salt: str = Field("sbp", description="Text that is hashed with the id; another salt gives another split.")
 
     @model_validator(mode="after")
     def _possible(self) -> Split:
@@ -100,20 +116,33 @@ class Split(Section):
 class Tokenizer(Section):
     """A byte-level BPE trained on D, or a named Hugging Face tokenizer (name or path)."""
 
-    name: str | None = None
-    vocab_size: Annotated[int, Field(ge=300)] = Field(4096, description="Of the trained tokenizer, specials included.")
+    name: str | None = Field(
+        None, description="Name on the hub, or path, of a tokenizer that is used as it is; null: one is trained on D."
+    )
+    vocab_size: Annotated[int, Field(ge=300)] = Field(
+        4096, description="Tokens of the trained tokenizer, special tokens included."
+    )
 
 
 class Corpus(Section):
-    source: Annotated[ConceptsSource | FiveTokensSource | FilesSource | HubSource, Field(discriminator="kind")]
-    shards: Annotated[int, Field(ge=1, le=100_000)]
-    max_chars: PositiveInt | None = Field(None, description="Longer documents are cut here, at a word boundary.")
-    dedup: Dedup = Dedup()
-    split: Split
-    tokenizer: Tokenizer = Tokenizer()
+    """The real documents: where they come from, their de-duplication, their splits and their tokens."""
+
+    source: Annotated[
+        ConceptsSource | FiveTokensSource | FilesSource | HubSource,
+        Field(discriminator="kind", description="Where the documents come from; `kind` selects the form."),
+    ]
+    shards: Annotated[int, Field(ge=1, le=100_000, description="Shards of the corpus, each a partition.")]
+    max_chars: PositiveInt | None = Field(
+        None, description="Characters at which longer documents are cut, at a word boundary; null: none is."
+    )
+    dedup: Dedup = Field(Dedup(), description="De-duplication.")
+    split: Split = Field(description="Shares of the splits.")
+    tokenizer: Tokenizer = Field(Tokenizer(), description="Tokenizer of all models.")
     expected_unique_tokens: PositiveInt | None = Field(
-        None, description="Tokens that D is expected to hold: for `sbp plan` alone, never part of an asset's version."
+        None,
+        description="Tokens that D is expected to hold; null: unknown. For `sbp plan` alone; it enters no version.",
     )
     expected_unique_documents: PositiveInt | None = Field(
-        None, description="Documents that D is expected to hold; null: expected_unique_tokens at a mean length."
+        None,
+        description="Documents that D is expected to hold; null: as many as those tokens make. Likewise.",
     )

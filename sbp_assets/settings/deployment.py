@@ -14,65 +14,92 @@ from sbp_assets.settings.section import Fraction, PositiveFloat, Section
 class Deployment(Section):
     """Where and how the experiment runs. Never part of an artifact's identity.
 
-    What the artifacts are does not depend on it, but for the samples that a shard gets from its `generation_engine`.
+    Artifacts do not depend on it, except for the samples that a shard gets from its `generation_engine`.
     """
 
-    data_dir: str = Field(".sbp/{profile}/artifacts", description="Artifact store; {profile} is filled in.")
-    work_dir: str = Field(".sbp/{profile}/work", description="Local scratch: training checkpoints, generation ledgers.")
+    data_dir: str = Field(
+        ".sbp/{profile}/artifacts",
+        description="Artifact store: a local folder or an fsspec URL; {profile} stands for the profile's name.",
+    )
+    work_dir: str = Field(
+        ".sbp/{profile}/work", description="Local folder for training checkpoints, ledgers and temporary files."
+    )
     instance_dir: str = Field(
         ".sbp/{profile}/instance",
-        description="Dagster's own records and logs; where $SBP_POSTGRES_URL is set, logs alone.",
+        description="Local folder for Dagster's run and event storage and its logs; for the logs alone where "
+        "$SBP_POSTGRES_URL is set.",
     )
     postgres_schema: str | None = Field(
         None,
         pattern=r"^[a-z_][a-z0-9_]{0,62}$",
-        description="Of the records, where $SBP_POSTGRES_URL is set; null: named after the profile and data_dir.",
+        description="Schema of the run and event storage where $SBP_POSTGRES_URL is set; null: a name made from the "
+        "profile and data_dir.",
     )
-    cache_gb: PositiveFloat = Field(50, description="Copies of a remote data_dir's artifacts kept in work_dir, in GB.")
+    cache_gb: PositiveFloat = Field(
+        50, description="Size in GB of the cache in work_dir for artifacts of a remote data_dir."
+    )
     storage_patience: PositiveFloat = Field(
-        60, description="Seconds that a remote data_dir may be out of reach before a transfer fails."
+        60, description="Seconds for which a remote data_dir may be unreachable before a transfer fails."
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    training_processes: PositiveInt = Field(1, description="torchrun processes: GPUs, or CPU processes.")
-    training_sharding: Literal["none", "full"] = Field("none", description="full: FSDP2 over the processes.")
-    microbatch_tokens: PositiveInt = Field(4096, description="Tokens per forward pass of one process.")
-    checkpoint_minutes: PositiveFloat = 5
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of all models; auto: CUDA where there is a GPU, else the CPU."
+    )
+    training_processes: PositiveInt = Field(1, description="Processes of a training run: one per GPU, or on the CPU.")
+    training_sharding: Literal["none", "full"] = Field(
+        "none", description="full: FSDP2 shards the model over the training processes."
+    )
+    microbatch_tokens: PositiveInt = Field(4096, description="Tokens of one forward pass in one training process.")
+    checkpoint_minutes: PositiveFloat = Field(5, description="Minutes between two checkpoints of a training run.")
     generation_engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto",
-        description="What samples the syntheses; auto: vllm where it is installed. The one value of these that can "
-        "change an artifact, because two engines draw other samples. What is finished stays as it is, and with auto a "
-        "shard is finished by the engine that began it.",
+        description="Engine that samples the synthetic documents; auto: vLLM where it is installed, and for a shard "
+        "that has been started the engine that started it. This is the one deployment setting that can change an "
+        "artifact, because two engines draw different samples; finished shards stay as they are.",
     )
-    engine_processes: PositiveInt = Field(1, description="Generation engines, each a process: GPUs, or CPU processes.")
-    engine_max_sequences: PositiveInt = 256
-    gpu_memory_utilization: Fraction = 0.9
-    embedding_batch_size: PositiveInt = 16
-    evaluation_batch_size: PositiveInt = 32
-    memory_limit: str = Field("4GB", description="DuckDB's, before it spills to work_dir.")
-    benchmarks_dir: str | None = Field(None, description="Local parquet files of the stock benchmarks; null: the hub.")
+    engine_processes: PositiveInt = Field(1, description="Generation engines, each a process: one per GPU, or CPU.")
+    engine_max_sequences: PositiveInt = Field(256, description="Sequences that one engine samples at a time, at most.")
+    gpu_memory_utilization: Fraction = Field(0.9, description="Share of a GPU's memory that a generation engine takes.")
+    embedding_batch_size: PositiveInt = Field(16, description="Documents that are embedded at a time.")
+    evaluation_batch_size: PositiveInt = Field(32, description="Requests that are scored at a time.")
+    memory_limit: str = Field(
+        "4GB", description="Memory that DuckDB may take, with its unit; above it DuckDB spills to work_dir."
+    )
+    benchmarks_dir: str | None = Field(
+        None,
+        description="Folder with the stock benchmarks as Parquet files; null: they come from the Hugging Face hub.",
+    )
     judge_url: str | None = Field(
         None,
         pattern=r"^https?://\S+$",
-        description="OpenAI-compatible endpoint, '/v1' included; its key only ever from $SBP_JUDGE_API_KEY.",
+        description="OpenAI-compatible endpoint that serves the judge, '/v1' included; null: none. Its key is read "
+        "from $SBP_JUDGE_API_KEY alone.",
     )
     judge_concurrency: PositiveInt = Field(8, description="Requests to the judge at a time.")
-    judge_timeout: PositiveFloat = Field(60, description="Seconds the judge may take to answer one request.")
-    judge_retries: NonNegativeInt = Field(5, description="Of a failed request, with exponential backoff.")
-    automation: bool = Field(False, description="Schedules and sensors run from the start; false: once switched on.")
-    nightly: str = Field("0 2 * * *", description="When the nightly automation begins to fill in shards.")
-    nightly_until: str | None = Field(
-        "0 8 * * *", description="When it begins nothing more until the next night; null: it goes on all day."
+    judge_timeout: PositiveFloat = Field(60, description="Seconds that the judge may take to answer one request.")
+    judge_retries: NonNegativeInt = Field(
+        5, description="How often a failed request to the judge is retried, with exponential backoff."
     )
-    timezone: str = Field("UTC", description="Of both, by its IANA name.")
-    source_poll_seconds: PositiveInt = Field(300, description="Between two looks at the listing of the corpus.")
-    take_in_new_files: bool = Field(
-        False, description="What has changed at the source goes into the manifest by itself, not only into a report."
+    automation: bool = Field(
+        False, description="Whether schedules and sensors run from the start; false: once switched on in the UI."
+    )
+    nightly: str = Field("0 2 * * *", description="Start of the nightly window, as a cron expression.")
+    nightly_until: str | None = Field(
+        "0 8 * * *",
+        description="End of the nightly window, as a cron expression: after it nothing more is started until the next "
+        "one; null: the window does not end.",
+    )
+    timezone: str = Field("UTC", description="Time zone of the nightly window, by its IANA name.")
+    source_poll_seconds: PositiveInt = Field(
+        300, description="Seconds between two listings of the corpus source by the sensor."
+    )
+    ingest_new_files: bool = Field(
+        False, description="Whether the sensor ingests new and changed source files; false: it reports them."
     )
     overdue_days: PositiveInt | None = Field(
-        30, description="Age at which an asset made from all shards is called overdue; null: never."
+        30, description="Age in days from which a fan-in asset is overdue; null: it never is."
     )
-    webserver_url: str = Field("http://127.0.0.1:3000", description="Where people open Dagster, for links to runs.")
-    owners: tuple[str, ...] = ("team:pretraining",)
+    webserver_url: str = Field("http://127.0.0.1:3000", description="URL of the webserver, for links to runs.")
+    owners: tuple[str, ...] = Field(("team:pretraining",), description="Owners of all assets, as Dagster shows them.")
 
     @field_validator("nightly", "nightly_until")
     @classmethod

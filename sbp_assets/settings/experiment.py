@@ -16,20 +16,28 @@ from sbp_assets.settings.section import Fraction, PositiveFloat, Section
 class Pairing(Section):
     """Nearest-neighbour pairing (paper section 2.1)."""
 
-    embedding_model: str = Field("all-MiniLM-L6-v2", description="sentence-transformers name or path.")
-    embedding_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_tokens: PositiveInt = Field(256, description="Tokens of a document that are embedded.")
-    index: Literal["flat", "ivf"] = Field("flat", description="Both store 8-bit scalar-quantised vectors.")
-    nprobe: PositiveInt = Field(16, description="Cells searched per query, for ivf.")
-    neighbors: PositiveInt = Field(20, description="k: nearest neighbours kept per document before filtering.")
-    min_similarity: Fraction = Field(0.7, description="Cosine at or above which documents count as related.")
-    max_similarity: Fraction = Field(1.0, description="Cosine above which a pair is dropped as a near-duplicate.")
-    shingle_tokens: PositiveInt = Field(13, description="Words per shingle of the near-duplicate filter.")
-    max_shared_shingles: Fraction = Field(
-        0.1, description="Share of d2's shingles found in d1 above which a pair goes."
+    embedding_model: str = Field("all-MiniLM-L6-v2", description="Name or path of the sentence-transformers model.")
+    embedding_dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Precision of the embedding model.")
+    max_tokens: PositiveInt = Field(256, description="Tokens of a document that are embedded, from its beginning.")
+    index: Literal["flat", "ivf"] = Field(
+        "flat", description="Kind of the faiss index; both kinds store 8-bit scalar-quantised vectors."
     )
-    max_pairs_per_document: PositiveInt = Field(8, description="Pairs in which one document may be d1; and, apart, d2.")
-    both_directions: bool = Field(True, description="(a, b) also gives (b, a).")
+    nprobe: PositiveInt = Field(16, description="Cells of an ivf index that a query searches.")
+    neighbors: PositiveInt = Field(
+        20, description="k: nearest neighbours that are kept for each document before the filter."
+    )
+    min_similarity: Fraction = Field(0.7, description="Cosine similarity from which two documents count as related.")
+    max_similarity: Fraction = Field(
+        1.0, description="Cosine similarity above which a pair is dropped as near-duplicates."
+    )
+    shingle_tokens: PositiveInt = Field(13, description="Words in a shingle of the near-duplicate filter.")
+    max_shared_shingles: Fraction = Field(
+        0.1, description="Share of d2's shingles, found in d1, above which a pair is dropped."
+    )
+    max_pairs_per_document: PositiveInt = Field(
+        8, description="Pairs in which a document may be d1, and as many in which it may be d2."
+    )
+    both_directions: bool = Field(True, description="Whether the pair (a, b) also gives the pair (b, a).")
 
     @model_validator(mode="after")
     def _bounds(self) -> Pairing:
@@ -43,15 +51,15 @@ class Pairing(Section):
 class Model(Section):
     """A Llama-3-style decoder with QK-norm (transformers' Qwen3ForCausalLM built from a config)."""
 
-    hidden_size: PositiveInt
-    layers: PositiveInt
-    heads: PositiveInt
-    kv_heads: PositiveInt
-    head_dim: PositiveInt
-    intermediate_size: PositiveInt
-    context_length: Annotated[int, Field(ge=32)]
-    rope_theta: PositiveFloat = 500_000.0
-    tie_embeddings: bool = True
+    hidden_size: PositiveInt = Field(description="Width of the residual stream.")
+    layers: PositiveInt = Field(description="Number of decoder layers.")
+    heads: PositiveInt = Field(description="Attention heads of a layer.")
+    kv_heads: PositiveInt = Field(description="Key and value heads of a layer, each shared by equally many heads.")
+    head_dim: PositiveInt = Field(description="Width of an attention head.")
+    intermediate_size: PositiveInt = Field(description="Width of the feed-forward layers.")
+    context_length: Annotated[int, Field(ge=32)] = Field(description="Context in tokens.")
+    rope_theta: PositiveFloat = Field(500_000.0, description="Base of the rotary position embeddings.")
+    tie_embeddings: bool = Field(True, description="Whether input and output embeddings are one matrix.")
 
     @model_validator(mode="after")
     def _geometry(self) -> Model:
@@ -77,34 +85,44 @@ class Model(Section):
 class Optimizer(Section):
     """AdamW with linear warm-up and cosine decay."""
 
-    learning_rate: PositiveFloat
-    tokens_per_step: PositiveInt = Field(description="Global batch in tokens; a multiple of the context length.")
-    warmup: Fraction = Field(0.02, description="Share of the steps.")
-    final_learning_rate: Fraction = Field(0.1, description="As a share of the peak.")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
-    gradient_clip: PositiveFloat = 1.0
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast; weights stay float32.")
+    learning_rate: PositiveFloat = Field(description="Peak learning rate.")
+    tokens_per_step: PositiveInt = Field(
+        description="Tokens of a step over all processes; a multiple of the context length."
+    )
+    warmup: Fraction = Field(0.02, description="Share of the steps in which the learning rate rises.")
+    final_learning_rate: Fraction = Field(0.1, description="Learning rate of the last step, as a share of the peak.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Decoupled weight decay.")
+    beta1: Fraction = Field(0.9, description="Decay of the mean of the gradients.")
+    beta2: Fraction = Field(0.95, description="Decay of the mean of the squared gradients.")
+    gradient_clip: PositiveFloat = Field(1.0, description="Norm to which larger gradients are scaled down.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of training; bfloat16: by autocast, with weights in float32."
+    )
 
 
 class Pretraining(Optimizer):
     """The compute-matched comparison: every arm reads exactly the baseline's number of tokens."""
 
-    repetitions: PositiveFloat = Field(20, description="Times the baseline reads D: the token budget of every arm.")
-    synthetic_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="Of the SBP arm's token budget.")
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
-    evaluations: PositiveInt = Field(20, description="Held-out loss measurements along a run.")
-    heldout_tokens: PositiveInt = Field(50_000, description="At most so many held-out tokens per measurement.")
+    repetitions: PositiveFloat = Field(
+        20, description="Epochs over D that the baseline trains for; they give the token budget of every arm."
+    )
+    synthetic_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="Share of the SBP arm's token budget that is synthetic."
+    )
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = Field(
+        (0,), description="Training seeds, each a partition; the synthesizer starts from the first one's baseline."
+    )
+    evaluations: PositiveInt = Field(20, description="Measurements of the held-out loss along a training run.")
+    heldout_tokens: PositiveInt = Field(50_000, description="Held-out tokens of such a measurement, at most.")
 
     @model_validator(mode="after")
     def _budget(self) -> Pretraining:
         if self.repetitions < 1:
-            raise ValueError(f"repetitions is {self.repetitions:g}: a budget below one pass leaves part of D unread")
+            raise ValueError(f"repetitions is {self.repetitions:g}: a budget below one epoch leaves part of D unread")
         if self.repetitions * (1 - self.synthetic_share) < 1:
             raise ValueError(
                 f"synthetic_share {self.synthetic_share:g} of {self.repetitions:g} repetitions leaves the SBP arm "
-                "less than one pass over D; lower synthetic_share or raise repetitions"
+                "less than one epoch over D; lower synthetic_share or raise repetitions"
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds repeat: {list(self.seeds)}")
@@ -114,56 +132,79 @@ class Pretraining(Optimizer):
 class Synthesizer(Optimizer):
     """Synthesizer-tuning (paper section 2.2): loss on d2 alone, from the first seed's baseline checkpoint."""
 
-    epochs: PositiveFloat = 1
-    max_document_tokens: PositiveInt | None = Field(None, description="d1 and d2 are cut here; null: half the context.")
+    epochs: PositiveFloat = Field(1, description="Epochs over the tuning examples.")
+    max_document_tokens: PositiveInt | None = Field(
+        None, description="Tokens at which d1 and d2 are cut; null: half the context."
+    )
     start: Literal["final", "early_stopped", "scratch"] = Field(
         "final",
-        description="Weights to tune from: the baseline's last, or those of its lowest held-out loss, which know less "
-        "of D by heart; scratch, random ones, is an ablation.",
+        description="Weights to tune from. final: the baseline's last; early_stopped: those of its lowest held-out "
+        "loss, which have memorised less of D; scratch: random ones, an ablation.",
     )
     partners: Literal["nearest", "random"] = Field(
-        "nearest", description="random: every d1 gets other pairs' d2, a placebo without relations between documents."
+        "nearest",
+        description="What a d1 is paired with. nearest: its own d2; random: the d2 of another pair, a placebo without "
+        "relations between documents.",
     )
 
 
 class Judge(Section):
-    """The model that judges non-factual and pair-irrelevance on a fixed sample; where it answers is deployment."""
+    """The model that judges factuality and relevance on a fixed sample; its endpoint is a deployment setting."""
 
-    model: str = Field(min_length=1, description="As the endpoint calls it.")
-    prompts: str = Field("v1", description="Revision: the folder in sbp_assets/synthesis/prompts/.")
-    documents: PositiveInt = Field(500, description="Synthetic, and again real documents judged, over all shards.")
-    max_chars: PositiveInt = Field(8000, description="Characters of a document that the judge is shown.")
-    max_tokens: PositiveInt = Field(512, description="Of an answer.")
-    temperature: Annotated[float, Field(ge=0)] | None = Field(0.0, description="Null: the endpoint's own.")
+    model: str = Field(min_length=1, description="Name of the model at the endpoint.")
+    prompts: str = Field("v1", description="Revision of the prompts: a folder in sbp_assets/synthesis/prompts/.")
+    documents: PositiveInt = Field(
+        500, description="Synthetic documents that are judged over all shards, and as many real ones."
+    )
+    max_chars: PositiveInt = Field(8000, description="Characters of a document that the judge is shown, at most.")
+    max_tokens: PositiveInt = Field(512, description="Tokens of an answer, at most.")
+    temperature: Annotated[float, Field(ge=0)] | None = Field(
+        0.0, description="Sampling temperature; null: the endpoint's own."
+    )
 
 
 class Synthesis(Section):
     """Synthesis at scale (paper section 2.3)."""
 
-    temperature: PositiveFloat = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    salt: str = Field("sbp", description="Changes every per-request sampling seed.")
+    temperature: PositiveFloat = Field(1.0, description="Sampling temperature.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Probability mass that tokens are drawn from.")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Precision of the sampled model.")
+    salt: str = Field(
+        "sbp", description="Text that every sampling seed is derived from; another salt gives other samples."
+    )
     condition: Literal["seed", "none"] = Field(
-        "seed", description="none: sampled from the baseline after `<bos>` alone, a placebo without a synthesizer."
+        "seed",
+        description="What a document is conditioned on. seed: a seed document, by the synthesizer; none: `<bos>` "
+        "alone, by the baseline, a placebo without a synthesizer.",
     )
-    quality_sample: PositiveInt = Field(1000, description="Documents per shard that the quality metrics read.")
+    quality_sample: PositiveInt = Field(1000, description="Documents of each shard that the quality metrics read.")
     duplicate_sample: PositiveInt = Field(
-        1_000_000, description="N of duplicates@N: documents of all shards compared with each other (the paper's 1M)."
+        1_000_000,
+        description="N of duplicates@N: documents of all shards that are compared with each other (1M in the paper).",
     )
-    judge: Judge | None = Field(None, description="Null: what only a model can judge stays unjudged.")
+    judge: Judge | None = Field(
+        None, description="The judge; null: factuality and relevance, which only a model can judge, are not measured."
+    )
 
 
 class Evaluation(Section):
-    heldout_documents: PositiveInt = Field(500, description="Held-out documents scored for perplexity, at most.")
-    concept_questions: NonNegativeInt = Field(500, description="Multiple-choice questions, for the concepts source.")
+    """What every model is scored on."""
+
+    heldout_documents: PositiveInt = Field(
+        500, description="Held-out documents that perplexity is measured on, at most."
+    )
+    concept_questions: NonNegativeInt = Field(
+        500, description="Multiple-choice questions about the concepts; 0 for all other sources."
+    )
     benchmarks: tuple[
         Literal[
             "openwebtext2", "lambada", "mmlu", "arc_challenge", "arc_easy", "sciq", "winogrande", "triviaqa", "webqs"
         ],
         ...,
-    ] = Field((), description="Stock benchmarks (paper section 4); empty for none.")
-    benchmark_limit: PositiveInt | None = Field(None, description="Examples per stock benchmark; null for all.")
+    ] = Field((), description="Names of the stock benchmarks (paper section 4); empty: none.")
+    benchmark_limit: PositiveInt | None = Field(
+        None, description="Examples of each stock benchmark, at most; null: all."
+    )
 
 
 class Contamination(Section):
@@ -171,23 +212,25 @@ class Contamination(Section):
 
     words: Annotated[int, Field(ge=2)] = Field(13, description="n of the n-grams (GPT-3, appendix C).")
     min_words: PositiveInt = Field(
-        8, description="Shorter items are not judged; from here to n, an item is one n-gram."
+        8, description="Words below which an item is not compared; from here up to n, an item is one n-gram."
     )
-    max_share: Fraction = Field(0.01, description="Of an evaluation set's items, above which the check goes red.")
+    max_share: Fraction = Field(
+        0.01, description="Share of contaminated items of an evaluation set, above which the check fails."
+    )
 
 
 class Experiment(Section):
-    """Everything that decides what the artifacts are. Two equal experiments make the same artifacts."""
+    """Everything that decides what the artifacts are: equal experiments have equal artifacts."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    corpus: Corpus
-    pairing: Pairing = Pairing()
-    model: Model
-    pretraining: Pretraining
-    synthesizer: Synthesizer
-    synthesis: Synthesis = Synthesis()
-    evaluation: Evaluation = Evaluation()
-    contamination: Contamination = Contamination()
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="Name, in lower-case letters, digits and underscores.")
+    corpus: Corpus = Field(description="The real documents.")
+    pairing: Pairing = Field(Pairing(), description="Which documents are related.")
+    model: Model = Field(description="The geometry of all models.")
+    pretraining: Pretraining = Field(description="Training of the arms.")
+    synthesizer: Synthesizer = Field(description="Tuning of the synthesizer.")
+    synthesis: Synthesis = Field(Synthesis(), description="Sampling and quality of the synthetic documents.")
+    evaluation: Evaluation = Field(Evaluation(), description="Scores of the models.")
+    contamination: Contamination = Field(Contamination(), description="Leaks from the evaluation into training.")
 
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
@@ -203,7 +246,7 @@ class Experiment(Section):
                     f"{key}.tokens_per_step ({step}) must be a multiple of model.context_length ({context})"
                 )
         if self.evaluation.concept_questions and self.corpus.source.kind != "concepts":
-            # Questions exist only where the truth is known.
+            # Questions exist only where the ground truth is known.
             object.__setattr__(self, "evaluation", self.evaluation.model_copy(update={"concept_questions": 0}))
         return self
 
@@ -224,12 +267,12 @@ class Experiment(Section):
 
     @property
     def truth(self) -> ConceptsSource | None:
-        """The source, where the truth of every sentence is known; None elsewhere."""
+        """The source where it comes with the ground truth of every sentence; None for all other sources."""
         return self.corpus.source if isinstance(self.corpus.source, ConceptsSource) else None
 
     @property
     def conditional(self) -> bool:
-        """Whether syntheses are conditioned on a seed document, as SBP's are; False for the unconditional placebo."""
+        """Whether synthetic documents are conditioned on a seed document, as in SBP; False for the placebo."""
         return self.synthesis.condition == "seed"
 
     @property

@@ -35,7 +35,7 @@ def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.Partition
         partition = context.partition_key if partitions else None
         made = last_version(context.instance, asset, partition)
         try:
-            stored = _manager(context, io_manager).stored_version(asset, partition)
+            stored = getattr(context.op_execution_context.resources, io_manager).stored_version(asset, partition)
         except (FileNotFoundError, DamagedError) as error:
             stored = str(error)
         problem = (
@@ -56,16 +56,10 @@ def stored_checks(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetChecksD
     ]
 
 
-def all_partitions(
-    context: dg.AssetCheckExecutionContext, io_manager: str, asset: str, partitions: dg.PartitionsDefinition
-) -> dict[str, Any]:
-    """Every partition of `asset` ("stage/name"), by its key, as a fan-in input would be.
+def all_partitions(manager: ArtifactIOManager, asset: str, partitions: dg.PartitionsDefinition) -> dict[str, Any]:
+    """Return every partition of `asset` ("stage/name"), by its key, as a fan-in input would be.
 
-    The check names the asset among its `additional_deps` and `io_manager` among its `required_resource_keys`.
+    The check names the asset among its `additional_deps`, and takes the asset's IO manager as a resource.
     """
-    manager, key = _manager(context, io_manager), dg.AssetKey(asset.split("/"))
+    key = dg.AssetKey(asset.split("/"))
     return {partition: manager.load(key, partition) for partition in partitions.get_partition_keys()}
-
-
-def _manager(context: dg.AssetCheckExecutionContext, name: str) -> ArtifactIOManager:
-    return getattr(context.op_execution_context.resources, name)

@@ -7,21 +7,22 @@ to the asset as {partition key: artifact} even when there is exactly one partiti
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_origin
 
 import dagster as dg
 import polars as pl
-from dagster._core.storage.upath_io_manager import UPathIOManager
 from upath import UPath
 
 from sbp_assets.dagster_support.columns import LINEAGE
+from sbp_assets.settings import Deployment
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
 from sbp_assets.storage.remote import RemoteStore, is_local, root
 
 
-class ArtifactIOManager(UPathIOManager):
+class ArtifactIOManager(dg.UPathIOManager):
     """Common part: local staging, atomic publication, data version, dict inputs."""
 
     def __init__(self, base: str, cache: str, cache_gb: float = 50, patience: float = 60) -> None:
@@ -38,7 +39,7 @@ class ArtifactIOManager(UPathIOManager):
 
     @property
     def storage_options(self) -> dict[str, Any]:
-        # UPathIOManager's own reads a private attribute that universal-pathlib 0.3.10 no longer has.
+        # dg.UPathIOManager's own reads a private attribute that universal-pathlib 0.3.10 no longer has.
         return dict(self._base_path.storage_options)
 
     def write(self, obj: Any, path: Path) -> None:
@@ -129,7 +130,7 @@ class ArtifactIOManager(UPathIOManager):
             self._remote.release()
 
     def _path_of(self, key: dg.AssetKey, partition: str | None) -> UPath:
-        """Where the artifact lies, as UPathIOManager derives it from a run's context.
+        """Where the artifact lies, as dg.UPathIOManager derives it from a run's context.
 
         From key and partition alone: `build_input_context` makes an ephemeral instance with two databases, 48 ms of
         processor time for each shard that a check or an index looks at.
@@ -158,7 +159,7 @@ class ArtifactIOManager(UPathIOManager):
         return loaded
 
     def load_input(self, context: dg.InputContext) -> Any:
-        # UPathIOManager type-checks multi-partition inputs by its own rules and takes another path for exactly one.
+        # dg.UPathIOManager type-checks multi-partition inputs by its own rules and takes another path for exactly one.
         if context.has_asset_key and context.has_asset_partitions:
             return self.load_partitions(context)
         return super().load_input(context)
@@ -187,3 +188,21 @@ class DirectoryIOManager(ArtifactIOManager):
 
     def read(self, path: Path) -> Path:
         return path
+
+
+class ArtifactStore:
+    """An artifact store: its IO managers, which share one place and one cache."""
+
+    def __init__(self, data_dir: str, deployment: Deployment) -> None:
+        """Open the store `data_dir`, a path or fsspec URL, with the cache of `deployment`."""
+        settings = data_dir, f"{deployment.work_dir}/cache", deployment.cache_gb, deployment.storage_patience
+        self.parquet, self.directory = ParquetIOManager(*settings), DirectoryIOManager(*settings)
+
+    @property
+    def resources(self) -> dict[str, ArtifactIOManager]:
+        """The IO managers by resource key."""
+        return {"parquet": self.parquet, "directory": self.directory}
+
+    def managers(self, io_manager_keys: Mapping[dg.AssetKey, str]) -> dict[dg.AssetKey, ArtifactIOManager]:
+        """Return what reads and writes each asset's artifacts in this store, given the keys of their IO managers."""
+        return {key: self.resources[name] for key, name in io_manager_keys.items()}

@@ -10,15 +10,19 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer, related_id
 from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
-from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, SAMPLED_MODEL, SHARDS
+from sbp_assets.dagster_support.stage import for_settings
+from sbp_assets.pretraining.assets import sampled_model
+from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import content_version, staging
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
-from sbp_assets.synthesis.engine import ENGINES, EngineSpec, named_with_version
-from sbp_assets.synthesis.generate import Ledger, engine_of_shard, fingerprint, generate_shard, shard_budget
+from sbp_assets.synthesis.engine import ENGINES, EngineSpec, Generator, named_with_version
+from sbp_assets.synthesis.generate import generate_shard, shard_budget
 from sbp_assets.synthesis.judge import SCHEMA as JUDGED_SCHEMA
-from sbp_assets.synthesis.judge import Endpoint, judge, judged_rows, prompts_version, questions, sample_documents
+from sbp_assets.synthesis.judge import Endpoint, judge, judged_rows
+from sbp_assets.synthesis.ledger import Ledger, engine_of_shard, fingerprint
 from sbp_assets.synthesis.posterior import SCHEMA, posterior_over_shards
 from sbp_assets.synthesis.quality import (
     JUDGE,
@@ -31,68 +35,81 @@ from sbp_assets.synthesis.quality import (
     texts_of,
     with_seeds,
 )
+from sbp_assets.synthesis.questions import prompts_version, questions, sample_documents
 from sbp_assets.synthesizer.examples import format_prompt
 
-_SAMPLED = dg.AssetKey.from_coercible(SAMPLED_MODEL.key or []).to_user_string()
+
+def sampled_key(settings: Settings) -> dg.AssetKey:
+    """Return the key of the model that synthesis samples from."""
+    return dg.AssetKey.from_coercible(sampled_model(settings).key or [])
 
 
-@dg.asset(
-    key=["synthesis", "synthetic_documents"],
-    ins={
-        "documents": dg.AssetIn(["corpus", "documents"]),
-        "tokens": dg.AssetIn(["corpus", "tokens"]),
-        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
-        "checkpoint": SAMPLED_MODEL,
-    },
-    partitions_def=SHARDS,
-    group_name="synthesis",
-    kinds={"vllm", "huggingface", "parquet"},
-    io_manager_key="parquet",
-    pool="device",
-    code_version=EXPERIMENT.version(
-        "2",
-        "synthesis.temperature",
-        "synthesis.top_p",
-        "synthesis.dtype",
-        "synthesis.salt",
-        "conditional",
-        "pretraining.repetitions",
-        "pretraining.synthetic_share",
-        "max_document_tokens",
-        "model.context_length",
-    ),
-    metadata={
-        "dagster/column_schema": dg.TableSchema(
-            [
-                dg.TableColumn("id", "string", description="`syn-{seed_id}-{rollout}`"),
-                dg.TableColumn("seed_id", "string", description="The document d1 of D that it was sampled from."),
-                dg.TableColumn("rollout", "int", description="0-based number of the synthesis among its seed's."),
-                dg.TableColumn("sampling_seed", "int", description="Of this request's random numbers."),
-                dg.TableColumn("text", "string"),
-                dg.TableColumn(
-                    "n_tokens", "int", description="As synthetic_tokens holds it, `<bos>` and `<eos>` included."
-                ),
-                dg.TableColumn(
-                    "finish_reason", "string", description="stop (`<eos>`), or length (the context was full)."
-                ),
-                dg.TableColumn("synthesizer_version", "string", description="Content of the sampled checkpoint."),
-                dg.TableColumn(
-                    "engine", "string", description="vllm or transformers: what sampled it, the same in a whole shard."
-                ),
-            ]
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "documents": dg.AssetIn(["corpus", "documents"]),
+            "tokens": dg.AssetIn(["corpus", "tokens"]),
+            "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+            "checkpoint": sampled_model(settings),
+        },
+        partitions_def=shards(settings),
+        kinds={"vllm", "huggingface", "parquet"},
+        io_manager_key="parquet",
+        pool="device",
+        code_version=settings.experiment.version(
+            "2",
+            "synthesis.temperature",
+            "synthesis.top_p",
+            "synthesis.dtype",
+            "synthesis.salt",
+            "conditional",
+            "pretraining.repetitions",
+            "pretraining.synthetic_share",
+            "max_document_tokens",
+            "model.context_length",
         ),
-        **lineage(
-            **dict.fromkeys(("id", "seed_id", "sampling_seed"), "corpus/tokens.id corpus/documents.id"),
-            **dict.fromkeys(
-                ("text", "n_tokens", "finish_reason"),
-                f"{_SAMPLED}.weights" + (" corpus/tokens.tokens" if EXPERIMENT.conditional else ""),
+        metadata={
+            "dagster/column_schema": dg.TableSchema(
+                [
+                    dg.TableColumn("id", "string", description="`syn-{seed_id}-{rollout}`"),
+                    dg.TableColumn("seed_id", "string", description="The document d1 of D that it was sampled from."),
+                    dg.TableColumn("rollout", "int", description="0-based number of the synthesis among its seed's."),
+                    dg.TableColumn("sampling_seed", "int", description="Of this request's random numbers."),
+                    dg.TableColumn("text", "string"),
+                    dg.TableColumn(
+                        "n_tokens", "int", description="As synthetic_tokens holds it, `<bos>` and `<eos>` included."
+                    ),
+                    dg.TableColumn(
+                        "finish_reason", "string", description="stop (`<eos>`), or length (the context was full)."
+                    ),
+                    dg.TableColumn("synthesizer_version", "string", description="Content of the sampled checkpoint."),
+                    dg.TableColumn(
+                        "engine",
+                        "string",
+                        description="vllm or transformers: what sampled it, the same in a whole shard.",
+                    ),
+                ]
             ),
-            synthesizer_version=f"{_SAMPLED}.weights",
-        ),
-    },
+            **lineage(
+                **dict.fromkeys(("id", "seed_id", "sampling_seed"), "corpus/tokens.id corpus/documents.id"),
+                **dict.fromkeys(
+                    ("text", "n_tokens", "finish_reason"),
+                    f"{sampled_key(settings).to_user_string()}.weights"
+                    + (" corpus/tokens.tokens" if settings.experiment.conditional else ""),
+                ),
+                synthesizer_version=f"{sampled_key(settings).to_user_string()}.weights",
+            ),
+        },
+    )
 )
 def synthetic_documents(
-    context: dg.AssetExecutionContext, documents: pl.LazyFrame, tokens: Path, tokenizer: Path, checkpoint: Path
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    generator: dg.ResourceParam[Generator],
+    documents: pl.LazyFrame,
+    tokens: Path,
+    tokenizer: Path,
+    checkpoint: Path,
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Documents sampled from the synthesizer, d2 ~ p(· | d1), one row each; d1 is every document of D in this shard.
 
@@ -109,36 +126,37 @@ def synthetic_documents(
     related = related_id(loaded)
     prompts = {
         ids[i]: format_prompt(
-            arrays.tokens[arrays.offsets[i] : arrays.offsets[i + 1]], related, EXPERIMENT.max_document_tokens
+            arrays.tokens[arrays.offsets[i] : arrays.offsets[i + 1]], related, settings.experiment.max_document_tokens
         )
-        if EXPERIMENT.conditional
+        if settings.experiment.conditional
         else [loaded.bos_token_id]
         for i in seeds
     }
     lengths = arrays.lengths[seeds]
-    settings, length = EXPERIMENT.synthesis, EXPERIMENT.model.context_length
+    sampling, length = settings.experiment.synthesis, settings.experiment.model.context_length
     version = content_version(checkpoint)
-    ledgers = Path(DEPLOYMENT.work_dir) / "synthesis" / context.partition_key
+    ledgers = Path(settings.deployment.work_dir) / "synthesis" / context.partition_key
     fingerprints = {
-        engine: fingerprint(version, settings, EXPERIMENT.max_document_tokens, length, engine) for engine in ENGINES
+        engine: fingerprint(version, sampling, settings.experiment.max_document_tokens, length, engine)
+        for engine in ENGINES
     }
     spec = EngineSpec(
-        engine=engine_of_shard(ledgers, DEPLOYMENT.generation_engine, fingerprints),
+        engine=engine_of_shard(ledgers, settings.deployment.generation_engine, fingerprints),
         checkpoint=checkpoint,
         version=version,
         context_length=length,
-        dtype=settings.dtype,
-        device=DEPLOYMENT.device,
-        processes=DEPLOYMENT.engine_processes,
-        max_sequences=DEPLOYMENT.engine_max_sequences,
-        gpu_memory_utilization=DEPLOYMENT.gpu_memory_utilization,
+        dtype=sampling.dtype,
+        device=settings.deployment.device,
+        processes=settings.deployment.engine_processes,
+        max_sequences=settings.deployment.engine_max_sequences,
+        gpu_memory_utilization=settings.deployment.gpu_memory_utilization,
     )
     ledger = Ledger(
         ledgers / fingerprints[spec.engine],
         lambda texts: [len(encoded) for encoded in encode_documents(loaded, texts)],
     )
     budget = shard_budget(
-        int(lengths.sum()), EXPERIMENT.pretraining.repetitions, EXPERIMENT.pretraining.synthetic_share
+        int(lengths.sum()), settings.experiment.pretraining.repetitions, settings.experiment.pretraining.synthetic_share
     )
     done = sum(generation.n_tokens for generation in ledger.finished.values())
     with Progress(f"synthetic_documents {context.partition_key}", "tokens", budget, done) as progress:
@@ -146,8 +164,9 @@ def synthetic_documents(
             prompts,
             budget,
             float(lengths.mean()) if len(lengths) else 0.0,
+            generator,
             spec,
-            settings,
+            sampling,
             loaded.eos_token_id,
             ledger,
             progress,
@@ -178,32 +197,35 @@ def synthetic_documents(
     return dg.MaterializeResult(value=rows, metadata=metadata)
 
 
-@dg.asset(
-    key=["synthesis", "synthetic_tokens"],
-    ins={
-        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"]),
-        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
-    },
-    partitions_def=SHARDS,
-    group_name="synthesis",
-    kinds={"huggingface", "numpy"},
-    io_manager_key="directory",
-    code_version=EXPERIMENT.version("1"),
-    metadata=schema(
-        ("id", "string", "Synthetic document; of documents.parquet."),
-        ("seed_id", "string", "The document d1 it was sampled from; of documents.parquet."),
-        ("tokens", "array[uint]", "Of tokens.npy: `<bos>` ids `<eos>`."),
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"]),
+            "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+        },
+        partitions_def=shards(settings),
+        kinds={"huggingface", "numpy"},
+        io_manager_key="directory",
+        code_version=settings.experiment.version("1"),
+        metadata=schema(
+            ("id", "string", "Synthetic document; of documents.parquet."),
+            ("seed_id", "string", "The document d1 it was sampled from; of documents.parquet."),
+            ("tokens", "array[uint]", "Of tokens.npy: `<bos>` ids `<eos>`."),
+        )
+        | lineage({"synthesis/synthetic_documents": ("id", "seed_id")}, tokens="synthesis/synthetic_documents.text"),
     )
-    | lineage({"synthesis/synthetic_documents": ("id", "seed_id")}, tokens="synthesis/synthetic_documents.text"),
 )
 def synthetic_tokens(
-    context: dg.AssetExecutionContext, synthetic_documents: pl.LazyFrame, tokenizer: Path
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    synthetic_documents: pl.LazyFrame,
+    tokenizer: Path,
 ) -> dg.MaterializeResult[Path]:
     """Token arrays of a shard's synthetic documents, encoded anew from their text: `<bos>` ids `<eos>`.
 
     documents.parquet: id, seed_id.
     """
-    directory = staging(DEPLOYMENT.work_dir, "synthetic_tokens", context.partition_key)
+    directory = staging(settings.deployment.work_dir, "synthetic_tokens", context.partition_key)
     loaded = load_tokenizer(tokenizer)
     rows = synthetic_documents.select("id", "seed_id", "text").collect()
     with Progress(f"synthetic_tokens {context.partition_key}", "documents", len(rows)) as progress:
@@ -233,21 +255,26 @@ _SYNTHESES_AND_SEEDS = "synthesis/synthetic_documents.text synthesis/synthetic_d
 _COUNTS = ("value", "flagged", "scored", "documents", "sample")
 
 
-@dg.asset(
-    key=["synthesis", "quality"],
-    ins={
-        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"]),
-        "documents": dg.AssetIn(["corpus", "documents"]),
-    },
-    partitions_def=SHARDS,
-    group_name="synthesis",
-    kinds={"polars", "duckdb", "parquet"},
-    io_manager_key="parquet",
-    code_version=EXPERIMENT.version("3", "truth", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"),
-    metadata=schema(*QUALITY_COLUMNS) | lineage({}, **dict.fromkeys(_COUNTS, _SYNTHESES_AND_SEEDS)),
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"]),
+            "documents": dg.AssetIn(["corpus", "documents"]),
+        },
+        partitions_def=shards(settings),
+        kinds={"polars", "duckdb", "parquet"},
+        io_manager_key="parquet",
+        code_version=settings.experiment.version(
+            "3", "truth", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"
+        ),
+        metadata=schema(*QUALITY_COLUMNS) | lineage({}, **dict.fromkeys(_COUNTS, _SYNTHESES_AND_SEEDS)),
+    )
 )
 def quality(
-    context: dg.AssetExecutionContext, synthetic_documents: pl.LazyFrame, documents: pl.LazyFrame
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    synthetic_documents: pl.LazyFrame,
+    documents: pl.LazyFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Quality of a sample of this shard's synthetic documents and, by the same metrics, of its documents of D.
 
@@ -255,7 +282,7 @@ def quality(
     pair_copying, and for `concepts` false_statements and no_concept (definitions in quality_table). What only a judge
     can tell is null here: it judges one sample of the whole corpus.
     """
-    size = EXPERIMENT.synthesis.quality_sample
+    size = settings.experiment.synthesis.quality_sample
     real = documents.filter(pl.col("split") == UNIQUE)
     samples = {
         name: texts_of(frame, fixed_sample({name: frame.select("id").collect()["id"]}, size).get(name, []), *columns)
@@ -265,11 +292,11 @@ def quality(
         rows = quality_rows(
             with_seeds(samples[SYNTHETIC], real),
             samples[REAL],
-            EXPERIMENT.corpus.dedup,
-            EXPERIMENT.pairing.shingle_tokens,
-            ConceptWorld(EXPERIMENT.truth) if EXPERIMENT.truth else None,
-            staging(DEPLOYMENT.work_dir, "quality", context.partition_key),
-            DEPLOYMENT.memory_limit,
+            settings.experiment.corpus.dedup,
+            settings.experiment.pairing.shingle_tokens,
+            ConceptWorld(settings.experiment.truth) if settings.experiment.truth else None,
+            staging(settings.deployment.work_dir, "quality", context.partition_key),
+            settings.deployment.memory_limit,
         )
         progress.advance(sum(map(len, samples.values())))
     return dg.MaterializeResult(
@@ -284,57 +311,64 @@ def quality(
     )
 
 
-@dg.asset(
-    key=["synthesis", "judgements"],
-    ins={
-        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
-        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
-    },
-    group_name="synthesis",
-    kinds={"openai", "parquet"},
-    io_manager_key="parquet",
-    # Changed wording makes other verdicts, though the revision's name stays.
-    code_version=EXPERIMENT.version("1", "synthesis.judge")
-    + (f"-{prompts_version(EXPERIMENT.synthesis.judge.prompts)}" if EXPERIMENT.synthesis.judge else ""),
-    metadata=schema(
-        ("id", "string", "Document that was judged."),
-        ("corpus", "string", "synthetic, or real (documents of D)."),
-        ("metric", "string", "non_factual, or pair_irrelevance (syntheses only)."),
-        ("verdict", "bool", "Whether the judge found that fault; null where unjudged."),
-        ("unjudged", "string", "timeout, connection, http_<status>, unparseable, not_asked or client_error; or null."),
-        ("answer", "string", "The judge's words, the last ones where it was asked again."),
-        ("prompt_tokens", "int", "As the endpoint counted them, over all answers to this question."),
-        ("completion_tokens", "int", "Likewise."),
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+            "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+        },
+        kinds={"openai", "parquet"},
+        io_manager_key="parquet",
+        # Changed wording makes other verdicts, though the revision's name stays.
+        code_version=settings.experiment.version("1", "synthesis.judge")
+        + (
+            f"-{prompts_version(settings.experiment.synthesis.judge.prompts)}"
+            if settings.experiment.synthesis.judge
+            else ""
+        ),
+        metadata=schema(
+            ("id", "string", "Document that was judged."),
+            ("corpus", "string", "synthetic, or real (documents of D)."),
+            ("metric", "string", "non_factual, or pair_irrelevance (syntheses only)."),
+            ("verdict", "bool", "Whether the judge found that fault; null where unjudged."),
+            (
+                "unjudged",
+                "string",
+                "timeout, connection, http_<status>, unparseable, not_asked or client_error; or null.",
+            ),
+            ("answer", "string", "The judge's words, the last ones where it was asked again."),
+            ("prompt_tokens", "int", "As the endpoint counted them, over all answers to this question."),
+            ("completion_tokens", "int", "Likewise."),
+        )
+        | lineage(
+            {},
+            id="synthesis/synthetic_documents.id corpus/documents.id",
+            **dict.fromkeys(
+                ("verdict", "unjudged", "answer", "prompt_tokens", "completion_tokens"), _SYNTHESES_AND_SEEDS
+            ),
+        ),
     )
-    | lineage(
-        {},
-        id="synthesis/synthetic_documents.id corpus/documents.id",
-        **dict.fromkeys(("verdict", "unjudged", "answer", "prompt_tokens", "completion_tokens"), _SYNTHESES_AND_SEEDS),
-    ),
 )
 def judgements(
-    synthetic_documents: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
+    settings: dg.ResourceParam[Settings],
+    judge_endpoint: dg.ResourceParam[Endpoint],
+    synthetic_documents: dict[str, pl.LazyFrame],
+    documents: dict[str, pl.LazyFrame],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """What a language model says of a fixed sample of syntheses and documents of D: one row per document and question.
 
     Empty where experiment.synthesis.judge is null: nothing is asked. Otherwise deployment.judge_url answers. What it
     failed to answer is unjudged, and asked again when this is materialised again; what it did answer is kept.
     """
-    settings = EXPERIMENT.synthesis.judge
+    configured = settings.experiment.synthesis.judge
     counts: dict[str, int | float] = {"judged": 0, "unjudged": 0}
     with Progress("judgements", "questions") as progress:
-        if settings:
-            assert DEPLOYMENT.judge_url  # refused by Settings otherwise
+        if configured:
             real = {shard: frame.filter(pl.col("split") == UNIQUE) for shard, frame in documents.items()}
-            asked = questions(*sample_documents(synthetic_documents, real, settings.documents), settings)
+            asked = questions(*sample_documents(synthetic_documents, real, configured.documents), configured)
             progress.total = len(asked)
-            endpoint = Endpoint(
-                DEPLOYMENT.judge_url,
-                DEPLOYMENT.judge_concurrency,
-                DEPLOYMENT.judge_timeout,
-                DEPLOYMENT.judge_retries,
-            )
-            rows, counts = judge(asked, settings, endpoint, Path(DEPLOYMENT.work_dir) / "judge.jsonl", progress)
+            ledger = Path(settings.deployment.work_dir) / "judge.jsonl"
+            rows, counts = judge(asked, configured, judge_endpoint, ledger, progress)
         else:
             rows = pl.DataFrame(schema=JUDGED_SCHEMA)
     preview = rows.select("metric", "corpus", "verdict", "unjudged", "answer").sample(min(len(rows), 8), seed=0)
@@ -345,36 +379,37 @@ def judgements(
             **counts,
             **progress.metadata(),
             "preview": dg.MetadataValue.md(
-                table_preview(preview) if settings else "No judge is configured (experiment.synthesis.judge)."
+                table_preview(preview) if configured else "No judge is configured (experiment.synthesis.judge)."
             ),
         },
     )
 
 
-@dg.asset(
-    key=["synthesis", "quality_table"],
-    ins={
-        "quality": dg.AssetIn(["synthesis", "quality"], partition_mapping=ALL),
-        "judgements": dg.AssetIn(["synthesis", "judgements"]),
-        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
-        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
-    },
-    group_name="synthesis",
-    kinds={"polars", "duckdb", "parquet"},
-    io_manager_key="parquet",
-    pool="memory",
-    code_version=EXPERIMENT.version("3", "corpus.dedup", "synthesis.duplicate_sample", "synthesis.judge"),
-    metadata=schema(*QUALITY_COLUMNS, ("definition", "string", "Of the metric."))
-    | lineage(
-        {"synthesis/quality": ("metric", "corpus", "method")},
-        **{
-            name: f"synthesis/quality.{name} synthesis/judgements.verdict synthesis/synthetic_documents.text "
-            "corpus/documents.text"
-            for name in _COUNTS
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "quality": dg.AssetIn(["synthesis", "quality"], partition_mapping=ALL),
+            "judgements": dg.AssetIn(["synthesis", "judgements"]),
+            "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+            "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
         },
-    ),
+        kinds={"polars", "duckdb", "parquet"},
+        io_manager_key="parquet",
+        pool="memory",
+        code_version=settings.experiment.version("3", "corpus.dedup", "synthesis.duplicate_sample", "synthesis.judge"),
+        metadata=schema(*QUALITY_COLUMNS, ("definition", "string", "Of the metric."))
+        | lineage(
+            {"synthesis/quality": ("metric", "corpus", "method")},
+            **{
+                name: f"synthesis/quality.{name} synthesis/judgements.verdict synthesis/synthetic_documents.text "
+                "corpus/documents.text"
+                for name in _COUNTS
+            },
+        ),
+    )
 )
 def quality_table(
+    settings: dg.ResourceParam[Settings],
     quality: dict[str, pl.LazyFrame],
     judgements: pl.LazyFrame,
     synthetic_documents: dict[str, pl.LazyFrame],
@@ -385,19 +420,19 @@ def quality_table(
     Duplicates are those of one fixed sample of all shards together. For `concepts`, two rows more tell what lies behind
     non_factual and pair_irrelevance; with a judge, its verdicts stand beside the exact figures.
     """
-    settings = EXPERIMENT.synthesis.judge
+    configured = settings.experiment.synthesis.judge
     real = {shard: frame.filter(pl.col("split") == UNIQUE) for shard, frame in documents.items()}
     with Progress("quality_table", "shards", len(quality)) as progress:
         duplicates = duplicates_over_shards(
             {SYNTHETIC: synthetic_documents, REAL: real},
-            EXPERIMENT.synthesis.duplicate_sample,
-            EXPERIMENT.corpus.dedup,
-            staging(DEPLOYMENT.work_dir, "quality_table"),
-            DEPLOYMENT.memory_limit,
+            settings.experiment.synthesis.duplicate_sample,
+            settings.experiment.corpus.dedup,
+            staging(settings.deployment.work_dir, "quality_table"),
+            settings.deployment.memory_limit,
         )
-        judged = judged_rows(judgements.collect() if settings else pl.DataFrame(schema=JUDGED_SCHEMA))
-        name = f"{settings.model}, prompts {settings.prompts}" if settings else None
-        table = quality_over_shards(quality, duplicates, judged if settings else judged.clear(), name)
+        judged = judged_rows(judgements.collect() if configured else pl.DataFrame(schema=JUDGED_SCHEMA))
+        name = f"{configured.model}, prompts {configured.prompts}" if configured else None
+        table = quality_over_shards(quality, duplicates, judged if configured else judged.clear(), name)
         progress.advance(len(quality))
     sizes = {corpus: sample for corpus, sample in duplicates.select("corpus", "sample").iter_rows()}
     return dg.MaterializeResult(
@@ -412,46 +447,53 @@ def quality_table(
     )
 
 
-@dg.asset(
-    key=["synthesis", "posterior_predictive"],
-    ins={
-        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
-        "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
-        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
-    },
-    group_name="synthesis",
-    kinds={"polars", "parquet"},
-    io_manager_key="parquet",
-    code_version=EXPERIMENT.version("1", "truth", "max_document_tokens", "conditional"),
-    metadata=schema(
-        ("group", "string", "Which facts, or concept; see definition."),
-        ("statements", "int", "Facts stated, each once per synthesis."),
-        ("facts", "int", "Different (concept, attribute) among them."),
-        ("seed_documents", "int", "Seed documents whose syntheses state them."),
-        ("accuracy", "float", "Share of the statements that are right; null where there are none."),
-        ("stderr", "float", "Standard error of accuracy: bootstrap over the seed documents."),
-        ("posterior_sampling", "float", "Accuracy expected of values sampled from the exact posterior predictive."),
-        ("posterior_mode", "float", "Accuracy of its most probable values: the best that D allows."),
-        ("chance", "float", "Accuracy of guessing: one in as many values as the attribute has."),
-        ("p_above_chance", "float", "Probability of such an accuracy or a higher one by chance (randomisation test)."),
-        ("definition", "string", "Of the group."),
-    )
-    | lineage(
-        **dict.fromkeys(
-            [name for name in SCHEMA if name not in ("group", "definition")],
-            "synthesis/synthetic_documents.seed_id synthesis/synthetic_documents.text corpus/tokens.tokens",
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
+            "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
+            "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+        },
+        kinds={"polars", "parquet"},
+        io_manager_key="parquet",
+        code_version=settings.experiment.version("1", "truth", "max_document_tokens", "conditional"),
+        metadata=schema(
+            ("group", "string", "Which facts, or concept; see definition."),
+            ("statements", "int", "Facts stated, each once per synthesis."),
+            ("facts", "int", "Different (concept, attribute) among them."),
+            ("seed_documents", "int", "Seed documents whose syntheses state them."),
+            ("accuracy", "float", "Share of the statements that are right; null where there are none."),
+            ("stderr", "float", "Standard error of accuracy: bootstrap over the seed documents."),
+            ("posterior_sampling", "float", "Accuracy expected of values sampled from the exact posterior predictive."),
+            ("posterior_mode", "float", "Accuracy of its most probable values: the best that D allows."),
+            ("chance", "float", "Accuracy of guessing: one in as many values as the attribute has."),
+            (
+                "p_above_chance",
+                "float",
+                "Probability of such an accuracy or a higher one by chance (randomisation test).",
+            ),
+            ("definition", "string", "Of the group."),
         )
-    ),
+        | lineage(
+            **dict.fromkeys(
+                [name for name in SCHEMA if name not in ("group", "definition")],
+                "synthesis/synthetic_documents.seed_id synthesis/synthetic_documents.text corpus/tokens.tokens",
+            )
+        ),
+    )
 )
 def posterior_predictive(
-    synthetic_documents: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
+    settings: dg.ResourceParam[Settings],
+    synthetic_documents: dict[str, pl.LazyFrame],
+    tokens: dict[str, Path],
+    tokenizer: Path,
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The syntheses against the exact Bayesian posterior predictive over D and against chance, one row per group.
 
     Of the facts that syntheses state: how many are right, by whether d1 states them, D does, or neither (nobody who
     read only D can know those), and whether they are about d1's concept. Empty where the truth is not known.
     """
-    source, table = EXPERIMENT.truth, pl.DataFrame(schema=SCHEMA)
+    source, table = settings.experiment.truth, pl.DataFrame(schema=SCHEMA)
     with Progress("posterior_predictive", "shards", len(tokens)) as progress:
         if source:
             table = posterior_over_shards(
@@ -459,8 +501,8 @@ def posterior_predictive(
                 synthetic_documents,
                 tokens,
                 load_tokenizer(tokenizer),
-                EXPERIMENT.max_document_tokens,
-                EXPERIMENT.conditional,
+                settings.experiment.max_document_tokens,
+                settings.experiment.conditional,
                 progress,
             )
     measured = table.filter(pl.col("statements") > 0)

@@ -9,9 +9,12 @@ import polars as pl
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import decode, encode_documents, load_tokenizer
 from sbp_assets.dagster_support.check_results import check_result, last_version
-from sbp_assets.partitions import EXPERIMENT, SAMPLED_MODEL, SHARDS
+from sbp_assets.dagster_support.partitions import shards
+from sbp_assets.dagster_support.stage import for_settings
+from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis import verify
+from sbp_assets.synthesis.assets import sampled_key
 from sbp_assets.synthesis.generate import shard_budget
 from sbp_assets.synthesis.posterior import LEVEL, UNKNOWN, copying_problems, leak_problems, table_problems
 from sbp_assets.synthesis.quality import expected_rows
@@ -23,16 +26,17 @@ JUDGEMENTS = dg.AssetKey(["synthesis", "judgements"])
 QUALITY_TABLE = dg.AssetKey(["synthesis", "quality_table"])
 POSTERIOR = dg.AssetKey(["synthesis", "posterior_predictive"])
 CORPUS_TOKENS = dg.AssetIn(["corpus", "tokens"])
-SAMPLED = dg.AssetKey.from_coercible(SAMPLED_MODEL.key or [])
 VALUES = "Every metric once per corpus and method, its value flagged / scored, or null where nothing was scored."
 
 
-@dg.asset_check(
-    asset=DOCUMENTS,
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_ins={"tokens": CORPUS_TOKENS},
-    description="Ids are unique and every seed is a document of D in this shard, so none is held out.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=DOCUMENTS,
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_ins={"tokens": CORPUS_TOKENS},
+        description="Ids are unique and every seed is a document of D in this shard, so none is held out.",
+    )
 )
 def ids_and_seeds(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id").collect()
@@ -43,18 +47,24 @@ def ids_and_seeds(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCh
     )
 
 
-@dg.asset_check(
-    asset=DOCUMENTS,
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_ins={"tokens": CORPUS_TOKENS},
-    description="The shard's token budget is reached, and by the last document.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=DOCUMENTS,
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_ins={"tokens": CORPUS_TOKENS},
+        description="The shard's token budget is reached, and by the last document.",
+    )
 )
-def budget_is_met(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
+def budget_is_met(
+    settings: dg.ResourceParam[Settings], synthetic_documents: pl.LazyFrame, tokens: Path
+) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("n_tokens").collect()
     arrays = TokenArrays.load(tokens)
     seed_tokens = int(arrays.lengths[(arrays.documents["split"] == UNIQUE).to_numpy()].sum())
-    budget = shard_budget(seed_tokens, EXPERIMENT.pretraining.repetitions, EXPERIMENT.pretraining.synthetic_share)
+    budget = shard_budget(
+        seed_tokens, settings.experiment.pretraining.repetitions, settings.experiment.pretraining.synthetic_share
+    )
     problems = verify.budget_problems(rows, budget)
     return check_result(
         passed=not problems,
@@ -62,11 +72,13 @@ def budget_is_met(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCh
     )
 
 
-@dg.asset_check(
-    asset=DOCUMENTS,
-    partitions_def=SHARDS,
-    blocking=True,
-    description="Text is not blank, the finish reason is stop or length, the id is made of seed and rollout.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=DOCUMENTS,
+        partitions_def=shards(settings),
+        blocking=True,
+        description="Text is not blank, the finish reason is stop or length, the id is made of seed and rollout.",
+    )
 )
 def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     rows = synthetic_documents.collect()
@@ -74,21 +86,31 @@ def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     return check_result(passed=not bad, metadata={"rows": len(rows), "bad_ids": bad})
 
 
-@dg.asset_check(
-    asset=DOCUMENTS,
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_ins={"tokenizer": dg.AssetIn(["corpus", "tokenizer"])},
-    additional_deps=[SAMPLED],
-    description="Every row was sampled with its request's seed from the present synthesizer, all by one engine, and "
-    "counts its tokens (a sample is counted again).",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=DOCUMENTS,
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_ins={"tokenizer": dg.AssetIn(["corpus", "tokenizer"])},
+        additional_deps=[sampled_key(settings)],
+        description="Every row was sampled with its request's seed from the present synthesizer, all by one "
+        "engine, and "
+        "counts its tokens (a sample is counted again).",
+    )
 )
 def rows_are_of_their_requests(
-    context: dg.AssetCheckExecutionContext, synthetic_documents: pl.LazyFrame, tokenizer: Path
+    context: dg.AssetCheckExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    synthetic_documents: pl.LazyFrame,
+    tokenizer: Path,
 ) -> dg.AssetCheckResult:
     rows, loaded = synthetic_documents.collect(), load_tokenizer(tokenizer)
-    version = last_version(context.instance, SAMPLED, None if EXPERIMENT.conditional else EXPERIMENT.seed_keys[0])
-    others = verify.other_requests(rows, EXPERIMENT.synthesis.salt, version)
+    version = last_version(
+        context.instance,
+        sampled_key(settings),
+        None if settings.experiment.conditional else settings.experiment.seed_keys[0],
+    )
+    others = verify.other_requests(rows, settings.experiment.synthesis.salt, version)
     engines = verify.other_engines(rows)
     miscounted = verify.miscounted(rows, lambda texts: [len(ids) for ids in encode_documents(loaded, texts)])
     return check_result(
@@ -103,12 +125,14 @@ def rows_are_of_their_requests(
     )
 
 
-@dg.asset_check(
-    asset=DOCUMENTS,
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_ins={"tokens": CORPUS_TOKENS},
-    description="No (seed, rollout) twice; rows stand in request order; only few places of it are empty syntheses.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=DOCUMENTS,
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_ins={"tokens": CORPUS_TOKENS},
+        description="No (seed, rollout) twice; rows stand in request order; only few places of it are empty syntheses.",
+    )
 )
 def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id", "rollout").collect()
@@ -119,10 +143,12 @@ def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> 
     )
 
 
-@dg.asset_check(
-    asset=DOCUMENTS,
-    partitions_def=SHARDS,
-    description=f"At most {verify.MAX_LENGTH_SHARE:.0%} of the syntheses were cut off by the context.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=DOCUMENTS,
+        partitions_def=shards(settings),
+        description=f"At most {verify.MAX_LENGTH_SHARE:.0%} of the syntheses were cut off by the context.",
+    )
 )
 def syntheses_end_by_themselves(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     share = verify.length_share(synthetic_documents.select("finish_reason").collect())
@@ -134,15 +160,17 @@ def syntheses_end_by_themselves(synthetic_documents: pl.LazyFrame) -> dg.AssetCh
     )
 
 
-@dg.asset_check(
-    asset=TOKENS,
-    partitions_def=SHARDS,
-    blocking=True,
-    additional_ins={
-        "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"]),
-        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
-    },
-    description="One token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=TOKENS,
+        partitions_def=shards(settings),
+        blocking=True,
+        additional_ins={
+            "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"]),
+            "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+        },
+        description="One token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
+    )
 )
 def tokens_reconcile(synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     arrays, rows, loaded = TokenArrays.load(synthetic_tokens), synthetic_documents.collect(), load_tokenizer(tokenizer)
@@ -150,9 +178,13 @@ def tokens_reconcile(synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, 
     return check_result(passed=not problems, metadata={"rows": len(rows), "problems": problems})
 
 
-@dg.asset_check(asset=QUALITY, partitions_def=SHARDS, blocking=True, description=VALUES)
-def quality_is_valid(quality: pl.LazyFrame) -> dg.AssetCheckResult:
-    problems = verify.quality_problems(quality.collect(), expected_rows(EXPERIMENT.truth is not None, judged=False))
+@for_settings(
+    lambda settings: dg.asset_check(asset=QUALITY, partitions_def=shards(settings), blocking=True, description=VALUES)
+)
+def quality_is_valid(settings: dg.ResourceParam[Settings], quality: pl.LazyFrame) -> dg.AssetCheckResult:
+    problems = verify.quality_problems(
+        quality.collect(), expected_rows(settings.experiment.truth is not None, judged=False)
+    )
     return check_result(passed=not problems, metadata={"problems": problems})
 
 
@@ -161,8 +193,8 @@ def quality_is_valid(quality: pl.LazyFrame) -> dg.AssetCheckResult:
     blocking=True,
     description="Each question once, with a verdict or a reason for none; empty without a judge.",
 )
-def judgements_are_valid(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
-    rows, configured = judgements.collect(), EXPERIMENT.synthesis.judge is not None
+def judgements_are_valid(settings: dg.ResourceParam[Settings], judgements: pl.LazyFrame) -> dg.AssetCheckResult:
+    rows, configured = judgements.collect(), settings.experiment.synthesis.judge is not None
     problems = verify.judgement_problems(rows) if configured else [] if rows.is_empty() else ["rows without a judge"]
     return check_result(
         passed=not problems, metadata={"judge_configured": configured, "rows": len(rows), "problems": problems}
@@ -181,8 +213,10 @@ def judge_has_answered(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset=QUALITY_TABLE, blocking=True, description=VALUES)
-def quality_table_is_valid(quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
-    expected = expected_rows(EXPERIMENT.truth is not None, judged=EXPERIMENT.synthesis.judge is not None)
+def quality_table_is_valid(settings: dg.ResourceParam[Settings], quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
+    expected = expected_rows(
+        settings.experiment.truth is not None, judged=settings.experiment.synthesis.judge is not None
+    )
     problems = verify.quality_problems(quality_table.collect(), expected)
     return check_result(passed=not problems, metadata={"problems": problems})
 
@@ -193,9 +227,13 @@ def quality_table_is_valid(quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
     description="Every group once, with shares that lie in [0, 1] and as many statements as its parts; empty without "
     "a truth.",
 )
-def posterior_table_is_valid(posterior_predictive: pl.LazyFrame) -> dg.AssetCheckResult:
+def posterior_table_is_valid(
+    settings: dg.ResourceParam[Settings], posterior_predictive: pl.LazyFrame
+) -> dg.AssetCheckResult:
     table = posterior_predictive.collect()
-    problems = table_problems(table) if EXPERIMENT.truth else [] if table.is_empty() else ["rows without a truth"]
+    problems = (
+        table_problems(table) if settings.experiment.truth else [] if table.is_empty() else ["rows without a truth"]
+    )
     return check_result(passed=not problems, metadata={"rows": len(table), "problems": problems})
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sbp_assets.storage.artifacts import named_when_full
+from sbp_assets.training.device import Device, resolve_device
 
 logger = logging.getLogger("sbp_assets.synthesis.engine")
 
@@ -60,7 +61,7 @@ class EngineSpec:
     version: str  # of the checkpoint's content: another model at the same path is another spec
     context_length: int
     dtype: Literal["float32", "bfloat16"]
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     processes: int
     max_sequences: int
     gpu_memory_utilization: float
@@ -84,12 +85,12 @@ class Sampling:
 
 
 class Engines:
-    """`spec.processes` running engines. Get them through `get_engines`."""
+    """`spec.processes` running engines. A `Generator` starts them."""
 
     def __init__(self, spec: EngineSpec) -> None:
         began = time.monotonic()
         _require_installed(spec)
-        device = _device(spec.device)
+        device = resolve_device(spec.device)
         environments = [_environment(device, engine, spec.processes) for engine in range(spec.processes)]
         if device == "cpu" and spec.engine == "vllm":
             _check_head_size(spec.checkpoint)
@@ -168,30 +169,34 @@ class Engines:
         self._pools, self._pids = [], []
 
 
-_running: Engines | None = None
-_lock = threading.Lock()
+class Generator:
+    """Starts engines and keeps them running, for the shards and runs that follow, until its owner closes it."""
 
+    def __init__(self) -> None:
+        self._running: Engines | None = None
+        self._lock = threading.Lock()
 
-def get_engines(spec: EngineSpec) -> tuple[Engines, bool]:
-    """Running engines of `spec`, and whether they were running already. Engines of another spec are stopped first."""
-    global _running
-    with _lock:
-        if _running is not None and _running.alive and _running.spec == spec:
-            return _running, True
-        if _running is not None:
-            _running.stop()
-            _running = None
-        _running = Engines(spec)
-        return _running, False
+    def engines(self, spec: EngineSpec) -> tuple[Engines, bool]:
+        """Return running engines of `spec`, and whether they were running already.
 
+        Engines of another spec are stopped first. Raises EngineError where the engines cannot start.
+        """
+        with self._lock:
+            if self._running is not None and self._running.alive and self._running.spec == spec:
+                return self._running, True
+            self._stop()
+            self._running = Engines(spec)
+            return self._running, False
 
-def shutdown() -> None:
-    """Stop the engines of this process, if any run, and free their memory."""
-    global _running
-    with _lock:
-        if _running is not None:
-            _running.stop()
-        _running = None
+    def close(self) -> None:
+        """Stop the running engines, if there are any, and free their memory."""
+        with self._lock:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.stop()
+        self._running = None
 
 
 def installed(engine: Engine) -> bool:
@@ -228,14 +233,6 @@ def _require_installed(spec: EngineSpec) -> None:
             f"deployment.generation_engine is {spec.engine}, which is not installed: {how_to_install(spec.engine)}; or "
             f"set {ANOTHER_ENGINE}, which is slower and gives other samples"
         )
-
-
-def _device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _environment(device: str, engine: int, engines: int) -> dict[str, str]:

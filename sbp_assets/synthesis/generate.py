@@ -1,12 +1,10 @@
-"""Which syntheses make a shard, in which order they are sampled, and how a stopped run goes on. No dagster.
+"""Which synthetic documents a shard holds, in which order they are sampled, and how a stopped run resumes. No dagster.
 
 Requests are ordered rollout by rollout: every seed document's rollout 0 in order of id, then every rollout 1, …
 A shard's rows are the shortest prefix of that order whose tokens reach the shard's budget. Rows are thus a pure
 function of the outputs: neither the order in which engines finish nor a restart can change which are kept.
 
-Finished requests wait in `<work>/<shard>/<fingerprint>/*.jsonl`, the fingerprint being that of the synthesizer, the
-sampling settings and the engine, so that another synthesizer's are never taken and no shard is of two engines. They
-stay after the artifact is stored (storing may fail) and go when the shard is generated with another fingerprint.
+Finished requests wait in the shard's ledger (`synthesis.ledger`).
 """
 
 from __future__ import annotations
@@ -15,14 +13,10 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import count
-from pathlib import Path
-from typing import Literal
 
 import polars as pl
 
@@ -30,17 +24,15 @@ from sbp_assets.settings import Synthesis
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.engine import (
     ANOTHER_ENGINE,
-    ENGINES,
-    Engine,
     EngineError,
     EngineSpec,
+    Generator,
     Request,
     Sampling,
-    default_engine,
-    get_engines,
     how_to_install,
     installed,
 )
+from sbp_assets.synthesis.ledger import Key, Ledger
 
 logger = logging.getLogger("sbp_assets.synthesis.generate")
 
@@ -57,37 +49,20 @@ SCHEMA: dict[str, pl.DataType] = {
 }
 FINISH_REASONS = ("stop", "length")
 
-Key = tuple[str, int]  # (seed document, rollout)
-Count = Callable[[list[str]], list[int]]  # tokens of each text, <bos> and <eos> included
 
 # A wave is what the engines work on between two looks at the budget. A longer one wastes a smaller share on its tail, a
 # bounded one bounds the memory of the queue.
 SEQUENCES_PER_WAVE = 16
 # Few enough to throw away, enough to keep an engine busy.
 MIN_WAVE_PER_ENGINE = 4
-# Of the budget, while the length of a synthesis is a guess.
+# Of the budget, while the length of a synthetic document is a guess.
 FIRST_WAVE = 0.25
-# So many syntheses in a row without a single word mean a synthesizer that cannot write.
+# So many synthetic documents in a row without a single word mean a synthesizer that cannot write.
 EMPTY_LIMIT = 200
 
 
 class SynthesisError(ValueError):
     """Seeds, settings or a synthesizer from which no shard can be generated; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished request. `n_tokens` counts the text as synthetic_tokens holds it, 0 where the text is empty."""
-
-    seed_id: str
-    rollout: int
-    sampling_seed: int
-    text: str
-    finish_reason: str
-    n_tokens: int
-
-
-RECORDED = [field.name for field in fields(Generation) if field.name != "n_tokens"]
 
 
 @dataclass(frozen=True)
@@ -141,105 +116,20 @@ def budget_prefix(seed_ids: Iterable[str], tokens: Mapping[Key, int], budget: in
     return prefix, False
 
 
-def fingerprint(
-    synthesizer_version: str, settings: Synthesis, max_document_tokens: int, context_length: int, engine: Engine
-) -> str:
-    """Digest of everything that decides what a request samples (16 hex digits)."""
-    sampled = settings.model_dump(mode="json", include={"temperature", "top_p", "dtype", "salt", "condition"})
-    values = [synthesizer_version, sampled, max_document_tokens, context_length]
-    if engine != "vllm":
-        # vLLM was the only engine once: ledgers of that time are its own, and their samples remain good.
-        values.append(engine)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def engine_of_shard(directory: Path, setting: Literal["auto"] | Engine, fingerprints: Mapping[Engine, str]) -> Engine:
-    """The engine that samples the shard whose ledgers lie in `directory`: the setting's.
-
-    With auto it is the one that began the shard (with these fingerprints), as a shard is finished by the engine that
-    began it; where nothing is finished, the one to be had here.
-    """
-    if setting != "auto":
-        return setting
-    preferred = default_engine()
-    for engine in sorted(ENGINES, key=lambda engine: engine != preferred):
-        for path in (directory / fingerprints[engine]).glob("*.jsonl"):
-            with path.open("rb") as stream:
-                # A line without an end was torn when its writer died: nothing is finished in that file.
-                if stream.readline().endswith(b"\n"):
-                    return engine
-    return preferred
-
-
-class Ledger:
-    """Finished requests of one shard and fingerprint: one JSON line each, a file per engine and session.
-
-    A line that does not parse was torn by a kill and counts as unfinished. A request recorded twice keeps its first
-    record, in order of file name.
-    """
-
-    def __init__(self, directory: Path, count_tokens: Count) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
-        self.finished: dict[Key, Generation] = {}
-        self._count = count_tokens
-        self._read: dict[Path, int] = {}
-        # Never continue a file: its last line may be torn.
-        self._session = f"{len(list(directory.glob('*.jsonl'))):06d}-{uuid.uuid4().hex[:8]}"
-        self.refresh()
-
-    def remove_others(self) -> None:
-        """Remove the shard's ledgers of other fingerprints, whose samples this one replaces."""
-        for other in self.directory.parent.iterdir():
-            if other != self.directory and other.is_dir():
-                logger.info("removing a generation ledger of another synthesizer, engine or settings: %s", other)
-                shutil.rmtree(other)
-
-    def session_files(self, engines: int) -> list[Path]:
-        """A file per engine for what this process generates."""
-        return [self.directory / f"{self._session}-engine{engine}.jsonl" for engine in range(engines)]
-
-    def refresh(self) -> list[Generation]:
-        """Read what was written since; returns the newly finished."""
-        rows: list[dict] = []
-        for path in sorted(self.directory.glob("*.jsonl")):
-            with path.open("rb") as stream:
-                stream.seek(self._read.get(path, 0))
-                data = stream.read()
-            # The line without an end is being written, or was when its writer died.
-            whole = data[: data.rfind(b"\n") + 1]
-            self._read[path] = self._read.get(path, 0) + len(whole)
-            for line in whole.splitlines():
-                try:
-                    row = json.loads(line)
-                    rows.append({name: row[name] for name in RECORDED})
-                except (ValueError, KeyError, TypeError):
-                    logger.warning("%s: a line that is no record is dropped and its request sampled again", path)
-        counts = iter(self._count([row["text"] for row in rows]))
-        new = []
-        for row in rows:
-            # Blank text teaches nothing, and the tokens of nothing but <bos> and <eos> would still fill the budget.
-            n_tokens = next(counts)
-            generation = Generation(**row, n_tokens=n_tokens if row["text"].strip() else 0)
-            if (key := (generation.seed_id, generation.rollout)) not in self.finished:
-                self.finished[key] = generation
-                new.append(generation)
-        return new
-
-
 def generate_shard(
     prompts: Mapping[str, list[int]],
     budget: int,
     expected_tokens: float,
+    generator: Generator,
     spec: EngineSpec,
     settings: Synthesis,
     eos_id: int,
     ledger: Ledger,
     progress: Progress,
 ) -> Outcome:
-    """Sample the shard's syntheses until `budget` tokens are reached.
+    """Sample the shard's synthetic documents until `budget` tokens are reached.
 
-    `prompts`: token ids of each seed document's prompt, by id. `expected_tokens`: of a synthesis, a guess for the first
+    `prompts`: token ids of each seed document's prompt, by id. `expected_tokens`: of a document, a guess for the first
     wave. `progress` counts tokens. Engines start only where something is left to sample.
 
     Raises SynthesisError for a budget without seeds, a prompt that leaves no room in the context, or a synthesizer that
@@ -255,7 +145,7 @@ def generate_shard(
             )
     resumed = len(ledger.finished)
     if resumed:
-        logger.info("%d syntheses are in the ledger %s and are not sampled again", resumed, ledger.directory)
+        logger.info("%d synthetic documents are in the ledger %s and are not sampled again", resumed, ledger.directory)
     startup_seconds: float | None = None
     reused: bool | None = None
     seconds, sampled = 0.0, progress.done
@@ -272,16 +162,16 @@ def generate_shard(
         reached = sum(tokens[key] for key in prefix)
         if not reached and len(prefix) >= EMPTY_LIMIT:
             raise SynthesisError(
-                f"the first {len(prefix)} syntheses are all empty: the synthesizer ends every document at once. "
+                f"the first {len(prefix)} synthetic documents are all empty: the synthesizer ends every one at once. "
                 "Look at synthesizer/checkpoint (was it tuned, and on enough pairs?)"
             )
         if ledger.finished and not installed(spec.engine):
             raise EngineError(
-                f"shard {ledger.directory.parent.name} was begun by {spec.engine} ({len(ledger.finished)} syntheses), "
+                f"shard {ledger.directory.parent.name} was begun by {spec.engine} ({len(ledger.finished)} finished), "
                 "which is not installed here, and a shard is finished by the engine that began it. Install it "
                 f"({how_to_install(spec.engine)}), or set {ANOTHER_ENGINE}, which samples this shard from the beginning"
             )
-        engines, was_running = get_engines(spec)
+        engines, was_running = generator.engines(spec)
         # Only now: what a named engine cannot replace, because it does not start, stays.
         ledger.remove_others()
         if startup_seconds is None:

@@ -1,21 +1,19 @@
 """Non-factual and pair-irrelevance as a language model judges them, over any OpenAI-compatible endpoint. No dagster.
 
-The paper judges both with a model. A question is one document (or a synthesis and its seed) in the wording of
+The paper judges both with a model. A question is one document (or a synthetic document and its seed) in the wording of
 `prompts/<revision>/<metric>.md`; the answer's last line is the verdict. Whatever does not end in a verdict is
 *unjudged*, with the reason, and never guessed: an endpoint that is down, refuses, is too slow or talks nonsense.
 
 Every outcome is a line of a ledger at once, its cost with it. A question is known there by a digest of all that was
-asked of which model, so a stopped run goes on where it stopped, changed texts or prompts are asked anew, and what
-was unjudged is asked again by the next run.
+asked of which model, so a stopped run resumes, changed texts or prompts are asked about anew, and what was
+unjudged is asked again by the next run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import re
 import threading
 import time
 from collections import Counter
@@ -30,24 +28,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
-from sbp_assets.settings import Judge
-from sbp_assets.storage.artifacts import content_version, named_when_full
+from sbp_assets.settings import Deployment, Judge
+from sbp_assets.storage.artifacts import named_when_full
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, fixed_sample, ids_of, row, texts_of, with_seeds
+from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, row
 from sbp_assets.synthesis.quality import SCHEMA as QUALITY_SCHEMA
+from sbp_assets.synthesis.questions import VERDICTS, JudgeError, Message, Question, load_prompts, parse_verdict
 
 if TYPE_CHECKING:
     import openai
 
 logger = logging.getLogger("sbp_assets.synthesis.judge")
 
-PROMPTS = Path(__file__).parent / "prompts"
 API_KEY = "SBP_JUDGE_API_KEY"
-# The word of a verdict, and whether it finds the document at fault.
-VERDICTS: dict[str, dict[str, bool]] = {
-    "non_factual": {"FACTUAL": False, "NON_FACTUAL": True},
-    "pair_irrelevance": {"RELATED": False, "UNRELATED": True},
-}
 # Of one question, while no verdict can be read from the answer.
 MAX_ANSWERS = 3
 ANSWER_DELAY = 0.5  # Seconds before asking again; doubles.
@@ -65,13 +58,6 @@ SCHEMA: dict[str, pl.DataType] = {
     "prompt_tokens": pl.Int64(),
     "completion_tokens": pl.Int64(),
 }
-_VERDICT_LINE = re.compile(r"(?im)^[^\w\n]*verdict[^\w\n:]*:(.*)$")
-
-Message = dict[str, str]
-
-
-class JudgeError(ValueError):
-    """Prompts or settings that no judge can work with; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +69,14 @@ class Endpoint:
     timeout: float  # seconds
     retries: int
 
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked about one document; `key` is the digest of everything that decides the answer."""
-
-    id: str
-    corpus: str
-    metric: str
-    messages: list[Message]
-    key: str
+    @classmethod
+    def of(cls, deployment: Deployment) -> Endpoint | None:
+        """Return the endpoint that the deployment names; None where it names none, and nothing is judged."""
+        if deployment.judge_url is None:
+            return None
+        return cls(
+            deployment.judge_url, deployment.judge_concurrency, deployment.judge_timeout, deployment.judge_retries
+        )
 
 
 @dataclass(frozen=True)
@@ -127,74 +111,6 @@ class _Answer(BaseModel):
 
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
-
-
-def load_prompts(revision: str) -> dict[str, Template]:
-    """The wording of each metric's question, and of the `reminder`; JudgeError for an unknown revision."""
-    names = (*VERDICTS, "reminder")
-    try:
-        return {name: Template((PROMPTS / revision / f"{name}.md").read_text()) for name in names}
-    except OSError as error:
-        known = ", ".join(sorted(path.name for path in PROMPTS.iterdir() if path.is_dir()))
-        raise JudgeError(
-            f"experiment.synthesis.judge.prompts is {revision!r}, and {error.filename} cannot be read; "
-            f"revisions are: {known}"
-        ) from error
-
-
-def prompts_version(revision: str) -> str:
-    """Digest of a revision's wording (16 hex digits), which a revision's name does not pin; JudgeError as above."""
-    load_prompts(revision)
-    return content_version(PROMPTS / revision)
-
-
-def sample_documents(
-    synthetic: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], size: int
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """A fixed sample of `size` syntheses (id, text, seed_text) and of `size` documents of D (id, text).
-
-    `synthetic` (id, seed_id, text) and `documents` (id, text; D alone) hold every shard; memory is the sample's and one
-    shard's ids.
-    """
-    parts: dict[str, list[pl.DataFrame]] = {}
-    for corpus, shards in ((SYNTHETIC, synthetic), (REAL, documents)):
-        chosen = fixed_sample({shard: ids_of(frame) for shard, frame in shards.items()}, size)
-        for shard, ids in sorted(chosen.items()):
-            part = (
-                with_seeds(texts_of(shards[shard], ids, "seed_id"), documents[shard]).drop("seed_id")
-                if corpus == SYNTHETIC
-                else texts_of(shards[shard], ids)
-            )
-            parts.setdefault(corpus, []).append(part)
-    nothing = pl.DataFrame(schema={"id": pl.String, "text": pl.String, "seed_text": pl.String})
-    return pl.concat(parts.get(SYNTHETIC, [nothing])), pl.concat(parts.get(REAL, [nothing.drop("seed_text")]))
-
-
-def questions(synthetic: pl.DataFrame, real: pl.DataFrame, settings: Judge) -> list[Question]:
-    """Non-factual of every document, pair-irrelevance of every synthesis; frames as `sample_documents` returns them."""
-    prompts = load_prompts(settings.prompts)
-
-    def question(document_id: str, corpus: str, metric: str, **texts: str) -> Question:
-        cut = {name: text[: settings.max_chars] for name, text in texts.items()}
-        # Templates are filled once, so a document that holds `$seed` stays as it is.
-        messages = [{"role": "user", "content": prompts[metric].substitute(cut)}]
-        asked = [settings.model, settings.max_tokens, settings.temperature, prompts["reminder"].template, messages]
-        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        return Question(document_id, corpus, metric, messages, key)
-
-    found = []
-    for row_ in synthetic.iter_rows(named=True):
-        found.append(question(row_["id"], SYNTHETIC, "non_factual", document=row_["text"]))
-        texts = {"document": row_["text"], "seed": row_["seed_text"]}
-        found.append(question(row_["id"], SYNTHETIC, "pair_irrelevance", **texts))
-    found += [question(row_["id"], REAL, "non_factual", document=row_["text"]) for row_ in real.iter_rows(named=True)]
-    return found
-
-
-def parse_verdict(answer: str, metric: str) -> bool | None:
-    """Whether the answer's verdict finds fault; None where it holds none, one of other words, or two that differ."""
-    words = {re.sub(r"[\W_]+", "_", line).strip("_").upper() for line in _VERDICT_LINE.findall(answer)}
-    return VERDICTS[metric].get(words.pop()) if len(words) == 1 else None
 
 
 def judge(
@@ -233,7 +149,7 @@ def judge(
                     if failed == GIVE_UP_AFTER and not stop.is_set():
                         logger.warning(
                             "the judge did not answer %d questions in a row (%s): the rest stays unjudged; "
-                            "materialise again to ask it",
+                            "re-materialise to ask it",
                             failed,
                             record.unjudged,
                         )
@@ -293,7 +209,7 @@ def _ask(
     unjudged: str | None = UNPARSEABLE
     try:
         for attempt in range(MAX_ANSWERS):
-            # Not told when to stop within a wait of the client's own, but before the next answer.
+            # `stop` is not seen during a wait of the client's own, but before the next answer.
             if attempt and stop.wait(ANSWER_DELAY * 2 ** (attempt - 1)):
                 break
             content, usage = _complete(client, messages, settings)
@@ -384,7 +300,7 @@ def _read(ledger: Path, wanted: Mapping[str, Any]) -> list[Record]:
         try:
             record = Record(**json.loads(line))
         except (ValueError, TypeError):
-            logger.warning("%s: a line that is no record is dropped and its question asked again", ledger)
+            logger.warning("%s: a corrupted line is dropped and its question asked again", ledger)
             continue
         if record.key in wanted:
             records.append(record)

@@ -1,4 +1,4 @@
-"""The Bayesian reading of SBP tested: syntheses against the exact posterior predictive over D. No dagster.
+"""The Bayesian reading of SBP tested: synthetic documents against the exact posterior predictive over D. No dagster.
 
 The paper (section 5) reads the synthesizer as P(d2 | d1) = sum over concepts c of P(d2 | c) P(c | d1). In a world of
 `concepts` both factors can be computed for a learner who knows the world's rules and has read D and nothing else:
@@ -12,10 +12,11 @@ The paper (section 5) reads the synthesizer as P(d2 | d1) = sum over concepts c 
   another; a value that d1 states has the probability that facts after D give it. Where d1 names its concept, all mass
   lies there; where the name was cut off, what d1 states decides; where nothing of d1 was read, P(c) is left.
 
-A statement "attribute a of c is v" of a synthesis has posterior predictive P(c | d1) P(v | c, a, D), and is judged in
-these two parts. No learner that read only D can, over worlds, be right about the values more often than the second
-part's mode. About facts that D states nowhere it is right one time in as many values as there are: a synthesizer that
-does better has seen text outside D. Derivation and limits: docs/bayes.md.
+A statement "attribute a of c is v" of a synthetic document has posterior predictive P(c | d1) P(v | c, a, D), and is
+judged in these two parts. No learner that read only D can, over worlds, be right about the values more often than the
+second part's mode. About facts that D states nowhere it is right one time in as many values as there are: a synthesizer
+that does better has seen text outside D. Derivation and limits: docs/bayes.md. The learner, its grades, the table and
+the verdicts on it are one argument, so they stay in one module, which is therefore a little longer than others.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.concepts import ATTRIBUTES, ConceptWorld
+from sbp_assets.corpus.concept_texts import ATTRIBUTES
+from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import decode, related_id
 from sbp_assets.storage.progress import Progress
@@ -70,7 +72,7 @@ STATEMENTS = {
 RESAMPLES = 1000
 DRAWS = 10_000
 SEED = 0
-# Of each check as a whole: one sound run in a thousand shows a leak where there is none. Where a check tests several
+# Of each check as a whole: one passing run in a thousand shows a leak where there is none. Where a check tests several
 # groups, each is tested at an equal share of it (Bonferroni).
 LEVEL = 0.001
 
@@ -84,7 +86,7 @@ class Seed:
 
 
 class Learner:
-    """What can be known of `world` by its rules and the documents of D read so far. The truth is never consulted."""
+    """What can be known of `world` by its rules and the documents of D read so far. It never sees the ground truth."""
 
     def __init__(self, world: ConceptWorld) -> None:
         self.world = world
@@ -93,7 +95,7 @@ class Learner:
         self._named: dict[str, int] = {}
 
     def read(self, texts: Iterable[str]) -> None:
-        """Take in documents of D."""
+        """Learn from the texts of documents of D."""
         for text in texts:
             if (concept := self.world.concept_of(text)) is not None:
                 self.documents[concept] += 1
@@ -153,9 +155,9 @@ def posterior_over_shards(
     conditional: bool = True,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
-    """The table of `posterior_table` for syntheses (seed_id, text) and token arrays of the corpus, keyed by shard.
+    """The table of `posterior_table` for synthetic documents (seed_id, text) and the corpus' token arrays, by shard.
 
-    Not `conditional`: the syntheses were sampled without their seed documents.
+    Not `conditional`: the synthetic documents were sampled without their seed documents.
 
     What D states is gathered from all shards first. One shard's texts and statements are in memory at a time, beside
     D's facts and a few numbers per seed document.
@@ -193,23 +195,24 @@ def seed_documents(
     return seeds
 
 
-def grade(learner: Learner, seeds: Mapping[str, Seed], syntheses: pl.DataFrame) -> pl.DataFrame:
-    """Every fact that `syntheses` (seed_id, text) state, beside what `learner` would have got right.
+def grade(learner: Learner, seeds: Mapping[str, Seed], synthetic: pl.DataFrame) -> pl.DataFrame:
+    """Every fact that `synthetic` (seed_id, text) states, beside what `learner` would have got right.
 
-    Columns of STATEMENTS: `sampling` is the posterior predictive's probability of the truth, `mode` how often its most
-    probable value is the truth. A fact stated twice in a synthesis counts once. Each fact has a second row of group
-    "concept", which asks not for its value but for whom it is about. A value outside the vocabulary is null.
+    Columns of STATEMENTS: `sampling` is the posterior predictive's probability of the ground truth, `mode` how often
+    its most probable value is the ground truth. A fact stated twice in a document counts once. Each fact has a second
+    row of group "concept", which asks not for its value but for whom it is about. A value outside the vocabulary is
+    null.
 
-    Raises ValueError where a synthesis' seed is not in `seeds`.
+    Raises ValueError where a synthetic document's seed is not in `seeds`.
     """
-    if unknown := set(syntheses["seed_id"]) - set(seeds):
+    if unknown := set(synthetic["seed_id"]) - set(seeds):
         raise ValueError(
-            f"synthetic documents name seed {min(unknown)!r}, which is no document of D; materialise "
-            "synthesis/synthetic_documents again"
+            f"synthetic documents name seed {min(unknown)!r}, which is no document of D; "
+            "re-materialise synthesis/synthetic_documents"
         )
     world = learner.world
     rows: list[tuple[object, ...]] = []
-    for (seed_id,), group in syntheses.group_by("seed_id", maintain_order=True):
+    for (seed_id,), group in synthetic.group_by("seed_id", maintain_order=True):
         seed = seeds[str(seed_id)]
         own = world.concept_of(seed.text)
         read = {(own, attribute) for concept, attribute, _ in facts_of(world, seed.read) if concept == own}
@@ -288,8 +291,8 @@ def p_above_chance(answers: pl.DataFrame, world: ConceptWorld) -> float:
     """How probable it is that as many answers are right by chance: a randomisation test, one-sided.
 
     `answers`: concept, attribute, value (null: outside the vocabulary), len (times stated). The answers stay as they
-    are and the truth of each fact is drawn anew from its uniform prior, 10,000 times: for facts that D does not state
-    this is the exact distribution, however often and however alike a synthesizer answers.
+    are and the ground truth of each fact is drawn at random from its uniform prior, 10,000 times: for facts that D does
+    not state this is the exact distribution, however often and however alike a synthesizer answers.
     """
     generator = np.random.default_rng(SEED)
     scores, right = np.zeros(DRAWS, dtype=np.int64), 0

@@ -5,8 +5,8 @@ Each value is a share of documents, so lower is better everywhere. Null means th
 corpus or was not judged, never zero: the pair metrics have no meaning for a real document. How a value was found
 stands beside it:
 
-- exact: decided without error. What the truth of the `concepts` source decides (non-factual, pair-irrelevance and the
-  two details below); duplicates of every source, whose threshold is the corpus' own definition of a duplicate.
+- exact: decided without error. What the ground truth of the `concepts` source decides (non-factual, pair-irrelevance
+  and the two details below); duplicates of every source, whose threshold is the corpus' own definition of a duplicate.
 - heuristic: repetition and pair-copying, of every source: a threshold on word sequences stands for what a reader would
   say, and text may quote and list.
 - judge: non-factual and pair-irrelevance of other sources, which only a model can tell (see `judge`).
@@ -27,9 +27,8 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from sbp_assets.corpus import dedup
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.pairing import filter as pair_filter
+from sbp_assets.corpus.shingles import normalise, segmented_shingles, shared, whitespace_shingles, whitespace_words
 from sbp_assets.settings import Dedup
 
 SYNTHETIC, REAL = "synthetic", "real"
@@ -120,8 +119,8 @@ def quality_rows(
 ) -> pl.DataFrame:
     """All metrics of one shard's sample, SCHEMA rows; those that need a judge are null.
 
-    `synthetic`: text, seed_text; `real`: text. `copy_words`: words per shingle of the pair filter. `world`: the truth,
-    for the concepts source. `scratch`: an empty directory for `duplicate_flags`.
+    `synthetic`: text, seed_text; `real`: text. `copy_words`: words per shingle of the pair filter. `world`: the
+    ground truth, for the concepts source. `scratch`: an empty directory for `duplicate_flags`.
     """
     pairs = synthetic.select("text", "seed_text").rows()
     sizes = {SYNTHETIC: len(synthetic), REAL: len(real)}
@@ -198,7 +197,7 @@ def texts_of(frame: pl.LazyFrame, ids: Sequence[str], *columns: str) -> pl.DataF
 
 
 def with_seeds(synthetic: pl.DataFrame, documents: pl.LazyFrame) -> pl.DataFrame:
-    """Syntheses (seed_id, …) of a shard with the text of their seed document, one of the shard's `documents`."""
+    """Synthetic documents (seed_id, …) of a shard with the text of their seed document, one of its `documents`."""
     seeds = texts_of(documents, synthetic["seed_id"].unique().to_list()).select(seed_id="id", seed_text="text")
     return synthetic.join(seeds, on="seed_id", how="inner", maintain_order="left")
 
@@ -225,8 +224,8 @@ def ids_of(frame: pl.LazyFrame) -> Iterator[str]:
 
 
 def is_repetitive(text: str) -> bool:
-    """More than 20% of the text's 4-word sequences have occurred before in it."""
-    words = text.lower().split()
+    """Whether more than 20% of the text's 4-word sequences have occurred before in it."""
+    words = whitespace_words(text)
     total = len(words) - REPETITION_WORDS + 1
     if total <= 0:
         return False
@@ -251,11 +250,11 @@ def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: 
     staged = False
     for number, texts in enumerate(batches):
         numbers, shingles = [], []
-        for text in map(dedup.normalise, texts):
+        for text in map(normalise, texts):
             digest = hashlib.sha256(text.encode()).digest()
             if digest not in seen:
                 numbers.append(len(flags))
-                shingles.append(sorted(dedup.shingles(text, settings.shingle_words)))
+                shingles.append(sorted(segmented_shingles(text, settings.shingle_words)))
             flags.append(digest in seen)
             seen.add(digest)
         if numbers:
@@ -303,18 +302,19 @@ SELECT DISTINCT b FROM compared WHERE shared / (size_a + size_b - shared) >= $th
 
 
 def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
-    """More than half of the synthesis' shingles stand in its seed document; of a shorter text, all its words in a row.
+    """Whether more than half of a synthetic document's shingles stand in its seed document.
 
-    Shingles are those of the pair filter, so a synthesis is held to what pairs were.
+    Of a document shorter than a shingle all words must stand there in a row. Shingles are those of the pair filter, so
+    a synthetic document is held to the limit that pairs were held to.
     """
     words = min(shingle_words, len(text.split()))
     if not words:
         return False
-    own, seed = pair_filter.shingles(text, words), pair_filter.shingles(seed_text, words)
-    return pair_filter.shared(seed, own) > COPY_THRESHOLD
+    own, seed = whitespace_shingles(text, words), whitespace_shingles(seed_text, words)
+    return shared(seed, own) > COPY_THRESHOLD
 
 
 def is_irrelevant(text: str, seed_text: str, world: ConceptWorld) -> bool:
-    """The synthesis does not name the concept that its seed document is about."""
+    """Whether the synthetic document does not name the concept that its seed document is about."""
     concept = world.concept_of(seed_text)
     return concept is None or world.names[concept] not in re.findall(r"\w+", text)

@@ -18,7 +18,8 @@ from sbp_assets.synthesis.generate import FINISH_REASONS, sampling_seed
 SHOWN = 10
 # A synthesizer that was tuned at all ends most documents by itself; one that rarely does writes on without a subject.
 MAX_LENGTH_SHARE = 0.5
-# An empty synthesis leaves a gap in the rollouts of its seed; more gaps than this are lost rows or a bad synthesizer.
+# An empty synthetic document leaves a gap in the rollouts of its seed; more gaps than this are lost rows or a bad
+# synthesizer.
 MAX_EMPTY_SHARE = 0.1
 # Of fewer verdicts nobody knows whether the rest is like them: what a judge cannot answer is seldom the easy part.
 MIN_JUDGED_SHARE = 0.9
@@ -78,12 +79,12 @@ def miscounted(rows: pl.DataFrame, count: Callable[[list[str]], list[int]], samp
 
 
 def allowed_empty(rows: int) -> int:
-    """Places of the request order that may lack a row, their synthesis being empty: 10% of the rows, one at least."""
+    """Places of the request order that may lack a row, their document being empty: 10% of the rows, one at least."""
     return max(1, int(MAX_EMPTY_SHARE * rows))
 
 
 def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int) -> list[str]:
-    """Repeated (seed, rollout), rows out of request order, or more gaps in that order than `empty` syntheses explain.
+    """Repeated (seed, rollout), rows out of request order, or more gaps in that order than `empty` documents explain.
 
     Request order is rollout by rollout over the sorted seeds, so the place of a row is rollout * seeds + rank.
     """
@@ -100,7 +101,7 @@ def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int) 
         return [f"out of order: {known['id'][int(np.flatnonzero(np.diff(places) <= 0)[0]) + 1]}"]
     gaps = int(places[-1]) + 1 - len(places) if len(places) else 0
     return (
-        [f"{gaps} places of the request order have no row and only {empty} syntheses were empty"]
+        [f"{gaps} places of the request order have no row and only {empty} synthetic documents were empty"]
         if gaps > empty
         else []
     )
@@ -127,7 +128,7 @@ def token_problems(
 
 
 def length_share(rows: pl.DataFrame) -> float:
-    """Share of syntheses that the context cut off."""
+    """Share of synthetic documents that the context cut off, from 0 to 1."""
     return float((rows["finish_reason"] == "length").sum()) / max(len(rows), 1)
 
 
@@ -162,5 +163,5 @@ def unjudged_problems(rows: pl.DataFrame) -> list[str]:
     if judged >= MIN_JUDGED_SHARE * len(rows):
         return []
     reasons = rows["unjudged"].drop_nulls().value_counts(sort=True)
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.iter_rows())
-    return [f"{judged} of {len(rows)} questions have a verdict; unjudged: {told}"]
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.iter_rows())
+    return [f"{judged} of {len(rows)} questions have a verdict; unjudged: {listed}"]

@@ -7,50 +7,55 @@ import polars as pl
 
 from sbp_assets.corpus.tokenizer import decode, load_tokenizer, related_id
 from sbp_assets.dagster_support.columns import lineage, schema
+from sbp_assets.dagster_support.partitions import ALL, first_seed
 from sbp_assets.dagster_support.preview import escape
-from sbp_assets.partitions import ALL, DEPLOYMENT, EXPERIMENT, FIRST_SEED
+from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pretraining.assets import execution_fields, model_columns, optimizer_of, train
-from sbp_assets.settings import Optimizer
+from sbp_assets.settings import Optimizer, Settings
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import HELDOUT, TRAIN, write_examples
 from sbp_assets.training.checkpoint import best_model
 from sbp_assets.training.spec import ExamplesData, Source, TrainingSpec
+from sbp_assets.training.trainer import Trainer
 
 
-@dg.asset(
-    key=["synthesizer", "tuning_examples"],
-    ins={
-        "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
-        "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
-        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
-    },
-    group_name="synthesizer",
-    kinds={"polars", "numpy"},
-    io_manager_key="directory",
-    code_version=EXPERIMENT.version("1", "max_document_tokens", "synthesizer.partners"),
-    metadata=schema(
-        ("id", "string", "`d1->d2`; of documents.parquet, as all but the last."),
-        ("d1", "string", "Seed document."),
-        ("d2", "string", "Related document."),
-        ("prompt_tokens", "int", "Leading tokens, up to and with `<related>`, that take no loss."),
-        ("cut", "bool", "Whether d2 was cut, so that there is no `<eos>`."),
-        ("split", "string", "train or heldout."),
-        ("tokens", "array[uint]", "Of tokens.npy: `<bos>` d1 `<related>` d2 `<eos>`."),
-    )
-    | lineage(
-        {"pairing/neighbor_pairs": ("d1", "d2")},
-        id="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2",
-        split="pairing/neighbor_pairs.d1",
-        **dict.fromkeys(
-            ("prompt_tokens", "cut", "tokens"),
-            "pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/tokens.tokens",
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
+            "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
+            "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+        },
+        kinds={"polars", "numpy"},
+        io_manager_key="directory",
+        code_version=settings.experiment.version("1", "max_document_tokens", "synthesizer.partners"),
+        metadata=schema(
+            ("id", "string", "`d1->d2`; of documents.parquet, as all but the last."),
+            ("d1", "string", "Seed document."),
+            ("d2", "string", "Related document."),
+            ("prompt_tokens", "int", "Leading tokens, up to and with `<related>`, that take no loss."),
+            ("cut", "bool", "Whether d2 was cut, so that there is no `<eos>`."),
+            ("split", "string", "train or heldout."),
+            ("tokens", "array[uint]", "Of tokens.npy: `<bos>` d1 `<related>` d2 `<eos>`."),
+        )
+        | lineage(
+            {"pairing/neighbor_pairs": ("d1", "d2")},
+            id="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2",
+            split="pairing/neighbor_pairs.d1",
+            **dict.fromkeys(
+                ("prompt_tokens", "cut", "tokens"),
+                "pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/tokens.tokens",
+            ),
         ),
-    ),
+    )
 )
 def tuning_examples(
-    neighbor_pairs: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
+    settings: dg.ResourceParam[Settings],
+    neighbor_pairs: dict[str, pl.LazyFrame],
+    tokens: dict[str, Path],
+    tokenizer: Path,
 ) -> dg.MaterializeResult[Path]:
     """Token arrays of `<bos> d1 <related> d2 <eos>`, one per neighbour pair; the loss is on d2 alone.
 
@@ -60,7 +65,7 @@ def tuning_examples(
     there is no `<eos>`), split ("train", or "heldout": the pairs of 2% of the seed documents, to measure the
     conditional loss on; their d2 may be in other pairs of "train", so that it is no measure of unseen text).
     """
-    directory = staging(DEPLOYMENT.work_dir, "tuning_examples")
+    directory = staging(settings.deployment.work_dir, "tuning_examples")
     loaded = load_tokenizer(tokenizer)
     with Progress("tuning_examples", "examples") as progress:
         documents = write_examples(
@@ -68,10 +73,10 @@ def tuning_examples(
             neighbor_pairs,
             tokens,
             related_id(loaded),
-            EXPERIMENT.max_document_tokens,
+            settings.experiment.max_document_tokens,
             len(loaded),
             progress,
-            EXPERIMENT.first_seed if EXPERIMENT.synthesizer.partners == "random" else None,
+            settings.experiment.first_seed if settings.experiment.synthesizer.partners == "random" else None,
         )
     arrays = TokenArrays.load(directory)
     first = decode(loaded, arrays.tokens[: arrays.offsets[1]])
@@ -90,35 +95,36 @@ def tuning_examples(
     )
 
 
-@dg.asset(
-    key=["synthesizer", "checkpoint"],
-    ins={
-        "baseline_model": dg.AssetIn(["pretraining", "baseline_model"], partition_mapping=FIRST_SEED),
-        "tuning_examples": dg.AssetIn(["synthesizer", "tuning_examples"]),
-        "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
-    },
-    group_name="synthesizer",
-    kinds={"pytorch", "huggingface"},
-    io_manager_key="directory",
-    pool="device",
-    code_version=EXPERIMENT.version(
-        "1",
-        "model",
-        "synthesizer.epochs",
-        "synthesizer.start",
-        "first_seed",
-        "pretraining.evaluations",
-        "pretraining.heldout_tokens",
-        *(f"synthesizer.{field}" for field in Optimizer.model_fields),
-    ),
-    metadata=model_columns(
-        "synthesizer/tuning_examples.tokens",
-        *([] if EXPERIMENT.synthesizer.start == "scratch" else ["pretraining/baseline_model.weights"]),
-    ),
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "baseline_model": dg.AssetIn(["pretraining", "baseline_model"], partition_mapping=first_seed(settings)),
+            "tuning_examples": dg.AssetIn(["synthesizer", "tuning_examples"]),
+            "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+        },
+        kinds={"pytorch", "huggingface"},
+        io_manager_key="directory",
+        pool="device",
+        code_version=settings.experiment.version(
+            "1",
+            "model",
+            "synthesizer.epochs",
+            "synthesizer.start",
+            "first_seed",
+            "pretraining.evaluations",
+            "pretraining.heldout_tokens",
+            *(f"synthesizer.{field}" for field in Optimizer.model_fields),
+        ),
+        metadata=model_columns(
+            "synthesizer/tuning_examples.tokens",
+            *([] if settings.experiment.synthesizer.start == "scratch" else ["pretraining/baseline_model.weights"]),
+        ),
+    )
 )
 def checkpoint(
     context: dg.AssetExecutionContext,
-    pipes: dg.PipesSubprocessClient,
+    settings: dg.ResourceParam[Settings],
+    trainer: dg.ResourceParam[Trainer],
     baseline_model: Path,
     tuning_examples: Path,
     tokenizer: Path,
@@ -133,16 +139,18 @@ def checkpoint(
     starts = {"final": baseline_model, "early_stopped": best_model(baseline_model), "scratch": None}
     spec = TrainingSpec(
         name="synthesizer",
-        model=EXPERIMENT.model,
-        optimizer=optimizer_of(EXPERIMENT.synthesizer),
+        model=settings.experiment.model,
+        optimizer=optimizer_of(settings.experiment.synthesizer),
         tokenizer_dir=tokenizer,
-        initial_model=starts[EXPERIMENT.synthesizer.start],
-        data=ExamplesData(source=Source(directory=tuning_examples, split=TRAIN), epochs=EXPERIMENT.synthesizer.epochs),
-        seed=EXPERIMENT.pretraining.seeds[0],
+        initial_model=starts[settings.experiment.synthesizer.start],
+        data=ExamplesData(
+            source=Source(directory=tuning_examples, split=TRAIN), epochs=settings.experiment.synthesizer.epochs
+        ),
+        seed=settings.experiment.pretraining.seeds[0],
         heldout=[Source(directory=tuning_examples, split=HELDOUT)],
-        heldout_tokens=EXPERIMENT.pretraining.heldout_tokens,
-        evaluations=EXPERIMENT.pretraining.evaluations,
-        **execution_fields("synthesizer", "checkpoint"),
+        heldout_tokens=settings.experiment.pretraining.heldout_tokens,
+        evaluations=settings.experiment.pretraining.evaluations,
+        **execution_fields(settings.deployment, "synthesizer", "checkpoint"),
     )
-    directory, metadata = train(context, pipes, spec)
+    directory, metadata = train(context, trainer, spec, settings.deployment.training_processes)
     return dg.MaterializeResult(value=directory, metadata=metadata)

@@ -8,9 +8,10 @@ import polars as pl
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import load_tokenizer, related_id
 from sbp_assets.dagster_support.check_results import check_result
-from sbp_assets.partitions import ALL, EXPERIMENT
+from sbp_assets.dagster_support.partitions import ALL
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
+from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import check_contents, check_examples
 
@@ -31,7 +32,11 @@ TOKENIZER = dg.AssetIn(["corpus", "tokenizer"])
     "unless d2 was cut, both documents in D; the tokens of a sample are those of its documents.",
 )
 def examples_are_well_formed(
-    tuning_examples: Path, neighbor_pairs: dict[str, pl.LazyFrame], tokens: dict[str, Path], tokenizer: Path
+    settings: dg.ResourceParam[Settings],
+    tuning_examples: Path,
+    neighbor_pairs: dict[str, pl.LazyFrame],
+    tokens: dict[str, Path],
+    tokenizer: Path,
 ) -> dg.AssetCheckResult:
     arrays = TokenArrays.load(tuning_examples)
     loaded = load_tokenizer(tokenizer)
@@ -42,7 +47,7 @@ def examples_are_well_formed(
         arrays,
         pairs,
         unique,
-        EXPERIMENT.model.context_length,
+        settings.experiment.model.context_length,
         related_id(loaded),
         loaded.eos_token_id,
     )
@@ -51,8 +56,8 @@ def examples_are_well_formed(
         neighbor_pairs,
         tokens,
         related_id(loaded),
-        EXPERIMENT.max_document_tokens,
-        EXPERIMENT.synthesizer.partners == "random",
+        settings.experiment.max_document_tokens,
+        settings.experiment.synthesizer.partners == "random",
     )
     counts = {"examples": len(arrays.documents), "pairs": pairs}
     return check_result(passed=not broken, metadata={**counts, **broken})

@@ -47,7 +47,7 @@ def load_checkpoint(work_dir: Path, fingerprint: dict[str, Any]) -> dict[str, An
         raise CheckpointMismatch(
             f"the checkpoint {path} belongs to another run and cannot be resumed:\n  "
             + "\n  ".join(lines)
-            + f"\nDelete {work_dir} to start again, or restore what it was trained on."
+            + f"\nDelete {work_dir} to train from the start, or restore what it was trained on."
         )
     return checkpoint
 
@@ -59,7 +59,7 @@ def finished(output_dir: Path, fingerprint: dict[str, Any]) -> bool:
         return False
     lines = differences(json.loads(record.read_text())["fingerprint"], fingerprint)
     if lines:
-        logger.info("replacing the model in %s, which another run made: %s", output_dir, "; ".join(lines))
+        logger.info("replacing the model in %s, which another run trained: %s", output_dir, "; ".join(lines))
     return not lines
 
 
@@ -90,11 +90,11 @@ def prune_best(work_dir: Path, step: int | None) -> None:
 
 
 def load_best(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    """The weights kept after `step`; CheckpointMismatch where they are gone or unreadable."""
+    """The weights kept after `step`; CheckpointMismatch where they are missing or unreadable."""
     path = _best(work_dir, step)
     if not path.exists():
         raise CheckpointMismatch(
-            f"{path}, the weights of the lowest held-out loss, is gone: delete {work_dir} to train again"
+            f"{path}, the weights of the lowest held-out loss, is missing: delete {work_dir} to train from the start"
         )
     return cast("dict[str, torch.Tensor]", _load(path))
 
@@ -108,8 +108,8 @@ def _load(path: Path) -> Any:
     except Exception as error:  # of the unpickler, of the archive, of the file: torch has no type for them all
         # Not torch's words, which advise to load it all the same.
         raise CheckpointMismatch(
-            f"{path} is damaged, or holds more than tensors, numbers and strings ({type(error).__name__}): delete "
-            f"{path.parent} to train again"
+            f"{path} is corrupted, or holds more than tensors, numbers and strings ({type(error).__name__}): delete "
+            f"{path.parent} to train from the start"
         ) from None
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from sbp_assets.settings import Model
+from sbp_assets.training.spec import TrainingSpec
 
 
 def model_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
@@ -52,6 +53,19 @@ def load_model(directory: Path) -> Qwen3ForCausalLM:
     )
 
 
+def initial_weights(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """Model to start from; ValueError where `initial_model` has another geometry or vocabulary than the spec."""
+    if spec.initial_model is None:
+        return build_model(spec.model, tokenizer, spec.seed)
+    model = load_model(spec.initial_model)
+    wanted, found = model_config(spec.model, tokenizer).to_dict(), model.config.to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "head_dim", "rope_parameters", "tie_word_embeddings")  # fmt: skip
+    if lines := [f"{name}: {found[name]} → {wanted[name]}" for name in names if found[name] != wanted[name]]:
+        raise ValueError(f"initial model {spec.initial_model} is not the spec's model:\n  " + "\n  ".join(lines))
+    return model
+
+
 def load_training_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Tokenizer of a directory; OSError where it holds none."""
     return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
@@ -78,6 +92,6 @@ def save_model(
     )
     shell.save_pretrained(directory, state_dict=state)
     saved = copy.deepcopy(tokenizer)
-    # Written only where it is both an attribute and one that the tokenizer was made with.
+    # Written only where it is both an attribute and one that the tokenizer was initialised with.
     saved.split_special_tokens = saved.init_kwargs["split_special_tokens"] = True
     saved.save_pretrained(directory)

@@ -8,50 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-import polars as pl
 
-from sbp_assets.storage.token_arrays import TokenArrays
-from sbp_assets.training.spec import ExamplesData, Source, StreamData
+from sbp_assets.training.documents import Documents
+from sbp_assets.training.rows import IGNORED, Rows, positions_within
+from sbp_assets.training.spec import ExamplesData, StreamData
 
-IGNORED = -100  # torch.nn.functional.cross_entropy's default ignore_index
 _ONCE_ORDER, _PASS_ORDER = 0, 1  # Keep the two kinds of permutation independent under one seed.
-_HASH_CHUNK = 1 << 24
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A batch of packed rows; every array is (rows, context_length) int64."""
-
-    input_ids: np.ndarray
-    position_ids: np.ndarray  # restart at 0 at each document, and at the start of a row
-    labels: np.ndarray  # the next token, or IGNORED
-
-    def part(self, start: int, stop: int) -> Rows:
-        """Rows start:stop."""
-        return Rows(self.input_ids[start:stop], self.position_ids[start:stop], self.labels[start:stop])
-
-    def padded(self, rows: int) -> Rows:
-        """At least `rows` rows: the missing ones hold token 0 without loss."""
-        missing = rows - len(self.input_ids)
-        if missing <= 0:
-            return self
-        shape = (missing, self.input_ids.shape[1])
-        positions = np.broadcast_to(np.arange(shape[1]), shape)
-        return Rows(
-            np.concatenate([self.input_ids, np.zeros(shape, np.int64)]),
-            np.concatenate([self.position_ids, positions]),
-            np.concatenate([self.labels, np.full(shape, IGNORED, np.int64)]),
-        )
-
-    @property
-    def supervised(self) -> int:
-        """Positions that count in the loss."""
-        return int((self.labels != IGNORED).sum())
 
 
 class DataOrder(Protocol):
@@ -71,62 +37,10 @@ class DataOrder(Protocol):
         ...
 
 
-class Documents:
-    """Documents of several sources under one numbering, their tokens left on disk."""
-
-    def __init__(self, sources: list[Source]) -> None:
-        self._arrays: list[TokenArrays] = []
-        self._selected: list[np.ndarray] = []
-        starts, lengths, owner, prompts = [], [], [], []
-        for number, source in enumerate(sources):
-            arrays = TokenArrays.load(source.directory)
-            selected = _selected(arrays, source)
-            self._arrays.append(arrays)
-            self._selected.append(selected)
-            starts.append(arrays.offsets[:-1][selected])
-            lengths.append(arrays.lengths[selected])
-            owner.append(np.full(len(selected), number, np.int32))
-            if "prompt_tokens" in arrays.documents.columns:
-                prompts.append(arrays.documents["prompt_tokens"].to_numpy()[selected].astype(np.int64))
-        self._starts = _concatenate(starts)
-        self._owner = _concatenate(owner)
-        self.lengths = _concatenate(lengths)
-        """Tokens per document, (documents,) int64."""
-        self.prompt_tokens = _concatenate(prompts) if len(prompts) == len(sources) else None
-        """Leading tokens without loss, (documents,) int64, where every source has the column."""
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def read(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Tokens start:stop of a document."""
-        offset = self._starts[document]
-        return self._arrays[self._owner[document]].tokens[offset + start : offset + stop]
-
-    def digest(self, vocab_size: int) -> str:
-        """SHA-256 of the arrays and the selection; ValueError where a token id is outside the vocabulary."""
-        digest = hashlib.sha256()
-        for arrays, selected in zip(self._arrays, self._selected, strict=True):
-            digest.update(f"{arrays.tokens.dtype}{len(arrays.tokens)}".encode())
-            for start in range(0, len(arrays.tokens), _HASH_CHUNK):
-                chunk = np.ascontiguousarray(arrays.tokens[start : start + _HASH_CHUNK])
-                if (largest := int(chunk.max())) >= vocab_size:
-                    raise ValueError(
-                        f"token id {largest} in the data is outside the tokenizer's vocabulary of {vocab_size}: "
-                        "the tokens were made with another tokenizer; materialise them again"
-                    )
-                digest.update(chunk.data)
-            digest.update(np.ascontiguousarray(arrays.offsets).data)
-            digest.update(np.ascontiguousarray(selected).data)
-        if self.prompt_tokens is not None:
-            digest.update(self.prompt_tokens.data)
-        return digest.hexdigest()
-
-
 class StreamOrder:
     """Documents of `StreamData` concatenated in a seeded order and cut into rows of `context` tokens.
 
-    A row's last label is the first token of the next row, where the document goes on: every token but the first of
+    A row's last label is the first token of the next row, where the document continues: every token but the first of
     each document is predicted exactly once.
     """
 
@@ -200,7 +114,7 @@ class StreamOrder:
                 at += 1
         shape = (stop - start, self._context)
         labels = np.where(begins[1:], IGNORED, ids[1:]).reshape(shape)
-        return Rows(ids[:-1].reshape(shape), _positions(begins[:-1].reshape(shape)), labels)
+        return Rows(ids[:-1].reshape(shape), positions_within(begins[:-1].reshape(shape)), labels)
 
     def digest(self, vocab_size: int) -> str:
         """SHA-256 of the documents read and how they are mixed."""
@@ -308,61 +222,3 @@ class ExamplesOrder:
             read = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
             cuts.append(int(np.searchsorted(ends, read + self._context, side="right")))
         return order, np.asarray(cuts, np.int64)
-
-
-def heldout_rows(sources: list[Source], context: int, max_tokens: int) -> Rows:
-    """The first documents of `sources` as rows, at most `max_tokens` tokens and at least one row.
-
-    Documents follow one another across rows, as in pretraining. Examples (documents with `prompt_tokens`) stay whole in
-    a row where they fit, and only what follows the prompt is a label: the loss is that of d2 given d1.
-    """
-    documents = Documents(sources)
-    prompts = documents.prompt_tokens
-    ids: list[np.ndarray] = []
-    targets: list[np.ndarray] = []  # whether a token is a label for the one before it
-    total = 0
-    for document in range(len(documents)):
-        length = int(documents.lengths[document])
-        if not length:
-            continue
-        used = total % context
-        # A row of n tokens gives n - 1 labels; the last token of a row is the first label of the next.
-        if prompts is not None and used and used + length > context and length <= context:
-            ids.append(np.full(context - used, -1, np.int64))
-            targets.append(np.zeros(context - used, bool))
-            total += context - used
-        ids.append(documents.read(document, 0, length).astype(np.int64))
-        targets.append(np.arange(length) >= (1 if prompts is None else max(1, int(prompts[document]))))
-        total += length
-        if total > max_tokens:
-            break
-    if not ids:
-        raise ValueError(f"no held-out tokens in {[str(source.directory) for source in sources]}")
-    begins = np.concatenate([np.arange(len(part)) == 0 for part in ids])[: max_tokens + 1]
-    flat, target = np.concatenate(ids)[: max_tokens + 1], np.concatenate(targets)[: max_tokens + 1]
-    count = -(-(len(flat) - 1) // context)
-    labels = np.full(count * context, IGNORED, np.int64)
-    labels[: len(flat) - 1] = np.where(target[1:], flat[1:], IGNORED)
-    inputs, starts = np.zeros(count * context, np.int64), np.ones(count * context, bool)
-    inputs[: len(flat) - 1], starts[: len(flat) - 1] = np.maximum(flat[:-1], 0), begins[:-1]
-    shape = (count, context)
-    return Rows(inputs.reshape(shape), _positions(starts.reshape(shape)), labels.reshape(shape))
-
-
-def _positions(begins: np.ndarray) -> np.ndarray:
-    """Position within the document of each token of rows (rows, context), from where documents begin."""
-    columns = np.broadcast_to(np.arange(begins.shape[1]), begins.shape)
-    return columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
-
-
-def _selected(arrays: TokenArrays, source: Source) -> np.ndarray:
-    if source.split is None:
-        return np.arange(len(arrays.documents))
-    if "split" not in arrays.documents.columns:
-        raise ValueError(f"{source.directory}/documents.parquet has no split column to find {source.split!r} in")
-    chosen = arrays.documents.select(pl.arg_where(pl.col("split") == source.split))
-    return chosen.to_series().to_numpy().astype(np.int64)
-
-
-def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
-    return np.ascontiguousarray(np.concatenate(parts)) if parts else np.zeros(0, np.int64)

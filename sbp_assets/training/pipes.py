@@ -11,9 +11,9 @@ from pathlib import Path
 from threading import Event
 
 import dagster as dg
-from dagster._core.pipes.context import PipesMessageHandler
-from dagster._utils import tail_file
 from dagster_pipes import PipesParams
+
+from sbp_assets.dagster_support.internals import tail_file
 
 
 class _WholeLines(dg.PipesFileMessageReader):
@@ -23,7 +23,7 @@ class _WholeLines(dg.PipesFileMessageReader):
     half a line, a JSONDecodeError in the reading thread, and no more progress for the rest of the run.
     """
 
-    def _reader_thread(self, handler: PipesMessageHandler, is_resource_complete: Event) -> None:
+    def _reader_thread(self, handler: dg.PipesMessageHandler, is_resource_complete: Event) -> None:
         line = ""
         try:
             for part in tail_file(self._path, is_resource_complete.is_set):
@@ -40,7 +40,7 @@ class WholeLinesMessageReader(dg.PipesTempFileMessageReader):
     """Dagster's message reader for local processes, safe against lines that are read while they are written."""
 
     @contextmanager
-    def read_messages(self, handler: PipesMessageHandler) -> Iterator[PipesParams]:
+    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
         """As in Dagster: read in a thread for as long as the block runs."""
         with tempfile.TemporaryDirectory() as folder:
             reader = _WholeLines(str(Path(folder) / "messages"), self._include_stdio_in_messages)

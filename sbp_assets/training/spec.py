@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sbp_assets.settings import Model, Optimizer
+from sbp_assets.training.device import Device
 
 
 class SpecPart(BaseModel):
@@ -68,7 +69,7 @@ class TrainingSpec(SpecPart):
     )
 
     # Execution.
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     sharding: Literal["none", "full"] = Field("none", description="full: FSDP2 shards weights and optimizer over GPUs.")
     threads: PositiveInt = Field(1, description="CPU threads per process.")
     microbatch_tokens: PositiveInt = Field(4096, description="Tokens per forward pass of one process.")

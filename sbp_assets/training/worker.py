@@ -13,15 +13,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
 import transformers
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
 from pydantic import ValidationError
@@ -29,15 +26,15 @@ from pydantic import ValidationError
 from sbp_assets.storage.artifacts import atomic_path, exclusive
 from sbp_assets.training.checkpoint import BEST_DIRECTORY, RUN_RECORD
 from sbp_assets.training.launch import LAUNCHER_PID
-from sbp_assets.training.loop import Trained, TrainingEnded, World, finish, train
+from sbp_assets.training.loop import Trained, TrainingEnded, finish, train
 from sbp_assets.training.model import load_training_tokenizer, model_config, save_model
+from sbp_assets.training.parallel import World, open_world
 from sbp_assets.training.spec import TrainingSpec
 
 logger = logging.getLogger("sbp_assets.training")
 
 # Dense bf16 FLOP/s of a device, from the makers' data sheets, by a part of its name.
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
-_WORLD_TIMEOUT = timedelta(minutes=30)  # The leader may write a large checkpoint while the others wait.
 
 
 class _PipesHandler(logging.Handler):
@@ -48,31 +45,6 @@ class _PipesHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log = self._pipes.log.warning if record.levelno >= logging.WARNING else self._pipes.log.info
         log(self.format(record))
-
-
-@contextmanager
-def open_world(spec: TrainingSpec) -> Iterator[World]:
-    """This process's place, from torchrun's environment variables; RuntimeError where CUDA is asked for and absent."""
-    available = torch.cuda.is_available()
-    if spec.device == "cuda" and not available:
-        raise RuntimeError("device is 'cuda', but torch finds no CUDA device; set deployment.device to auto or cpu")
-    kind = "cuda" if available and spec.device != "cpu" else "cpu"
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
-    if kind == "cuda":
-        if (local := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > torch.cuda.device_count():
-            raise RuntimeError(f"{local} training processes need as many GPUs, not {torch.cuda.device_count()}")
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-    torch.set_num_threads(spec.threads)
-    if size == 1:
-        yield World(device)
-        return
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_WORLD_TIMEOUT)
-    try:
-        yield World(device, rank, size)
-    finally:
-        dist.destroy_process_group()
 
 
 def write_output(spec: TrainingSpec, world: World, trained: Trained) -> None:
@@ -136,7 +108,7 @@ def run(spec: TrainingSpec) -> None:
 
 
 def leave_with_launcher(seconds: float = 1.0) -> None:
-    """Watch the launching process, where one is named, and torchrun; end this one when either is gone.
+    """Watch the launching process, where one is named, and torchrun; end this one when either has ended.
 
     Checkpoints stay.
     """
@@ -148,7 +120,7 @@ def leave_with_launcher(seconds: float = 1.0) -> None:
         with suppress(psutil.NoSuchProcess):
             launcher = psutil.Process(int(os.environ[LAUNCHER_PID]))
             if "TORCHELASTIC_RUN_ID" in os.environ and psutil.Process(parent).ppid() != launcher.pid:
-                os._exit(1)  # torchrun was gone before this process came to look: another one is the parent
+                os._exit(1)  # torchrun ended before this process looked: another one is the parent
             # A killed one that nobody waits for, as in a container without an init, is a zombie and keeps its number.
             while os.getppid() == parent and launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(seconds)
@@ -158,7 +130,7 @@ def leave_with_launcher(seconds: float = 1.0) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0 after success; 1 with one readable message for a run that cannot go on; 143 for an ended one."""
+    """Exit status 0 after success; 1 with one readable message for a run that cannot continue; 143 for an ended one."""
     if len(arguments) != 1:
         print("usage: python -m sbp_assets.training.worker SPEC.json", file=sys.stderr)
         return 2

@@ -7,8 +7,9 @@ from pathlib import Path
 import dagster as dg
 
 from sbp_assets.corpus import assets, checks
-from sbp_assets.partitions import EXPERIMENT
-from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
+from sbp_assets.dagster_support.stage import load_assets, load_checks
+from sbp_assets.definitions import build_resources
+from sbp_assets_tests.tiny import tiny_settings
 
 STEPS: tuple[tuple[bool, tuple[str, ...]], ...] = (
     (False, ("source_manifest",)),
@@ -21,19 +22,18 @@ STEPS: tuple[tuple[bool, tuple[str, ...]], ...] = (
 
 
 def test_the_stage_materialises_with_every_check_green(tmp_path: Path) -> None:
-    managers = {"parquet": ParquetIOManager, "directory": DirectoryIOManager}
-    resources = {key: manager(str(tmp_path / "data"), str(tmp_path / "cache")) for key, manager in managers.items()}
-    defined = dg.load_asset_checks_from_modules([checks])
-    members = [*dg.load_assets_from_modules([assets]), *defined]
+    settings = tiny_settings(tmp_path)
+    defined = load_checks(checks, settings)
+    members = [*load_assets(assets, settings), *defined]
     evaluated = {}
     with dg.DagsterInstance.ephemeral() as instance:
         for sharded, names in STEPS:
-            for shard in EXPERIMENT.shard_keys if sharded else [None]:
+            for shard in settings.experiment.shard_keys if sharded else [None]:
                 result = dg.materialize(
                     members,
                     selection=dg.AssetSelection.assets(*(["corpus", name] for name in names)),
                     partition_key=shard,
-                    resources=resources,
+                    resources=build_resources(settings),
                     instance=instance,
                 )
                 evaluated |= {check.check_name: check.passed for check in result.get_asset_check_evaluations()}

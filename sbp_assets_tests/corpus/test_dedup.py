@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sbp_assets.corpus import dedup
 from sbp_assets.corpus.audit import dangling_duplicates
 from sbp_assets.corpus.errors import CorpusError
+from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.progress import Progress
 
@@ -56,9 +57,9 @@ def test_exact_near_and_id_duplicates_point_at_the_first() -> None:
 def test_a_document_is_not_dropped_for_a_document_that_is_dropped() -> None:
     # b is near a; c is near b, not near a: b goes, so c stays.
     a, b, c = words(40), words(40, 8), " ".join(["y", *words(40, 8).split()[8:]])
-    sets = [dedup.shingles(text, 2) for text in (a, b, c)]
-    assert dedup.jaccard(sets[0], sets[1]) >= 0.6 <= dedup.jaccard(sets[1], sets[2])
-    assert dedup.jaccard(sets[0], sets[2]) < 0.6
+    sets = [segmented_shingles(text, 2) for text in (a, b, c)]
+    assert jaccard(sets[0], sets[1]) >= 0.6 <= jaccard(sets[1], sets[2])
+    assert jaccard(sets[0], sets[2]) < 0.6
     dropped, _ = find([[("a", a), ("b", b), ("c", c)]])
     assert dropped["id"].to_list() == ["b"]
 
@@ -84,7 +85,7 @@ def test_law_every_cluster_keeps_exactly_one(shards: list[Rows]) -> None:
     gone = set(dropped.select("shard", "id").iter_rows())
     order = [(shard, name, text) for shard, rows in enumerate(shards) for name, text in rows]
     kept = [row for row in order if row[:2] not in gone]
-    texts = {row[:2]: dedup.normalise(row[2]) for row in order}
+    texts = {row[:2]: normalise(row[2]) for row in order}
     place = {row[:2]: index for index, row in enumerate(order)}
     assert counts["kept"] == len(kept) == len(order) - len(dropped)
     # What is kept holds no id and no text twice, and at least one document of what there was.
@@ -94,7 +95,7 @@ def test_law_every_cluster_keeps_exactly_one(shards: list[Rows]) -> None:
         mine, other = (row["shard"], row["id"]), (row["kept_shard"], row["kept_id"])
         assert other not in gone
         assert place[other] < place[mine]
-        similarity = dedup.jaccard(dedup.shingles(texts[mine], 2), dedup.shingles(texts[other], 2))
+        similarity = jaccard(segmented_shingles(texts[mine], 2), segmented_shingles(texts[other], 2))
         if row["kind"] == "id":
             assert row["id"] == row["kept_id"]
         else:

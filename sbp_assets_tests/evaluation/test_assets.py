@@ -7,36 +7,45 @@ import dagster as dg
 import polars as pl
 import pytest
 
+import sbp_assets.report.assets as report_assets
+import sbp_assets.report.checks as report_checks
 from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.dagster_support.partitions import seeds, shards
+from sbp_assets.dagster_support.stage import load_assets, load_checks
+from sbp_assets.definitions import build_resources
 from sbp_assets.evaluation import assets, checks
 from sbp_assets.evaluation.comparison import SCORED
 from sbp_assets.evaluation.tasks import data_version
-from sbp_assets.partitions import EXPERIMENT, SEEDS, SHARDS
 from sbp_assets.pretraining.budget import ARMS
-from sbp_assets.settings import ConceptsSource
-from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
+from sbp_assets.settings import Settings
 from sbp_assets_tests.report.example_report import report_inputs
+from sbp_assets_tests.tiny import tiny_settings
 
 
 @pytest.fixture
-def data(tmp_path: Path, model_dir: Path) -> Path:
-    """A data folder with every artifact that evaluation reads."""
-    source = EXPERIMENT.corpus.source
-    assert isinstance(source, ConceptsSource)
-    world = ConceptWorld(source)
+def settings(tmp_path: Path) -> Settings:
+    return tiny_settings(tmp_path)
+
+
+@pytest.fixture
+def data(settings: Settings, model_dir: Path) -> Path:
+    """An artifact store with every artifact that evaluation and report read."""
+    store = Path(settings.deployment.data_dir)
+    assert settings.experiment.truth
+    world = ConceptWorld(settings.experiment.truth)
     rows = [{**world.document(n), "split": "heldout" if n % 2 else "unique"} for n in range(12)]
     documents = pl.DataFrame([{key: row[key] for key in ("id", "text", "split")} for row in rows])
     ids = documents["id"].to_list()
-    shards = EXPERIMENT.shard_keys
+    keys = settings.experiment.shard_keys
     inputs = report_inputs()
 
     def write(key: str, frame: pl.DataFrame) -> None:
-        path = tmp_path / f"{key}.parquet"
+        path = store / f"{key}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         frame.write_parquet(path)
 
-    for index, shard in enumerate(shards):
-        write(f"corpus/documents/{shard}", documents[index :: len(shards)])
+    for index, shard in enumerate(keys):
+        write(f"corpus/documents/{shard}", documents[index :: len(keys)])
         write(f"pairing/neighbor_pairs/{shard}", pl.DataFrame({"d1": ids[:3], "d2": ids[3:6], "similarity": [0.8] * 3}))
         synthetic = {"id": ["syn-0"], "seed_id": ids[:1], "rollout": [0], "text": ["Hello"], "finish_reason": ["stop"]}
         write(f"synthesis/synthetic_documents/{shard}", pl.DataFrame(synthetic))
@@ -45,25 +54,25 @@ def data(tmp_path: Path, model_dir: Path) -> Path:
     write("pairing/pair_truth", inputs["pair_truth"])
     write("pretraining/token_budget", inputs["token_budget"])
     for arm in ARMS:
-        model = tmp_path / "pretraining" / f"{arm}_model" / EXPERIMENT.seed_keys[0]
+        model = store / "pretraining" / f"{arm}_model" / settings.experiment.seed_keys[0]
         shutil.copytree(model_dir, model)
         pl.DataFrame({"tokens": [0, 100], "heldout_loss": [6.0, 5.0]}).write_parquet(model / "metrics.parquet")
-    return tmp_path
+    return store
 
 
-def test_the_tasks_version_holds_that_of_the_benchmark_data() -> None:
-    (version,) = assets.evaluation_tasks.code_versions_by_key.values()
-    assert version and version.endswith(f"-{data_version(EXPERIMENT.evaluation.benchmarks, assets.BENCHMARKS_DIR)}")
+def test_the_tasks_version_holds_that_of_the_benchmark_data(settings: Settings) -> None:
+    (version,) = assets.evaluation_tasks(settings).code_versions_by_key.values()
+    assert version and version.endswith(f"-{data_version(settings.experiment.evaluation.benchmarks, None)}")
 
 
-def test_scores_to_report(data: Path) -> None:
-    own = dg.load_assets_from_modules([assets])
+def test_scores_to_report(data: Path, settings: Settings) -> None:
+    own = [*load_assets(assets, settings), *load_assets(report_assets, settings)]
     made = {key for definition in own for key in definition.keys}
     upstream = {spec for definition in own for spec in definition.keys_by_input_name.values()} - made
-    resources = {"parquet": ParquetIOManager(str(data), ""), "directory": DirectoryIOManager(str(data), "")}
+    resources = build_resources(settings)
     partitions = {
-        **dict.fromkeys(("documents", "neighbor_pairs", "synthetic_documents"), SHARDS),
-        **dict.fromkeys([f"{arm}_model" for arm in ARMS], SEEDS),
+        **dict.fromkeys(("documents", "neighbor_pairs", "synthetic_documents"), shards(settings)),
+        **dict.fromkeys([f"{arm}_model" for arm in ARMS], seeds(settings)),
     }
     sources = [
         dg.AssetSpec(
@@ -75,7 +84,7 @@ def test_scores_to_report(data: Path) -> None:
         )
         for key in upstream
     ]
-    defined = dg.load_asset_checks_from_modules([checks])
+    defined = [*load_checks(checks, settings), *load_checks(report_checks, settings)]
     definitions = [*own, *sources, *defined]
     with dg.DagsterInstance.ephemeral() as instance:
         tasks = dg.AssetKey(["evaluation", "tasks"])
@@ -84,7 +93,7 @@ def test_scores_to_report(data: Path) -> None:
         )
         keys = [dg.AssetKey(["evaluation", f"{name}_scores"]) for name in SCORED]
         scored = dg.materialize(
-            definitions, resources=resources, instance=instance, partition_key=EXPERIMENT.seed_keys[0],
+            definitions, resources=resources, instance=instance, partition_key=settings.experiment.seed_keys[0],
             selection=dg.AssetSelection.assets(*keys),
         )  # fmt: skip
         rest = dg.materialize(
@@ -107,6 +116,6 @@ def test_scores_to_report(data: Path) -> None:
     assert "reached the same held-out perplexity" in page
     (precision,) = pl.read_parquet(data / "pairing/pair_truth.parquet").filter(shard="all")["precision"]
     assert f"{precision:.1%}" in page, "the report shows what its upstream artifacts hold"
-    (curves,) = rest.asset_materializations_for_node("evaluation__training_dynamics")
+    (curves,) = rest.asset_materializations_for_node("training_dynamics")
     assert curves.metadata["baseline_lowest_heldout_loss"].value == 5.0
     assert "| 100" in str(curves.metadata["mean_over_seeds"].value)

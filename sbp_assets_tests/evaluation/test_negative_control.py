@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.five_tokens import LETTERS, MIN_LETTERS, document, end_probability, surprisal
-from sbp_assets.evaluation.checks import _control_check
+from sbp_assets.evaluation.checks import control_stays_negative
 from sbp_assets.evaluation.negative_control import Floor, judge, measured_floor, scored_floor
 from sbp_assets.evaluation.tasks import write_tasks
-from sbp_assets.partitions import EXPERIMENT
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.settings import FiveTokensSource
 from sbp_assets.storage.token_arrays import write_token_arrays
+from sbp_assets_tests.tiny import tiny_settings
 
 SOURCE = FiveTokensSource(documents=300, tokens_per_document=48)
 TEXTS = [document(SOURCE, number)["text"] for number in range(SOURCE.documents)]
@@ -126,12 +126,13 @@ def test_the_check_takes_its_floors_from_the_tokens_that_the_run_measured(tmp_pa
     write_tasks(tasks, names)
     splits = names.select("id", split=pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("heldout")).otherwise(None))
     write_token_arrays(tokens, splits, (np.zeros(length, np.int64) for length in LENGTHS), 10)
-    floor = measured_floor(SOURCE, LENGTHS[::2], EXPERIMENT.pretraining.heldout_tokens)
-    check = _control_check(SOURCE)
+    settings = tiny_settings(tmp_path, {"experiment.corpus.source": SOURCE})
+    floor = measured_floor(SOURCE, LENGTHS[::2], settings.experiment.pretraining.heldout_tokens)
+    check = control_stays_negative.function
 
     def evaluated(below: float):
         curves = dynamics(baseline=floor.nats - MEASURED.nats, sbp=floor.nats - MEASURED.nats - below)
-        return check(comparison().lazy(), curves.lazy(), tokens={"00000": tokens}, tasks_dir=tasks)
+        return check(settings, comparison().lazy(), curves.lazy(), tokens={"00000": tokens}, tasks_dir=tasks)
 
     assert evaluated(0).passed
     assert evaluated(0).metadata["lowest_along_training_tokens"].value == floor.tokens

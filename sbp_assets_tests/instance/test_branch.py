@@ -4,18 +4,25 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.instance.branch import branch_environment, make_branch, override, parse_changes
+from sbp_assets.instance.branch import branch_environment, make_branch, overrides, parse_changes
 from sbp_assets.settings import Settings, SettingsError, load_settings
 from sbp_assets.storage.artifacts import atomic_path, exclusive
 
 CHANGES = {"synthesis.top_p": 0.5}
-VALUES = st.one_of(st.floats(0.01, 0.9), st.integers(), st.sampled_from(["none", "null"]), st.lists(st.integers()))
+CHANGED = st.one_of(
+    st.tuples(st.just("synthesis.top_p"), st.floats(0.01, 0.9)),
+    st.tuples(st.just("synthesis.quality_sample"), st.integers(1)),
+    st.tuples(st.just("pairing.both_directions"), st.booleans()),
+    st.tuples(st.just("synthesis.salt"), st.sampled_from(["none", "null", "007", "a=b", "[0"])),
+    st.tuples(st.just("corpus.max_chars"), st.none() | st.integers(1)),
+    st.tuples(st.just("pretraining.seeds"), st.lists(st.integers(0), min_size=1, unique=True).map(tuple)),
+)
 
 
 @pytest.fixture
@@ -42,14 +49,14 @@ def test_a_branch_shares_artifacts_until_one_is_replaced(settings: Settings) -> 
     with atomic_path(branched) as temporary:
         temporary.write_text("second")
     assert own.read_text() == "first" and branched.read_text() == "second"
-    # Made once: what a branch has made stays.
+    # A branch is created once: what it has materialised stays.
     make_branch(settings, "placebo", CHANGES)
     assert branched.read_text() == "second"
     loaded = load_settings("tiny", made)
     assert loaded.deployment.data_dir == made["SBP_DEPLOYMENT__DATA_DIR"] and loaded.experiment.synthesis.top_p == 0.5
 
 
-def test_records_are_copied_not_shared(settings: Settings) -> None:
+def test_the_run_and_event_storage_is_copied_not_shared(settings: Settings) -> None:
     own = Path(settings.deployment.instance_dir)
     with closing(sqlite3.connect(own / "history/runs.db")) as live:
         live.execute("pragma journal_mode=wal")
@@ -94,16 +101,28 @@ def test_what_cannot_be_branched(settings: Settings) -> None:
         branch_environment(settings, "another")
 
 
-@given(VALUES)
-def test_overrides_read_back_as_given(value: object) -> None:
-    name, text = override("synthesis.top_p", value)
-    assert name == "SBP_EXPERIMENT__SYNTHESIS__TOP_P" and yaml.safe_load(text) == value
+def test_a_branch_is_the_same_where_its_settings_are_however_they_are_written(settings: Settings) -> None:
+    make_branch(settings, "longer", {"synthesizer.epochs": 2, "pretraining.seeds": [0, 1]})
+    make_branch(settings, "longer", parse_changes(["synthesizer.epochs=2.0", "pretraining.seeds=[0,1]"]))
+    with pytest.raises(SettingsError, match="take another name"):
+        make_branch(settings, "longer", {"synthesizer.epochs": 2})
 
 
-def test_changes_are_key_value_pairs() -> None:
-    assert parse_changes(["synthesizer.epochs=2", "pretraining.seeds=[0, 1]", "synthesis.salt=a=b"]) == {
-        "synthesizer.epochs": 2, "pretraining.seeds": [0, 1], "synthesis.salt": "a=b",
-    }  # fmt: skip
-    for wrong in ("synthesizer.epochs", "=2", "synthesis.salt={"):
+@given(CHANGED)
+def test_changes_are_loaded_as_given(change: tuple[str, Any]) -> None:
+    key, value = change
+    experiment: Any = load_settings("tiny", overrides({key: value})).experiment
+    for part in key.split("."):
+        experiment = getattr(experiment, part)
+    assert experiment == value
+
+
+def test_changes_are_key_value_pairs_whose_values_are_read_as_the_environments_are() -> None:
+    changes = parse_changes(["synthesizer.epochs=2", "pretraining.seeds=[0, 1]", "synthesis.salt=a=b"])
+    assert changes == {"synthesizer.epochs": "2", "pretraining.seeds": "[0, 1]", "synthesis.salt": "a=b"}
+    experiment = load_settings("tiny", overrides(changes | parse_changes(["corpus.split.salt=007"]))).experiment
+    assert (experiment.synthesizer.epochs, experiment.pretraining.seeds) == (2, (0, 1))
+    assert (experiment.synthesis.salt, experiment.corpus.split.salt) == ("a=b", "007")
+    for wrong in ("synthesizer.epochs", "=2"):
         with pytest.raises(SettingsError):
             parse_changes([wrong])

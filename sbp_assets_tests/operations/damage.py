@@ -328,10 +328,11 @@ DAMAGES = [
 
 def table_of_checks() -> str:
     """Every check of the active profile, in the order of the data flow."""
-    from sbp_assets.definitions import defs
+    from sbp_assets.definitions import build_definitions
+    from sbp_assets.settings import load_settings
     from sbp_assets.storage.checks import NAME
 
-    graph = defs.resolve_asset_graph()
+    graph = build_definitions(load_settings("tiny")).resolve_asset_graph()
     checks = [graph.get(key) for key in graph.asset_check_keys]
     order = {key: place for place, key in enumerate(graph.toposorted_asset_keys)}
     lines = ["| artifact | check | what it guards | blocks |", "|---|---|---|---|"]

@@ -22,7 +22,8 @@ import dagster as dg
 import psutil
 from dagster._core.instance.ref import InstanceRef
 
-from sbp_assets.instance.home import POSTGRES_URL, dagster_environment, with_driver
+from sbp_assets.instance.home import dagster_environment
+from sbp_assets.instance.storage import POSTGRES_URL, with_driver
 from sbp_assets.settings import load_settings
 from sbp_assets.storage.artifacts import content_version
 

@@ -22,7 +22,7 @@ import s3fs
 import yaml
 from sqlalchemy import create_engine, text
 
-from sbp_assets.instance.home import schema, with_driver
+from sbp_assets.instance.storage import schema, with_driver
 from sbp_assets.settings import load_settings
 from sbp_assets_tests.operations.deployment import CHECKOUT, Deployment, free_port, wait_for
 from sbp_assets_tests.operations.servers import PostgresServer, postgres_programs

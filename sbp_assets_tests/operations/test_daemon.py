@@ -25,7 +25,7 @@ SIGNATURES = dg.AssetKey(["corpus", "minhash_signatures"])
 BOTH = ["00000", "00001"]
 NIGHTS = {
     "SBP_DEPLOYMENT__AUTOMATION": "true",
-    "SBP_DEPLOYMENT__NIGHTLY": "'* * * * *'",  # values are YAML, where a bare asterisk means something else
+    "SBP_DEPLOYMENT__NIGHTLY": "* * * * *",
     "SBP_DEPLOYMENT__NIGHTLY_UNTIL": "null",
 }
 

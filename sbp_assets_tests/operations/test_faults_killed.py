@@ -126,7 +126,9 @@ def test_two_backfills_of_the_same_shard_at_once(deployment: Deployment, undistu
 OVER_AND_OVER = """
 import sys
 import dagster as dg
-from sbp_assets.definitions import defs
+from sbp_assets.definitions import build_definitions
+from sbp_assets.settings import load_settings
+defs = build_definitions(load_settings())
 with dg.DagsterInstance.get() as instance:
     print("ready", flush=True)
     sys.stdin.readline()

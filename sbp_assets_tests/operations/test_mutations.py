@@ -15,12 +15,14 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from sbp_assets.definitions import defs
-from sbp_assets.partitions import DEPLOYMENT
+from sbp_assets.definitions import build_definitions
+from sbp_assets.settings import load_settings
 from sbp_assets.storage.checks import NAME as STORED
 from sbp_assets_tests.operations.damage import DAMAGES, SHARD, Damage
 from sbp_assets_tests.operations.deployment import Deployment
 
+SETTINGS = load_settings()
+defs = build_definitions(SETTINGS)
 GRAPH = defs.resolve_asset_graph()
 ASSETS = {key.to_user_string() for key in GRAPH.get_all_asset_keys()}
 
@@ -29,7 +31,7 @@ ASSETS = {key.to_user_string() for key in GRAPH.get_all_asset_keys()}
 def placed(finished: Path, home: Path) -> Iterator[Deployment]:
     """A copy of the finished store where this process' settings look for it."""
     with Deployment(home, finished=finished) as copy:
-        store = Path(DEPLOYMENT.data_dir)
+        store = Path(SETTINGS.deployment.data_dir)
         store.parent.mkdir(parents=True, exist_ok=True)
         store.symlink_to(copy.artifacts)
         yield copy

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from sqlalchemy import create_engine, text
 
-from sbp_assets.instance.home import with_driver
+from sbp_assets.instance.storage import with_driver
 from sbp_assets.settings import load_settings
 from sbp_assets_tests.operations.deployment import Deployment
 from sbp_assets_tests.operations.servers import PostgresServer
@@ -121,7 +121,7 @@ def test_two_runs_of_a_store_exclude_each_other_across_machines(
     holder = (
         "import sys\n"
         "from sbp_assets.settings import load_settings\n"
-        "from sbp_assets.instance.home import exclusive_instance\n"
+        "from sbp_assets.instance.storage import exclusive_instance\n"
         "with exclusive_instance(load_settings(), 'running `sbp run`'):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()"
@@ -155,7 +155,7 @@ def test_a_database_that_is_away_is_told_in_a_line(overrides: dict[str, str], tm
 
 
 def test_profile_names_are_safe_as_schemas(tmp_path: Path):
-    from sbp_assets.instance.home import schema
+    from sbp_assets.instance.storage import schema
 
     settings = load_settings("tiny", dict(os.environ)).model_copy(update={"profile": 'a"b; drop schema public'})
     assert schema(settings).replace("_", "").isalnum()

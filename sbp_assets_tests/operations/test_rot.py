@@ -10,14 +10,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from sbp_assets.definitions import RESOURCES, defs
+from sbp_assets.definitions import build_resources
 from sbp_assets.orchestration.nightly import NIGHTLY
 from sbp_assets.orchestration.pipeline import PIPELINE
-from sbp_assets.orchestration.runner import PipelineError, pending_partitions, run_pipeline, verify
-from sbp_assets.partitions import EXPERIMENT
+from sbp_assets.orchestration.runner import Outcome, PipelineError, pending_partitions, run_pipeline, verify
 from sbp_assets_tests.operations.damage import SHARD, shuffled_pairs
 from sbp_assets_tests.operations.deployment import Deployment
-from sbp_assets_tests.operations.test_mutations import placed
+from sbp_assets_tests.operations.test_mutations import SETTINGS, defs, placed
 
 STEPS = {step.name: step for step in PIPELINE}
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -68,9 +67,9 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment)
         made = len(instance.get_run_ids())
         states = run_pipeline(defs, instance, {}, until="format_examples")
         done = {state.step.name: state.finished for state in states if state.status == "done"}
-        assert done == {"pair": len(EXPERIMENT.shard_keys)}
+        assert done == {"pair": len(SETTINGS.experiment.shard_keys)}
         assert len(instance.get_run_ids()) == made + 1, "one shard, and nothing that follows"
-        assert verify(defs, instance, STEPS["pair"], SHARD).failed == []
+        assert verify(defs, instance, STEPS["pair"], SHARD).outcome is Outcome.PASSED
         assert pending_partitions(defs, instance, STEPS["pretrain_baseline"]) == ["0"], "trained again when asked for"
     after = deployment.versions()
     del before["pretraining/baseline_model/0"], after["pretraining/baseline_model/0"]
@@ -90,14 +89,14 @@ def test_a_store_that_is_not_there_makes_no_check_red(deployment: Deployment):
 def test_a_lost_artifact_is_found(deployment: Deployment):
     (deployment.artifacts / f"corpus/documents/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
-        assert "corpus/documents:stored_as_made" in verify(defs, instance, STEPS["split"], SHARD).failed
+        assert "corpus/documents:stored_as_made" in verify(defs, instance, STEPS["split"], SHARD).names
         assert pending_partitions(defs, instance, STEPS["split"]) == [SHARD]
         assert "corpus/documents" in tonight(instance)
         assert "corpus/tokens" not in tonight(instance)
 
 
 def test_a_step_that_writes_damage_stops_the_run(deployment: Deployment, monkeypatch: pytest.MonkeyPatch):
-    manager = RESOURCES["parquet"]
+    manager = build_resources(SETTINGS)["parquet"]
     sound = manager.write  # type: ignore[union-attr]
 
     def damaged(obj: Any, path: Path) -> None:

@@ -215,7 +215,7 @@ def test_errors_and_prints_repeat_no_secret(hostile: Deployment, trap: Threading
     refused("SBP_POSTGRES_URL cannot be used", SBP_POSTGRES_URL=f"postgresql://me:{TYPED}@127.0.0.1:1/records")
     refused("SBP_POSTGRES_URL is no postgresql://", SBP_POSTGRES_URL=f"postgresql://me:a@{TYPED}@127.0.0.1:1/records")
     refused("judge_api_key (from SBP_DEPLOYMENT__JUDGE_API_KEY)", SBP_DEPLOYMENT__JUDGE_API_KEY=TYPED)
-    refused("not YAML", SBP_EXPERIMENT__NAME=f"[{TYPED}")
+    refused("not JSON", SBP_EXPERIMENT__PRETRAINING__SEEDS=f"[{TYPED}")
     for command in ("plan", "env"):
         assert "tiny" in say(hostile, command)
     assert leaks(hostile.home) == set()

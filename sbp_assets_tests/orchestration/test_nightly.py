@@ -8,14 +8,15 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from sbp_assets.definitions import defs as project
-from sbp_assets.orchestration.nightly import NIGHTLY, condition
-from sbp_assets.orchestration.pipeline import PIPELINE
+from sbp_assets.definitions import build_definitions
+from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
+from sbp_assets.orchestration.pipeline import PIPELINE, NightlyPolicy
 from sbp_assets.orchestration.runner import RUN_TAGS
-from sbp_assets.settings import Deployment
+from sbp_assets.settings import Deployment, load_settings
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 
+project = build_definitions(load_settings("tiny", {}))
 DEPLOYMENT = Deployment(nightly="0 2 * * *", nightly_until="0 8 * * *")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -31,7 +32,7 @@ class World:
     folder: Path
     texts: dict[str, str]
     broken: set[str] = field(default_factory=set)
-    unsound: set[str] = field(default_factory=set)
+    corrupted: set[str] = field(default_factory=set)
     setting: str = "1"
     newly_checked: bool = False
     meanwhile: Callable[[], None] = lambda: None  # while rows are being made
@@ -39,7 +40,10 @@ class World:
     def definitions(self) -> dg.Definitions:
         shards = dg.StaticPartitionsDefinition(sorted(self.texts))
         everything = dg.AllPartitionMapping()
-        nightly = condition("stale", DEPLOYMENT)
+        needed = ("listing", "rows", "signs", "dropped", "kept", "made")
+        policies = {dg.AssetKey(name): NightlyPolicy.IF_NEEDED for name in needed}
+        policies[dg.AssetKey("tokenizer")] = NightlyPolicy.IF_MISSING
+        nightly = NightlyAutomation(DEPLOYMENT, policies=policies)
 
         def frame(text: str) -> dg.MaterializeResult:
             return dg.MaterializeResult(value=pl.DataFrame({"text": [text]}))
@@ -48,7 +52,7 @@ class World:
             parts = frames.values() if isinstance(frames, Mapping) else [frames]
             return "".join(part.collect()["text"][0] for part in parts)
 
-        common = {"io_manager_key": "parquet", "automation_condition": nightly}
+        common = {"io_manager_key": "parquet"}
 
         @dg.asset(code_version=repr(sorted(self.texts.items())), **common)
         def listing():
@@ -64,8 +68,8 @@ class World:
             return frame(listing.filter(pl.col("shard") == int(context.partition_key)).collect()["text"][0])
 
         @dg.asset_check(asset=rows, blocking=True, partitions_def=shards)
-        def sound(context: dg.AssetCheckExecutionContext):
-            return dg.AssetCheckResult(passed=context.partition_key not in self.unsound)
+        def passes(context: dg.AssetCheckExecutionContext):
+            return dg.AssetCheckResult(passed=context.partition_key not in self.corrupted)
 
         @dg.asset_check(asset=rows, name="new", blocking=True, partitions_def=shards)
         def new():
@@ -87,7 +91,6 @@ class World:
             ins={"kept": dg.AssetIn(partition_mapping=everything)},
             code_version="1",
             io_manager_key="parquet",
-            automation_condition=condition("missing", DEPLOYMENT),
         )
         def tokenizer(kept: dict[str, pl.LazyFrame]):
             return frame(text(kept))
@@ -101,15 +104,18 @@ class World:
             return frame(text(kept))
 
         return dg.Definitions(
-            assets=[listing, rows, signs, dropped, kept, tokenizer, model, made],
-            asset_checks=[sound, new] if self.newly_checked else [sound],
+            assets=[
+                asset.map_asset_specs(nightly.with_condition)
+                for asset in (listing, rows, signs, dropped, kept, tokenizer, model, made)
+            ],
+            asset_checks=[passes, new] if self.newly_checked else [passes],
             resources={"parquet": ParquetIOManager(str(self.folder / "store"), cache=str(self.folder / "cache"))},
             executor=dg.in_process_executor,
         )
 
 
-class Nights:
-    """Evaluations one after another, as the sensor makes them, each followed by runs of what it requested."""
+class Automation:
+    """Evaluations one after another, as the sensor's ticks, each followed by runs of what it requested."""
 
     def __init__(self, world: World) -> None:
         self.world, self.instance, self.cursor, self.now = world, dg.DagsterInstance.ephemeral(), None, NOON
@@ -151,94 +157,94 @@ class Nights:
         return waves
 
 
-def train(nights: Nights) -> None:
+def train(automation: Automation) -> None:
     """What a person asks for."""
-    nights.run({"model": [""]})
+    automation.run({"model": [""]})
 
 
-def finished(tmp_path: Path, **texts: str) -> Nights:
-    nights = Nights(World(tmp_path, texts or {"0": "a", "1": "b"}))
-    nights.night()
-    train(nights)
-    nights.night()
-    return nights
+def finished(tmp_path: Path, **texts: str) -> Automation:
+    automation = Automation(World(tmp_path, texts or {"0": "a", "1": "b"}))
+    automation.night()
+    train(automation)
+    automation.night()
+    return automation
 
 
-def test_a_night_goes_through_the_pipeline_in_order_and_makes_no_model(tmp_path: Path):
-    nights = Nights(World(tmp_path, {"0": "a", "1": "b"}))
+def test_the_automation_goes_through_the_pipeline_in_order_and_trains_no_model(tmp_path: Path):
+    automation = Automation(World(tmp_path, {"0": "a", "1": "b"}))
     both = ["0", "1"]
-    assert nights.night() == [
+    assert automation.night() == [
         {"listing": [""]},
         {"rows": both, "signs": both},  # of one shard in one run
         {"dropped": [""]},
         {"kept": both},
         {"tokenizer": [""]},
     ]
-    assert nights.night() == []
-    train(nights)
-    assert nights.night() == [{"made": both}]
-    assert nights.night() == []
+    assert automation.night() == []
+    train(automation)
+    assert automation.night() == [{"made": both}]
+    assert automation.night() == []
 
 
-def test_nothing_is_requested_before_the_night_or_after_it(tmp_path: Path):
-    nights = Nights(World(tmp_path, {"0": "a"}))
-    assert nights.evaluate(60) == {}
-    assert nights.evaluate(13 * 60) == {"listing": [""]}
-    nights.run({"listing": [""]})
-    assert nights.evaluate(6 * 60) == {}, "past nightly_until"
-    assert nights.evaluate(18 * 60) == {"rows": ["0"], "signs": ["0"]}
+def test_nothing_is_requested_outside_the_nightly_window(tmp_path: Path):
+    automation = Automation(World(tmp_path, {"0": "a"}))
+    assert automation.evaluate(60) == {}
+    assert automation.evaluate(13 * 60) == {"listing": [""]}
+    automation.run({"listing": [""]})
+    assert automation.evaluate(6 * 60) == {}, "past nightly_until"
+    assert automation.evaluate(18 * 60) == {"rows": ["0"], "signs": ["0"]}
 
 
 def test_what_is_in_progress_is_neither_requested_again_nor_built_on(tmp_path: Path):
-    nights = Nights(World(tmp_path, {"0": "a", "1": "b"}))
-    nights.run(nights.evaluate(14 * 60))
+    automation = Automation(World(tmp_path, {"0": "a", "1": "b"}))
+    automation.run(automation.evaluate(14 * 60))
     requested = []
-    nights.world.meanwhile = lambda: requested.append(nights.evaluate())
-    nights.run({"rows": ["0"]})
+    automation.world.meanwhile = lambda: requested.append(automation.evaluate())
+    automation.run({"rows": ["0"]})
     assert requested == [{"rows": ["1"], "signs": ["1"]}]
 
 
-def test_the_night_leaves_the_work_to_sbp_run_while_that_runs(tmp_path: Path):
-    nights = Nights(World(tmp_path, {"0": "a"}))
-    job = nights.world.definitions().resolve_implicit_global_asset_job_def()
-    running = nights.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=RUN_TAGS)
-    assert nights.evaluate(14 * 60) == {}
-    nights.instance.report_run_failed(running)
-    assert nights.evaluate() == {"listing": [""]}
+def test_the_automation_leaves_the_work_to_sbp_run_while_that_runs(tmp_path: Path):
+    automation = Automation(World(tmp_path, {"0": "a"}))
+    job = automation.world.definitions().resolve_implicit_global_asset_job_def()
+    running = automation.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=RUN_TAGS)
+    assert automation.evaluate(14 * 60) == {}
+    automation.instance.report_run_failed(running)
+    assert automation.evaluate() == {"listing": [""]}
 
 
 def test_a_failed_shard_stops_no_other_and_is_tried_again_at_the_next_tick(tmp_path: Path):
-    nights = finished(tmp_path)
-    nights.world.texts = {"0": "a", "1": "b", "2": "c", "3": "d"}
-    nights.world.broken = {"2"}
-    assert nights.night() == [{"listing": [""]}, {"rows": ["2", "3"], "signs": ["2", "3"]}]
-    assert nights.evaluate() == {}
-    nights.world.broken = set()
-    assert nights.night()[:2] == [{"rows": ["2"], "signs": ["2"]}, {"dropped": [""]}]
+    automation = finished(tmp_path)
+    automation.world.texts = {"0": "a", "1": "b", "2": "c", "3": "d"}
+    automation.world.broken = {"2"}
+    assert automation.night() == [{"listing": [""]}, {"rows": ["2", "3"], "signs": ["2", "3"]}]
+    assert automation.evaluate() == {}
+    automation.world.broken = set()
+    assert automation.night()[:2] == [{"rows": ["2"], "signs": ["2"]}, {"dropped": [""]}]
 
 
-def test_a_failed_blocking_check_holds_up_what_follows_and_is_tried_again(tmp_path: Path):
-    nights = Nights(World(tmp_path, {"0": "a", "1": "b"}, unsound={"1"}))
-    nights.night()
-    materialized = nights.instance.get_materialized_partitions
+def test_a_failed_blocking_check_holds_up_what_follows_and_is_retried(tmp_path: Path):
+    automation = Automation(World(tmp_path, {"0": "a", "1": "b"}, corrupted={"1"}))
+    automation.night()
+    materialized = automation.instance.get_materialized_partitions
     assert materialized(dg.AssetKey("rows")) == {"0", "1"}
     assert materialized(dg.AssetKey("signs")) == {"0"}
-    assert nights.instance.get_latest_materialization_event(dg.AssetKey("dropped")) is None
-    nights.world.unsound = set()
-    assert nights.night()[0] == {"rows": ["1"], "signs": ["1"]}
+    assert automation.instance.get_latest_materialization_event(dg.AssetKey("dropped")) is None
+    automation.world.corrupted = set()
+    assert automation.night()[0] == {"rows": ["1"], "signs": ["1"]}
 
 
-def test_what_a_new_check_has_not_seen_is_not_made_again_nor_anything_of_it(tmp_path: Path):
-    nights = finished(tmp_path)
-    nights.world.newly_checked = True
-    nights.world.texts["1"] = "c"
-    assert nights.night() == [{"listing": [""]}, {"rows": ["1"]}, {"signs": ["1"]}], "what has changed alone"
+def test_what_is_unchecked_is_not_materialised_again_nor_anything_downstream(tmp_path: Path):
+    automation = finished(tmp_path)
+    automation.world.newly_checked = True
+    automation.world.texts["1"] = "c"
+    assert automation.night() == [{"listing": [""]}, {"rows": ["1"]}, {"signs": ["1"]}], "what has changed alone"
 
 
-def test_a_grown_corpus_makes_the_new_work_alone(tmp_path: Path):
-    nights = finished(tmp_path)
-    nights.world.texts = {"0": "a", "1": "b", "2": "c"}
-    assert nights.night() == [
+def test_a_grown_corpus_requests_the_new_work_alone(tmp_path: Path):
+    automation = finished(tmp_path)
+    automation.world.texts = {"0": "a", "1": "b", "2": "c"}
+    assert automation.night() == [
         {"listing": [""]},
         {"rows": ["2"], "signs": ["2"]},  # not the shards whose files are the same
         {"dropped": [""]},
@@ -247,16 +253,16 @@ def test_a_grown_corpus_makes_the_new_work_alone(tmp_path: Path):
     ]
 
 
-def test_a_changed_setting_makes_what_it_changes_and_stops_where_nothing_changes(tmp_path: Path):
-    nights = finished(tmp_path)
-    nights.world.setting = "2"
-    assert nights.night() == [{"signs": ["0", "1"]}]
+def test_a_changed_setting_requests_what_it_changes_and_stops_where_content_stays_the_same(tmp_path: Path):
+    automation = finished(tmp_path)
+    automation.world.setting = "2"
+    assert automation.night() == [{"signs": ["0", "1"]}]
 
 
-def test_a_changed_file_makes_its_shard_and_what_it_changes(tmp_path: Path):
-    nights = finished(tmp_path)
-    nights.world.texts["1"] = "bb"
-    assert nights.night() == [
+def test_a_changed_file_requests_its_shard_and_what_that_changes(tmp_path: Path):
+    automation = finished(tmp_path)
+    automation.world.texts["1"] = "bb"
+    assert automation.night() == [
         {"listing": [""]},
         {"rows": ["1"]},
         {"signs": ["1"]},  # comes out the same, which `kept` waits to see
@@ -273,16 +279,20 @@ def test_training_and_evaluation_are_never_nightly():
     assert not any(key.path[0] == "evaluation" for key in NIGHTLY)
     automatic = {key for key in graph.materializable_asset_keys if graph.get(key).automation_condition}
     assert automatic == set(NIGHTLY)
-    assert {key.path[1] for key in NIGHTLY if NIGHTLY[key] == "missing"} == {"tokenizer"}
+    assert {key.path[1] for key in NIGHTLY if NIGHTLY[key] is NightlyPolicy.IF_MISSING} == {"tokenizer"}
 
 
-def test_every_asset_made_shard_by_shard_is_nightly():
+def test_every_asset_partitioned_by_shard_is_nightly():
     graph = project.resolve_asset_graph()
-    shards = {step.name for step in PIPELINE if step.nightly == "stale" and graph.get(step.keys[0]).is_partitioned}
+    shards = {
+        step.name
+        for step in PIPELINE
+        if step.nightly is NightlyPolicy.IF_NEEDED and graph.get(step.keys[0]).is_partitioned
+    }
     assert shards == {"ingest", "split", "tokenise", "embed", "search", "pair", "synthesise"}
 
 
-def test_assets_that_join_shards_are_overdue_after_a_while():
+def test_fan_ins_are_overdue_after_a_while():
     graph = project.resolve_asset_graph()
     overdue = {key.path[1] for key in graph.materializable_asset_keys if graph.get(key).freshness_policy}
     assert {"duplicates", "tuning_examples", "quality_table", "token_budget"} <= overdue

@@ -6,18 +6,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
 import pytest
 
+from sbp_assets.orchestration.display import StepStatus
 from sbp_assets.orchestration.pipeline import Step, display_logger
-from sbp_assets.orchestration.runner import PipelineError, pending_partitions, run_pipeline
+from sbp_assets.orchestration.runner import Outcome, PipelineError, pending_partitions, run_pipeline, verify
 from sbp_assets.storage.io_managers import ParquetIOManager
 
 PIPELINE = (Step("one", "One", ("t/rows",)), Step("two", "Two", ("t/sum",)))
 
 
+DONE, FRESH = StepStatus.DONE, StepStatus.FRESH
 PASSED = dg.AssetCheckResult(passed=True)
 
 
@@ -41,7 +44,7 @@ def definitions(
         return dg.MaterializeResult(value=pl.DataFrame({"v": [version]}), metadata={"wall_seconds": 0.25})
 
     @dg.asset_check(asset=rows.key, blocking=blocking, partitions_def=shards)
-    def sound():
+    def passes():
         return outcome
 
     ins = {"frames": dg.AssetIn(rows.key, partition_mapping=dg.AllPartitionMapping())}
@@ -52,22 +55,22 @@ def definitions(
 
     return dg.Definitions(
         assets=[rows, total],
-        asset_checks=[sound],
+        asset_checks=[passes],
         jobs=[step.job for step in PIPELINE],
         loggers={"display": display_logger},
         resources={"parquet": ParquetIOManager(str(tmp_path / "store"), cache=str(tmp_path))},
     )
 
 
-def run(defs: dg.Definitions, instance: dg.DagsterInstance) -> list[str]:
+def run(defs: dg.Definitions, instance: dg.DagsterInstance) -> list[StepStatus]:
     return [state.status for state in run_pipeline(defs, instance, {}, pipeline=PIPELINE)]
 
 
-def test_second_run_redoes_nothing_and_a_new_version_redoes_what_follows(tmp_path: Path):
+def test_a_second_run_materialises_nothing_and_a_new_version_what_depends_on_it(tmp_path: Path):
     instance = dg.DagsterInstance.ephemeral()
-    assert run(definitions(tmp_path), instance) == ["done", "done"]
-    assert run(definitions(tmp_path), instance) == ["fresh", "fresh"]
-    assert run(definitions(tmp_path, version="2"), instance) == ["done", "done"]
+    assert run(definitions(tmp_path), instance) == [DONE, DONE]
+    assert run(definitions(tmp_path), instance) == [FRESH, FRESH]
+    assert run(definitions(tmp_path, version="2"), instance) == [DONE, DONE]
     assert len(instance.get_runs()) == 8
 
 
@@ -77,34 +80,52 @@ def test_a_failing_shard_spares_the_others_and_is_named(tmp_path: Path):
     with pytest.raises(PipelineError, match=r"1 of 3.*\n.*b: .*file-b.jsonl cannot be read"):
         run(broken, instance)
     assert pending_partitions(broken, instance, PIPELINE[0]) == ["b"]
-    mended = definitions(tmp_path)
-    assert run(mended, instance) == ["done", "done"]
+    fixed = definitions(tmp_path)
+    assert run(fixed, instance) == [DONE, DONE]
 
 
-def test_a_run_that_is_asked_to_end_begins_nothing_more_and_is_gone_on_with(tmp_path: Path):
+def test_a_terminated_run_begins_nothing_more_and_resumes(tmp_path: Path):
     """Ctrl-C, or SIGTERM as a batch system sends it."""
     instance = dg.DagsterInstance.ephemeral()
     with pytest.raises(KeyboardInterrupt):
         run(definitions(tmp_path, end="b"), instance)
     assert [run.is_failure for run in instance.get_runs()] == [True, False]
     assert pending_partitions(definitions(tmp_path), instance, PIPELINE[0]) == ["b", "c"]
-    assert run(definitions(tmp_path), instance) == ["done", "done"]
+    assert run(definitions(tmp_path), instance) == [DONE, DONE]
 
 
 def test_a_failed_blocking_check_keeps_the_step_pending(tmp_path: Path):
     instance = dg.DagsterInstance.ephemeral()
-    with pytest.raises(PipelineError, match="sound"):
+    with pytest.raises(PipelineError, match="passes"):
         run(definitions(tmp_path, outcome=dg.AssetCheckResult(passed=False)), instance)
     assert pending_partitions(definitions(tmp_path), instance, PIPELINE[0]) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(("severity", "again"), [("WARN", "fresh"), ("ERROR", "done")])
-def test_a_failed_check_is_tried_again_unless_it_only_warns(tmp_path: Path, severity: str, again: str):
+@pytest.mark.parametrize(("severity", "again"), [("WARN", FRESH), ("ERROR", DONE)])
+def test_a_failed_check_is_retried_unless_it_only_warns(tmp_path: Path, severity: str, again: StepStatus):
     instance = dg.DagsterInstance.ephemeral()
     outcome = dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity[severity])
     defs = definitions(tmp_path, outcome=outcome, blocking=False)
-    assert run(defs, instance) == ["done", "done"]
+    assert run(defs, instance) == [DONE, DONE]
     assert run(defs, instance)[0] == again
+
+
+def test_verify_tells_failed_checks_from_crashed_ones(tmp_path: Path):
+    instance = dg.DagsterInstance.ephemeral()
+    defs = definitions(tmp_path)
+    run(defs, instance)
+    runs = len(instance.get_runs())
+    assert verify(defs, instance, PIPELINE[0], "a").outcome is Outcome.PASSED
+    assert verify(defs, instance, PIPELINE[1], None).outcome is Outcome.PASSED, "a step without checks"
+    outcome = dg.AssetCheckResult(passed=False, description="three rows are missing")
+    failed = verify(definitions(tmp_path, outcome=outcome), instance, PIPELINE[0], "a")
+    check = dg.AssetCheckKey(dg.AssetKey(["t", "rows"]), "passes")
+    assert (failed.outcome, failed.failed, failed.crashed) == (Outcome.FAILED, {check: "three rows are missing"}, [])
+    assert failed.names == ["t/rows:passes"]
+    wrong: Any = "no result"
+    crashed = verify(definitions(tmp_path, outcome=wrong), instance, PIPELINE[0], "a")
+    assert (crashed.outcome, crashed.failed, crashed.names) == (Outcome.CRASHED, {}, ["t/rows:passes"])
+    assert len(instance.get_runs()) == runs + 3
 
 
 def test_release_is_called_and_work_is_counted(tmp_path: Path):
@@ -118,7 +139,7 @@ def test_release_is_called_and_work_is_counted(tmp_path: Path):
     )
     assert released == ["one"]
     assert states[0].own_seconds == pytest.approx(0.75)
-    assert states[1].status == "waiting"
+    assert states[1].status == StepStatus.WAITING
 
 
 KILLED = """

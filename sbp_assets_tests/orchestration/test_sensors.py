@@ -1,4 +1,4 @@
-"""The sensors on an ephemeral instance: files at the source, and failed runs told to a real HTTP server."""
+"""The sensors on an ephemeral instance: files at the source, and failed runs posted to a real HTTP server."""
 
 import json
 import logging
@@ -13,10 +13,10 @@ import dagster as dg
 import pytest
 
 from sbp_assets.corpus.ingest import source_changes, source_manifest
-from sbp_assets.corpus.readers import Root
+from sbp_assets.corpus.source_files import Root
 from sbp_assets.orchestration import sensors
 from sbp_assets.orchestration import webhook as notify
-from sbp_assets.orchestration.pipeline import Step
+from sbp_assets.orchestration.pipeline import NightlyPolicy, Step
 from sbp_assets.orchestration.sensors import MANIFEST, failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.settings import Deployment, FilesSource
 from sbp_assets.storage.io_managers import ParquetIOManager
@@ -49,10 +49,10 @@ class Source:
     def write(self, name: str, rows: int) -> None:
         (self.folder / name).write_text('{"text": "some words"}\n' * rows)
 
-    def take_in(self) -> None:
+    def ingest(self) -> None:
         assert self.defs.resolve_job_def("manifest").execute_in_process(instance=self.instance).success
 
-    def fail_to_take_in(self) -> None:
+    def fail_to_ingest(self) -> None:
         """What the sensor requested is run while the source is away."""
         away = self.folder.rename(self.folder.with_name("away"))
         job = self.defs.resolve_job_def("manifest")
@@ -74,7 +74,7 @@ class Source:
 def test_each_change_at_the_source_is_reported_once(tmp_path: Path):
     source = Source(tmp_path)
     assert source.look() == ({}, 0), "no manifest to compare with"
-    source.take_in()
+    source.ingest()
     assert source.look() == ({}, 0)
     source.write("b.jsonl", 2)
     source.write("ignored.pdf", 2)
@@ -85,21 +85,21 @@ def test_each_change_at_the_source_is_reported_once(tmp_path: Path):
     source.write("c.jsonl", 1)
     observed, _ = source.look()
     assert (observed["first_changed"], observed["first_new"], observed["gone_files"]) == (["a.jsonl"], ["c.jsonl"], 0)
-    source.take_in()
+    source.ingest()
     (source.folder / "c.jsonl").unlink()
     assert source.look()[0]["first_gone"] == ["c.jsonl"]
 
 
 def test_a_file_of_the_same_size_has_changed_by_its_time(tmp_path: Path):
     source = Source(tmp_path)
-    source.take_in()
+    source.ingest()
     os.utime(source.folder / "a.jsonl", (1, 1))
     assert source.look()[0]["first_changed"] == ["a.jsonl"]
 
 
-def test_changes_are_taken_in_where_configured_once_they_have_settled(tmp_path: Path):
-    source = Source(tmp_path, take_in_new_files=True)
-    source.take_in()
+def test_changes_are_ingested_where_configured_once_two_ticks_agree(tmp_path: Path):
+    source = Source(tmp_path, ingest_new_files=True)
+    source.ingest()
     source.write("b.jsonl", 1)
     assert source.look()[1] == 0
     source.write("b.jsonl", 5)  # was still being written
@@ -107,26 +107,26 @@ def test_changes_are_taken_in_where_configured_once_they_have_settled(tmp_path: 
     assert (observed["new_files"], requested) == (1, 0)
     assert source.look() == ({}, 1)
     assert source.look() == ({}, 0), "requested already"
-    source.take_in()
+    source.ingest()
     assert source.look() == ({}, 0)
 
 
-def test_a_request_that_failed_is_made_again_less_and_less_often(tmp_path: Path):
-    source = Source(tmp_path, take_in_new_files=True)
-    source.take_in()
+def test_a_request_that_failed_is_repeated_less_and_less_often(tmp_path: Path):
+    source = Source(tmp_path, ingest_new_files=True)
+    source.ingest()
     source.write("b.jsonl", 1)
     assert [source.look()[1] for _ in range(3)] == [0, 1, 0]
-    source.fail_to_take_in()
+    source.fail_to_ingest()
     assert source.look()[1] == 1
-    source.fail_to_take_in()
+    source.fail_to_ingest()
     assert [source.look()[1] for _ in range(2)] == [0, 1]
-    source.take_in()
+    source.ingest()
     assert source.look() == ({}, 0)
 
 
 def test_a_source_out_of_reach_fails_the_tick_and_names_it(tmp_path: Path):
     source = Source(tmp_path)
-    source.take_in()
+    source.ingest()
     for file in source.folder.iterdir():
         file.unlink()
     source.folder.rmdir()
@@ -135,11 +135,14 @@ def test_a_source_out_of_reach_fails_the_tick_and_names_it(tmp_path: Path):
     assert str(source.folder) in str(error.value.__cause__ or error.value)
 
 
-def test_what_no_check_has_seen_is_checked_and_not_made_again(monkeypatch: pytest.MonkeyPatch):
+def test_what_is_unchecked_is_checked_and_not_materialised_again(monkeypatch: pytest.MonkeyPatch):
     """An upgrade brings a check: it is asked for on each shard alone, and once a day where it crashes."""
     made: list[str] = []
     shards = dg.StaticPartitionsDefinition(["0", "1"])
-    steps = (Step("ingest", "Ingest", ("corpus/rows",), "stale"), Step("train", "Train", ("corpus/model",), "no"))
+    steps = (
+        Step("ingest", "Ingest", ("corpus/rows",), NightlyPolicy.IF_NEEDED),
+        Step("train", "Train", ("corpus/model",)),
+    )
     key = dg.AssetKey(["corpus", "rows"])
 
     @dg.asset(key=key, partitions_def=shards, code_version="1")
@@ -160,7 +163,7 @@ def test_what_no_check_has_seen_is_checked_and_not_made_again(monkeypatch: pytes
     def finite():
         return dg.AssetCheckResult(passed=True)
 
-    sensor = unchecked_sensor(Deployment(automation=True), steps)
+    sensor = unchecked_sensor(Deployment(automation=True), pipeline=steps)
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
 
     def definitions(*checks: Any) -> dg.Definitions:
@@ -263,7 +266,7 @@ def fail_a_run(message: str) -> dg.RunFailureSensorContext:
     ).for_run_failure()
 
 
-def test_a_failed_run_is_told_to_the_webhook(webhook: Webhook):
+def test_a_failed_run_is_posted_to_the_webhook(webhook: Webhook):
     context = fail_a_run("two\nlines and <!channel>")
     sensor = failure_sensor(Deployment(webserver_url="https://dagster.example/"))
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING

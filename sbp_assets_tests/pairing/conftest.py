@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from sbp_assets.pairing.embed import embed, embeddings_frame, load_engine
+from sbp_assets.pairing.embed import Embedder, embed, embeddings_frame
 from sbp_assets.storage.progress import Progress
 
 _SUBJECTS = {
@@ -38,8 +38,13 @@ def documents() -> dict[str, pl.DataFrame]:
 
 
 @pytest.fixture(scope="session")
-def embeddings(documents: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    engine = load_engine("all-MiniLM-L6-v2", "bfloat16", "cpu")
+def embedder() -> Embedder:
+    return Embedder()
+
+
+@pytest.fixture(scope="session")
+def embeddings(documents: dict[str, pl.DataFrame], embedder: Embedder) -> dict[str, pl.DataFrame]:
+    engine = embedder.load("all-MiniLM-L6-v2", "bfloat16", "cpu")
     tables = {}
     for shard, rows in documents.items():
         chosen = rows.filter(pl.col("split") == "unique").sort("id")

@@ -7,32 +7,37 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from sbp_assets.dagster_support.partitions import shards
+from sbp_assets.dagster_support.stage import load_assets, load_checks
+from sbp_assets.definitions import build_resources
 from sbp_assets.pairing import assets, checks
-from sbp_assets.partitions import EXPERIMENT, SHARDS
-from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
+from sbp_assets.settings import Settings
 from sbp_assets_tests.pairing.conftest import make_documents
+from sbp_assets_tests.tiny import tiny_settings
 
 
-@dg.asset(key=["corpus", "documents"], partitions_def=SHARDS, io_manager_key="parquet")
-def documents(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+def stub_documents(settings: Settings) -> dg.AssetsDefinition:
     """Stands in for the corpus stage."""
-    return dg.MaterializeResult(value=make_documents().filter(pl.col("shard") == context.partition_key).drop("shard"))
+
+    @dg.asset(key=["corpus", "documents"], partitions_def=shards(settings), io_manager_key="parquet")
+    def documents(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        rows = make_documents().filter(pl.col("shard") == context.partition_key)
+        return dg.MaterializeResult(value=rows.drop("shard"))
+
+    return documents
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dg.ExecuteInProcessResult]]:
-    base, cache = tmp_path_factory.mktemp("artifacts"), tmp_path_factory.mktemp("cache")
-    resources: dict[str, Any] = {
-        "parquet": ParquetIOManager(str(base), str(cache)),
-        "directory": DirectoryIOManager(str(base), str(cache)),
-    }
-    definitions = [documents, *dg.load_assets_from_modules([assets]), *dg.load_asset_checks_from_modules([checks])]
+    settings = tiny_settings(tmp_path_factory.mktemp("pairing"))
+    resources = build_resources(settings)
+    definitions = [stub_documents(settings), *load_assets(assets, settings), *load_checks(checks, settings)]
     instance = dg.DagsterInstance.ephemeral()
     results: dict[str, list[dg.ExecuteInProcessResult]] = {}
     # In shard order by stage, as a backfill does: the search reads every shard's index.
     for names in (["corpus/documents", "pairing/embeddings"], ["pairing/ann_index"],
                   ["pairing/neighbor_candidates"], ["pairing/neighbor_pairs"]):  # fmt: skip
-        for shard in EXPERIMENT.shard_keys:
+        for shard in settings.experiment.shard_keys:
             selection = dg.AssetSelection.assets(*(name.split("/") for name in names))
             results.setdefault(names[-1], []).append(
                 dg.materialize(
@@ -43,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dg.ExecuteI
 
 
 def metadata_of(result: dg.ExecuteInProcessResult, name: str) -> dict[str, Any]:
-    events = result.asset_materializations_for_node("__".join(name.split("/")))
+    events = result.asset_materializations_for_node(name.split("/")[-1])
     return {key: value.value for key, value in events[0].metadata.items()}
 
 

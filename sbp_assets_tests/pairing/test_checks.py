@@ -16,7 +16,7 @@ from sbp_assets.pairing.checks import (
     check_pairs,
     check_texts,
 )
-from sbp_assets.pairing.embed import embeddings_frame, load_engine, vectors_of
+from sbp_assets.pairing.embed import Embedder, embeddings_frame, vectors_of
 from sbp_assets.pairing.filter import PAIRS_SCHEMA, filter_pairs
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
@@ -39,8 +39,8 @@ def test_embeddings(embeddings: Tables) -> None:
     assert not check_embeddings(pl.concat([table, table[:1]]), table["id"])[0]
 
 
-def test_vectors_of_other_texts(embeddings: Tables, documents: Tables) -> None:
-    engine, settings = load_engine("all-MiniLM-L6-v2", "bfloat16", "cpu"), Pairing()
+def test_vectors_of_other_texts(embeddings: Tables, documents: Tables, embedder: Embedder) -> None:
+    engine, settings = embedder.load("all-MiniLM-L6-v2", "bfloat16", "cpu"), Pairing()
     table, texts = embeddings["00000"], documents["00000"].lazy()
     passed, metadata = check_texts(table, texts, engine, settings, 16)
     assert passed and float(metadata["least_cosine"]) > 0.999, metadata

@@ -11,8 +11,6 @@ from sbp_assets.pairing.filter import (
     filter_pairs,
     histogram,
     histogram_markdown,
-    shared,
-    shingles,
 )
 from sbp_assets.pairing.search import CANDIDATES_SCHEMA
 from sbp_assets.settings import Pairing
@@ -46,14 +44,6 @@ DOCUMENTS = {
     "0": {"a": "one two three four five", "b": "six seven eight nine ten"},
     "1": {"c": "red green blue white black", "d": "one two three four five six"},
 }
-
-
-def test_shingles_are_runs_of_words() -> None:
-    assert len(shingles("a b c d", 3)) == 2
-    assert shingles("A  b\nC", 3) == shingles("a b c", 3)
-    assert len(shingles("a b", 13)) == 1 and shingles("  ", 13) == set()
-    assert shared(shingles("a b c d", 2), shingles("c d e", 2)) == 0.5
-    assert shared(set(), set()) == 1.0
 
 
 def test_bounds_and_near_copies() -> None:

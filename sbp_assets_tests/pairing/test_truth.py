@@ -8,14 +8,15 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.dagster_support.partitions import shards
+from sbp_assets.definitions import build_resources
 from sbp_assets.pairing import assets, checks
 from sbp_assets.pairing.truth import OVERALL, SCHEMA, not_above_chance, pair_truth, truth_problems
-from sbp_assets.partitions import EXPERIMENT, SHARDS
-from sbp_assets.settings import ConceptsSource, FilesSource
-from sbp_assets.storage.io_managers import ParquetIOManager
+from sbp_assets.settings import ConceptsSource, FilesSource, load_settings
+from sbp_assets_tests.tiny import only, tiny_settings
 
 WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=5, attributes=4, facts_per_document=2))
-FIRST, SECOND = SHARDS.get_partition_keys()
+FIRST, SECOND = "00000", "00001"
 
 
 def about(concept: int | None, *ids: str, split: str = "unique") -> pl.DataFrame:
@@ -74,10 +75,10 @@ def test_problems_are_found() -> None:
 
 
 class Upstream(dg.IOManager):
-    """Documents of EXPERIMENT's own world, and every pair of one concept as neighbours."""
+    """Documents of the world of profile tiny, and every pair of one concept as neighbours."""
 
     def __init__(self) -> None:
-        source = EXPERIMENT.truth
+        source = load_settings("tiny", {}).experiment.truth
         assert source
         world = ConceptWorld(source)
         rows = [world.document(number) for number in range(30)]
@@ -97,25 +98,22 @@ class Upstream(dg.IOManager):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_asset_records_the_shares_as_numbers(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not known:
-        corpus = EXPERIMENT.corpus.model_copy(update={"source": FilesSource(path="corpus")})
-        other = EXPERIMENT.model_copy(update={"corpus": corpus})
-        monkeypatch.setattr(assets, "EXPERIMENT", other)
-        monkeypatch.setattr(checks, "EXPERIMENT", other)
+def test_asset_records_the_shares_as_numbers(known: bool, tmp_path: Path) -> None:
+    changes = {} if known else {"experiment.corpus.source": FilesSource(path="corpus")}
+    settings = tiny_settings(tmp_path, changes)
     sources = [
-        dg.AssetSpec(key, partitions_def=SHARDS).with_io_manager_key("upstream")
+        dg.AssetSpec(key, partitions_def=shards(settings)).with_io_manager_key("upstream")
         for key in (["corpus", "documents"], ["pairing", "neighbor_pairs"])
     ]
     result = dg.materialize(
-        [*sources, assets.pairs_against_truth, checks.pairs_beat_chance],
+        [*sources, *only(assets, checks, settings, "pair_truth")],
         selection=dg.AssetSelection.assets(["pairing", "pair_truth"]),
-        resources={"upstream": Upstream(), "parquet": ParquetIOManager(str(tmp_path), str(tmp_path))},
+        resources=build_resources(settings) | {"upstream": Upstream()},
     )
     assert [e.passed for e in result.get_asset_check_evaluations()] == [True]
-    [event] = result.asset_materializations_for_node("pairing__pair_truth")
+    [event] = result.asset_materializations_for_node("pair_truth")
     metadata = {key: value.value for key, value in event.metadata.items()}
-    table = pl.read_parquet(tmp_path / "pairing" / "pair_truth.parquet")
+    table = pl.read_parquet(tmp_path / "data_dir" / "pairing" / "pair_truth.parquet")
     assert dict(table.schema) == SCHEMA
     if known:
         assert metadata["precision"] == metadata["recall"] == 1 > metadata["chance_precision"] > 0

@@ -12,7 +12,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sbp_assets.partitions import EXPERIMENT
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets_tests.pretraining.conftest import World
 
@@ -36,7 +35,7 @@ def test_step_succeeds_with_all_its_checks(world: World, step: str) -> None:
 
 
 def test_every_arm_trained_on_the_same_tokens(world: World) -> None:
-    table = pl.read_parquet(world.root / "data/pretraining/token_budget.parquet")
+    table = pl.read_parquet(world.root / "data_dir/pretraining/token_budget.parquet")
     trained = {metadata(world.results[arm])["tokens"] for arm in ("baseline", "sbp")}
     assert trained == {metadata(world.results["budget"])["tokens_per_arm"]}
     assert table["arm"].to_list() == ["baseline", "sbp", "sbp", "oracle", "oracle", "synthesizer", "synthesizer"]
@@ -62,7 +61,7 @@ def test_the_baseline_ran_in_two_processes(world: World) -> None:
 
 
 def test_an_arm_refuses_a_budget_of_other_tokens(world: World) -> None:
-    path = world.root / "data/pretraining/token_budget.parquet"
+    path = world.root / "data_dir/pretraining/token_budget.parquet"
     table = pl.read_parquet(path)
     table.with_columns(tokens_read=pl.col("tokens_read") + 1).write_parquet(path)
     try:
@@ -100,6 +99,6 @@ def test_check_sees_a_broken_model_directory(world: World, tmp_path: Path) -> No
     assert any("embed_tokens" in problem for problem in model_problems(broken, tokenizer))
     (broken / "config.json").write_text(json.dumps(config))
     (broken / "model.safetensors").write_bytes(b"\x00")
-    assert len(model_problems(broken, tokenizer)) > EXPERIMENT.model.layers
+    assert len(model_problems(broken, tokenizer)) > world.settings.experiment.model.layers
     (broken / "config.json").unlink()
     assert "does not load" in model_problems(broken, tokenizer)[0]

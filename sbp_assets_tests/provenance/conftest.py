@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.ingest import DOCUMENT_SCHEMA
+from sbp_assets.definitions import build_definitions
 from sbp_assets.pretraining.budget import ARMS, arm_rows, plan_arm
+from sbp_assets.provenance.records import graph_of
 from sbp_assets.provenance.store import Asset, Store
 from sbp_assets.settings import Settings, load_settings
 from sbp_assets.storage.token_arrays import write_token_arrays
@@ -36,11 +38,8 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="session")
-def assets() -> dict[str, Asset]:
-    from sbp_assets.definitions import defs
-    from sbp_assets.provenance.records import graph_of
-
-    return graph_of(defs)
+def assets(settings: Settings) -> dict[str, Asset]:
+    return graph_of(build_definitions(settings))
 
 
 def ids(shard: str) -> list[str]:

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from sbp_assets.evaluation.tasks import sample_heldout
 from sbp_assets.pretraining.budget import ARMS, plan_arm
+from sbp_assets.provenance.lookup import Trace, UnknownIdError
 from sbp_assets.provenance.store import NotMaterialisedError, Store
 from sbp_assets.provenance.view import show
-from sbp_assets.provenance.walk import Trace, UnknownIdError, trace
+from sbp_assets.provenance.walk import trace
 from sbp_assets.settings import Settings
 from sbp_assets.storage.remote import RemoteStore, root
 from sbp_assets.storage.token_arrays import TokenArrays

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.concepts import ATTRIBUTES, ConceptWorld
+from sbp_assets.corpus.concept_texts import ATTRIBUTES
+from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.evaluation import contamination
 from sbp_assets.evaluation.comparison import SCORED, compare, with_samples
 from sbp_assets.evaluation.suite import ACCURACIES, SAMPLES_SCHEMA, SCORES_SCHEMA, estimate

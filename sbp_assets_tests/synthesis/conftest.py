@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from sbp_assets.storage.artifacts import content_version
-from sbp_assets.synthesis.engine import Engines, EngineSpec, get_engines, shutdown
+from sbp_assets.synthesis.engine import Engines, EngineSpec, Generator
 
 SPECIAL = ["<|bos|>", "<|eos|>", "<|pad|>", "<|related|>"]
 BOS, EOS, PAD, RELATED = range(4)
@@ -68,17 +68,33 @@ def spec(checkpoint: Path) -> EngineSpec:
     )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _stop_engines() -> Iterator[None]:
-    yield
-    shutdown()
+class BothGenerators(Generator):
+    """One generator per engine, so that a test of the one does not stop the other's, which takes seconds to start."""
+
+    def __init__(self) -> None:
+        self._generators = {"vllm": Generator(), "transformers": Generator()}
+
+    def engines(self, spec: EngineSpec) -> tuple[Engines, bool]:
+        return self._generators[spec.engine].engines(spec)
+
+    def close(self) -> None:
+        for generator in self._generators.values():
+            generator.close()
+
+
+@pytest.fixture(scope="session")
+def generator() -> Iterator[Generator]:
+    """Engines of both kinds, each started by the first test that needs it."""
+    generator = BothGenerators()
+    yield generator
+    generator.close()
 
 
 @pytest.fixture
-def engines(spec: EngineSpec) -> Engines:
+def engines(spec: EngineSpec, generator: Generator) -> Engines:
     """Two running vLLM processes: the start, some 15 seconds, is paid once unless a test ends them."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    return get_engines(spec)[0]
+    return generator.engines(spec)[0]
 
 
 @pytest.fixture(scope="session")
@@ -86,33 +102,7 @@ def transformers_spec(spec: EngineSpec) -> EngineSpec:
     return dataclasses.replace(spec, engine="transformers")
 
 
-@pytest.fixture(scope="session")
-def get_transformers() -> Iterator[Callable[[EngineSpec], tuple[Engines, bool]]]:
-    """`get_engines` for transformers, whose engines live beside those of vLLM: that one would stop them."""
-    running: list[Engines] = []
-
-    def get(spec: EngineSpec) -> tuple[Engines, bool]:
-        if running and running[0].alive and running[0].spec == spec:
-            return running[0], True
-        while running:
-            running.pop().stop()
-        running.append(Engines(spec))
-        return running[0], False
-
-    yield get
-    for engines in running:
-        engines.stop()
-
-
 @pytest.fixture
-def transformers_engines(
-    transformers_spec: EngineSpec,
-    get_transformers: Callable[[EngineSpec], tuple[Engines, bool]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Engines:
-    """Two running processes, which `generate_shard` finds as well."""
-    monkeypatch.setattr(
-        "sbp_assets.synthesis.generate.get_engines",
-        lambda spec: get_transformers(spec) if spec.engine == "transformers" else get_engines(spec),
-    )
-    return get_transformers(transformers_spec)[0]
+def transformers_engines(transformers_spec: EngineSpec, generator: Generator) -> Engines:
+    """Two running processes of the transformers engine."""
+    return generator.engines(transformers_spec)[0]

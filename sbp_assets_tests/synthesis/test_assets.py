@@ -10,14 +10,17 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer
-from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT, SHARDS
+from sbp_assets.dagster_support.partitions import shards
+from sbp_assets.dagster_support.stage import load_assets, load_checks
+from sbp_assets.definitions import build_resources
+from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import content_version
-from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesis import assets, checks
-from sbp_assets.synthesis.engine import Engines, EngineSpec
+from sbp_assets.synthesis.engine import Engines, EngineSpec, Generator
 from sbp_assets.synthesis.quality import expected_rows
 from sbp_assets_tests.synthesis.conftest import CONTEXT
+from sbp_assets_tests.tiny import tiny_settings
 
 FULL, EMPTY = "00000", "00001"
 TEXTS = [f"Document number {number} of the <|eos|> little corpus." for number in range(6)]
@@ -56,50 +59,45 @@ def upstream(checkpoint: Path, tmp_path: Path) -> InPlace:
     return manager
 
 
-@pytest.fixture
-def definitions(spec: EngineSpec, upstream: InPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
-    """The stage's assets and checks, with settings that the running engines fit."""
-    experiment = EXPERIMENT.model_copy(
-        update={
-            "model": EXPERIMENT.model.model_copy(update={"context_length": CONTEXT}),
-            "synthesis": EXPERIMENT.synthesis.model_copy(update={"dtype": spec.dtype}),
-        }
+def settings_of(spec: EngineSpec, root: Path, engine: str = "auto") -> Settings:
+    """Settings that the running engines fit."""
+    return tiny_settings(
+        root,
+        {
+            "experiment.model.context_length": CONTEXT,
+            "experiment.synthesis.dtype": spec.dtype,
+            "deployment.device": spec.device,
+            "deployment.generation_engine": engine,
+            "deployment.engine_processes": spec.processes,
+            "deployment.engine_max_sequences": spec.max_sequences,
+            "deployment.gpu_memory_utilization": spec.gpu_memory_utilization,
+        },
     )
-    deployment = DEPLOYMENT.model_copy(
-        update={
-            "device": spec.device,
-            "engine_processes": spec.processes,
-            "engine_max_sequences": spec.max_sequences,
-            "gpu_memory_utilization": spec.gpu_memory_utilization,
-            "work_dir": str(tmp_path / "work"),
-        }
-    )
-    monkeypatch.setattr(assets, "EXPERIMENT", experiment)
-    monkeypatch.setattr(assets, "DEPLOYMENT", deployment)
+
+
+def definitions_of(settings: Settings, upstream: InPlace, generator: Generator) -> dg.Definitions:
+    """The stage's assets and checks over the upstream artifacts and the running engines."""
+    partitions = shards(settings)
     sources = [
-        dg.AssetSpec(["corpus", "documents"], partitions_def=SHARDS),
-        dg.AssetSpec(["corpus", "tokens"], partitions_def=SHARDS),
+        dg.AssetSpec(["corpus", "documents"], partitions_def=partitions),
+        dg.AssetSpec(["corpus", "tokens"], partitions_def=partitions),
         dg.AssetSpec(["corpus", "tokenizer"]),
         dg.AssetSpec(["synthesizer", "checkpoint"]),
     ]
     return dg.Definitions(
         assets=[
             *(source.with_io_manager_key("in_place") for source in sources),
-            *dg.load_assets_from_modules([assets]),
+            *load_assets(assets, settings),
         ],
-        asset_checks=dg.load_asset_checks_from_modules([checks]),
-        resources={
-            "in_place": upstream,
-            "parquet": ParquetIOManager(str(tmp_path / "data"), cache=str(tmp_path / "cache")),
-            "directory": DirectoryIOManager(str(tmp_path / "data"), cache=str(tmp_path / "cache")),
-        },
+        asset_checks=load_checks(checks, settings),
+        resources=build_resources(settings) | {"in_place": upstream, "generator": generator},
         jobs=[
             dg.define_asset_job(
                 "shard",
                 dg.AssetSelection.assets(
                     ["synthesis", "synthetic_documents"], ["synthesis", "synthetic_tokens"], ["synthesis", "quality"]
                 ),
-                partitions_def=SHARDS,
+                partitions_def=partitions,
             ),
             dg.define_asset_job(
                 "table", dg.AssetSelection.assets(["synthesis", "judgements"], ["synthesis", "quality_table"])
@@ -120,8 +118,14 @@ def instance(upstream: InPlace) -> Iterator[dg.DagsterInstance]:
 
 @pytest.mark.processes
 def test_two_shards_through_dagster(
-    engines: Engines, definitions: dg.Definitions, instance: dg.DagsterInstance, tmp_path: Path
+    engines: Engines,
+    generator: Generator,
+    spec: EngineSpec,
+    upstream: InPlace,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
 ) -> None:
+    definitions = definitions_of(settings_of(spec, tmp_path), upstream, generator)
     results = {
         shard: definitions.resolve_job_def("shard").execute_in_process(instance=instance, partition_key=shard)
         for shard in (FULL, EMPTY)
@@ -133,10 +137,10 @@ def test_two_shards_through_dagster(
         assert all(evaluations.values()), evaluations
     assert len(results[FULL].get_asset_check_evaluations()) == 8
 
-    rows = pl.read_parquet(tmp_path / "data" / "synthesis" / "synthetic_documents" / f"{FULL}.parquet")
+    rows = pl.read_parquet(tmp_path / "data_dir" / "synthesis" / "synthetic_documents" / f"{FULL}.parquet")
     assert set(rows["seed_id"]) == {f"{FULL}-{i}" for i in range(4)} and rows["rollout"].max() > 0
     assert set(rows["engine"]) == {"vllm"}
-    [materialization] = results[FULL].asset_materializations_for_node("synthesis__synthetic_documents")
+    [materialization] = results[FULL].asset_materializations_for_node("synthetic_documents")
     metadata = {key: value.value for key, value in materialization.metadata.items()}
     # Reused where another test of this process has started the same engine.
     assert metadata["engine_reused"] == (metadata["engine_startup_seconds"] == 0)
@@ -144,12 +148,12 @@ def test_two_shards_through_dagster(
     assert metadata["engine"].startswith("vllm 0.")
     assert metadata["share_stop"] + metadata["share_length"] == pytest.approx(1)
     assert "Document number 0" in metadata["preview"] and "synthesis 2" in metadata["preview"]
-    tokens = np.load(tmp_path / "data" / "synthesis" / "synthetic_tokens" / FULL / "tokens.npy")
+    tokens = np.load(tmp_path / "data_dir" / "synthesis" / "synthetic_tokens" / FULL / "tokens.npy")
     assert len(tokens) == rows["n_tokens"].sum()
 
-    empty = pl.read_parquet(tmp_path / "data" / "synthesis" / "synthetic_documents" / f"{EMPTY}.parquet")
+    empty = pl.read_parquet(tmp_path / "data_dir" / "synthesis" / "synthetic_documents" / f"{EMPTY}.parquet")
     assert empty.is_empty() and empty.schema == rows.schema
-    overall = pl.read_parquet(tmp_path / "data" / "synthesis" / "quality_table.parquet")
+    overall = pl.read_parquet(tmp_path / "data_dir" / "synthesis" / "quality_table.parquet")
     assert overall.select("metric", "corpus", "method").rows() == expected_rows(True, judged=False)
     assert overall.filter(metric="repetition", corpus="real")["documents"].item() == 4
     assert overall.filter(metric="duplicates", corpus="synthetic")["sample"].item() == len(rows)
@@ -159,7 +163,9 @@ def test_two_shards_through_dagster(
 def test_a_shard_is_finished_by_the_engine_that_began_it(
     engines: Engines,
     transformers_engines: Engines,
-    definitions: dg.Definitions,
+    generator: Generator,
+    spec: EngineSpec,
+    upstream: InPlace,
     instance: dg.DagsterInstance,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -167,20 +173,20 @@ def test_a_shard_is_finished_by_the_engine_that_began_it(
     """With `auto`, whatever is installed; an engine that is named samples the shard from the beginning."""
 
     def materialise(engine: str, raises: bool = True) -> tuple[pl.DataFrame, dict[str, Any], dg.ExecuteInProcessResult]:
-        monkeypatch.setattr(assets, "DEPLOYMENT", assets.DEPLOYMENT.model_copy(update={"generation_engine": engine}))
+        definitions = definitions_of(settings_of(spec, tmp_path, engine), upstream, generator)
         result = definitions.resolve_job_def("shard").execute_in_process(
             instance=instance, partition_key=FULL, raise_on_error=raises
         )
         red = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
         assert red <= {"syntheses_end_by_themselves"}, "random weights seldom end a text"
-        events = result.asset_materializations_for_node("synthesis__synthetic_documents") if result.success else []
+        events = result.asset_materializations_for_node("synthetic_documents") if result.success else []
         metadata = {key: value.value for event in events for key, value in event.metadata.items()}
-        return pl.read_parquet(tmp_path / f"data/synthesis/synthetic_documents/{FULL}.parquet"), metadata, result
+        return pl.read_parquet(tmp_path / f"data_dir/synthesis/synthetic_documents/{FULL}.parquet"), metadata, result
 
     begun, metadata, _ = materialise("transformers")
     assert set(begun["engine"]) == {"transformers"} and metadata["engine"].startswith("transformers 5.")
     # As a kill leaves it: vLLM, which is installed here, is not what goes on.
-    [ledgers] = (tmp_path / "work" / "synthesis" / FULL).iterdir()
+    [ledgers] = (tmp_path / "work_dir" / "synthesis" / FULL).iterdir()
     for path in ledgers.glob("*.jsonl"):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     again, metadata, _ = materialise("auto")
@@ -191,7 +197,7 @@ def test_a_shard_is_finished_by_the_engine_that_began_it(
     assert set(other["engine"]) == {"vllm"} and metadata["resumed"] == 0
     assert other["sampling_seed"].head(3).to_list() == begun["sampling_seed"].head(3).to_list()
     assert not other["text"].equals(begun["text"])
-    [ledgers] = (tmp_path / "work" / "synthesis" / FULL).iterdir()
+    [ledgers] = (tmp_path / "work_dir" / "synthesis" / FULL).iterdir()
     for path in ledgers.glob("*.jsonl"):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     monkeypatch.setattr("sbp_assets.synthesis.generate.installed", lambda engine: engine != "vllm")

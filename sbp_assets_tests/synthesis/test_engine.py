@@ -21,12 +21,15 @@ from sbp_assets.synthesis.engine import (
     EngineError,
     Engines,
     EngineSpec,
+    Generator,
     Request,
     Sampling,
     default_engine,
 )
-from sbp_assets.synthesis.generate import Ledger, Outcome, generate_shard
+from sbp_assets.synthesis.generate import Outcome, generate_shard
+from sbp_assets.synthesis.ledger import Ledger
 from sbp_assets_tests.synthesis.conftest import BOS, CONTEXT, EOS, RELATED
+from sbp_assets_tests.synthesis.test_generate import NeverStarted
 
 BOTH = pytest.mark.parametrize("kind", ["vllm", "transformers"])
 
@@ -39,16 +42,18 @@ def byte_tokens(texts: list[str]) -> list[int]:
     return [len(text.encode()) + 2 for text in texts]
 
 
-def shard(directory: Path, spec: EngineSpec, budget: int) -> tuple[Outcome, Ledger]:
+def shard(generator: Generator, directory: Path, spec: EngineSpec, budget: int) -> tuple[Outcome, Ledger]:
     ledger = Ledger(directory, byte_tokens)
     with Progress("test", "tokens", budget) as progress:
-        outcome = generate_shard(PROMPTS, budget, 40, spec, SETTINGS, EOS, ledger, progress)
+        outcome = generate_shard(PROMPTS, budget, 40, generator, spec, SETTINGS, EOS, ledger, progress)
     return outcome, ledger
 
 
-def test_two_engines_share_the_work_and_seeds_fix_the_text(engines: Engines, spec: EngineSpec, tmp_path: Path) -> None:
-    first, _ = shard(tmp_path / "a" / "f", spec, 1500)
-    again, _ = shard(tmp_path / "b" / "f", spec, 1500)
+def test_two_engines_share_the_work_and_seeds_fix_the_text(
+    engines: Engines, generator: Generator, spec: EngineSpec, tmp_path: Path
+) -> None:
+    first, _ = shard(generator, tmp_path / "a" / "f", spec, 1500)
+    again, _ = shard(generator, tmp_path / "b" / "f", spec, 1500)
     assert len(set(engines.pids)) == 2
     assert again.engine_reused and again.startup_seconds == 0
     written = [path for path in (tmp_path / "a" / "f").iterdir() if path.stat().st_size]
@@ -104,10 +109,12 @@ def test_both_engines_write_the_likeliest_text_alike(
 
 @pytest.mark.processes
 @BOTH
-def test_killed_worker_loses_and_repeats_nothing(kind: str, either: Engines, tmp_path: Path) -> None:
+def test_killed_worker_loses_and_repeats_nothing(
+    kind: str, either: Engines, generator: Generator, tmp_path: Path
+) -> None:
     """Kill -9 one engine in the middle: a clear error, then the rest is sampled and the rows are the same."""
     budget, spec = 6000, either.spec
-    whole, _ = shard(tmp_path / "whole" / "f", spec, budget)
+    whole, _ = shard(generator, tmp_path / "whole" / "f", spec, budget)
     directory = tmp_path / "killed" / "f"
     victim = either.pids[1]
 
@@ -119,7 +126,7 @@ def test_killed_worker_loses_and_repeats_nothing(kind: str, either: Engines, tmp
     killer = threading.Thread(target=kill_once_some_are_done)
     killer.start()
     with pytest.raises(EngineError, match=rf"engine process \({kind}\) died.*run this partition again"):
-        shard(directory, spec, budget)
+        shard(generator, directory, spec, budget)
     killer.join()
     before = {}
     for path in directory.glob("*.jsonl"):
@@ -133,7 +140,7 @@ def test_killed_worker_loses_and_repeats_nothing(kind: str, either: Engines, tmp
         stream.write('{"seed_id": "d00", "rol')
 
     # On another number of engines, which is deployment and changes nothing.
-    outcome, _ = shard(directory, dataclasses.replace(spec, processes=1), budget)
+    outcome, _ = shard(generator, directory, dataclasses.replace(spec, processes=1), budget)
     assert outcome.resumed == len(before)
     assert outcome.engine_reused is False, "a dead engine is started again"
     recorded = [
@@ -150,7 +157,7 @@ def test_killed_worker_loses_and_repeats_nothing(kind: str, either: Engines, tmp
     assert outcome.rows.equals(whole.rows)
 
 
-def test_finished_ledger_needs_no_engine(spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_ledger_needs_no_engine(spec: EngineSpec, tmp_path: Path) -> None:
     ledger = tmp_path / "f" / "000000-x-engine0.jsonl"
     ledger.parent.mkdir()
     rows = [
@@ -158,8 +165,7 @@ def test_finished_ledger_needs_no_engine(spec: EngineSpec, tmp_path: Path, monke
         for seed_id in sorted(PROMPTS)
     ]
     ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr("sbp_assets.synthesis.generate.get_engines", lambda spec: pytest.fail("an engine was started"))
-    outcome, _ = shard(ledger.parent, spec, 60)
+    outcome, _ = shard(NeverStarted(), ledger.parent, spec, 60)
     assert outcome.rows["n_tokens"].to_list() == [6] * 10
     assert outcome.discarded == 2 and outcome.startup_seconds is None
 

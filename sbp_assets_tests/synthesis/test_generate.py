@@ -8,32 +8,27 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.settings import Synthesis
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesis import generate
-from sbp_assets.synthesis.engine import EngineError, EngineSpec
+from sbp_assets.synthesis.engine import EngineError, Engines, EngineSpec, Generator
 from sbp_assets.synthesis.generate import (
-    Ledger,
+    SEQUENCES_PER_WAVE,
     Outcome,
     SynthesisError,
     budget_prefix,
-    engine_of_shard,
-    fingerprint,
     generate_shard,
     next_wave,
     request_order,
     sampling_seed,
 )
+from sbp_assets.synthesis.ledger import Ledger
+from sbp_assets_tests.synthesis.test_ledger import RECORD, count_bytes
 
 # Of the engine that is installed everywhere; stand-ins take its place here.
 SPEC = EngineSpec("transformers", Path("model"), "v1", 64, "float32", "cpu", 2, 4, 0.9)
-
-
-def byte_tokens(texts: list[str]) -> list[int]:
-    return [len(text.encode()) + 2 for text in texts]
 
 
 def outputs(salt: int, key: tuple[str, int]) -> str:
@@ -70,12 +65,28 @@ class PureEngines:
         poll()
 
 
-def run(directory: Path, engines: PureEngines, seeds: list[str], budget: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(generate, "get_engines", lambda spec: (engines, False))
+class Running:
+    """A generator whose engines run already."""
+
+    def __init__(self, engines: PureEngines) -> None:
+        self._engines = engines
+
+    def engines(self, spec: EngineSpec) -> tuple[PureEngines, bool]:
+        return self._engines, False
+
+
+class NeverStarted(Generator):
+    """A generator that no test should ask for engines."""
+
+    def engines(self, spec: EngineSpec) -> tuple[Engines, bool]:
+        pytest.fail("an engine was started")
+
+
+def run(directory: Path, engines: PureEngines, seeds: list[str], budget: int):
     with Progress("test", "tokens", seconds=1e9) as progress:
         prompts = {seed: [0, 1] for seed in seeds}
-        ledger = Ledger(directory, byte_tokens)
-        return generate_shard(prompts, budget, 15, SPEC, Synthesis(), 1, ledger, progress)
+        ledger = Ledger(directory, count_bytes)
+        return generate_shard(prompts, budget, 15, Running(engines), SPEC, Synthesis(), 1, ledger, progress)
 
 
 def test_request_order_is_rollout_by_rollout() -> None:
@@ -114,20 +125,18 @@ def test_prefix_is_shortest_and_ignores_completion_order(lengths, seeds, budget,
     budget=st.integers(0, 1500),
     kills=st.lists(st.integers(0, 40), max_size=4),
 )
+@settings(deadline=None)  # It writes and reads files: how long that takes says nothing.
 def test_rows_are_a_pure_function_of_the_outputs(tmp_path_factory, salt, seeds, budget, kills) -> None:
     """Whatever the order of completion, and however often a run is killed, the rows are the same."""
     ids = [f"d{number}" for number in range(seeds)]
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        whole = run(
-            tmp_path_factory.mktemp("whole") / "f", PureEngines(salt, random.Random(1)), ids, budget, monkeypatch
-        )
-        directory = tmp_path_factory.mktemp("killed") / "f"
-        asked: list[tuple[str, int]] = []
-        for attempt, kill in enumerate([*kills, None]):
-            engines = PureEngines(salt, random.Random(attempt), kill)
-            with suppress(RuntimeError):
-                outcome = run(directory, engines, ids, budget, monkeypatch)
-            asked += engines.asked
+    whole = run(tmp_path_factory.mktemp("whole") / "f", PureEngines(salt, random.Random(1)), ids, budget)
+    directory = tmp_path_factory.mktemp("killed") / "f"
+    asked: list[tuple[str, int]] = []
+    for attempt, kill in enumerate([*kills, None]):
+        engines = PureEngines(salt, random.Random(attempt), kill)
+        with suppress(RuntimeError):
+            outcome = run(directory, engines, ids, budget)
+        asked += engines.asked
     assert outcome.rows.equals(whole.rows)
     assert len(asked) == len(set(asked)), "nothing is sampled twice"
     tokens = outcome.rows["n_tokens"]
@@ -136,14 +145,14 @@ def test_rows_are_a_pure_function_of_the_outputs(tmp_path_factory, salt, seeds, 
     assert (outcome.rows["text"].str.len_chars() > 0).all()
 
 
-def test_waves_discard_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = run(tmp_path / "f", PureEngines(0, random.Random(0)), ["a", "b", "c"], 20_000, monkeypatch)
+def test_waves_discard_little(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "f", PureEngines(0, random.Random(0)), ["a", "b", "c"], 20_000)
     assert outcome.discarded < 0.05 * outcome.requests
 
 
 def test_next_wave_fills_holes_first() -> None:
     assert next_wave(["a", "b"], {("a", 0): 10, ("a", 1): 10}, 30, 10, 1, 100)[0] == ("b", 0)
-    assert len(next_wave(["a"], {}, 10**9, 10, 1, 2)) == generate.SEQUENCES_PER_WAVE * 2
+    assert len(next_wave(["a"], {}, 10**9, 10, 1, 2)) == SEQUENCES_PER_WAVE * 2
 
 
 def test_sampling_seeds_are_stable_and_differ() -> None:
@@ -152,101 +161,53 @@ def test_sampling_seeds_are_stable_and_differ() -> None:
     assert len(seeds) == 200 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_fingerprint_changes_with_what_is_sampled_only() -> None:
-    base = fingerprint("v1", Synthesis(), 100, 256, "vllm")
-    assert fingerprint("v1", Synthesis(quality_sample=7), 100, 256, "vllm") == base
-    assert base not in {
-        fingerprint("v2", Synthesis(), 100, 256, "vllm"),
-        fingerprint("v1", Synthesis(temperature=0.9), 100, 256, "vllm"),
-        fingerprint("v1", Synthesis(salt="other"), 100, 256, "vllm"),
-        fingerprint("v1", Synthesis(), 99, 256, "vllm"),
-        fingerprint("v1", Synthesis(), 100, 128, "vllm"),
-        fingerprint("v1", Synthesis(), 100, 256, "transformers"),
-    }
-
-
-def test_ledgers_from_before_there_were_two_engines_are_those_of_vllm() -> None:
-    assert fingerprint("v1", Synthesis(), 100, 256, "vllm") == "6e9cfe0cedce707f"
-
-
-FINGERPRINTS = {"vllm": "f-vllm", "transformers": "f-transformers"}
-RECORD = {"seed_id": "a", "rollout": 0, "sampling_seed": 1, "text": "kept", "finish_reason": "stop"}
-
-
-@pytest.mark.parametrize("here", ["vllm", "transformers"])
-def test_auto_goes_on_with_the_engine_that_began_the_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str
-) -> None:
-    """`here`: what auto would begin a shard with."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in (here, "transformers") else None)
-    other = "transformers" if here == "vllm" else "vllm"
-    assert engine_of_shard(tmp_path, "auto", FINGERPRINTS) == here
-    for setting in ("vllm", "transformers"):
-        assert engine_of_shard(tmp_path, setting, FINGERPRINTS) == setting, "asked for, here or not"
-    Ledger(tmp_path / "older settings", byte_tokens).session_files(1)[0].write_text(json.dumps(RECORD) + "\n")
-    file = Ledger(tmp_path / FINGERPRINTS[other], byte_tokens).session_files(1)[0]
-    assert engine_of_shard(tmp_path, "auto", FINGERPRINTS) == here
-    file.write_text(json.dumps(RECORD)[:-3])
-    assert engine_of_shard(tmp_path, "auto", FINGERPRINTS) == here, "nothing is finished in a torn file"
-    file.write_text(json.dumps(RECORD) + "\n")
-    assert engine_of_shard(tmp_path, "auto", FINGERPRINTS) == other
-    for setting in ("vllm", "transformers"):
-        assert engine_of_shard(tmp_path, setting, FINGERPRINTS) == setting
-
-
 def test_a_shard_whose_engine_is_gone_says_so_where_it_is_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    ledger = Ledger(tmp_path / "00007" / "f", byte_tokens)
+    ledger = Ledger(tmp_path / "00007" / "f", count_bytes)
     ledger.session_files(1)[0].write_text(json.dumps(RECORD) + "\n")
     ledger.refresh()
     spec = dataclasses.replace(SPEC, engine="vllm")
 
     def finish(budget: int) -> Outcome:
         with Progress("test", "tokens") as progress:
-            return generate_shard({"a": [0, 1]}, budget, 5, spec, Synthesis(), 1, ledger, progress)
+            return generate_shard({"a": [0, 1]}, budget, 5, NeverStarted(), spec, Synthesis(), 1, ledger, progress)
 
     assert finish(6).rows["engine"].to_list() == ["vllm"], "finished without an engine"
     other = tmp_path / "00007" / "of-transformers"
     other.mkdir()
-    with pytest.raises(EngineError, match=r"00007 was begun by vllm \(1 syntheses\).*VLLM=auto.*=transformers"):
+    with pytest.raises(EngineError, match=r"00007 was begun by vllm \(1 finished\).*VLLM=auto.*=transformers"):
         finish(7)
     assert other.exists(), "nothing has taken its place"
 
 
-def test_ledger_drops_torn_lines_and_other_synthesizers(tmp_path: Path) -> None:
-    other = tmp_path / "00000" / "old"
-    other.mkdir(parents=True)
-    record = {"seed_id": "a", "rollout": 0, "sampling_seed": 1, "text": "kept", "finish_reason": "stop"}
-    (other / "000000-x-engine0.jsonl").write_text(json.dumps(record | {"text": "of another synthesizer"}) + "\n")
-    mine = tmp_path / "00000" / "new"
-    mine.mkdir()
-    torn = json.dumps(record | {"rollout": 1})
-    (mine / "000000-x-engine0.jsonl").write_text(json.dumps(record) + "\n" + torn[:-9] + "\n" + torn[:-3])
-    ledger = Ledger(mine, byte_tokens)
-    assert list(ledger.finished) == [("a", 0)] and ledger.finished["a", 0].n_tokens == 6
-    assert other.exists(), "kept until this one is sampled"
-    ledger.remove_others()
-    assert not other.exists() and mine.exists()
-    assert all(not path.exists() for path in ledger.session_files(2)), "a torn file is never continued"
-
-
 def test_impossible_shards_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SynthesisError, match="no seed document"):
-        run(tmp_path / "a", PureEngines(0, random.Random(0)), [], 10, monkeypatch)
+        run(tmp_path / "a", PureEngines(0, random.Random(0)), [], 10)
     monkeypatch.setattr(f"{__name__}.outputs", lambda salt, key: " ")
     with pytest.raises(SynthesisError, match="all empty"):
-        run(tmp_path / "b", PureEngines(0, random.Random(0)), ["a"], 10, monkeypatch)
+        run(tmp_path / "b", PureEngines(0, random.Random(0)), ["a"], 10)
     with (
         Progress("test", "tokens") as progress,
         pytest.raises(SynthesisError, match=r"document long.*max_document_tokens"),
     ):
-        generate_shard({"long": [0] * 64}, 10, 1, SPEC, Synthesis(), 1, Ledger(tmp_path / "c", byte_tokens), progress)
+        generate_shard(
+            {"long": [0] * 64},
+            10,
+            1,
+            NeverStarted(),
+            SPEC,
+            Synthesis(),
+            1,
+            Ledger(tmp_path / "c", count_bytes),
+            progress,
+        )
 
 
-def test_empty_shard_gives_an_empty_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "get_engines", lambda spec: pytest.fail("an engine was started"))
+def test_empty_shard_gives_an_empty_table(tmp_path: Path) -> None:
     with Progress("test", "tokens") as progress:
-        outcome = generate_shard({}, 0, 0.0, SPEC, Synthesis(), 1, Ledger(tmp_path / "f", byte_tokens), progress)
+        outcome = generate_shard(
+            {}, 0, 0.0, NeverStarted(), SPEC, Synthesis(), 1, Ledger(tmp_path / "f", count_bytes), progress
+        )
     assert outcome.rows.is_empty() and outcome.rows.schema["n_tokens"].is_integer()

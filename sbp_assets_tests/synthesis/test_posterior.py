@@ -10,12 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sbp_assets.corpus.concepts import ATTRIBUTES, ConceptWorld
+from sbp_assets.corpus.concept_texts import ATTRIBUTES
+from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.tokenizer import encode_documents, train_tokenizer
+from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.dagster_support.preview import table_preview
-from sbp_assets.partitions import EXPERIMENT, SHARDS
+from sbp_assets.definitions import build_resources
 from sbp_assets.settings import ConceptsSource, FilesSource
-from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesis import assets, checks
 from sbp_assets.synthesis.posterior import (
@@ -34,8 +35,10 @@ from sbp_assets.synthesis.posterior import (
     posterior_table,
     table_problems,
 )
+from sbp_assets_tests.tiny import only, tiny_settings
 
 WORLD = ConceptWorld(ConceptsSource(documents=400, concepts=40, attributes=6, facts_per_document=2, seed=3))
+SHARD_KEYS = ["00000", "00001"]
 TEXTS = [WORLD.document(number)["text"] for number in range(400)]
 CHANCE = 1 / 12
 
@@ -142,8 +145,8 @@ def test_statements_are_grouped_by_what_the_synthesizer_could_know():
 
 
 def test_of_no_statements_nothing_is_claimed():
-    for shards in ([], [grade(Learner(WORLD), {}, pl.DataFrame(schema={"seed_id": pl.String, "text": pl.String}))]):
-        table = posterior_table(shards, WORLD)
+    for graded in ([], [grade(Learner(WORLD), {}, pl.DataFrame(schema={"seed_id": pl.String, "text": pl.String}))]):
+        table = posterior_table(graded, WORLD)
         assert table["group"].to_list() == list(DEFINITIONS)
         assert table["statements"].sum() == 0 and table["accuracy"].null_count() == len(table)
         assert not leak_problems(table) and not copying_problems(table) and not table_problems(table)
@@ -293,7 +296,7 @@ def artifacts(tmp_path: Path) -> Path:
     """What the asset reads: D is 20 of the world's documents per shard, syntheses know D, or all the world's facts."""
     tokenizer = train_tokenizer(TEXTS, 512)
     tokenizer.save_pretrained(tmp_path / "corpus/tokenizer")
-    for number, shard in enumerate(EXPERIMENT.shard_keys):
+    for number, shard in enumerate(SHARD_KEYS):
         texts = TEXTS[20 * number : 20 * number + 20]
         documents = pl.DataFrame({"id": [f"{shard}-{i}" for i in range(20)], "split": ["unique"] * 20})
         encoded = encode_documents(tokenizer, texts)
@@ -302,16 +305,15 @@ def artifacts(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("knows", ["D", "everything", "nothing"])
-def test_the_asset_and_its_checks(artifacts: Path, knows: str, monkeypatch: pytest.MonkeyPatch):
-    shards = EXPERIMENT.shard_keys
-    learner = learner_of(*TEXTS[: 20 * len(shards)])
+def test_the_asset_and_its_checks(artifacts: Path, knows: str):
+    learner = learner_of(*TEXTS[: 20 * len(SHARD_KEYS)])
     known = {"D": set(learner.facts), "everything": set(learner_of(*TEXTS).facts), "nothing": set()}[knows]
-    for number, shard in enumerate(shards):
+    for number, shard in enumerate(SHARD_KEYS):
         texts = TEXTS[20 * number : 20 * number + 20]
         rows = syntheses(known, {f"{shard}-{i}": Seed(text, text) for i, text in enumerate(texts)}, number)
         (artifacts / "synthesis/synthetic_documents").mkdir(parents=True, exist_ok=True)
         rows.write_parquet(artifacts / f"synthesis/synthetic_documents/{shard}.parquet")
-    result, table = materialise(artifacts, WORLD.source, monkeypatch)
+    result, table = materialise(artifacts, WORLD.source)
     outcomes = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
     assert outcomes == {
         "unknown_facts_are_at_chance": knows != "everything",
@@ -326,21 +328,18 @@ def test_the_asset_and_its_checks(artifacts: Path, knows: str, monkeypatch: pyte
     assert [column.name for column in columns] == table.columns
 
 
-def test_without_a_known_truth_the_table_is_empty(artifacts: Path, monkeypatch: pytest.MonkeyPatch):
-    for shard in EXPERIMENT.shard_keys:
+def test_without_a_known_truth_the_table_is_empty(artifacts: Path):
+    for shard in SHARD_KEYS:
         path = artifacts / f"synthesis/synthetic_documents/{shard}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pl.DataFrame({"seed_id": [f"{shard}-0"], "text": ["Some text."]}).write_parquet(path)
-    result, table = materialise(artifacts, FilesSource(path="here"), monkeypatch)
+    result, table = materialise(artifacts, FilesSource(path="here"))
     assert table.is_empty() and table.schema == SCHEMA
     assert all(e.passed for e in result.get_asset_check_evaluations())
 
 
-def materialise(
-    artifacts: Path, source: ConceptsSource | FilesSource, monkeypatch: pytest.MonkeyPatch
-) -> tuple[dg.ExecuteInProcessResult, pl.DataFrame]:
-    experiment = EXPERIMENT.model_copy(update={"corpus": EXPERIMENT.corpus.model_copy(update={"source": source})})
-    monkeypatch.setattr(assets, "EXPERIMENT", experiment)
+def materialise(store: Path, source: ConceptsSource | FilesSource) -> tuple[dg.ExecuteInProcessResult, pl.DataFrame]:
+    settings = tiny_settings(store, {"experiment.corpus.source": source, "deployment.data_dir": str(store)})
 
     def upstream(stage: str, name: str, manager: str, partitions: dg.PartitionsDefinition | None) -> dg.AssetSpec:
         return dg.AssetSpec([stage, name], partitions_def=partitions).with_io_manager_key(manager)
@@ -348,18 +347,13 @@ def materialise(
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize(
             [
-                upstream("corpus", "tokens", "directory", SHARDS),
+                upstream("corpus", "tokens", "directory", shards(settings)),
                 upstream("corpus", "tokenizer", "directory", None),
-                upstream("synthesis", "synthetic_documents", "parquet", SHARDS),
-                assets.posterior_predictive,
-                checks.unknown_facts_are_at_chance,
-                checks.restated_facts_are_above_chance,
+                upstream("synthesis", "synthetic_documents", "parquet", shards(settings)),
+                *only(assets, checks, settings, "posterior_predictive"),
             ],
             instance=instance,
-            resources={
-                "parquet": ParquetIOManager(str(artifacts), cache=""),
-                "directory": DirectoryIOManager(str(artifacts), cache=""),
-            },
+            resources=build_resources(settings),
             selection=dg.AssetSelection.assets(["synthesis", "posterior_predictive"]),
         )
-    return result, pl.read_parquet(artifacts / "synthesis/posterior_predictive.parquet")
+    return result, pl.read_parquet(store / "synthesis/posterior_predictive.parquet")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.corpus.dedup import jaccard, normalise, shingles
+from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
 from sbp_assets.settings import ConceptsSource, Dedup
 from sbp_assets.synthesis.judge import judged_rows
 from sbp_assets.synthesis.quality import (
@@ -79,7 +79,7 @@ def test_duplicates_exact_near_and_neither_also_across_batches() -> None:
     st.lists(st.lists(st.sampled_from("abcd"), max_size=8).map(" ".join), max_size=12), st.sampled_from([0.5, 0.8, 1.0])
 )
 def test_duplicates_equal_the_comparison_of_all_pairs(texts: list[str], threshold: float) -> None:
-    sets = [shingles(normalise(text), 2) for text in texts]
+    sets = [segmented_shingles(normalise(text), 2) for text in texts]
     expected = [any(jaccard(a, b) >= threshold for b in sets[:number]) for number, a in enumerate(sets)]
     assert flags_of([texts], 2, threshold) == expected
 

@@ -9,12 +9,13 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.partitions import DEPLOYMENT, EXPERIMENT, SHARDS
-from sbp_assets.settings import FilesSource, Judge
-from sbp_assets.storage.io_managers import ParquetIOManager
+from sbp_assets.dagster_support.partitions import shards
+from sbp_assets.definitions import build_resources
+from sbp_assets.settings import ConceptsSource, FilesSource, Judge
 from sbp_assets.synthesis import assets, checks
 from sbp_assets.synthesis.quality import REAL, SYNTHETIC, expected_rows
 from sbp_assets_tests.synthesis.test_judge import FACTUAL, FALSE, KEY, Reply, completion, failure, serve
+from sbp_assets_tests.tiny import only, tiny_settings
 
 __all__ = ["serve"]  # a fixture
 
@@ -24,11 +25,10 @@ QUALITY, JUDGEMENTS, TABLE = (["synthesis", name] for name in ("quality", "judge
 class Upstream(dg.IOManager):
     """Two shards of three documents of D each, the oracle's besides; the first shard's first synthesis is a copy."""
 
-    def __init__(self) -> None:
-        assert EXPERIMENT.truth
-        world = ConceptWorld(EXPERIMENT.truth)
+    def __init__(self, source: ConceptsSource, shard_keys: list[str]) -> None:
+        world = ConceptWorld(source)
         self.documents, self.syntheses = {}, {}
-        for number, shard in enumerate(SHARDS.get_partition_keys()):
+        for number, shard in enumerate(shard_keys):
             rows = [world.document(10 * number + n) for n in range(5)]
             documents = pl.DataFrame(rows).select("id", "text", split=pl.Series(["unique"] * 3 + ["oracle"] * 2))
             ids = documents["id"].to_list()
@@ -48,45 +48,45 @@ class Upstream(dg.IOManager):
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def start(truth: bool, judge: Judge | None, url: str | None = None) -> dict[str, Any]:
         """Metadata of the judgements and the table; the table; whether each check passed."""
-        corpus = EXPERIMENT.corpus if truth else EXPERIMENT.corpus.model_copy(update={"source": FilesSource(path="x")})
-        synthesis = EXPERIMENT.synthesis.model_copy(update={"judge": judge})
-        experiment = EXPERIMENT.model_copy(update={"corpus": corpus, "synthesis": synthesis})
-        deployment = DEPLOYMENT.model_copy(
-            update={"work_dir": str(tmp_path / "work"), "judge_url": url, "judge_retries": 0}
-        )
-        for module in (assets, checks):
-            monkeypatch.setattr(module, "EXPERIMENT", experiment)
-        monkeypatch.setattr(assets, "DEPLOYMENT", deployment)
+        changes = {"experiment.synthesis.judge": judge, "deployment.judge_url": url, "deployment.judge_retries": 0}
+        source = tiny_settings(tmp_path).experiment.truth
+        assert source
+        if not truth:
+            changes["experiment.corpus.source"] = FilesSource(path="x")
+        settings = tiny_settings(tmp_path, changes)
+        keys = settings.experiment.shard_keys
         parts: dict[str, Any] = {
-            "resources": {"upstream": Upstream(), "parquet": ParquetIOManager(str(tmp_path), str(tmp_path / "cache"))},
+            "resources": build_resources(settings) | {"upstream": Upstream(source, keys)},
             "instance": dg.DagsterInstance.ephemeral(),
         }
         sources = [
-            dg.AssetSpec(key, partitions_def=SHARDS).with_io_manager_key("upstream")
+            dg.AssetSpec(key, partitions_def=shards(settings)).with_io_manager_key("upstream")
             for key in (["corpus", "documents"], ["synthesis", "synthetic_documents"])
         ]
         everything = [
-            *sources, assets.quality, assets.judgements, assets.quality_table,
-            checks.quality_is_valid, checks.judgements_are_valid, checks.judge_has_answered,
-            checks.quality_table_is_valid,
-        ]  # fmt: skip
+            *sources,
+            *only(assets, checks, settings, "quality", "judgements", "quality_table"),
+        ]
         results = [
             dg.materialize(everything, selection=dg.AssetSelection.assets(QUALITY), partition_key=shard, **parts)
-            for shard in SHARDS.get_partition_keys()
+            for shard in keys
         ]
         results.append(dg.materialize(everything, selection=dg.AssetSelection.assets(JUDGEMENTS, TABLE), **parts))
         metadata = {
             key[-1]: {
                 name: value.value
-                for name, value in results[-1].asset_materializations_for_node("__".join(key))[0].metadata.items()
+                for name, value in results[-1].asset_materializations_for_node(key[-1])[0].metadata.items()
             }
             for key in (JUDGEMENTS, TABLE)
         }
         passed = {e.check_name: e.passed for result in results for e in result.get_asset_check_evaluations()}
-        return metadata | {"table": pl.read_parquet(tmp_path / "synthesis" / "quality_table.parquet"), "passed": passed}
+        return metadata | {
+            "table": pl.read_parquet(tmp_path / "data_dir/synthesis/quality_table.parquet"),
+            "passed": passed,
+        }
 
     return start
 

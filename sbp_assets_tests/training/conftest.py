@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import strategies as st
 
 from sbp_assets.corpus.tokenizer import encode_documents, train_tokenizer
 from sbp_assets.settings import Model, Optimizer
@@ -16,10 +17,18 @@ from sbp_assets.training.launch import training_command, training_environment
 from sbp_assets.training.spec import ExamplesData, Source, StreamData, TrainingSpec
 
 VOCAB = 320
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 MODEL = Model(
     hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=32, intermediate_size=64, context_length=64,
 )  # fmt: skip
 OPTIMIZER = Optimizer(learning_rate=1e-2, tokens_per_step=256)
+
+
+def write_documents(directory: Path, counts: list[int], first_id: int, **columns: list) -> Source:
+    """Documents of `counts` tokens; every token of document i is first_id + i, so that a reader knows whose it is."""
+    documents = pl.DataFrame({"id": [str(i) for i in range(len(counts))], **columns})
+    write_token_arrays(directory, documents, [np.full(n, first_id + i) for i, n in enumerate(counts)], 60_000)
+    return Source(directory=directory)
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

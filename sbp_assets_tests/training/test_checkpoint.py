@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from sbp_assets.training import loop
 from sbp_assets.training.checkpoint import CheckpointMismatch, load_checkpoint, save_checkpoint
-from sbp_assets.training.loop import World, train
+from sbp_assets.training.loop import train
+from sbp_assets.training.parallel import World
 from sbp_assets.training.spec import Source, StreamData, TrainingSpec
 from sbp_assets.training.worker import run
 from sbp_assets_tests.training.conftest import Launch
@@ -111,7 +112,7 @@ def test_lost_best_weights_are_told_at_the_resume(spec: TrainingSpec, monkeypatc
     interrupted(spec, 9, monkeypatch)
     for path in spec.work_dir.glob("best-*"):
         path.unlink()
-    with pytest.raises(CheckpointMismatch, match="is gone"):
+    with pytest.raises(CheckpointMismatch, match="is missing"):
         run(spec)
 
 

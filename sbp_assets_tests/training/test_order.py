@@ -2,30 +2,22 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.storage.token_arrays import write_token_arrays
-from sbp_assets.training.order import IGNORED, Documents, ExamplesOrder, Rows, StreamOrder, heldout_rows
-from sbp_assets.training.spec import ExamplesData, Source, StreamData
+from sbp_assets.training.order import ExamplesOrder, StreamOrder
+from sbp_assets.training.rows import IGNORED, Rows
+from sbp_assets.training.spec import ExamplesData, StreamData
+from sbp_assets_tests.training.conftest import LENGTHS, write_documents
 
 CONTEXT = 16
-lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
-
-
-def write(directory: Path, counts: list[int], first_id: int, **columns: list) -> Source:
-    """Documents of `counts` tokens; every token of document i is first_id + i, so that a reader knows whose it is."""
-    documents = pl.DataFrame({"id": [str(i) for i in range(len(counts))], **columns})
-    write_token_arrays(directory, documents, [np.full(n, first_id + i) for i, n in enumerate(counts)], 60_000)
-    return Source(directory=directory)
 
 
 def stream(tmp: Path, repeated: list[int], once: list[int], passes: int, seed: int = 0) -> StreamOrder:
     data = StreamData(
-        repeated=[write(tmp / "repeated", repeated, 100)] if repeated else [],
-        once=[write(tmp / "once", once, 1000)] if once else [],
+        repeated=[write_documents(tmp / "repeated", repeated, 100)] if repeated else [],
+        once=[write_documents(tmp / "once", once, 1000)] if once else [],
         passes=passes,
     )
     return StreamOrder(data, CONTEXT, seed)
@@ -35,7 +27,7 @@ def equal(a: Rows, b: Rows) -> bool:
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("input_ids", "position_ids", "labels"))
 
 
-@given(repeated=lengths, once=lengths, passes=st.integers(1, 4), seed=st.integers(0, 5))
+@given(repeated=LENGTHS, once=LENGTHS, passes=st.integers(1, 4), seed=st.integers(0, 5))
 def test_passes_read_repeated_documents_once_each_and_once_documents_once_overall(
     tmp_path_factory, repeated, once, passes, seed
 ):
@@ -51,7 +43,13 @@ def test_passes_read_repeated_documents_once_each_and_once_documents_once_overal
         assert sorted(i for i in order.pass_documents(k) if i < len(repeated)) == list(range(len(repeated)))
 
 
-@given(repeated=lengths, once=lengths, passes=st.integers(1, 4), seed=st.integers(0, 5), tokens=st.integers(1, 2000))
+@given(
+    repeated=LENGTHS,
+    once=LENGTHS,
+    passes=st.integers(1, 4),
+    seed=st.integers(0, 5),
+    tokens=st.integers(1, 2000),
+)
 def test_reading_tells_which_document_every_token_of_the_rows_is_from(
     tmp_path_factory, repeated, once, passes, seed, tokens
 ):
@@ -66,14 +64,20 @@ def test_reading_tells_which_document_every_token_of_the_rows_is_from(
     assert np.array_equal(told, ids)
 
 
-@given(repeated=lengths, once=lengths, start=st.integers(0, 30), count=st.integers(1, 8), seed=st.integers(0, 5))
+@given(
+    repeated=LENGTHS,
+    once=LENGTHS,
+    start=st.integers(0, 30),
+    count=st.integers(1, 8),
+    seed=st.integers(0, 5),
+)
 def test_stream_rows_are_a_pure_function_of_seed_and_index(tmp_path_factory, repeated, once, start, count, seed):
     tmp = tmp_path_factory.mktemp("order")
     whole = stream(tmp, repeated, once, 2, seed).rows(0, start + count)
     assert equal(whole.part(start, start + count), stream(tmp, repeated, once, 2, seed).rows(start, start + count))
 
 
-@given(repeated=lengths, seed=st.integers(0, 3))
+@given(repeated=LENGTHS, seed=st.integers(0, 3))
 def test_stream_labels_are_the_next_token_of_the_same_document_and_positions_restart(tmp_path_factory, repeated, seed):
     order = stream(tmp_path_factory.mktemp("order"), repeated, [], 3, seed)
     count = -(-3 * sum(repeated) // CONTEXT)
@@ -110,7 +114,7 @@ def test_a_far_step_costs_one_pass_not_all_before_it(tmp_path: Path):
 @given(counts=st.lists(st.integers(2, CONTEXT), min_size=1, max_size=15), epochs=st.sampled_from([0.5, 1, 1.4, 3]))
 def test_examples_are_whole_supervised_after_the_prompt_and_read_once_per_epoch(tmp_path_factory, counts, epochs):
     prompts = [max(1, n // 2) for n in counts]
-    source = write(tmp_path_factory.mktemp("order"), counts, 100, prompt_tokens=prompts)
+    source = write_documents(tmp_path_factory.mktemp("order"), counts, 100, prompt_tokens=prompts)
     if round(epochs * len(counts)) == 0:
         return
     order = ExamplesOrder(ExamplesData(source=source, epochs=epochs), CONTEXT, 3, pad=2)
@@ -131,7 +135,7 @@ def test_examples_are_whole_supervised_after_the_prompt_and_read_once_per_epoch(
 
 
 def test_reads_of_an_example_follow_the_epochs(tmp_path: Path):
-    source = write(tmp_path, [5] * 10, 0, prompt_tokens=[1] * 10)
+    source = write_documents(tmp_path, [5] * 10, 0, prompt_tokens=[1] * 10)
     order = ExamplesOrder(ExamplesData(source=source, epochs=2.5), CONTEXT, seed=3, pad=0)
     reads = [order.reads(example) for example in range(10)]
     assert sorted(reads) == [2] * 5 + [3] * 5
@@ -139,46 +143,8 @@ def test_reads_of_an_example_follow_the_epochs(tmp_path: Path):
 
 
 def test_examples_refuse_what_does_not_fit(tmp_path: Path):
-    long = write(tmp_path / "long", [4, CONTEXT + 1], 100, prompt_tokens=[2, 2])
+    long = write_documents(tmp_path / "long", [4, CONTEXT + 1], 100, prompt_tokens=[2, 2])
     with pytest.raises(ValueError, match="example 1 has 17 tokens, above the context length 16"):
         ExamplesOrder(ExamplesData(source=long), CONTEXT, 0, pad=2)
     with pytest.raises(ValueError, match="no prompt_tokens column"):
-        ExamplesOrder(ExamplesData(source=write(tmp_path / "plain", [4], 100)), CONTEXT, 0, pad=2)
-
-
-def test_only_the_asked_split_is_read(tmp_path: Path):
-    source = write(tmp_path, [3, 4, 5], 100, split=["unique", "oracle", "unique"])
-    assert Documents([source.model_copy(update={"split": "unique"})]).lengths.tolist() == [3, 5]
-    with pytest.raises(ValueError, match="no tokens to train on"):
-        StreamOrder(StreamData(repeated=[source.model_copy(update={"split": "none"})]), CONTEXT, 0)
-
-
-def test_digest_sees_every_token_the_split_and_foreign_vocabularies(tmp_path: Path):
-    a, b = write(tmp_path / "a", [3, 4], 100), write(tmp_path / "b", [3, 4], 100)
-    assert Documents([a]).digest(200) == Documents([b]).digest(200)
-    tokens = np.load(tmp_path / "b" / "tokens.npy")
-    tokens[-1] += 1
-    np.save(tmp_path / "b" / "tokens.npy", tokens)
-    assert Documents([a]).digest(200) != Documents([b]).digest(200)
-    with pytest.raises(ValueError, match="token id 101 in the data is outside the tokenizer's vocabulary of 101"):
-        Documents([a]).digest(101)
-
-
-@given(counts=lengths, limit=st.integers(1, 200))
-def test_heldout_rows_predict_each_token_once_up_to_the_limit(tmp_path_factory, counts, limit):
-    source = write(tmp_path_factory.mktemp("order"), counts, 100)
-    rows = heldout_rows([source], CONTEXT, limit)
-    flat = np.concatenate([np.full(n, 100 + i) for i, n in enumerate(counts)])[: limit + 1]
-    expected = flat[1:][flat[1:] == flat[:-1]]
-    assert rows.labels[rows.labels != IGNORED].tolist() == expected.tolist()
-
-
-def test_heldout_examples_stay_whole_and_count_only_what_follows_the_prompt(tmp_path):
-    examples = [np.array([0, 10, 11, 3, 20, 21, 1]), np.array([0, 12, 3, 22, 23, 24, 1]), np.array([0, 13, 3, 25, 1])]
-    prompts = [4, 3, 3]
-    frame = pl.DataFrame({"id": ["a", "b", "c"], "prompt_tokens": prompts})
-    write_token_arrays(tmp_path / "examples", frame, examples, 32)
-    rows = heldout_rows([Source(directory=tmp_path / "examples")], 8, 1000)
-    labels = [row[row != IGNORED].tolist() for row in rows.labels]
-    assert labels == [[20, 21, 1], [22, 23, 24, 1], [25, 1]]
-    assert [row[:3].tolist() for row in rows.input_ids] == [[0, 10, 11], [0, 12, 3], [0, 13, 3]]
+        ExamplesOrder(ExamplesData(source=write_documents(tmp_path / "plain", [4], 100)), CONTEXT, 0, pad=2)

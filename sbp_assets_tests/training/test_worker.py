@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sbp_assets.training.launch import training_command, training_environment
-from sbp_assets.training.loop import PackedLoss
 from sbp_assets.training.model import load_model
-from sbp_assets.training.order import heldout_rows
+from sbp_assets.training.packed_loss import PackedLoss
+from sbp_assets.training.rows import heldout_rows
 from sbp_assets.training.spec import TrainingSpec
 from sbp_assets.training.worker import run
 from sbp_assets_tests.training.conftest import Launch

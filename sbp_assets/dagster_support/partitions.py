@@ -1,0 +1,33 @@
+"""The two partitionings of the pipeline, corpus shards and training seeds, and how assets of each read the other."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import dagster as dg
+
+from sbp_assets.settings import Settings
+
+# A fan-in: every partition of the input.
+ALL = dg.AllPartitionMapping()
+
+
+def shards(settings: Settings) -> dg.StaticPartitionsDefinition:
+    """Return the partitions of an asset that exists once per corpus shard: '00000', '00001', …"""
+    return _static(tuple(settings.experiment.shard_keys))
+
+
+def seeds(settings: Settings) -> dg.StaticPartitionsDefinition:
+    """Return the partitions of an asset that exists once per training seed: '0', …"""
+    return _static(tuple(settings.experiment.seed_keys))
+
+
+def first_seed(settings: Settings) -> dg.SpecificPartitionsPartitionMapping:
+    """Return the mapping that reads one partition of a per-seed asset: that of the first seed."""
+    return dg.SpecificPartitionsPartitionMapping([settings.experiment.seed_keys[0]])
+
+
+@lru_cache(maxsize=4)
+def _static(keys: tuple[str, ...]) -> dg.StaticPartitionsDefinition:
+    # One object for all assets: Dagster compares the keys of two definitions, and there may be 100,000.
+    return dg.StaticPartitionsDefinition(keys)

@@ -1,0 +1,125 @@
+"""The latest materialisations of an asset, read for all its partitions at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import dagster as dg
+
+from sbp_assets.dagster_support.internals import (
+    DATA_VERSION_TAG,
+    extract_data_provenance_from_entry,
+    extract_data_version_from_entry,
+)
+from sbp_assets.storage.row_versions import ROW_VERSIONS
+
+MATERIALIZED = dg.DagsterEventType.ASSET_MATERIALIZATION
+# Event ids go into one SQL statement; SQLite takes a bounded number of parameters.
+EVENTS_PER_QUERY = 500
+
+Partition = str | None  # None: the whole of an unpartitioned asset
+
+
+class InstanceFacts:
+    """What events of one instance say, by asset or check, then partition, with the event's id."""
+
+    def __init__(self) -> None:
+        self.provenance: defaultdict[dg.AssetKey, dict[Partition, tuple[int, dg.DataProvenance | None]]]
+        self.provenance = defaultdict(dict)
+        # Whether a failed evaluation of a check is only a warning.
+        self.warns: defaultdict[dg.AssetCheckKey, dict[Partition, tuple[int, bool]]] = defaultdict(dict)
+
+
+class StalenessCache:
+    """What a process that looks at staleness again and again keeps in between.
+
+    Events never change and reading them is most of the work, so each is read once: at 2,000 shards the first look of
+    a nightly window takes 9 s, later ones 3 s. Whoever looks repeatedly owns one cache and hands it to each Staleness.
+    """
+
+    def __init__(self) -> None:
+        self._by_storage: defaultdict[str, InstanceFacts] = defaultdict(InstanceFacts)
+
+    def facts(self, instance: dg.DagsterInstance) -> InstanceFacts:
+        """Return what is known of `instance`, told apart from others by the id that its SQL storage has."""
+        storage: Any = instance.run_storage
+        return self._by_storage[storage.get_run_storage_id()]
+
+
+class LatestMaterialisations:
+    """The latest materialisation of each partition of the asset `key`, as `instance` had it at first sight."""
+
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        key: dg.AssetKey,
+        partitions: dg.PartitionsDefinition | None,
+        facts: InstanceFacts,
+    ) -> None:
+        self._instance, self._key, self._definition = instance, key, partitions
+        self._provenance = facts.provenance[key]
+        self._row_versions: dict[int, Mapping[str, str] | None] = {}
+        self._all: tuple[str, ...] | None = None
+        self.storage_ids: Mapping[Partition, int] = {}
+        self.versions: dict[Partition, str] = {}
+        if partitions is not None:
+            storage = instance.event_log_storage
+            self.storage_ids = dict(storage.get_latest_storage_id_by_partition(key, MATERIALIZED).items())
+            tags = storage.get_latest_tags_by_partition(key, MATERIALIZED, [DATA_VERSION_TAG])
+            self.versions = {name: tags.get(name, {}).get(DATA_VERSION_TAG, "") for name in self.storage_ids if name}
+        else:
+            for record in instance.fetch_materializations(key, limit=1).records:
+                version = extract_data_version_from_entry(record.event_log_entry)
+                self.storage_ids, self.versions = {None: record.storage_id}, {None: version.value if version else ""}
+
+    def load_provenance(self, partitions: Iterable[Partition]) -> None:
+        """Read the provenance of all `partitions` of which it is not known yet, in as few queries as there can be."""
+        events = {name: self.storage_ids[name] for name in partitions if name in self.storage_ids}
+        known = self._provenance
+        unread = [event for name, event in events.items() if known.get(name, (0, None))[0] != event]
+        for record in self.events(unread):
+            known[record.partition_key] = record.storage_id, extract_data_provenance_from_entry(record.event_log_entry)
+
+    def provenance(self, partition: Partition) -> dg.DataProvenance | None:
+        """Return the code version and inputs that `partition` was materialised with; None where there is no record."""
+        self.load_provenance([partition])
+        return self._provenance.get(partition, (0, None))[1]
+
+    def all_partitions(self) -> tuple[str, ...]:
+        """Return the keys of the asset's partitions, sorted; none for an unpartitioned asset."""
+        if self._all is None:
+            self._all = tuple(sorted(self._definition.get_partition_keys())) if self._definition else ()
+        return self._all
+
+    def changed_after(self, storage_id: int) -> set[str]:
+        """Return the partitions whose version is another than it was at the event `storage_id`."""
+        later = [name for name, latest in self.storage_ids.items() if name is not None and latest > storage_id]
+        if not later:
+            return set()
+        before = self._instance.event_log_storage.get_latest_tags_by_partition(
+            self._key, MATERIALIZED, [DATA_VERSION_TAG], before_cursor=storage_id + 1
+        )
+        return {name for name in later if before.get(name, {}).get(DATA_VERSION_TAG) != self.versions[name]}
+
+    def row_versions(self, storage_id: int | None) -> Mapping[str, str] | None:
+        """Return the version of each partition's rows that the event `storage_id` records; None where it has none."""
+        if storage_id is None:
+            return None
+        if storage_id not in self._row_versions:
+            found: Mapping[str, str] | None = None
+            for record in self.events([storage_id]):
+                value = record.asset_materialization and record.asset_materialization.metadata.get(ROW_VERSIONS)
+                found = value.value if isinstance(value, dg.JsonMetadataValue) else None  # type: ignore[assignment]
+            self._row_versions[storage_id] = found
+        return self._row_versions[storage_id]
+
+    def events(self, storage_ids: Iterable[int]) -> Iterable[dg.EventLogRecord]:
+        """Yield the materialisation events of these ids."""
+        wanted = sorted(storage_ids)
+        for start in range(0, len(wanted), EVENTS_PER_QUERY):
+            some = wanted[start : start + EVENTS_PER_QUERY]
+            yield from self._instance.fetch_materializations(
+                dg.AssetRecordsFilter(self._key, storage_ids=some), limit=len(some)
+            ).records
