@@ -1,8 +1,8 @@
 """dagster-daemon that looks for work every second, where its own waits are 5 seconds and, of backfills, 30.
 
-`python -m sbp_assets_tests.operations.prompt_daemon RELOAD run …` stands for `python -m dagster._daemon run …`. RELOAD is
-after how many seconds the code is loaded again, in a new process that takes four seconds of the processor; Dagster's own
-daemon does so each minute. Nothing else differs. test_containers.py runs the daemon as it is.
+`python -m sbp_assets_tests.operations.prompt_daemon RELOAD run …` stands for `python -m dagster._daemon run …`. RELOAD
+is after how many seconds the code is loaded again, by a new process that takes three seconds of the processor;
+Dagster's own daemon does so each minute. Nothing else differs. test_containers.py runs the daemon as it is.
 """
 
 import sys
