@@ -107,7 +107,7 @@ def run(
         return
     import polars as pl
 
-    from sbp_assets.evaluation.comparison import render_table
+    from sbp_assets.evaluation.comparison_table import render_table
     from sbp_assets.storage.remote import root, url
 
     data = root(settings.deployment.data_dir)
@@ -161,7 +161,7 @@ def verify(
         managers = store.managers(io_manager_keys(defs))
         keys = [key for step in PIPELINE for key in step.keys]
         try:
-            there = any(managers[key].mark(key, name) for key in keys for name in [*staleness.versions(key)][:1])
+            there = any(managers[key].etag(key, name) for key in keys for name in [*staleness.versions(key)][:1])
         except RuntimeError as error:
             typer.secho(str(error), fg="red", err=True)
             raise typer.Exit(2) from None
@@ -342,8 +342,8 @@ def copy_artifacts(
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"copied {copied.now} artifacts to {there.data_dir}" + f", {copied.before} before" * bool(copied.before))
-    if copied.damaged:
-        typer.secho(f"not copied, for their content is not what was made: {', '.join(copied.damaged)}", fg="red")
+    if copied.corrupted:
+        typer.secho(f"not copied, for their content is not what was made: {', '.join(copied.corrupted)}", fg="red")
         raise typer.Exit(1)
 
 

@@ -11,6 +11,7 @@ from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.evaluation import negative_control
 from sbp_assets.evaluation.assets import concept_questions, configured_tasks
+from sbp_assets.evaluation.audit import data_problems
 from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems, untrue_values
 from sbp_assets.evaluation.contamination import (
     JUDGED,
@@ -21,7 +22,7 @@ from sbp_assets.evaluation.contamination import (
     uncompared,
 )
 from sbp_assets.evaluation.suite import score_problems, unscored
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks, data_problems
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks
 from sbp_assets.settings import FiveTokensSource, Settings
 from sbp_assets.training.documents import Documents
 from sbp_assets.training.spec import Source

@@ -112,7 +112,7 @@ def report(
             contamination=contamination.collect(),
             similarities=samples.similarity_counts(neighbor_pairs),
             pairs=samples.example_pairs(neighbor_pairs, documents),
-            syntheses=samples.example_syntheses(synthetic_documents, documents),
+            synthetic=samples.example_synthetic_documents(synthetic_documents, documents),
         )
         (directory / "index.html").write_text(page, encoding="utf-8")
         progress.advance()

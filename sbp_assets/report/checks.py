@@ -6,8 +6,8 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.dagster_support.check_results import check_result
+from sbp_assets.report.audit import page_problems
 from sbp_assets.report.dynamics import dynamics_problems
-from sbp_assets.report.page import page_problems
 
 
 @dg.asset_check(

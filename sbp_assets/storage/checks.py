@@ -11,7 +11,7 @@ import dagster as dg
 
 from sbp_assets.dagster_support.check_results import check_result, last_version
 from sbp_assets.storage.io_managers import ArtifactIOManager
-from sbp_assets.storage.remote import DamagedError
+from sbp_assets.storage.remote import CorruptedArtifactError
 
 NAME = "stored_as_made"
 
@@ -36,7 +36,7 @@ def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.Partition
         made = last_version(context.instance, asset, partition)
         try:
             stored = getattr(context.op_execution_context.resources, io_manager).stored_version(asset, partition)
-        except (FileNotFoundError, DamagedError) as error:
+        except (FileNotFoundError, CorruptedArtifactError) as error:
             stored = str(error)
         problem = (
             "The store holds other content than was made: it rotted or was changed since. `sbp run` makes it again."

@@ -1,0 +1,15 @@
+"""The comparison as text and as markdown."""
+
+import polars as pl
+
+from sbp_assets.evaluation.comparison import compare
+from sbp_assets.evaluation.comparison_table import render_markdown, render_table
+from sbp_assets_tests.evaluation.test_comparison import ARMS, models, scores
+
+
+def test_rendered_tables_show_every_row() -> None:
+    both = [pl.concat([scores([1.0 + i, 2.0]), scores([0, 1], "acc", "sciq")]) for i in range(3)]
+    table = compare(models(**{arm: [frame] for arm, frame in zip(ARMS, both, strict=True)}))
+    text, markdown = render_table(table), render_markdown(table)
+    assert "Held-out documents" in text and "SciQ" in text and "early-stopped" in text and "1 seed." in text
+    assert markdown.count("\n") == 1 + len(table)
