@@ -325,7 +325,10 @@ def test_the_asset_and_its_checks(artifacts: Path, knows: str):
     metadata = {key: value.value for key, value in materialization.metadata.items()}
     assert metadata["new_known_accuracy"] == row(table, "new_known")["accuracy"]
     assert metadata["preview"] == table_preview(table)
-    [columns] = [spec.metadata["dagster/column_schema"].columns for spec in assets.posterior_predictive(tiny_settings(artifacts)).specs]
+    [columns] = [
+        spec.metadata["dagster/column_schema"].columns
+        for spec in assets.posterior_predictive(tiny_settings(artifacts)).specs
+    ]
     assert [column.name for column in columns] == table.columns
 
 
