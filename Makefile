@@ -21,7 +21,7 @@ demo: install
 run: demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not operations"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not operations"
 
 # They want postgresql and chromium, and skip where one is absent; PYTEST_OPTIONS=--fail-on-skip allows no skip.
 test-operations: install
