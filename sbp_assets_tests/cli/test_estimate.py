@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sbp_assets.cli.plan import Plan, plan, render
+from sbp_assets.cli.estimate import Plan, plan, render
 from sbp_assets.settings import PROFILES_DIR, Model, Settings, load_settings
 
 PROFILES = sorted(path.stem for path in PROFILES_DIR.glob("*.yaml"))
@@ -68,7 +68,7 @@ def test_every_arm_reads_the_same_whole_steps(profile: str) -> None:
     assert {sum(sources.values()) for sources in estimate.arms.values()} == {estimate.budget}
     synthetic = estimate.arms["sbp"]["synthetic"]
     assert synthetic == pytest.approx(settings.synthetic_share * estimate.budget, rel=0.05)
-    assert estimate.passes["sbp"]["synthetic"] == 1
+    assert estimate.epochs["sbp"]["synthetic"] == 1
     assert all(size > 0 for size in estimate.bytes.values())
 
 
@@ -82,7 +82,7 @@ def test_the_paper_at_both_scales() -> None:
         assert made.parameters == pytest.approx(3.2e9, rel=0.05)
         assert made.estimate.budget == pytest.approx(budget, rel=1e-3)
         assert made.estimate.arms["sbp"]["synthetic"] == pytest.approx(synthetic, rel=1e-3)
-        assert made.estimate.passes["oracle"]["oracle"] == pytest.approx(oracle_passes, rel=0.02)
+        assert made.estimate.epochs["oracle"]["oracle"] == pytest.approx(oracle_passes, rel=0.02)
         baseline = next(work for work in made.estimate.work if work.name == "baseline")
         # 6 N D without attention is a floor, and attention at 4,096 tokens adds less than a third to it.
         assert 6 * made.parameters * budget < baseline.flops * 1.001 < 8 * made.parameters * budget
