@@ -22,14 +22,9 @@ from typing import Any
 
 import polars as pl
 
-from sbp_assets.evaluation.comparison import (
-    BASELINE_NAMES,
-    METRIC_NAMES,
-    PERCENT_METRICS,
-    SCORED,
-    TASK_NAMES,
-    compare,
-)
+from sbp_assets.evaluation.comparison import SCORED, compare
+from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, METRIC_NAMES, TASK_NAMES
+from sbp_assets.evaluation.suite import ACCURACIES
 from sbp_assets.instance.branch import run_branch
 from sbp_assets.settings import load_settings
 
@@ -130,7 +125,7 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     header = ["", "baseline", *ARM_NAMES.values(), "oracle", *(f"share: {name}" for name in ARM_NAMES.values())]
     lines = [f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
     for row in rows:
-        scale, digits = (100, 1) if row["metric"] in PERCENT_METRICS else (1, 3)
+        scale, digits = (100, 1) if row["metric"] in ACCURACIES else (1, 3)
 
         def delta(arm: dict[str, Any], scale: int = scale, digits: int = digits) -> str:
             shown = f"{scale * arm['delta']:+.{digits}f}"

@@ -20,8 +20,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from sbp_assets.evaluation.readme import command
 from sbp_assets.evaluation.suite import evaluate
-from sbp_assets.evaluation.tasks import Task, Tasks, command
+from sbp_assets.evaluation.tasks import Task, Tasks
 from sbp_assets.training.device import resolve_device
 
 

@@ -209,7 +209,7 @@ def measure_pages(deployment: Deployment, ui: Ui, shards: int) -> dict[str, dict
         "asset": lambda: ui.asset(ASSET).see("peak_memory_mb"),
         "partitions": lambda: ui.asset(ASSET, "partitions").see(f"Materialized ({shards})"),
         "one_shard": lambda: ui.asset(ASSET, "partitions", partition=FIRST).metadata("preview"),
-        "checks": lambda: ui.asset(ASSET, "checks").see("stored_as_made"),
+        "checks": lambda: ui.asset(ASSET, "checks").see("artifact_is_intact"),
     }
     return {name: _timed(page) for name, page in pages.items()}
 

@@ -21,7 +21,6 @@ import sbp_assets.synthesis.assets
 import sbp_assets.synthesis.checks
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
-from sbp_assets.dagster_support.columns import with_sources
 from sbp_assets.dagster_support.stage import load_assets, load_checks
 from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
 from sbp_assets.orchestration.pipeline import JOBS, NightlyPolicy, display_logger
@@ -29,6 +28,7 @@ from sbp_assets.orchestration.sensors import failure_sensor, source_sensor, unch
 from sbp_assets.pairing.embed import Embedder
 from sbp_assets.settings import FilesSource, Settings, load_settings
 from sbp_assets.storage.checks import stored_checks
+from sbp_assets.storage.column_metadata import with_sources
 from sbp_assets.storage.io_managers import ArtifactStore
 from sbp_assets.synthesis.engine import Generator
 from sbp_assets.synthesis.judge import Endpoint

@@ -33,9 +33,16 @@ THIN = {"assets.py", "checks.py"}
 PLAIN = {
     *(f"settings/{name}.py" for name in ("__init__", "section", "corpus", "experiment", "deployment", "loading")),
     "settings/environment.py",
-    *(f"storage/{name}.py" for name in ("artifacts", "progress", "remote", "row_versions", "token_arrays")),
-    # Of training only the launcher of processes knows dagster.
-    *(f"training/{path.name}" for path in (ROOT / "training").glob("*.py") if path.name != "pipes.py"),
+    *(
+        f"storage/{name}.py"
+        for name in ("artifacts", "cache", "columns", "progress", "remote", "row_versions", "token_arrays")
+    ),
+    # Of training only the launching of processes knows dagster.
+    *(
+        f"training/{path.name}"
+        for path in (ROOT / "training").glob("*.py")
+        if path.name not in ("pipes.py", "trainer.py")
+    ),
     "dagster_support/preview.py",
     "instance/home.py",
     "instance/storage.py",

@@ -68,7 +68,9 @@ def test_definitions_of_other_settings_live_in_one_process(tmp_path: Path) -> No
     ]
     assert shards == [2, 3]
     names = [{key.name for key in defs.resolve_asset_graph().asset_check_keys} for defs in (tiny, other)]
-    assert names[1] - names[0] == {"control_stays_negative"}, "what can only be checked where nothing can be learned"
+    assert names[1] - names[0] == {"negative_control_shows_no_gain"}, (
+        "what can only be checked where nothing can be learned"
+    )
     manifest = dg.AssetKey(["corpus", "source_manifest"])
     for defs, folder, rows in ((tiny, "one", 2), (other, "other", 3)):
         result = defs.resolve_job_def("manifest").execute_in_process(instance=dg.DagsterInstance.ephemeral())

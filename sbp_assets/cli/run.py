@@ -82,7 +82,7 @@ def results(settings: Settings) -> str:
     """Return the comparison of a finished run and where its report and its runs are seen, as plain text."""
     import polars as pl
 
-    from sbp_assets.evaluation.comparison import render_table
+    from sbp_assets.evaluation.comparison_table import render_table
     from sbp_assets.storage.remote import root, url
 
     data = root(settings.deployment.data_dir)

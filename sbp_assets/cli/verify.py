@@ -64,7 +64,7 @@ def verify(
         managers = ArtifactStore(deployment.data_dir, deployment).managers(io_manager_keys(defs))
         keys = [key for step in PIPELINE for key in step.keys]
         with refused_on(RuntimeError):
-            there = any(managers[key].mark(key, name) for key in keys for name in [*staleness.versions(key)][:1])
+            there = any(managers[key].etag(key, name) for key in keys for name in [*staleness.versions(key)][:1])
         if not there:
             raise CommandError(
                 f"{deployment.data_dir} holds none of the artifacts that the run and event storage knows; is it the "

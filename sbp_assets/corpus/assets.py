@@ -10,12 +10,12 @@ import polars as pl
 
 from sbp_assets.corpus import dedup, ingest, split
 from sbp_assets.corpus import tokenizer as tokenization
-from sbp_assets.dagster_support.columns import lineage, schema
 from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.settings import FilesSource, Settings
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.column_metadata import lineage, schema
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 from sbp_assets.storage.token_arrays import write_token_arrays

@@ -31,7 +31,7 @@ ROUND_TRIP = (
     "<|bos|>a<|eos|><|pad|><|related|>",
 )
 
-# Samples find what is wrong throughout (rows shifted, another shard's file), not a single row: `stored_as_made` does.
+# Samples find what is wrong throughout (rows shifted, another shard's file); `artifact_is_intact` finds a single row.
 SIGNATURE_SAMPLE = 50
 DUPLICATE_SAMPLE, DUPLICATE_SHARDS = 50, 8
 TOKENS_AT_ONCE = 1 << 22

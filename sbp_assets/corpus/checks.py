@@ -38,7 +38,7 @@ def _result(
 
 
 @dg.asset_check(asset=_key("source_manifest"), description="Every source file belongs to a shard.")
-def files_assigned(settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
+def every_file_has_a_shard(settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
     unassigned = source_manifest.filter(pl.col("shard").is_null()).collect()["file"].to_list()
     return _result(unassigned, severity=dg.AssetCheckSeverity.WARN, shards=settings.experiment.corpus.shards)
 
@@ -48,7 +48,9 @@ def files_assigned(settings: dg.ResourceParam[Settings], source_manifest: pl.Laz
     blocking=True,
     description="No file is listed twice, and each is in the shard that its place in the list deals it to.",
 )
-def files_dealt(settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
+def shard_assignment_is_correct(
+    settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame
+) -> dg.AssetCheckResult:
     manifest, source = source_manifest.collect(), settings.experiment.corpus.source
     problems = audit.manifest_problems(
         manifest, settings.experiment.corpus.shards, getattr(source, "files_per_shard", None), source.kind == "files"
@@ -65,7 +67,7 @@ def files_dealt(settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFr
         description="Ids are non-null and unique, texts are not blank, and files are those of this shard.",
     )
 )
-def raw_documents_are_usable(
+def raw_documents_are_valid(
     context: dg.AssetCheckExecutionContext, raw_documents: pl.LazyFrame, source_manifest: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     raw = raw_documents.collect()
@@ -82,7 +84,7 @@ def raw_documents_are_usable(
         description="Every row that was read is a document or a rejected row.",
     )
 )
-def rows_accounted_for(
+def every_row_is_accounted_for(
     context: dg.AssetCheckExecutionContext, raw_documents: pl.LazyFrame, rejected_rows: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     read = _rows_read(context)
@@ -115,7 +117,7 @@ def _rows_read(context: dg.AssetCheckExecutionContext) -> int:
         "above it, a field name is probably wrong.",
     )
 )
-def few_rejected(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame) -> dg.AssetCheckResult:
+def rejected_share_is_low(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     rejects = rejected_rows.select(pl.len()).collect().item()
     rows = rejects + raw_documents.select(pl.len()).collect().item()
     share = rejects / max(rows, 1)
@@ -135,7 +137,7 @@ def few_rejected(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame) -> dg
         description="One signature per document, in its order; a sample made again from the texts is the same.",
     )
 )
-def signatures_are_of_the_documents(
+def signatures_match_documents(
     settings: dg.ResourceParam[Settings], minhash_signatures: pl.LazyFrame, raw_documents: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     signed = minhash_signatures.collect()
@@ -153,7 +155,7 @@ def signatures_are_of_the_documents(
     description="Every duplicate is as similar to what is kept as it states (a sample is compared), and no two kept "
     "documents have one text or one id.",
 )
-def duplicates_are_true_and_all(
+def duplicates_are_correct_and_complete(
     settings: dg.ResourceParam[Settings],
     duplicates: pl.LazyFrame,
     raw_documents: dict[str, pl.LazyFrame],
@@ -190,7 +192,7 @@ def kept_documents_exist(duplicates: pl.LazyFrame, raw_documents: dict[str, pl.L
         "own split.",
     )
 )
-def documents_reconcile(
+def documents_match_raw_documents(
     context: dg.AssetCheckExecutionContext,
     settings: dg.ResourceParam[Settings],
     documents: pl.LazyFrame,
@@ -211,7 +213,9 @@ def documents_reconcile(
     blocking=True,
     description="No held-out text or id is in a training split of any shard.",
 )
-def heldout_not_in_training(tokenizer: Path, documents: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
+def heldout_documents_are_not_in_training_splits(
+    tokenizer: Path, documents: dict[str, pl.LazyFrame]
+) -> dg.AssetCheckResult:
     return _result(audit.leaked_heldout(documents), shards=len(documents))
 
 
@@ -224,7 +228,7 @@ def heldout_not_in_training(tokenizer: Path, documents: dict[str, pl.LazyFrame])
     },
     description="Over all shards the splits have the asked shares, within five standard deviations of sampling.",
 )
-def split_shares_as_asked(
+def split_shares_match_settings(
     settings: dg.ResourceParam[Settings],
     tokenizer: Path,
     documents: dict[str, pl.LazyFrame],
@@ -245,7 +249,7 @@ def split_shares_as_asked(
     blocking=True,
     description="Texts of many scripts survive encoding and decoding, and never become special tokens.",
 )
-def tokenizer_round_trip(tokenizer: Path) -> dg.AssetCheckResult:
+def tokenizer_round_trips(tokenizer: Path) -> dg.AssetCheckResult:
     return _result(audit.lossy_texts(load_tokenizer(tokenizer)), texts=len(audit.ROUND_TRIP))
 
 
@@ -261,7 +265,7 @@ def tokenizer_round_trip(tokenizer: Path) -> dg.AssetCheckResult:
         description="Every document is there once, in order, from bos to eos, of tokens of the vocabulary.",
     )
 )
-def tokens_complete(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
+def tokens_match_documents(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     arrays, frame = TokenArrays.load(tokens), documents.collect()
     return _result(audit.bad_token_documents(arrays, frame, load_tokenizer(tokenizer)), tokens=len(arrays.tokens))
 
@@ -278,5 +282,5 @@ def tokens_complete(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> d
         description="The tokens of a sample of documents decode to their text.",
     )
 )
-def tokens_decode(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
+def tokens_decode_to_documents(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     return _result(audit.undecodable(TokenArrays.load(tokens), documents.collect(), load_tokenizer(tokenizer)))

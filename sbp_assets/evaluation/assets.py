@@ -6,15 +6,16 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.dagster_support.columns import lineage, schema
 from sbp_assets.dagster_support.partitions import ALL, seeds
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
-from sbp_assets.evaluation import contamination, suite, tasks
-from sbp_assets.evaluation.comparison import SCORED, Scored, compare, render_markdown, seed_count, with_samples
+from sbp_assets.evaluation import benchmarks, contamination, suite, task_files, tasks
+from sbp_assets.evaluation.comparison import SCORED, Scored, compare, seed_count, with_samples
+from sbp_assets.evaluation.comparison_table import render_markdown
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.column_metadata import lineage, schema
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.checkpoint import best_model
 
@@ -82,7 +83,7 @@ def concept_questions(settings: Settings) -> list[dict[str, str | int | list[str
         kinds={"yaml", "parquet"},
         io_manager_key="directory",
         code_version=f"{settings.experiment.version('2', 'evaluation', 'truth')}-"
-        + tasks.data_version(settings.experiment.evaluation.benchmarks, _benchmarks_dir(settings)),
+        + benchmarks.data_version(settings.experiment.evaluation.benchmarks, _benchmarks_dir(settings)),
         metadata=schema(("id", "string", "Held-out document."), ("text", "string", "What is scored of it."))
         | lineage({"corpus/documents": ("id", "text")}),
     )
@@ -98,9 +99,9 @@ def evaluation_tasks(
     evaluation = settings.experiment.evaluation
     directory = staging(settings.deployment.work_dir, "evaluation_tasks")
     with Progress("evaluation tasks", "documents") as progress:
-        made = tasks.write_tasks(
+        made = task_files.write_tasks(
             directory,
-            tasks.sample_heldout(documents, evaluation.heldout_documents),
+            task_files.sample_heldout(documents, evaluation.heldout_documents),
             questions=concept_questions(settings),
             benchmarks=evaluation.benchmarks,
             benchmarks_dir=_benchmarks_dir(settings),

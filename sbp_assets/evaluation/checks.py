@@ -11,6 +11,7 @@ from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.evaluation import negative_control
 from sbp_assets.evaluation.assets import concept_questions, configured_tasks
+from sbp_assets.evaluation.audit import data_problems
 from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems, untrue_values
 from sbp_assets.evaluation.contamination import (
     JUDGED,
@@ -21,7 +22,7 @@ from sbp_assets.evaluation.contamination import (
     uncompared,
 )
 from sbp_assets.evaluation.suite import score_problems, unscored
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks, data_problems
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks
 from sbp_assets.settings import FiveTokensSource, Settings
 from sbp_assets.training.documents import Documents
 from sbp_assets.training.spec import Source
@@ -41,7 +42,7 @@ def _result(problems: list[str], **numbers: int) -> dg.AssetCheckResult:
     additional_ins={"documents": DOCUMENTS},
     description="Every task has all of its rows; held-out documents and questions are those of the corpus.",
 )
-def tasks_hold_their_data(
+def task_data_matches_corpus(
     settings: dg.ResourceParam[Settings], tasks: Path, documents: dict[str, pl.LazyFrame]
 ) -> dg.AssetCheckResult:
     return _result(data_problems(tasks, documents, concept_questions(settings)), tasks=len(Tasks.load(tasks).tasks))
@@ -51,7 +52,7 @@ def tasks_hold_their_data(
     asset=dg.AssetKey(["evaluation", "tasks"]),
     description="Every configured task was made, with documents to score; the problems name those that were not.",
 )
-def every_task_was_made(settings: dg.ResourceParam[Settings], tasks: Path) -> dg.AssetCheckResult:
+def every_task_is_prepared(settings: dg.ResourceParam[Settings], tasks: Path) -> dg.AssetCheckResult:
     made = Tasks.load(tasks)
     return _result(made.missing(configured_tasks(settings)), tasks=len(made.tasks))
 
@@ -60,7 +61,7 @@ def _scores_checks(name: Scored) -> list[ForSettings[dg.AssetChecksDefinition]]:
     @for_settings(
         lambda settings: dg.asset_check(
             asset=dg.AssetKey(["evaluation", f"{name}_scores"]),
-            name="complete_and_possible",
+            name="scores_are_complete_and_valid",
             partitions_def=seeds(settings),
             blocking=True,
             additional_ins={"tasks_dir": TASKS},
@@ -96,7 +97,7 @@ SCORES_CHECKS = [check for name in SCORED for check in _scores_checks(name)]
     asset=dg.AssetKey(["evaluation", "comparison"]),
     description="The three arms have the same tasks, and scored the same number of examples in each.",
 )
-def arms_measured_alike(comparison: pl.LazyFrame) -> dg.AssetCheckResult:
+def arms_have_the_same_samples(comparison: pl.LazyFrame) -> dg.AssetCheckResult:
     table = comparison.collect()
     return _result(comparison_problems(table), rows=len(table))
 
@@ -109,7 +110,7 @@ def arms_measured_alike(comparison: pl.LazyFrame) -> dg.AssetCheckResult:
     },
     description="Its rows, means, deltas and shares are those that the scores give.",
 )
-def values_are_of_the_scores(
+def comparison_matches_scores(
     comparison: pl.LazyFrame,
     baseline_scores: dict[str, pl.LazyFrame],
     early_stopped_scores: dict[str, pl.LazyFrame],
@@ -139,7 +140,7 @@ def values_are_of_the_scores(
         )
     )
 )
-def control_stays_negative(
+def negative_control_shows_no_gain(
     settings: dg.ResourceParam[Settings],
     comparison: pl.LazyFrame,
     training_dynamics: pl.LazyFrame,
@@ -169,7 +170,7 @@ def control_stays_negative(
     description="Every evaluation set is compared in full with D, the oracle's documents and the syntheses, has items "
     f"long enough for it, and as many hits as are listed; less than {JUDGED:.0%} of long enough items are a warning.",
 )
-def every_set_is_compared(
+def every_evaluation_set_is_compared(
     contamination: pl.LazyFrame, contaminated_items: pl.LazyFrame, tasks_dir: Path
 ) -> dg.AssetCheckResult:
     table = contamination.collect()
@@ -192,7 +193,7 @@ def every_set_is_compared(
         "document answers word for word, are a warning.",
     )
 )
-def evaluation_is_not_in_training(
+def evaluation_items_are_not_in_training_documents(
     settings: dg.ResourceParam[Settings], contamination: pl.LazyFrame, contaminated_items: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     table, listed = contamination.collect(), contaminated_items.collect()
@@ -226,7 +227,7 @@ def evaluation_is_not_in_training(
     },
     description="The documents listed hold the n-grams listed, word for word.",
 )
-def documents_hold_the_ngrams(
+def listed_documents_contain_ngrams(
     contaminated_items: pl.LazyFrame,
     documents: dict[str, pl.LazyFrame],
     synthetic_documents: dict[str, pl.LazyFrame],

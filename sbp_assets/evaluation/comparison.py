@@ -1,10 +1,10 @@
-"""The arms side by side: deltas against the baseline, and the share of the oracle's gain that SBP recovers."""
+"""The arms compared: differences to the baseline, and the share of the oracle's gain that SBP recovers."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -18,17 +18,17 @@ SCORED: tuple[Scored, ...] = get_args(Scored)
 
 Against = Literal["final", "early_stopped"]
 AGAINST: tuple[Against, ...] = get_args(Against)
-"""The baseline that deltas are taken to: as trained, or as early stopping would have left it."""
+"""The baseline that the others are compared with: as trained, or as early stopping would have left it."""
 
 PERPLEXITY = "perplexity"
 RESAMPLES = 2000
-CONFIDENCE = 0.975  # each side of a 95% interval
-# Of the resamples, in which the oracle may fail to beat the baseline before a share has no interval.
+CONFIDENCE = 0.975  # Each side of a 95% interval.
+# Share of the resamples in which the oracle may fail to beat the baseline before the share of its gain has no interval.
 UNDEFINED_SHARE = 0.025
 _ENTRIES = 1 << 22  # Counts held at once: resamples by samples.
 
 SAMPLES = {"sample_values": pl.List(pl.Float64), "sample_weights": pl.List(pl.Int64)}
-"""What a score's value is the weighted mean of, in the order of the task's samples (of perplexities: its logarithm)."""
+"""Per document or question, what a score is the weighted mean of (a perplexity: the exponential of the mean)."""
 
 SCHEMA = {
     "task": pl.String, "metric": pl.String, "higher_is_better": pl.Boolean, "against": pl.String,
@@ -45,7 +45,7 @@ SCHEMA = {
 
 
 def with_samples(scores: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
-    """Score rows with the columns of SAMPLES, from `samples` (task, metric, sample, value, weight)."""
+    """`scores` with the columns of SAMPLES, from `samples` (task, metric, sample, value, weight)."""
     lists = (
         samples.sort("task", "metric", "sample")
         .group_by("task", "metric")
@@ -65,7 +65,8 @@ def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], resamples: int = R
     replacement, and the same seeds. Of n > 1 seeds n - 1 are drawn, which makes the bootstrap variance that of a mean
     of n (Rao and Wu 1988, J. Am. Stat. Assoc. 83); of one seed only the examples vary. 95% intervals reach as many
     standard errors as Student's t asks for with so few seeds (see `_quantile`). The synthesizer is tuned and sampled
-    once, so its own variation is not in them. Null where models did not answer the same examples.
+    once, so its own variation is not in them. Errors and intervals are null where models did not answer the same
+    examples. Raises ValueError where a model of SCORED has no scores.
     """
     if missing := [name for name in SCORED if not scores.get(name)]:
         raise ValueError(f"no scores of {', '.join(missing)}: a comparison needs {', '.join(SCORED)}")
@@ -193,7 +194,7 @@ def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, hi
 
 
 def untrue_values(table: pl.DataFrame, scores: Mapping[str, Mapping[str, pl.DataFrame]]) -> list[str]:
-    """Where a comparison is not that of `scores` (as for `compare`): other rows, means, deltas, shares or seeds."""
+    """Where `table` differs from the comparison of `scores` (as for `compare`): rows, means, deltas, shares, seeds."""
     # Without the bootstrap, which changes no value.
     columns = ["task", "metric", "against", *ARMS, "delta_sbp", "delta_oracle", "share_of_oracle_gain", "seeds"]
     again = compare(scores, resamples=2).select(columns)
@@ -208,7 +209,7 @@ def untrue_values(table: pl.DataFrame, scores: Mapping[str, Mapping[str, pl.Data
 
 
 def comparison_problems(table: pl.DataFrame) -> list[str]:
-    """Rows in which the arms were not measured alike: a task that an arm lacks, or different sample counts."""
+    """Rows in which the arms were not measured alike: an arm lacks the task, or answered other examples."""
     problems = []
     for row in table.iter_rows(named=True):
         name = f"{row['task']} {row['metric']} against the {row['against'].replace('_', '-')} baseline"
@@ -231,113 +232,6 @@ def _same(a: float | None, b: float | None) -> bool:
     return a is b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12))
 
 
-TASK_NAMES = {
-    "heldout": "Held-out documents", "concept_questions": "Concept questions", "openwebtext2": "OpenWebText2",
-    "lambada": "LAMBADA", "mmlu": "MMLU, five-shot", "arc_challenge": "ARC-Challenge", "arc_easy": "ARC-Easy",
-    "sciq": "SciQ", "winogrande": "Winogrande", "triviaqa": "TriviaQA, one-shot", "webqs": "WebQS, one-shot",
-}  # fmt: skip
-METRIC_NAMES = {
-    "perplexity": "perplexity", "nats_per_token": "nats per token", "bits_per_byte": "bits per byte",
-    "acc": "accuracy", "acc_norm": "accuracy, length-normalised", "exact_match": "exact match",
-}  # fmt: skip
-BASELINE_NAMES = {"final": "final", "early_stopped": "early-stopped"}
-PERCENT_METRICS = ("acc", "acc_norm", "exact_match")
-
-
 def seed_count(table: pl.DataFrame) -> int:
-    """Seeds that the comparison is a mean over."""
+    """Number of seeds that the comparison is a mean over; 0 for an empty one."""
     return max(table["seeds"].to_list(), default=0)
-
-
-def display_rows(table: pl.DataFrame) -> list[dict[str, str]]:
-    """The comparison as strings for people: accuracies in percent, deltas signed, a dash where there is no value."""
-
-    def number(value: float | None, metric: str, signed: bool = False) -> str:
-        if value is None:
-            return "–"
-        scaled, digits = (100 * value, 2) if metric in PERCENT_METRICS else (value, 3 if abs(value) < 100 else 1)
-        shown = f"{scaled:+.{digits}f}" if signed else f"{scaled:.{digits}f}"
-        return shown.replace("-", "−")
-
-    rows = []
-    for row in table.iter_rows(named=True):
-        metric = row["metric"]
-        direction = "↑" if row["higher_is_better"] else "↓"
-        unit = " %" if metric in PERCENT_METRICS else ""
-        rows.append({
-            "task": TASK_NAMES.get(row["task"], row["task"]),
-            "metric": f"{METRIC_NAMES.get(metric, metric)}{unit} {direction}",
-            "against": BASELINE_NAMES[row["against"]],
-            "baseline": number(row["baseline"], metric),
-            "baseline_stderr": number(row["baseline_stderr"], metric),
-            "sbp": number(row["delta_sbp"], metric, signed=True),
-            "sbp_stderr": number(row["delta_sbp_stderr"], metric),
-            "oracle": number(row["delta_oracle"], metric, signed=True),
-            "oracle_stderr": number(row["delta_oracle_stderr"], metric),
-            "share": _percent(row["share_of_oracle_gain"]),
-            "share_interval": f"{_percent(row['share_low'])} to {_percent(row['share_high'])}"
-            if row["share_low"] is not None
-            else "–",
-        })  # fmt: skip
-    return rows
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}".replace("-", "−")
-
-
-HEADER = (
-    "task",
-    "metric",
-    "against baseline",
-    "baseline",
-    "SBP",
-    "oracle",
-    "share of oracle's gain",
-    "95% interval",
-)
-NOTE = (
-    "SBP and oracle are differences to the baseline, ± one standard error (paired bootstrap over examples and seeds); "
-    "{seeds} seed{plural}."
-)
-DASH_NOTE = (
-    "–: not defined. There is no share where the oracle does not beat the baseline, and no interval where it fails to "
-    f"in more than {UNDEFINED_SHARE:.1%} of the resamples."
-)
-
-
-def _cells(table: pl.DataFrame) -> list[list[str]]:
-    return [
-        [row["task"], row["metric"], row["against"], row["baseline"], _with_error(row, "sbp"),
-         _with_error(row, "oracle"), row["share"], row["share_interval"]]
-        for row in display_rows(table)
-    ]  # fmt: skip
-
-
-def render_table(table: pl.DataFrame) -> str:
-    """The comparison as a plain-text table for a terminal."""
-    cells = _cells(table)
-    widths = [max(len(line[column]) for line in [HEADER, *cells]) for column in range(len(HEADER))]
-
-    def line(parts: Sequence[str]) -> str:
-        aligned = [
-            part.ljust(width) if column < 3 else part.rjust(width)
-            for column, (part, width) in enumerate(zip(parts, widths, strict=True))
-        ]
-        return "  ".join(aligned).rstrip()
-
-    seeds = seed_count(table)
-    note = NOTE.format(seeds=seeds, plural="" if seeds == 1 else "s")
-    notes = [note, DASH_NOTE] if any("–" in cell for row in cells for cell in row) else [note]
-    return "\n".join([line(HEADER), line(["─" * width for width in widths]), *map(line, cells), "", *notes])
-
-
-def render_markdown(table: pl.DataFrame) -> str:
-    """The comparison as a markdown table."""
-    lines = [f"| {' | '.join(HEADER)} |", "|---|---|---|--:|--:|--:|--:|--:|"]
-    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in _cells(table)])
-
-
-def _with_error(row: dict[str, str], arm: str) -> str:
-    error = row[f"{arm}_stderr"]
-    return row[arm] if error == "–" else f"{row[arm]} ± {error}"

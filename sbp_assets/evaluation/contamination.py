@@ -1,4 +1,4 @@
-"""Which evaluation items stand in the training documents, by shared runs of words.
+"""Contamination: which evaluation items the training documents contain, by shared runs of words (n-grams).
 
 An item and a document share an n-gram where n consecutive words are the same, case and punctuation aside (Brown et al.
 2020, GPT-3, appendix C: n = 13). Two things are counted, per evaluation set and corpus:
@@ -8,8 +8,8 @@ An item and a document share an n-gram where n consecutive words are the same, c
 - *contained*: items of whose n-grams one single document holds CONTAINED or more, common ones too (the share of Llama
   2's "dirty" samples: Touvron et al. 2023, appendix A.6). That is a leak.
 
-An item of fewer than n words is one n-gram, all of it, from `min_words` on; a shorter one is not judged. To a question
-belongs its right answer.
+An item of fewer than n words is one n-gram, all of it, from `min_words` on; a shorter one is not judged. A question is
+compared together with its right answer.
 
 The items' n-grams are held as sorted 64-bit hashes, and training documents stream past them: memory is that of the
 evaluation sets and of one batch of documents.
@@ -30,17 +30,15 @@ from sbp_assets.evaluation.tasks import DATA, Tasks
 from sbp_assets.settings import Contamination
 from sbp_assets.storage.progress import Progress
 
-# Of a set's items, below which a comparison says little of the set.
-JUDGED = 0.5
-COMMON = 10
-CONTAINED = 0.8
+JUDGED = 0.5  # Share of a set's items that are long enough, below which a comparison says little of the set.
+COMMON = 10  # Documents that may hold an n-gram before it counts as boilerplate.
+CONTAINED = 0.8  # Share of an item's n-grams in one document from which on the item counts as contained.
 SYNTHETIC = "synthetic"
 CORPORA = (UNIQUE, ORACLE, SYNTHETIC)
 
 _BATCH = 1000  # Training documents hashed at once.
-_SLOTS = (
-    16  # One-byte slots per n-gram of the items, at least: a sixteenth or less of all other hashes is searched for.
-)
+# One-byte slots per n-gram of the items, at least: a sixteenth or less of all other hashes is searched for.
+_SLOTS = 16
 
 SUMMARY_SCHEMA = {
     "evaluation_set": pl.String, "corpus": pl.String, "documents": pl.Int64, "words": pl.Int64, "items": pl.Int64,
@@ -82,7 +80,7 @@ TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "triviaqa": lambda row: f"{row['question']} {row['answer']['value']}",
     "webqs": lambda row: f"{row['question']} {next(iter(row['answers']), '')}",
 }
-"""What of a row of a task's data is compared: the text, or the question with its right answer."""
+"""By task, the text of a row of its data that is compared: the document, or the question with its right answer."""
 
 
 def evaluation_items(tasks: Path) -> pl.DataFrame:
@@ -106,7 +104,10 @@ def evaluation_items(tasks: Path) -> pl.DataFrame:
 def training_documents(
     documents: Mapping[str, pl.LazyFrame], synthetic: Mapping[str, pl.LazyFrame]
 ) -> Iterator[tuple[str, pl.DataFrame]]:
-    """(corpus, rows of id and text) of D, the oracle's documents and the syntheses: one shard in memory at a time."""
+    """Name of the corpus and rows (id, text) of D, the oracle's documents and the synthetic documents.
+
+    Both arguments are frames by shard. One shard is in memory at a time.
+    """
     for key in sorted(documents):
         rows = documents[key].filter(pl.col("split").is_in([UNIQUE, ORACLE])).select("id", "text", "split").collect()
         for (split,), part in rows.partition_by("split", as_dict=True).items():
@@ -137,13 +138,13 @@ class Words:
         self._inverses = inverses
 
     def ngrams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Place of the first word, and hash, of every run of n words within one text."""
+        """Place of the first word and 64-bit hash of every run of n words within one text, (runs,) each."""
         starts = np.flatnonzero(self.left >= n)
         return starts, (self._sums[starts + n] - self._sums[starts]) * self._inverses[starts]
 
 
 class Comparison:
-    """Evaluation items, and what the training documents that are fed to it share with them."""
+    """Evaluation items, and the n-grams that the training documents given to `feed` share with them."""
 
     def __init__(self, items: pl.DataFrame, settings: Contamination) -> None:
         """items: evaluation_set, item, text."""
@@ -172,7 +173,7 @@ class Comparison:
         self._best = dict.fromkeys(CORPORA, pl.DataFrame(schema=_BEST_SCHEMA))
 
     def feed(self, corpus: str, documents: pl.DataFrame) -> None:
-        """Compare a batch of documents (id, text) of one of CORPORA."""
+        """Compares a batch of documents (id, text) of one of CORPORA with all items."""
         self._documents[corpus] += len(documents)
         if not len(self._known):
             return
@@ -201,7 +202,10 @@ class Comparison:
         self._best[corpus] = best.unique("number", keep="first", maintain_order=True)
 
     def results(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """SUMMARY_SCHEMA, a row per set and corpus; and ITEMS_SCHEMA, a row per item and corpus that holds of it."""
+        """The summary (SUMMARY_SCHEMA), a row per set and corpus, and the items hit or contained (ITEMS_SCHEMA).
+
+        Items are listed once per corpus, the largest overlap with a single document first.
+        """
         sizes = self._index.group_by("number").agg(ngrams=pl.len().cast(pl.Int64))
         frames = []
         for corpus in CORPORA:
@@ -248,7 +252,7 @@ class Comparison:
 def compare(
     items: pl.DataFrame, documents: Iterable[tuple[str, pl.DataFrame]], settings: Contamination, progress: Progress
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """`Comparison.results` of `items` (evaluation_set, item, text) against (corpus, documents) pairs."""
+    """`Comparison.results` of `items` (evaluation_set, item, text) and `documents`: corpus and rows (id, text) each."""
     comparison = Comparison(items, settings)
     for corpus, rows in documents:
         for batch in rows.iter_slices(_BATCH):
@@ -258,9 +262,9 @@ def compare(
 
 
 def uncompared(summary: pl.DataFrame, listed: pl.DataFrame, tasks: Path) -> list[str]:
-    """Evaluation sets that are not compared with each corpus, not in full, or of which no item is long enough.
+    """Evaluation sets that were not compared with each corpus or not in full, or of which no item is long enough.
 
-    And those of which `listed` (ITEMS_SCHEMA) holds other numbers of items than the summary counts.
+    Also those of which `listed` (ITEMS_SCHEMA) holds another number of items than `summary` (SUMMARY_SCHEMA) counts.
     """
     by = ["evaluation_set", "corpus"]
     found = listed.group_by(by).agg(pl.col("hit", "contained").sum().cast(pl.Int64))
@@ -286,14 +290,14 @@ def uncompared(summary: pl.DataFrame, listed: pl.DataFrame, tasks: Path) -> list
 
 
 def mostly_unjudged(summary: pl.DataFrame) -> list[str]:
-    """Evaluation sets of whose items less than JUDGED, but some, are long enough to compare."""
+    """Evaluation sets of which some items are long enough to compare, but less than the share JUDGED."""
     sets = summary.select("evaluation_set", "judged", "items").unique(maintain_order=True)
     few = sets.filter(pl.col("judged") > 0, pl.col("judged") < JUDGED * pl.col("items"))
     return [f"{name}: {judged} of {items} items have enough words" for name, judged, items in few.iter_rows()]
 
 
 def above(summary: pl.DataFrame, column: str, max_share: float) -> list[str]:
-    """Sets and corpora whose `column` ('hit' or 'contained') is more than `max_share` of the judged items."""
+    """Sets and corpora of whose judged items more than the share `max_share` are `column`: 'hit' or 'contained'."""
     return [
         f"{row['evaluation_set']} in {row['corpus']}: {row[column]} of {row['judged']} items {column}"
         for row in summary.filter(pl.col(f"{column}_share") > max_share).iter_rows(named=True)
@@ -301,7 +305,7 @@ def above(summary: pl.DataFrame, column: str, max_share: float) -> list[str]:
 
 
 def misplaced(listed: pl.DataFrame, documents: Iterable[tuple[str, pl.DataFrame]]) -> list[str]:
-    """Listed items (ITEMS_SCHEMA) whose document does not exist or does not hold the n-gram, word for word."""
+    """Items of `listed` (ITEMS_SCHEMA) whose document is absent or does not hold the n-gram, word for word."""
     missing = {(row["corpus"], row["document"], row["ngram"]): row["item"] for row in listed.iter_rows(named=True)}
     for corpus, rows in documents:
         wanted = listed.filter(pl.col("corpus") == corpus).select("document", "ngram")

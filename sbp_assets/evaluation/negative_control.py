@@ -1,11 +1,11 @@
-"""What theory says of the five-token world, held against a run: no arm below the entropy, and nothing gained by SBP.
+"""The five-token world as a negative control: no arm may go below the entropy, and SBP may gain nothing.
 
 Held-out letters are independent of all that a model has read, so whatever probabilities q it gives them, q / p for the
-true p multiplies to a martingale of mean at most 1: over n tokens a model's total loss is below the truth's own by more
-than ln(1 / a) with a probability of at most a (Markov's inequality; of any model, near the truth or far from it). This
+true p multiplies to a martingale of mean at most 1: over n tokens a model's total loss is below that of p by more
+than ln(1 / a) with a probability of at most a (Markov's inequality; of any model, near p or far from it). This
 is the sampling error that arms are allowed below the floor; it needs no estimate of a variance.
 
-Any arm can be *above* the floor. The baseline is, as it learns its repeated documents by heart, and SBP and the oracle
+Any arm can be *above* the floor. The baseline is, as it memorises its repeated documents, and SBP and the oracle
 beat that: they repeat less. It is no knowledge about documents, and early stopping has as much. So what SBP gains is
 its lowest held-out loss along training below the baseline's lowest. Near uniform predictions the variance of the loss
 is twice its excess e over the entropy (both are second moments of q / p - 1, up to third order), so the standard error
@@ -34,7 +34,7 @@ STANDARD_ERRORS = 4
 
 @dataclass(frozen=True)
 class Floor:
-    """What the truth itself scores on some held-out tokens: their number, and its mean loss in nats per token."""
+    """What the true distribution scores on some held-out tokens: their number, and its mean loss in nats per token."""
 
     tokens: int
     nats: float
@@ -45,15 +45,15 @@ class Floor:
 
 
 def scored_floor(texts: Iterable[str]) -> Floor:
-    """Of the scores: ln 5 for each letter of the held-out documents; their ends are not scored."""
+    """The floor of the scores: ln 5 for each letter of the held-out documents; their ends are not scored."""
     return Floor(sum(len(text.split()) for text in texts), math.log(len(LETTERS)))
 
 
 def measured_floor(source: FiveTokensSource, lengths: Iterable[int], max_tokens: int) -> Floor:
-    """Of the losses along training: letters and `<eos>` of the documents in the first `max_tokens` labels.
+    """The floor of the losses along training: letters and `<eos>` of the documents in the first `max_tokens` labels.
 
-    `lengths`: tokens of the held-out documents, `<bos>` and `<eos>` included, in the order in which training reads
-    them (`training.rows.heldout_rows`).
+    `lengths` are the tokens of the held-out documents, `<bos>` and `<eos>` included, in the order in which training
+    reads them (`training.rows.heldout_rows`). Raises ValueError where no token was measured.
     """
     tokens, nats, left = 0, 0.0, max_tokens + 1
     for length in lengths:
@@ -77,7 +77,7 @@ class Verdict:
 
 
 def judge(comparison: pl.DataFrame, dynamics: pl.DataFrame, scored: Floor, measured: Floor) -> Verdict:
-    """Hold a run's `evaluation/comparison` and `evaluation/training_dynamics` against the floors of the same tokens.
+    """Compares a run's `evaluation/comparison` and `evaluation/training_dynamics` with the floors of the same tokens.
 
     A mean loss over seeds obeys the same bound: it is at least the loss of the seeds' averaged probabilities.
     """

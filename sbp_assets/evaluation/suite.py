@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, MMLU, Task, Tasks, foreign_files
+from sbp_assets.evaluation.audit import foreign_files
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, MMLU, Task, Tasks
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.device import Device, resolve_device
 
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sbp_assets.evaluation.suite")
 
-# It warns once per prompt that it cuts (`Scores.notes` has their number), and of every task that brings its data.
-for _name in ("lm_eval.models", "lm_eval.api.task"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
 BOOTSTRAP_RESAMPLES = 1000
-SEED = 1234  # of the bootstrap and the questions: one value, so that all arms see the same
+SEED = 1234  # Of the bootstrap and the questions: one value, so that all arms see the same.
 
 SCORES_SCHEMA = {
     "task": pl.String, "metric": pl.String, "value": pl.Float64, "stderr": pl.Float64, "samples": pl.Int64,
@@ -48,24 +45,24 @@ ACCURACIES = ("acc", "acc_norm", "exact_match")
 
 @dataclass
 class Scores:
-    """What `evaluate` found.
+    """The scores of one model.
 
-    `samples` has a row per task, metric and document or question (columns of SAMPLES_SCHEMA): `sample` is its place in
-    the task, the same for every model; `value` is what it scored, an accuracy of 0 or 1, or for `perplexity` and
-    `nats_per_token` its mean negative log-likelihood in nats per token, for `bits_per_byte` in bits per byte; `weight`
-    the tokens or bytes that this is the mean of (1 for accuracies). `estimate` makes the score of any such rows.
+    `samples` has a row per task, metric and document or question. `sample` is its place in the task, the same for every
+    model. `value` is what it scored: an accuracy of 0 or 1, or its mean negative log-likelihood, in nats per token for
+    `perplexity` and `nats_per_token`, in bits per byte for `bits_per_byte`. `weight` is the number of tokens or bytes
+    that this is the mean of (1 for accuracies). `estimate` gives the score of any such rows.
     """
 
-    table: pl.DataFrame  # columns of SCORES_SCHEMA
-    samples: pl.DataFrame  # columns of SAMPLES_SCHEMA
-    problems: list[str]  # tasks that have no score, each with the reason
-    notes: list[str]  # what a reader should know about tasks that have one
-    run: dict[str, float]  # wall seconds, rate, peak memory, threads
+    table: pl.DataFrame  # Columns of SCORES_SCHEMA.
+    samples: pl.DataFrame  # Columns of SAMPLES_SCHEMA.
+    problems: list[str]  # Tasks that have no score, each with the reason.
+    notes: list[str]  # What a reader should know about the tasks that have one.
+    run: dict[str, float]  # Wall seconds, sequences per second, peak memory, threads.
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One score: its value to the last digit, and per document or question what it is the weighted mean of."""
+    """One score: its value, and per document or question the values and weights that it is the weighted mean of."""
 
     metric: str
     value: float
@@ -76,24 +73,25 @@ class Measurement:
 def evaluate(
     model_dir: Path, tasks_dir: Path, *, device: Device = "auto", batch_size: int = 1, name: str = "model"
 ) -> Scores:
-    """Score the model directory on all tasks that `tasks.write_tasks` wrote into `tasks_dir`; ValueError for another's.
+    """Scores of the model in `model_dir` on all tasks that `task_files.write_tasks` wrote into `tasks_dir`.
 
-    Each task is a run of its own: with the same batch size, device and threads, `tasks.command` gives the same numbers.
-    A benchmark that cannot be run, or could not be made, is named in `problems` and the others still run; anything
-    wrong with the model, the held-out documents or the questions raises.
+    Each task is a run of its own: with the same batch size, device and threads, `readme.command` gives the same
+    numbers. A benchmark that cannot be run, or could not be written, is named in `problems` and the others still run;
+    anything wrong with the model, the held-out documents or the questions raises. Raises ValueError where `tasks_dir`
+    has files that this project did not write.
     """
     if foreign := foreign_files(tasks_dir):
         raise ValueError(
             f"{tasks_dir}: {', '.join(foreign)} not as this project writes them, and lm-eval would run what they hold; "
-            "materialise evaluation/tasks again"
+            "re-materialise evaluation/tasks"
         )
-    made = Tasks.load(tasks_dir)
-    problems, notes = list(made.problems), list(made.notes)
+    manifest = Tasks.load(tasks_dir)
+    problems, notes = list(manifest.problems), list(manifest.notes)
     measured: dict[str, list[Measurement]] = {}
     truncated = 0
-    with Progress(f"scoring {name}", "sequences") as progress:
+    with _quiet_lm_eval(), Progress(f"scoring {name}", "sequences") as progress:
         for rolling in (True, False):
-            tasks = [task for task in made.tasks if task.rolling is rolling]
+            tasks = [task for task in manifest.tasks if task.rolling is rolling]
             model = load_model(model_dir, device, batch_size, progress.advance, add_bos_token=not rolling)
             for number, task in enumerate(tasks, 1):
                 logger.info("%s (%d/%d): %d samples", task.name, number, len(tasks), task.documents)
@@ -111,7 +109,7 @@ def evaluate(
     if truncated:
         notes.append(f"{truncated} different prompts were longer than the model's context and were cut on the left")
     samples = pl.concat([
-        _samples(task.name, measurement) for task in made.tasks for measurement in measured.get(task.name, ())
+        _samples(task.name, measurement) for task in manifest.tasks for measurement in measured.get(task.name, ())
     ])  # fmt: skip
     exact = {(task, m.metric): m.value for task, measurements in measured.items() for m in measurements}
     import torch
@@ -121,9 +119,9 @@ def evaluate(
 
 
 def score_table(samples: pl.DataFrame, exact: Mapping[tuple[str, str], float] | None = None) -> pl.DataFrame:
-    """Columns of SCORES_SCHEMA from rows of SAMPLES_SCHEMA: one row per task and metric, in order of appearance.
+    """Scores (SCORES_SCHEMA) of `samples` (SAMPLES_SCHEMA): one row per task and metric, in order of appearance.
 
-    `exact` has values by task and metric that stand in place of the estimates, from which they differ by rounding.
+    `exact` has values by task and metric that replace the estimates, from which they differ by rounding.
     """
     exact = exact or {}
     rows = []
@@ -139,7 +137,10 @@ def score_table(samples: pl.DataFrame, exact: Mapping[tuple[str, str], float] | 
 
 
 def estimate(metric: str, values: np.ndarray, weights: np.ndarray) -> float:
-    """The score of some documents or questions: the weighted mean of their values, and exp of it for a perplexity."""
+    """The score of documents or questions from their values and weights, each of shape (documents,).
+
+    It is the weighted mean of the values, and for a perplexity its exponential.
+    """
     mean = float(values @ weights / weights.sum())
     return float(np.exp(mean)) if metric == "perplexity" else mean
 
@@ -160,7 +161,9 @@ def bootstrap_stderr(metric: str, values: np.ndarray, weights: np.ndarray) -> fl
 def load_model(
     model_dir: Path, device: Device, batch_size: int, on_sequences: Callable[[int], None], *, add_bos_token: bool
 ) -> CountingHFLM:
-    """The model as `lm_eval --model hf` loads it; device 'auto' is CUDA where there is one. Float32 throughout.
+    """The model as `lm_eval --model hf` loads it, in float32; device 'auto' is CUDA where there is one.
+
+    It calls `on_sequences` with the number of sequences of every batch that it has read.
 
     Raises FileNotFoundError where the directory holds no model, ValueError where its tokenizer has no bos token.
     """
@@ -183,7 +186,7 @@ def load_model(
 def measure(
     task: Task, reported: Mapping[str, Any], logged: Sequence[Mapping[str, Any]], model: HFLM
 ) -> list[Measurement]:
-    """The task's metrics, from what lm-eval reports of it and its logged samples in order.
+    """The task's metrics, from what lm-eval reports of it (`reported`) and its samples in order (`logged`).
 
     With l the log-likelihood of a document's text, or of a question's right answer, and n its tokens, what lm-eval does
     not report is perplexity = exp(-Σ l / Σ n) and its logarithm nats_per_token. Sums are exactly rounded (math.fsum).
@@ -218,16 +221,16 @@ def measure(
 
 
 def unscored(table: pl.DataFrame, tasks: Sequence[str]) -> list[str]:
-    """Configured `tasks` without a score."""
+    """Sentences that name the configured `tasks` without a score in `table`."""
     scored = set(table["task"])
     return [f"{task} was configured but has no score" for task in tasks if task not in scored]
 
 
 def score_problems(table: pl.DataFrame, made: Sequence[Task]) -> list[str]:
-    """What is wrong with a score table (with its samples' columns) of the tasks `made`.
+    """What is wrong with a score table (with the columns of `comparison.SAMPLES`) of the tasks `made`.
 
-    Values that cannot be or that their samples do not give, other numbers of samples than were asked, metrics that a
-    task lacks. A benchmark may be missing (see `unscored`), held-out documents and questions may not.
+    Values that are impossible or differ from what their samples give, numbers of samples that are not the task's, and
+    metrics that a task lacks. A benchmark may be missing (see `unscored`), held-out documents and questions may not.
     """
     scored, metrics = set(table["task"]), set(table.select("task", "metric").iter_rows())
     documents = {task.name: task.documents for task in made}
@@ -266,7 +269,7 @@ def _run(model: HFLM, task: Task, tasks_dir: Path) -> tuple[dict[str, Any], list
             model=model,
             tasks=[task.lm_eval],
             task_manager=TaskManager(include_path=str(tasks_dir), include_defaults=False),
-            bootstrap_iters=0,  # of lm-eval's own standard errors
+            bootstrap_iters=0,  # No standard errors of lm-eval's own.
         )
     logged = [
         sample for leaf in task.leaves for sample in sorted(results["samples"][leaf], key=lambda row: row["doc_id"])
@@ -275,8 +278,22 @@ def _run(model: HFLM, task: Task, tasks_dir: Path) -> tuple[dict[str, Any], list
 
 
 @contextmanager
+def _quiet_lm_eval() -> Iterator[None]:
+    """Without lm-eval's warnings of each cut prompt (`Scores.notes` has their number) and of tasks with own data."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval.models", "lm_eval.api.task")]
+    before = [quiet.level for quiet in loggers]
+    for quiet in loggers:
+        quiet.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for quiet, level in zip(loggers, before, strict=True):
+            quiet.setLevel(level)
+
+
+@contextmanager
 def _no_bytecode() -> Iterator[None]:
-    """lm-eval imports Python from the tasks folder, an artifact in which nothing else may appear."""
+    """Without .pyc files: lm-eval imports Python from the tasks folder, an artifact that nothing may be added to."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield

@@ -36,14 +36,14 @@ class StalenessCache:
     """What a process that looks at staleness again and again keeps in between.
 
     Events never change and reading them is most of the work, so each is read once: at 2,000 shards the first look of
-    a nightly window takes 9 s, later ones 3 s. Whoever looks repeatedly owns one cache and hands it to each Staleness.
+    a nightly window takes 9 s, later ones 3 s. What looks repeatedly owns one cache and hands it to each Staleness.
     """
 
     def __init__(self) -> None:
         self._by_storage: defaultdict[str, InstanceFacts] = defaultdict(InstanceFacts)
 
     def facts(self, instance: dg.DagsterInstance) -> InstanceFacts:
-        """Return what is known of `instance`, told apart from others by the id that its SQL storage has."""
+        """Return what is known of `instance`, which the id of its SQL storage identifies."""
         storage: Any = instance.run_storage
         return self._by_storage[storage.get_run_storage_id()]
 

@@ -59,7 +59,7 @@ def _pending(defs: dg.Definitions, staleness: Staleness, step: Step) -> dict[Par
 
 
 class Outcome(Enum):
-    """What the checks of a step make of a partition."""
+    """What the checks of a step find of a partition, all taken together."""
 
     PASSED = "passed"
     FAILED = "failed"

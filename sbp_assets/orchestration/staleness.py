@@ -116,7 +116,7 @@ class Staleness:
             return PartitionStatus(Status.MISSING)
         provenance = latest.provenance(partition)
         if provenance is None:
-            return FRESH  # reported by hand: whoever did so vouches for it
+            return FRESH  # reported by hand: the person who did so vouches for it
         node = self.graph.get(key)
         if node.code_version and node.code_version != provenance.code_version:
             return PartitionStatus(Status.CODE_CHANGED)

@@ -6,7 +6,6 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.dagster_support.columns import lineage, schema
 from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
@@ -17,6 +16,7 @@ from sbp_assets.pairing.search import search
 from sbp_assets.pairing.truth import DEFINITIONS, OVERALL, SCHEMA, SHARES, pair_truth
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.column_metadata import lineage, schema
 from sbp_assets.storage.progress import Progress
 
 # The settings that decide a vector, and then a neighbour.

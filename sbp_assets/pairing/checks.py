@@ -237,7 +237,7 @@ def _some(*ids: pl.Series) -> str:
         description="One finite unit vector for each document of D in the shard, and none besides.",
     )
 )
-def embeddings_are_unit_vectors_of_d(embeddings: pl.LazyFrame, documents: pl.LazyFrame) -> dg.AssetCheckResult:
+def embeddings_are_unit_vectors(embeddings: pl.LazyFrame, documents: pl.LazyFrame) -> dg.AssetCheckResult:
     ids = documents.filter(pl.col("split") == "unique").select("id").collect()["id"]
     passed, metadata = check_embeddings(embeddings.collect(), ids)
     return check_result(passed=passed, metadata=metadata)
@@ -252,7 +252,7 @@ def embeddings_are_unit_vectors_of_d(embeddings: pl.LazyFrame, documents: pl.Laz
         description=f"{EMBEDDED_SAMPLE} documents, embedded again, get the vectors that they have.",
     )
 )
-def vectors_are_of_their_texts(
+def embeddings_match_documents(
     settings: dg.ResourceParam[Settings],
     embedder: dg.ResourceParam[Embedder],
     embeddings: pl.LazyFrame,
@@ -275,7 +275,7 @@ def vectors_are_of_their_texts(
         description="The index holds the shard's embeddings, and a document's nearest key is itself.",
     )
 )
-def index_finds_its_own(
+def index_matches_embeddings(
     settings: dg.ResourceParam[Settings], ann_index: Path, embeddings: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     passed, metadata = check_index(ann_index, embeddings.collect(), settings.experiment.pairing.nprobe)
@@ -292,7 +292,7 @@ def index_finds_its_own(
         "sample.",
     )
 )
-def candidates_are_the_nearest(
+def candidates_are_nearest_neighbors(
     context: dg.AssetCheckExecutionContext,
     settings: dg.ResourceParam[Settings],
     parquet: dg.ResourceParam[ParquetIOManager],
@@ -339,7 +339,7 @@ def pairs_are_related_and_distinct(
         "that it states.",
     )
 )
-def pairs_were_found(
+def pairs_match_candidates(
     context: dg.AssetCheckExecutionContext,
     settings: dg.ResourceParam[Settings],
     parquet: dg.ResourceParam[ParquetIOManager],
@@ -361,7 +361,9 @@ def pairs_were_found(
     description="A row per shard and one for all, with shares that lie in [0, 1] and follow from the counts; that "
     "pairs share a concept no more often than random ones is a warning. Empty without a truth.",
 )
-def pairs_beat_chance(settings: dg.ResourceParam[Settings], pair_truth: pl.LazyFrame) -> dg.AssetCheckResult:
+def pair_precision_is_above_chance(
+    settings: dg.ResourceParam[Settings], pair_truth: pl.LazyFrame
+) -> dg.AssetCheckResult:
     table = pair_truth.collect()
     if settings.experiment.truth:
         problems, by_chance = truth_problems(table, settings.experiment.shard_keys), not_above_chance(table)

@@ -8,7 +8,6 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT
-from sbp_assets.dagster_support.columns import lineage, schema
 from sbp_assets.dagster_support.partitions import ALL, first_seed, seeds
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
@@ -24,6 +23,7 @@ from sbp_assets.pretraining.budget import (
 )
 from sbp_assets.pretraining.curves import loss_curve, loss_summary
 from sbp_assets.settings import Deployment, Optimizer, Settings
+from sbp_assets.storage.column_metadata import lineage, schema
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.spec import Source, TrainingSpec
 from sbp_assets.training.trainer import Trainer

@@ -33,7 +33,7 @@ SYNTHETIC_TOKENS = dg.AssetIn(["synthesis", "synthetic_tokens"], partition_mappi
 
 
 @dg.asset_check(asset=BUDGET, blocking=True, description="The three arms train on exactly equal numbers of tokens.")
-def arms_are_matched(token_budget: pl.LazyFrame) -> dg.AssetCheckResult:
+def arms_train_on_equal_tokens(token_budget: pl.LazyFrame) -> dg.AssetCheckResult:
     table = token_budget.collect()
     problems = budget_problems(table)
     per_arm = table.filter(pl.col("arm").is_in(ARMS)).group_by("arm").agg(pl.col("tokens_read").sum())
@@ -64,7 +64,7 @@ def synthetic_documents_are_read_once(
     additional_ins={"tokens": TOKENS, "synthetic_tokens": SYNTHETIC_TOKENS},
     description="No arm trains on a held-out document, nor on a synthesis from one: every seed document is in D.",
 )
-def heldout_is_unseen(
+def heldout_documents_are_not_trained_on(
     settings: dg.ResourceParam[Settings],
     token_budget: pl.LazyFrame,
     tokens: dict[str, Path],
@@ -98,7 +98,7 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
             description="The training loss is finite at every step, and lower at the end than at the start.",
         )
     )
-    def loss_falls(model: Path) -> dg.AssetCheckResult:
+    def training_loss_decreases(model: Path) -> dg.AssetCheckResult:
         metrics = pl.read_parquet(model / "metrics.parquet")
         problems = loss_problems(metrics)
         return check_result(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
@@ -137,7 +137,7 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
             description="The model was trained on exactly the tokens of the budget, step by step.",
         )
     )
-    def budget_is_met(
+    def training_tokens_match_budget(
         context: dg.AssetCheckExecutionContext,
         settings: dg.ResourceParam[Settings],
         directory: dg.ResourceParam[DirectoryIOManager],
@@ -153,7 +153,7 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
             metadata={"trained": int(metrics["tokens"][-1]), "budget": plan.tokens, "problems": problems},
         )
 
-    return [loss_falls, model_loads, weights_are_finite, budget_is_met]
+    return [training_loss_decreases, model_loads, weights_are_finite, training_tokens_match_budget]
 
 
 baseline_checks = _model_checks("baseline")

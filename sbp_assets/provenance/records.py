@@ -55,9 +55,11 @@ class Records:
         if not found:
             return row
         event, status = found[0], self._staleness.status(key, partition)
-        made = event.asset_materialization
+        materialisation = event.asset_materialization
         return row | {
-            "data_version": made.tags.get(DATA_VERSION) if made and made.tags else None,
+            "data_version": materialisation.tags.get(DATA_VERSION)
+            if materialisation and materialisation.tags
+            else None,
             "run_id": event.run_id,
             "materialised": datetime.fromtimestamp(event.timestamp, UTC).isoformat(timespec="seconds"),
             "state": "stale" if status.is_stale else status.status.value,

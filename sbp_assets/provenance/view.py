@@ -166,7 +166,14 @@ def _record_table(console: Console, title: str, records: Sequence[dict[str, Any]
         version = (last["data_version"] or "") if one else ""
         made = (last["materialised"] or "").replace("T", " ").removesuffix("+00:00")
         rows.append(
-            (asset, shown, version, made, (last["run_id"] or "")[:8], f"{state}: {reasons}" if reasons else state)
+            (
+                asset,
+                shown,
+                version,
+                made,
+                (last["run_id"] or "")[:8],
+                f"stale: {reasons}" if state == "stale" else reasons or state,
+            )
         )
     _table(console, title, ("asset", "partition", "version", "made (UTC)", "run", "state"), rows, limit=None)
 

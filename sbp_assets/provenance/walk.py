@@ -234,7 +234,7 @@ class _Walk:
         ]
 
     def _scored(self, name: str) -> bool:
-        """Whether a held-out document is among those scored: tasks.sample_heldout takes the lowest digests."""
+        """Whether a held-out document is among those scored: task_files.sample_heldout takes the lowest digests."""
         before = self.lookup.rows(
             DOCUMENTS, "select count(*) as n from rows where split = ? and sha256(id) < sha256(?)", [HELDOUT, name]
         )[0]["n"]

@@ -6,7 +6,6 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from sbp_assets.dagster_support.columns import lineage
 from sbp_assets.dagster_support.partitions import ALL
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
@@ -15,6 +14,7 @@ from sbp_assets.report import dynamics, samples
 from sbp_assets.report.page import render
 from sbp_assets.settings import Experiment, Settings
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.column_metadata import lineage
 from sbp_assets.storage.progress import Progress
 
 
@@ -112,7 +112,7 @@ def report(
             contamination=contamination.collect(),
             similarities=samples.similarity_counts(neighbor_pairs),
             pairs=samples.example_pairs(neighbor_pairs, documents),
-            syntheses=samples.example_syntheses(synthetic_documents, documents),
+            synthetic=samples.example_synthetic_documents(synthetic_documents, documents),
         )
         (directory / "index.html").write_text(page, encoding="utf-8")
         progress.advance()

@@ -6,8 +6,8 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.dagster_support.check_results import check_result
+from sbp_assets.report.audit import page_problems
 from sbp_assets.report.dynamics import dynamics_problems
-from sbp_assets.report.page import page_problems
 
 
 @dg.asset_check(
@@ -15,7 +15,7 @@ from sbp_assets.report.page import page_problems
     blocking=True,
     description="Every arm and seed starts and ends at the same number of training tokens, with finite losses.",
 )
-def curves_span_the_same_tokens(training_dynamics: pl.LazyFrame) -> dg.AssetCheckResult:
+def training_curves_span_the_same_tokens(training_dynamics: pl.LazyFrame) -> dg.AssetCheckResult:
     table = training_dynamics.collect()
     problems = dynamics_problems(table)
     return check_result(passed=not problems, metadata={"rows": len(table), "problems": problems})

@@ -21,13 +21,17 @@ LABELS = {"baseline": "baseline", "sbp": "SBP", "oracle": "oracle"}
 
 
 def collect(models: Mapping[str, Mapping[str, Path]]) -> pl.DataFrame:
-    """Held-out losses measured along training, from {arm: {seed: model directory}} and its metrics.parquet."""
+    """Held-out losses measured along training, in nats per token, from {arm: {seed: model directory}}.
+
+    One row per arm, seed and measurement, with the columns of SCHEMA, read from each directory's metrics.parquet.
+    Raises FileNotFoundError where a directory has none.
+    """
     frames = []
     for arm, seeds in models.items():
         for seed, directory in seeds.items():
             path = directory / "metrics.parquet"
             if not path.is_file():
-                raise FileNotFoundError(f"{path} does not exist: materialise pretraining/{arm}_model again")
+                raise FileNotFoundError(f"{path} does not exist: re-materialise pretraining/{arm}_model")
             frames.append(
                 pl.read_parquet(path, columns=["tokens", "heldout_loss"])
                 .drop_nulls()
@@ -41,7 +45,7 @@ def collect(models: Mapping[str, Mapping[str, Path]]) -> pl.DataFrame:
 
 
 def dynamics_problems(table: pl.DataFrame) -> list[str]:
-    """Where the curves cannot be laid side by side: an arm is absent, or starts or ends at another token count."""
+    """Why the curves cannot be compared: an arm is absent, token counts differ, or a loss is not finite."""
     problems = [f"no measurements of {arm}" for arm in ARMS if arm not in set(table["arm"])]
     ends = (
         table.group_by("arm", "seed").agg(first=pl.col("tokens").min(), last=pl.col("tokens").max()).sort("arm", "seed")
@@ -58,7 +62,10 @@ def dynamics_problems(table: pl.DataFrame) -> list[str]:
 
 
 def over_seeds(table: pl.DataFrame) -> pl.DataFrame:
-    """The curves over the seeds, ordered by arm and tokens: arm, tokens, seeds, mean, low, high (nats per token)."""
+    """Mean, lowest and highest loss over the seeds, in nats per token, in order of arm and tokens.
+
+    Columns: arm, tokens, seeds (their number), mean, low, high.
+    """
     loss = pl.col("heldout_loss")
     return (
         table.group_by("arm", "tokens")
@@ -118,7 +125,7 @@ def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
 
 
 def png(table: pl.DataFrame) -> bytes:
-    """The plot as a PNG on white."""
+    """The plot as the bytes of a PNG on white."""
     figure = plot(table)
     figure.patch.set(alpha=1, facecolor="white")
     buffer = io.BytesIO()
@@ -127,7 +134,10 @@ def png(table: pl.DataFrame) -> bytes:
 
 
 def svg(table: pl.DataFrame) -> str:
-    """The plot as an SVG element for a page: transparent, ink in the page's colour, arms in its --arm-* colours."""
+    """The plot as an SVG element: transparent, ink in the page's text colour, arms in its CSS colours --arm-*.
+
+    The text is the same for the same table. It names no external address.
+    """
     import matplotlib
 
     sentinel = "#123456"

@@ -1,4 +1,4 @@
-"""What the report shows of the corpus: a histogram over all pairs and a few texts, without loading the corpus."""
+"""What the page shows of the corpus: similarities of all pairs and a few texts, without loading the corpus."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import polars as pl
 
-BIN = 0.02  # cosine similarity per bar
+BIN_WIDTH = 0.02  # Cosine similarity that one bar of the histogram spans.
 
 
 @dataclass(frozen=True)
 class Pair:
+    """A pair of related documents: cosine similarity, ids and texts."""
+
     similarity: float
     d1: str
     d2: str
@@ -21,18 +23,21 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Syntheses:
-    """A real document and texts synthesised from it."""
+class SyntheticSample:
+    """A seed document of D, and synthetic documents written from it."""
 
     seed_id: str
     seed_text: str
-    texts: tuple[tuple[str, str], ...]  # (id, text)
+    documents: tuple[tuple[str, str], ...]  # (id, text)
 
 
 def similarity_counts(pairs: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
-    """Pairs per bin of cosine similarity: low (the bin's lower edge), count; empty bins inside the range included."""
+    """Number of pairs per bin of cosine similarity, over `pairs` by shard (with a column `similarity`).
+
+    Columns `low` (the bin's lower edge) and `count`, in order of `low`; empty bins inside the range are included.
+    """
     per_shard = [
-        frame.select(bin=(pl.col("similarity") / BIN + 1e-6).floor().cast(pl.Int64))
+        frame.select(bin=(pl.col("similarity") / BIN_WIDTH + 1e-6).floor().cast(pl.Int64))
         .group_by("bin")
         .len("count")
         .collect(engine="streaming")
@@ -45,16 +50,17 @@ def similarity_counts(pairs: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
     return (
         bins.join(counts, on="bin", how="left")
         .sort("bin")
-        .select(low=pl.col("bin") * BIN, count=pl.col("count").fill_null(0))
+        .select(low=pl.col("bin") * BIN_WIDTH, count=pl.col("count").fill_null(0))
     )
 
 
 def example_pairs(
     pairs: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], count: int = 3
 ) -> list[Pair]:
-    """`count` pairs spread over the range of similarities, most similar first, no document shown twice.
+    """At most `count` pairs spread over the range of similarities, most similar first, no document shown twice.
 
-    A deterministic draw of 200 pairs per shard stands for all of them, so that memory does not grow with the corpus.
+    `pairs` (d1, d2, similarity) and `documents` (id, text) are given by shard. A deterministic draw of 200 pairs per
+    shard stands for all of them, so that memory does not grow with the corpus.
     """
     drawn = []
     for frame in pairs.values():
@@ -82,10 +88,14 @@ def example_pairs(
     ]
 
 
-def example_syntheses(
+def example_synthetic_documents(
     synthetic: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], rollouts: int = 2
-) -> Syntheses | None:
-    """A real document with up to `rollouts` complete texts synthesised from it; None without any."""
+) -> SyntheticSample | None:
+    """A seed document with at most `rollouts` complete synthetic documents written from it; None where there are none.
+
+    `synthetic` (id, seed_id, rollout, text, finish_reason) and `documents` (id, text) are given by shard. Of the seed
+    documents with the most complete ones the lowest SHA-256 of the id is chosen.
+    """
     best: tuple[int, bytes, str, str] | None = None
     for shard, frame in synthetic.items():
         counts = (
@@ -105,11 +115,11 @@ def example_syntheses(
         .sort("rollout").head(rollouts).select("id", "text").collect()
     )  # fmt: skip
     seed_text = texts_of({seed_id}, documents).get(seed_id)
-    return None if seed_text is None else Syntheses(seed_id, seed_text, tuple(rows.iter_rows()))
+    return None if seed_text is None else SyntheticSample(seed_id, seed_text, tuple(rows.iter_rows()))
 
 
 def texts_of(ids: set[str], documents: Mapping[str, pl.LazyFrame]) -> dict[str, str]:
-    """Texts of the documents with these ids."""
+    """Text by id of the documents with these ids; ids of no document are left out."""
     found: dict[str, str] = {}
     for frame in documents.values():
         rows = frame.filter(pl.col("id").is_in(sorted(ids))).select("id", "text").collect(engine="streaming")

@@ -15,21 +15,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# How an artifact was made (timings, host) is kept beside it but is not part of what it is.
+# How an artifact was produced (timings, host) is kept beside it but is not part of its content.
 RUN_RECORD = "run.json"
-# Seconds after which an unfinished write is taken for one whose process died: none goes so long without a byte.
+# Seconds after which an unfinished write counts as one whose process died: none goes so long without a byte.
 ABANDONED = 24 * 3600
-# Bytes; a disk with less to spare has failed a write for want of room.
+# Bytes; a disk with less free space has failed a write because it is full.
 FULL = 2**20
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`, renamed onto it when the block ends well and removed when it does not.
+    """Yield a temporary sibling of `path`, renamed onto it when the block succeeds and removed when it raises.
 
     Works for a file or a directory. An existing `path` is replaced in one step (where a file system cannot exchange two
-    directories, in two: killed between them, `path` is absent, never half-written, and is made again). What a killed
-    process left of an earlier write is removed after a day.
+    directories, in two: killed between them, `path` is absent, never half-written, and is re-materialised). What a
+    killed process left of an earlier write is removed after a day. Raises OSError (ENOSPC) that names the disk when it
+    is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
@@ -55,7 +56,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _moved(temporary: Path, path: Path) -> bool:
-    """Rename in one step; False where a directory is in the way, perhaps since a moment ago."""
+    """Rename in one step; return False where a directory is in the way, perhaps since a moment ago."""
     if path.exists() and not (path.is_file() and temporary.is_file()):
         return False
     try:
@@ -69,26 +70,25 @@ def _moved(temporary: Path, path: Path) -> bool:
 
 @contextmanager
 def named_when_full(path: Path) -> Iterator[None]:
-    """Say which disk is full where the block, which writes `path`, fails because of that: OSError (ENOSPC).
+    """Raise OSError (ENOSPC) that names `path` when the block, which writes it, fails because its disk is full.
 
-    Few libraries do: torch then speaks of an unexpected position, numpy of items requested and written.
+    Few libraries say so: torch then speaks of an unexpected position, numpy of items requested and written.
     """
     try:
         yield
     except Exception as error:
         if shutil.disk_usage(path.parent).free < FULL:
-            told = f"{path}: its disk is full ({error}). Free some space there and run this again"
-            raise OSError(errno.ENOSPC, told) from error
+            message = f"{path}: its disk is full ({error}). Free some space there and run this again"
+            raise OSError(errno.ENOSPC, message) from error
         raise
 
 
 @contextmanager
 def exclusive(folder: Path, what: str, seconds: float = 0) -> Iterator[None]:
-    """Hold `folder`'s lock for the block, doing `what`; RuntimeError if another process has it for `seconds` more.
+    """Hold the lock of `folder` for the block, which does `what` ("training x").
 
-    The error says what the other does.
-
-    The lock goes with the process that holds it, killed or not.
+    Raises RuntimeError, which says what the other process does, when that still holds the lock after `seconds`. The
+    lock goes with the process that holds it, killed or not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as lock:
@@ -113,10 +113,10 @@ _staged: dict[Path, int] = {}  # this process's directories, and the descriptors
 
 
 def staging(work_dir: str, asset: str, partition: str = "") -> Path:
-    """Empty local directory to build a directory artifact in, for the calling process alone.
+    """Return an empty local directory to build a directory artifact in, for the calling process alone.
 
-    Removes what this process and dead ones have left of earlier attempts; another run that makes the same artifact at
-    the same time keeps its own.
+    Removes what this process and dead ones have left of earlier attempts; another run that materialises the same
+    artifact at the same time keeps its own. Raises RuntimeError when another process stages it for over a minute.
     """
     attempts = Path(work_dir) / "staging" / asset / partition
     with exclusive(attempts, f"staging {asset} {partition}".strip(), seconds=60):
@@ -128,14 +128,14 @@ def staging(work_dir: str, asset: str, partition: str = "") -> Path:
         attempt = attempts / uuid.uuid4().hex
         attempt.mkdir()
         lock = _lock(attempt)
-        assert lock is not None  # nobody knows of it yet
+        assert lock is not None  # no other process knows of it yet
         _staged[attempt] = lock
     (directory := attempt / "staged").mkdir()
     return directory
 
 
 def _lock(folder: Path) -> int | None:
-    """Descriptor of `folder`'s lock, which goes with it or with the process; None where another process holds it."""
+    """Return a descriptor that holds the lock of `folder` until it is closed; None when another process holds it."""
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,7 +146,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def content_version(path: Path) -> str:
-    """SHA-256 over the names and bytes of a file or of a directory's files, run records left out (16 hex digits)."""
+    """Return the SHA-256 (16 hex digits) of a file, or of the names and bytes in a directory, without run records."""
     digest = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
@@ -159,12 +159,12 @@ def content_version(path: Path) -> str:
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Size of a file, or of all files of a directory, in bytes."""
+    """Return the size of a file, or of all files of a directory, in bytes."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths in one step; False where the system or the file system cannot."""
+    """Swap two paths in one step; return False where the system or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
     at_working_directory, exchange = -100, 2
     paths = os.fsencode(one.absolute()), os.fsencode(other.absolute())
@@ -191,7 +191,7 @@ def _sync_folder(folder: Path) -> None:
 def _last_written(path: Path) -> float:
     latest = 0.0
     for entry in [path, *path.rglob("*")]:
-        with suppress(FileNotFoundError):  # its writer goes on
+        with suppress(FileNotFoundError):  # its writer is still at work
             latest = max(latest, entry.stat().st_mtime)
     return latest or time.time()
 

@@ -11,12 +11,12 @@ import dagster as dg
 
 from sbp_assets.dagster_support.check_results import check_result, last_version
 from sbp_assets.storage.io_managers import ArtifactIOManager
-from sbp_assets.storage.remote import DamagedError
+from sbp_assets.storage.remote import CorruptedArtifactError
 
-NAME = "stored_as_made"
+NAME = "artifact_is_intact"
 
 
-def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None):
+def artifact_is_intact(asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None):
     """Check of `asset` that reads its artifact back through `io_manager` and compares content versions.
 
     In the run that makes the artifact this finds an upload that was cut short; run alone (`sbp verify`), a file that
@@ -36,7 +36,7 @@ def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.Partition
         made = last_version(context.instance, asset, partition)
         try:
             stored = getattr(context.op_execution_context.resources, io_manager).stored_version(asset, partition)
-        except (FileNotFoundError, DamagedError) as error:
+        except (FileNotFoundError, CorruptedArtifactError) as error:
             stored = str(error)
         problem = (
             "The store holds other content than was made: it rotted or was changed since. `sbp run` makes it again."
@@ -48,9 +48,9 @@ def stored_as_made(asset: dg.AssetKey, io_manager: str, partitions: dg.Partition
 
 
 def stored_checks(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetChecksDefinition]:
-    """`stored_as_made` of every asset of `assets`."""
+    """`artifact_is_intact` of every asset of `assets`."""
     return [
-        stored_as_made(spec.key, asset.get_io_manager_key_for_asset_key(spec.key), spec.partitions_def)
+        artifact_is_intact(spec.key, asset.get_io_manager_key_for_asset_key(spec.key), spec.partitions_def)
         for asset in assets
         for spec in asset.specs
     ]

@@ -1,4 +1,4 @@
-"""Artifacts copied to another store: from a laptop's disk to a bucket, from one bucket to another, and back."""
+"""Copying artifacts to another store: from a laptop's disk to a bucket, from one bucket to another, and back."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import dagster as dg
 
 from sbp_assets.storage.artifacts import bytes_on_disk, content_version, named_when_full
 from sbp_assets.storage.io_managers import ArtifactIOManager
-from sbp_assets.storage.remote import DamagedError
+from sbp_assets.storage.remote import CorruptedArtifactError
 
-RELEASE_BYTES = 2**30  # of copies that were fetched; with each release all of the cache is looked through
+RELEASE_BYTES = 2**30  # of fetched copies between two releases, each of which walks through the whole cache
 
 
 class Artifact(NamedTuple):
@@ -25,16 +25,16 @@ class Artifact(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As in `sbp trace`: stage/name/partition."""
+        """Name of the artifact, as in `sbp trace`: stage/name/partition."""
         return "/".join([*self.key.path, *filter(None, [self.partition])])
 
 
 class Copied(NamedTuple):
-    """How many artifacts were copied, and had been before; and those whose content is not what was made."""
+    """Counts of artifacts copied now and before, and the names of those that are lost or corrupted at the source."""
 
     now: int
     before: int
-    damaged: list[str]
+    corrupted: list[str]
 
 
 def copy_artifacts(
@@ -44,35 +44,35 @@ def copy_artifacts(
     ledger: Path,
     track: Callable[[Sequence[Artifact]], Iterable[Artifact]] = lambda artifacts: artifacts,
 ) -> Copied:
-    """Copy `artifacts` from store to store, given by asset; every one arrives whole or not at all.
+    """Copy `artifacts` from store to store (managers by asset), each whole or not at all; return what was done.
 
-    What an earlier call has copied by `ledger` (JSON lines), and the target still has, is left out; what is lost or
-    damaged at its source is not copied, but named. `track` hands on the artifacts one by one, and may show how far it
-    is.
+    An artifact that an earlier call copied, by `ledger` (JSON lines), and that the target still has is left out. One
+    that is lost or corrupted at its source is not copied, but named. `track` yields the artifacts one by one, and may
+    show a progress bar. Raises StorageError when a store cannot be used, and OSError when a disk is full.
     """
     ledger.parent.mkdir(parents=True, exist_ok=True)
     text = ledger.read_text() if ledger.exists() else ""
     whole = text[: text.rfind("\n") + 1]  # a machine that went down may have cut the last line off
     lines = map(json.loads, whole.splitlines())
-    marks = {Artifact(dg.AssetKey(key), partition, version): mark for key, partition, version, mark in lines}
-    now, before, damaged, unreleased = 0, 0, [], 0
+    etags = {Artifact(dg.AssetKey(key), partition, version): etag for key, partition, version, etag in lines}
+    now, before, corrupted, unreleased = 0, 0, [], 0
     with named_when_full(ledger), ledger.open("a") as file:
         file.truncate(len(whole.encode()))
         for artifact in track(artifacts):
             key, partition, version = artifact
-            if artifact in marks and marks[artifact] == target[key].mark(key, partition):
+            if artifact in etags and etags[artifact] == target[key].etag(key, partition):
                 before += 1
                 continue
             try:
                 local = source[key].fetch(key, partition)
-                sound = content_version(local) == version
-            except (FileNotFoundError, DamagedError):
-                sound = False
-            if not sound:
-                damaged.append(artifact.name)
+                intact = content_version(local) == version
+            except (FileNotFoundError, CorruptedArtifactError):
+                intact = False
+            if not intact:
+                corrupted.append(artifact.name)
                 continue
             target[key].put(key, partition, local, version)
-            file.write(json.dumps([key.path, partition, version, target[key].mark(key, partition)]) + "\n")
+            file.write(json.dumps([key.path, partition, version, target[key].etag(key, partition)]) + "\n")
             file.flush()
             now += 1
             unreleased += bytes_on_disk(local)
@@ -80,4 +80,4 @@ def copy_artifacts(
                 for manager in source.values():
                     manager.release()
                 unreleased = 0
-    return Copied(now, before, damaged)
+    return Copied(now, before, corrupted)

@@ -16,9 +16,9 @@ import dagster as dg
 import polars as pl
 from upath import UPath
 
-from sbp_assets.dagster_support.columns import LINEAGE
 from sbp_assets.settings import Deployment
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
+from sbp_assets.storage.column_metadata import LINEAGE
 from sbp_assets.storage.remote import RemoteStore, is_local, root
 
 
@@ -113,11 +113,14 @@ class ArtifactIOManager(dg.UPathIOManager):
                 else:
                     shutil.copyfile(artifact, temporary)
 
-    def mark(self, key: dg.AssetKey, partition: str | None = None) -> str | None:
-        """What is another when the artifact is replaced, found without reading it; None where there is none."""
+    def etag(self, key: dg.AssetKey, partition: str | None = None) -> str | None:
+        """Return a tag that changes when the artifact is replaced, found without reading it; None when it is absent.
+
+        Locally it is made of inode and modification time.
+        """
         path = self._path_of(key, partition)
         if self._remote:
-            return self._remote.mark(path.path, directory=self.extension is None)
+            return self._remote.etag(path.path, directory=self.extension is None)
         try:
             status = Path(path.path).stat()
         except FileNotFoundError:

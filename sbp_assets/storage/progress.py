@@ -1,4 +1,4 @@
-"""Progress of long work, as log lines a person reads and a display parses, and what the work took. No dagster."""
+"""Progress of long work, as log lines that people read and a display parses, and its cost. Plain code: no dagster."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units per second since the start, work resumed from earlier left out."""
+        """Units per second since the start, without those that an earlier run had done."""
         return (self.done - self._resumed_at) / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Add `count` finished units; `note` is shown after the rate (a loss, say)."""
+        """Add `count` finished units; `note` (a loss, say) is logged after the rate."""
         self.done += count
         if time.monotonic() - self._last >= self._seconds:
             self._last = time.monotonic()
             self._log(note)
 
     def metadata(self) -> dict[str, float]:
-        """wall_seconds, {unit}_per_second, peak_memory_mb: numeric, so that Dagster plots them over time."""
+        """Return wall_seconds, {unit}_per_second and peak_memory_mb: numbers, so that Dagster plots them over time."""
         return {
             "wall_seconds": round(self.wall_seconds, 3),
             f"{self.unit}_per_second": round((self.done - self._resumed_at) / max(self.wall_seconds, 1e-9), 2),

@@ -1,4 +1,4 @@
-"""Versions of the rows that each shard reads of a table of all shards.
+"""Versions of the rows that each shard reads of a fan-in table.
 
 Such a table has one version as a whole, so without these every shard would be stale whenever one row of it changes.
 """
@@ -14,10 +14,10 @@ ROW_VERSIONS = "row_versions"
 
 
 def row_versions(table: pl.DataFrame, shards: list[str], columns: list[str]) -> dict[str, str]:
-    """Version (16 hex digits) per partition key of `shards`: of the `columns` of the rows whose `shard` is its number.
+    """Return a version (16 hex digits) per partition key of `shards`: of the rows whose `shard` is its number.
 
-    The order of the rows counts. A row with no shard, or another's, belongs to none. Of `columns` give those that the
-    shard-wise reader uses.
+    The order of the rows counts. A row with no shard, or one that is not in `shards`, belongs to none. `columns` are
+    those that the shard-wise reader uses.
     """
     groups = {
         int(number): rows for (number,), rows in table.partition_by("shard", as_dict=True).items() if number is not None

@@ -22,7 +22,7 @@ class TokenArrays:
 
     @classmethod
     def load(cls, directory: Path) -> TokenArrays:
-        """Arrays of `directory`; ValueError where the three files do not belong together."""
+        """Return the arrays of `directory`; raise ValueError when its three files do not belong together."""
         try:
             # allow_pickle stays False: an artifact store is not a place to run code from.
             tokens = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
@@ -44,7 +44,11 @@ class TokenArrays:
 
 
 def write_token_arrays(directory: Path, documents: pl.DataFrame, encoded: Iterable[np.ndarray], vocab_size: int) -> int:
-    """Write arrays for `documents` (in order) from their token ids, one array each; returns the token count."""
+    """Write arrays for `documents` (in order) from their token ids, one array each; return the number of tokens.
+
+    Tokens are stored as uint16 where `vocab_size` allows it, else as uint32. Raises ValueError when the numbers of
+    documents and arrays differ, and OSError when the disk is full.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
     parts = [np.asarray(ids, dtype=dtype) for ids in encoded]

@@ -9,13 +9,13 @@ import polars as pl
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer, related_id
-from sbp_assets.dagster_support.columns import lineage, schema
 from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pretraining.assets import sampled_model
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import content_version, staging
+from sbp_assets.storage.column_metadata import lineage, schema
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis.engine import ENGINES, EngineSpec, Generator, named_with_version

@@ -38,7 +38,7 @@ VALUES = "Every metric once per corpus and method, its value flagged / scored, o
         description="Ids are unique and every seed is a document of D in this shard, so none is held out.",
     )
 )
-def ids_and_seeds(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
+def ids_are_unique_and_seeds_in_unique_split(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id").collect()
     repeated, foreign = verify.repeated_ids(rows), verify.foreign_seeds(rows, _unique_ids(tokens))
     return check_result(
@@ -56,7 +56,7 @@ def ids_and_seeds(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCh
         description="The shard's token budget is reached, and by the last document.",
     )
 )
-def budget_is_met(
+def synthetic_tokens_reach_budget(
     settings: dg.ResourceParam[Settings], synthetic_documents: pl.LazyFrame, tokens: Path
 ) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("n_tokens").collect()
@@ -98,7 +98,7 @@ def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
         "counts its tokens (a sample is counted again).",
     )
 )
-def rows_are_of_their_requests(
+def rows_match_requests(
     context: dg.AssetCheckExecutionContext,
     settings: dg.ResourceParam[Settings],
     synthetic_documents: pl.LazyFrame,
@@ -150,7 +150,7 @@ def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> 
         description=f"At most {verify.MAX_LENGTH_SHARE:.0%} of the syntheses were cut off by the context.",
     )
 )
-def syntheses_end_by_themselves(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
+def synthetic_documents_are_not_truncated(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     share = verify.length_share(synthetic_documents.select("finish_reason").collect())
     return check_result(
         passed=share <= verify.MAX_LENGTH_SHARE,
@@ -172,7 +172,9 @@ def syntheses_end_by_themselves(synthetic_documents: pl.LazyFrame) -> dg.AssetCh
         description="One token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
     )
 )
-def tokens_reconcile(synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
+def synthetic_tokens_match_documents(
+    synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, tokenizer: Path
+) -> dg.AssetCheckResult:
     arrays, rows, loaded = TokenArrays.load(synthetic_tokens), synthetic_documents.collect(), load_tokenizer(tokenizer)
     problems = verify.token_problems(rows, arrays, partial(decode, loaded), loaded.bos_token_id, loaded.eos_token_id)
     return check_result(passed=not problems, metadata={"rows": len(rows), "problems": problems})
@@ -206,7 +208,7 @@ def judgements_are_valid(settings: dg.ResourceParam[Settings], judgements: pl.La
     # Blocks nothing: the rest is asked again by the next run.
     description=f"At least {verify.MIN_JUDGED_SHARE:.0%} of the questions have a verdict.",
 )
-def judge_has_answered(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
+def judge_answered_most_questions(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
     rows = judgements.collect()
     problems = verify.unjudged_problems(rows)
     return check_result(passed=not problems, metadata={"judged": rows["verdict"].count(), "problems": problems})

@@ -6,13 +6,13 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.tokenizer import decode, load_tokenizer, related_id
-from sbp_assets.dagster_support.columns import lineage, schema
 from sbp_assets.dagster_support.partitions import ALL, first_seed
 from sbp_assets.dagster_support.preview import escape
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pretraining.assets import execution_fields, model_columns, optimizer_of, train
 from sbp_assets.settings import Optimizer, Settings
 from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.column_metadata import lineage, schema
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import HELDOUT, TRAIN, write_examples

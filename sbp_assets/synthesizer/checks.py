@@ -68,7 +68,7 @@ def examples_are_well_formed(
     blocking=True,
     description="The tuning loss is finite and falls; on held-out examples d2 given d1 is likelier than at the start.",
 )
-def conditional_loss_falls(checkpoint: Path) -> dg.AssetCheckResult:
+def conditional_loss_decreases(checkpoint: Path) -> dg.AssetCheckResult:
     metrics = pl.read_parquet(checkpoint / "metrics.parquet")
     problems = loss_problems(metrics) + heldout_problems(metrics)
     return check_result(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})

@@ -6,6 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from sbp_assets.evaluation.task_files import write_tasks
+from sbp_assets.evaluation.tasks import Tasks
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,6 +55,22 @@ def write_benchmarks(folder: Path) -> Path:
     for name, frame in frames.items():
         pl.DataFrame(frame).write_parquet(folder / f"{name}.parquet")
     return folder
+
+
+def write_example_tasks(
+    folder: Path, benchmarks: list[str], benchmarks_dir: Path | None, limit: int | None = None
+) -> Tasks:
+    """A new folder with the tasks of HELDOUT, QUESTIONS and `benchmarks`; returns the manifest."""
+    folder.mkdir()
+    return write_tasks(
+        folder, HELDOUT, questions=QUESTIONS, benchmarks=benchmarks, benchmarks_dir=benchmarks_dir,
+        benchmark_limit=limit,
+    )  # fmt: skip
+
+
+def task_rows(folder: Path, name: str) -> pl.DataFrame:
+    """The rows of one data file of a tasks folder; `name` is `sbp_<task>.<split>`."""
+    return pl.read_parquet(folder / "data" / f"{name}.parquet")
 
 
 @pytest.fixture(scope="session")

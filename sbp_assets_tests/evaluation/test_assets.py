@@ -14,8 +14,8 @@ from sbp_assets.dagster_support.partitions import seeds, shards
 from sbp_assets.dagster_support.stage import load_assets, load_checks
 from sbp_assets.definitions import build_resources
 from sbp_assets.evaluation import assets, checks
+from sbp_assets.evaluation.benchmarks import data_version
 from sbp_assets.evaluation.comparison import SCORED
-from sbp_assets.evaluation.tasks import data_version
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.settings import Settings
 from sbp_assets_tests.report.example_report import report_inputs
@@ -116,6 +116,6 @@ def test_scores_to_report(data: Path, settings: Settings) -> None:
     assert "reached the same held-out perplexity" in page
     (precision,) = pl.read_parquet(data / "pairing/pair_truth.parquet").filter(shard="all")["precision"]
     assert f"{precision:.1%}" in page, "the report shows what its upstream artifacts hold"
-    (curves,) = rest.asset_materializations_for_node("training_dynamics")
+    (curves,) = rest.asset_materializations_for_node("evaluation__training_dynamics")
     assert curves.metadata["baseline_lowest_heldout_loss"].value == 5.0
     assert "| 100" in str(curves.metadata["mean_over_seeds"].value)

@@ -1,4 +1,4 @@
-"""Contamination: planted overlaps of known size, against a plain implementation, and with the checks' verdicts."""
+"""Contamination: planted overlaps of known size, a plain implementation to compare with, and the checks' verdicts."""
 
 import random
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 
 from sbp_assets.corpus.shingles import words_without_punctuation
 from sbp_assets.evaluation import checks
+from sbp_assets.evaluation.benchmarks import BENCHMARKS
 from sbp_assets.evaluation.contamination import (
     COMMON,
     CORPORA,
@@ -23,7 +24,8 @@ from sbp_assets.evaluation.contamination import (
     training_documents,
     uncompared,
 )
-from sbp_assets.evaluation.tasks import BENCHMARKS, CONCEPT_QUESTIONS, HELDOUT, write_tasks
+from sbp_assets.evaluation.task_files import write_tasks
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT
 from sbp_assets.settings import Contamination
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.evaluation.conftest import HELDOUT as HELDOUT_ROWS
@@ -200,12 +202,12 @@ def test_the_check_tells_what_was_not_judged(texts: list[str], passed: bool, sev
     heldout = pl.DataFrame({"id": [f"d{n}" for n in range(len(texts))], "text": texts})
     write_tasks(tmp_path, heldout)
     summary, listed = run(evaluation_items(tmp_path), ("unique", frame(a="nothing alike")))
-    result = checks.every_set_is_compared(summary.lazy(), listed.lazy(), tmp_path)
+    result = checks.every_evaluation_set_is_compared(summary.lazy(), listed.lazy(), tmp_path)
     assert isinstance(result, dg.AssetCheckResult)
     assert (result.passed, result.severity.value) == (passed, severity)
 
 
-def test_corpora_are_d_the_oracle_and_the_syntheses_and_nothing_held_out() -> None:
+def test_the_corpora_are_d_the_oracle_and_synthetic_documents_and_nothing_held_out() -> None:
     splits = ["unique", "oracle", "heldout"]
     documents = {"00000": pl.LazyFrame({"id": splits, "text": splits, "split": splits})}
     synthetic = {"00000": pl.LazyFrame({"id": ["syn"], "text": ["made"], "seed_id": ["unique"]})}
@@ -213,13 +215,13 @@ def test_corpora_are_d_the_oracle_and_the_syntheses_and_nothing_held_out() -> No
     assert found == {"unique": ["unique"], "oracle": ["oracle"], "synthetic": ["syn"]}
 
 
-@pytest.mark.parametrize(("leaked", "red"), [(1, False), (2, True)])
-def test_more_than_the_allowed_share_is_reported(leaked: int, red: bool) -> None:
+@pytest.mark.parametrize(("leaked", "reported"), [(1, False), (2, True)])
+def test_more_than_the_allowed_share_is_reported(leaked: int, reported: bool) -> None:
     evaluated = items(*(prose(seed, 30) for seed in range(10)))
     documents = frame(**{f"d{n}": text for n, text in enumerate(evaluated["text"].head(leaked))})
     summary, _ = run(evaluated, ("synthetic", documents))
     problems = above(summary, "contained", SETTINGS.max_share)
-    assert problems == (["test in synthetic: 2 of 10 items contained"] if red else [])
+    assert problems == (["test in synthetic: 2 of 10 items contained"] if reported else [])
 
 
 def test_a_document_that_does_not_hold_its_ngram_is_found() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import lm_eval_equality
 from benchmarks.lm_eval_equality import compare
-from sbp_assets.evaluation.tasks import BENCHMARKS, write_tasks
+from sbp_assets.evaluation.benchmarks import BENCHMARKS
+from sbp_assets.evaluation.task_files import write_tasks
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
 pytestmark = pytest.mark.processes

@@ -1,4 +1,4 @@
-"""The five-token world's check: floors against models of known loss, and that a planted gain turns it red."""
+"""The negative control's check: floors against models of known loss, and planted gains, which must fail it."""
 
 import math
 from pathlib import Path
@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.five_tokens import LETTERS, MIN_LETTERS, document, end_probability, surprisal
-from sbp_assets.evaluation.checks import control_stays_negative
+from sbp_assets.evaluation.checks import negative_control_shows_no_gain
 from sbp_assets.evaluation.negative_control import Floor, judge, measured_floor, scored_floor
-from sbp_assets.evaluation.tasks import write_tasks
+from sbp_assets.evaluation.task_files import write_tasks
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.settings import FiveTokensSource
 from sbp_assets.storage.token_arrays import write_token_arrays
@@ -47,7 +47,7 @@ def verdict(table: pl.DataFrame, curves: pl.DataFrame) -> list[str]:
     return judge(table, curves, SCORED, MEASURED).problems
 
 
-def test_the_floor_is_the_loss_of_the_truth_on_the_same_tokens() -> None:
+def test_the_floor_is_the_loss_of_the_true_distribution_on_the_same_tokens() -> None:
     assert math.log(5) == SCORED.nats
     assert SCORED.tokens == sum(LENGTHS) - 2 * len(LENGTHS)
     assert MEASURED.tokens == sum(LENGTHS) - len(LENGTHS)
@@ -83,31 +83,31 @@ def test_a_run_at_the_floor_passes() -> None:
     assert found.problems == []
     assert found.numbers["sbp_gain"] == pytest.approx(0.0004)
     assert found.numbers["scored_excess_of_early_stopped"] == pytest.approx(0.01)
-    # The baseline learns by heart and SBP less: no gain over the early-stopped baseline.
+    # The baseline memorises more than SBP: no gain over the early-stopped baseline.
     assert verdict(comparison(baseline=0.5), dynamics()) == []
 
 
 @pytest.mark.parametrize("model", [*ARMS, "early_stopped"])
-def test_a_score_below_the_entropy_is_red(model: str) -> None:
+def test_a_score_below_the_entropy_fails(model: str) -> None:
     slack = SCORED.allowed(4)
     assert verdict(comparison(**{model: -0.9 * slack}), dynamics()) == []
     (problem,) = verdict(comparison(**{model: -1.1 * slack}), dynamics())
     assert problem.startswith(f"{model}, scored") if model != "early_stopped" else "early stopped, scored" in problem
 
 
-def test_a_loss_below_the_entropy_along_training_is_red() -> None:
+def test_a_loss_below_the_entropy_along_training_fails() -> None:
     assert verdict(comparison(), dynamics(oracle=-0.9 * CHANCE)) == []
     (problem,) = verdict(comparison(), dynamics(oracle=-1.1 * CHANCE))
     assert "oracle, along training" in problem
 
 
-def test_a_planted_gain_is_red_though_nobody_is_below_the_entropy() -> None:
+def test_a_planted_gain_fails_though_no_arm_is_below_the_entropy() -> None:
     (problem,) = verdict(comparison(), dynamics(baseline=0.04, sbp=0.0))
     assert "SBP's lowest loss" in problem
     assert verdict(comparison(), dynamics(baseline=0.0, sbp=0.04)) == []
 
 
-def test_missing_and_infinite_losses_are_red() -> None:
+def test_missing_losses_and_losses_that_are_no_number_fail() -> None:
     assert verdict(comparison(), dynamics().filter(pl.col("arm") != "sbp")) == ["no held-out loss of sbp"]
     assert verdict(comparison().clear(), dynamics())
     assert any("sbp, scored" in problem for problem in verdict(comparison(sbp=math.nan), dynamics()))
@@ -128,7 +128,7 @@ def test_the_check_takes_its_floors_from_the_tokens_that_the_run_measured(tmp_pa
     write_token_arrays(tokens, splits, (np.zeros(length, np.int64) for length in LENGTHS), 10)
     settings = tiny_settings(tmp_path, {"experiment.corpus.source": SOURCE})
     floor = measured_floor(SOURCE, LENGTHS[::2], settings.experiment.pretraining.heldout_tokens)
-    check = control_stays_negative.function
+    check = negative_control_shows_no_gain.function
 
     def evaluated(below: float):
         curves = dynamics(baseline=floor.nats - MEASURED.nats, sbp=floor.nats - MEASURED.nats - below)

@@ -10,9 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_assets.evaluation import suite
+from sbp_assets.evaluation.benchmarks import BENCHMARKS
 from sbp_assets.evaluation.comparison import with_samples
 from sbp_assets.evaluation.suite import score_problems, unscored
-from sbp_assets.evaluation.tasks import BENCHMARKS, Task, Tasks, write_tasks
+from sbp_assets.evaluation.task_files import write_tasks
+from sbp_assets.evaluation.tasks import Task, Tasks
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
 
@@ -64,7 +66,7 @@ def test_per_token_perplexity_equals_transformers(model_dir: Path, tmp_path: Pat
     )
 
 
-def test_benchmarks_run_and_bad_ones_are_named(model_dir: Path, tmp_path: Path) -> None:
+def test_benchmarks_run_and_unusable_ones_are_named(model_dir: Path, tmp_path: Path) -> None:
     folder = write_benchmarks(tmp_path / "benchmarks")
     (folder / "sciq.validation.parquet").unlink()
     # Found only when lm-eval asks it.
@@ -140,7 +142,7 @@ def test_standard_errors_resample_documents() -> None:
         ({"metric": "acc_norm"}, "arc acc is missing"),
     ],
 )
-def test_score_problems_go_red(changed: dict[str, object], reason: str) -> None:
+def test_problems_of_the_scores_are_found(changed: dict[str, object], reason: str) -> None:
     row = {"task": "arc", "metric": "acc", "value": 0.5, "stderr": 0.1, "samples": 4, "higher_is_better": True,
            "sample_values": [1.0, 0.0, 1.0, 0.0], "sample_weights": [1] * 4}  # fmt: skip
     made = [Task("arc", 4, 0, ("acc",), rolling=False)]

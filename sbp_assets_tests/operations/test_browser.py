@@ -18,7 +18,7 @@ from sbp_assets_tests.operations.deployment import Deployment, wait_for
 from sbp_assets_tests.operations.pages import CHROMIUM, PATIENCE, Ui, chromium
 
 SIGNATURES = "corpus/minhash_signatures"
-STORED = dg.AssetCheckKey(dg.AssetKey(["corpus", "duplicates"]), "stored_as_made")
+STORED = dg.AssetCheckKey(dg.AssetKey(["corpus", "duplicates"]), "artifact_is_intact")
 STAGES = ("corpus", "pairing", "pretraining", "synthesizer", "synthesis", "evaluation")
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}: apt install chromium")

@@ -120,7 +120,7 @@ def test_what_no_check_has_seen_is_checked_alone(finished: Path, tmp_path: Path)
     """As after an upgrade that brings a check."""
     with Deployment(tmp_path, {"SBP_DEPLOYMENT__AUTOMATION": "true"}, finished) as deployment:
         before = deployment.versions()
-        check = dg.AssetCheckKey(dg.AssetKey(["pairing", "neighbor_pairs"]), "stored_as_made")
+        check = dg.AssetCheckKey(dg.AssetKey(["pairing", "neighbor_pairs"]), "artifact_is_intact")
         with contextlib.closing(sqlite3.connect(tmp_path / "instance/history/runs/index.db")) as records, records:
             forget = "delete from asset_check_executions where check_name = ? and asset_key = ? and partition = ?"
             records.execute(forget, (check.name, check.asset_key.to_string(), "00001"))

@@ -58,8 +58,8 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment)
     found = deployment.sbp("verify", "pair", "pretrain_baseline", "train_tokenizer", check=False)
     assert found.returncode == 1
     lines = found.stdout.splitlines()
-    assert any(line.startswith(f"pair {SHARD}: ") and "neighbor_pairs:stored_as_made" in line for line in lines)
-    assert "pretrain_baseline 0: pretraining/baseline_model:stored_as_made" in lines
+    assert any(line.startswith(f"pair {SHARD}: ") and "neighbor_pairs:artifact_is_intact" in line for line in lines)
+    assert "pretrain_baseline 0: pretraining/baseline_model:artifact_is_intact" in lines
     assert lines[-1].startswith("4 partitions checked, 2 corrupted")
     assert any("rotted or was changed" in line for line in lines) and "Traceback" not in found.stderr
     with deployment.instance() as instance:
@@ -89,7 +89,7 @@ def test_a_store_that_is_not_there_makes_no_check_red(deployment: Deployment):
 def test_a_lost_artifact_is_found(deployment: Deployment):
     (deployment.artifacts / f"corpus/documents/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
-        assert "corpus/documents:stored_as_made" in verify(defs, instance, STEPS["split"], SHARD).names
+        assert "corpus/documents:artifact_is_intact" in verify(defs, instance, STEPS["split"], SHARD).names
         assert pending_partitions(defs, instance, STEPS["split"]) == [SHARD]
         assert "corpus/documents" in tonight(instance)
         assert "corpus/tokens" not in tonight(instance)
@@ -107,7 +107,7 @@ def test_a_step_that_writes_damage_stops_the_run(deployment: Deployment, monkeyp
         assert verify(defs, instance, STEPS["pair"], SHARD).failed
         runs = instance.get_run_ids()
         monkeypatch.setattr(manager, "write", damaged)
-        with pytest.raises(PipelineError, match="pairs_were_found"):
+        with pytest.raises(PipelineError, match="pairs_match_candidates"):
             run_pipeline(defs, instance, {})
         assert len(instance.get_run_ids()) == len(runs) + 1, "no later step has begun"
         assert "synthesizer/tuning_examples" not in tonight(instance)

@@ -147,15 +147,19 @@ def test_a_bucket_that_is_not_there_is_told_in_a_line_and_not_made(s3: S3Server,
     ("environ", "says"),
     [
         ({"AWS_SECRET_ACCESS_KEY": "planted-wrong-key"}, "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_SECRET_ACCESS_KEY": None}, "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "Tried for 1 s (deployment.storage_patience)"),
     ],
-    ids=["wrong key", "nobody there"],
+    ids=["wrong key", "no key", "nobody there"],
 )
 def test_a_store_that_cannot_be_used_is_told_with_what_to_do(
-    environ: dict[str, str], says: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environ: dict[str, str | None], says: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name, value in {**s3.environ, **environ}.items():
-        monkeypatch.setenv(name, value)
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
     path = UPath("s3://elsewhere/store/table.parquet", skip_instance_cache=True)
     (tmp_path / "table").write_text("x")
     with pytest.raises(StorageError, match=r"s3://elsewhere/store/table\.parquet: ") as raised:

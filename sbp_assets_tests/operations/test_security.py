@@ -22,7 +22,8 @@ import psutil
 import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.report import page as report
+from sbp_assets.report.audit import page_problems
+from sbp_assets.report.page import render
 from sbp_assets.settings import ConceptsSource
 from sbp_assets_tests.operations.deployment import PLANTED, Deployment, free_port, wait_for
 from sbp_assets_tests.report.example_report import report_inputs
@@ -357,8 +358,8 @@ def test_previews_of_documents_run_and_load_nothing_in_the_ui(
 def test_the_report_runs_and_loads_nothing(tmp_path: Path, trap: ThreadingHTTPServer, browser) -> None:
     marks = [payload(number, trap) for number in range(len(PAYLOADS))]
     text = " ".join(marks)
-    page = report.render(**report_inputs(text))
-    assert report.page_problems(page) == []
+    page = render(**report_inputs(text))
+    assert page_problems(page) == []
     policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', page)
     assert policy is not None
     trap.RequestHandlerClass.fetched.clear()  # type: ignore[attr-defined]

@@ -146,8 +146,8 @@ class Automation:
                 raise_on_error=False,
             )
 
-    def night(self) -> list[dict[str, list[str]]]:
-        """What is requested, wave after wave, from the next tick until nothing more is."""
+    def run_window(self) -> list[dict[str, list[str]]]:
+        """What is requested, wave after wave, from the next nightly tick until nothing more is."""
         until_two = (timedelta(hours=26) - timedelta(hours=self.now.hour, minutes=self.now.minute)) % timedelta(days=1)
         waves, requested = [], self.evaluate(until_two / timedelta(minutes=1) + 1)
         while requested:
@@ -164,26 +164,26 @@ def train(automation: Automation) -> None:
 
 def finished(tmp_path: Path, **texts: str) -> Automation:
     automation = Automation(World(tmp_path, texts or {"0": "a", "1": "b"}))
-    automation.night()
+    automation.run_window()
     train(automation)
-    automation.night()
+    automation.run_window()
     return automation
 
 
 def test_the_automation_goes_through_the_pipeline_in_order_and_trains_no_model(tmp_path: Path):
     automation = Automation(World(tmp_path, {"0": "a", "1": "b"}))
     both = ["0", "1"]
-    assert automation.night() == [
+    assert automation.run_window() == [
         {"listing": [""]},
         {"rows": both, "signs": both},  # of one shard in one run
         {"dropped": [""]},
         {"kept": both},
         {"tokenizer": [""]},
     ]
-    assert automation.night() == []
+    assert automation.run_window() == []
     train(automation)
-    assert automation.night() == [{"made": both}]
-    assert automation.night() == []
+    assert automation.run_window() == [{"made": both}]
+    assert automation.run_window() == []
 
 
 def test_nothing_is_requested_outside_the_nightly_window(tmp_path: Path):
@@ -217,34 +217,34 @@ def test_a_failed_shard_stops_no_other_and_is_tried_again_at_the_next_tick(tmp_p
     automation = finished(tmp_path)
     automation.world.texts = {"0": "a", "1": "b", "2": "c", "3": "d"}
     automation.world.broken = {"2"}
-    assert automation.night() == [{"listing": [""]}, {"rows": ["2", "3"], "signs": ["2", "3"]}]
+    assert automation.run_window() == [{"listing": [""]}, {"rows": ["2", "3"], "signs": ["2", "3"]}]
     assert automation.evaluate() == {}
     automation.world.broken = set()
-    assert automation.night()[:2] == [{"rows": ["2"], "signs": ["2"]}, {"dropped": [""]}]
+    assert automation.run_window()[:2] == [{"rows": ["2"], "signs": ["2"]}, {"dropped": [""]}]
 
 
 def test_a_failed_blocking_check_holds_up_what_follows_and_is_retried(tmp_path: Path):
     automation = Automation(World(tmp_path, {"0": "a", "1": "b"}, corrupted={"1"}))
-    automation.night()
+    automation.run_window()
     materialized = automation.instance.get_materialized_partitions
     assert materialized(dg.AssetKey("rows")) == {"0", "1"}
     assert materialized(dg.AssetKey("signs")) == {"0"}
     assert automation.instance.get_latest_materialization_event(dg.AssetKey("dropped")) is None
     automation.world.corrupted = set()
-    assert automation.night()[0] == {"rows": ["1"], "signs": ["1"]}
+    assert automation.run_window()[0] == {"rows": ["1"], "signs": ["1"]}
 
 
 def test_what_is_unchecked_is_not_materialised_again_nor_anything_downstream(tmp_path: Path):
     automation = finished(tmp_path)
     automation.world.newly_checked = True
     automation.world.texts["1"] = "c"
-    assert automation.night() == [{"listing": [""]}, {"rows": ["1"]}, {"signs": ["1"]}], "what has changed alone"
+    assert automation.run_window() == [{"listing": [""]}, {"rows": ["1"]}, {"signs": ["1"]}], "what has changed alone"
 
 
 def test_a_grown_corpus_requests_the_new_work_alone(tmp_path: Path):
     automation = finished(tmp_path)
     automation.world.texts = {"0": "a", "1": "b", "2": "c"}
-    assert automation.night() == [
+    assert automation.run_window() == [
         {"listing": [""]},
         {"rows": ["2"], "signs": ["2"]},  # not the shards whose files are the same
         {"dropped": [""]},
@@ -256,13 +256,13 @@ def test_a_grown_corpus_requests_the_new_work_alone(tmp_path: Path):
 def test_a_changed_setting_requests_what_it_changes_and_stops_where_content_stays_the_same(tmp_path: Path):
     automation = finished(tmp_path)
     automation.world.setting = "2"
-    assert automation.night() == [{"signs": ["0", "1"]}]
+    assert automation.run_window() == [{"signs": ["0", "1"]}]
 
 
 def test_a_changed_file_requests_its_shard_and_what_that_changes(tmp_path: Path):
     automation = finished(tmp_path)
     automation.world.texts["1"] = "bb"
-    assert automation.night() == [
+    assert automation.run_window() == [
         {"listing": [""]},
         {"rows": ["1"]},
         {"signs": ["1"]},  # comes out the same, which `kept` waits to see

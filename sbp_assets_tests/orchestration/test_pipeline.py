@@ -1,4 +1,4 @@
-"""`sbp run` as a user starts it, on corpora with everything wrong that a corpus can have, up to the pairs."""
+"""`sbp run` as a user starts it, on corpora with bad rows and unreadable files, up to the pairs."""
 
 import json
 import os
@@ -25,8 +25,8 @@ def good_rows(count: int, start: int = 0) -> list[bytes]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Four files for four shards: a usual one, one full of trouble, one of a single document, an empty one."""
-    trouble = [
+    """Four files for four shards: a usual one, one with bad rows, one with a single document, an empty one."""
+    bad_rows = [
         b'{"id": "cut", "text": "no end',
         b"[1, 2]",
         b'{"id": "none"}',
@@ -41,7 +41,7 @@ def corpus(tmp_path: Path) -> Path:
     folder = tmp_path / "corpus"
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(b"\n".join(good_rows(360)))
-    (folder / "b.jsonl").write_bytes(b"\n".join(trouble + good_rows(40, 400)))
+    (folder / "b.jsonl").write_bytes(b"\n".join(bad_rows + good_rows(40, 400)))
     (folder / "c.jsonl").write_bytes(good_rows(1, 500)[0])
     (folder / "d.jsonl").write_bytes(b"")
     return folder
@@ -82,7 +82,7 @@ def test_bad_rows_are_kept_with_their_reason_and_the_run_goes_on(corpus: Path, t
     assert not pairs.filter(pl.col("d1") == pl.col("d2")).height
 
 
-def test_an_unreadable_file_fails_its_shard_alone_and_goes_on_once_mended(corpus: Path, tmp_path: Path):
+def test_an_unreadable_file_fails_its_shard_alone_and_is_ingested_once_fixed(corpus: Path, tmp_path: Path):
     import zstandard
 
     whole = zstandard.compress(b"\n".join(good_rows(20, 600)))
@@ -96,8 +96,8 @@ def test_an_unreadable_file_fails_its_shard_alone_and_goes_on_once_mended(corpus
     assert len(table(tmp_path, "corpus/raw_documents", "00000")) == 360
     assert not (tmp_path / "data_dir/corpus/raw_documents/00001.parquet").exists()
     (corpus / "b.jsonl.zst").write_bytes(whole)
-    mended = run(corpus, tmp_path, "ingest", "--refresh")
-    assert mended.returncode == 0, mended.stderr
+    fixed = run(corpus, tmp_path, "ingest", "--refresh")
+    assert fixed.returncode == 0, fixed.stderr
     assert len(table(tmp_path, "corpus/raw_documents", "00001")) == 20
 
 

@@ -1,11 +1,6 @@
-"""The sensors on an ephemeral instance: files at the source, and failed runs posted to a real HTTP server."""
+"""The sensors on an ephemeral instance: files at the source, and checks that have not been evaluated."""
 
-import json
-import logging
 import os
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +10,8 @@ import pytest
 from sbp_assets.corpus.ingest import source_changes, source_manifest
 from sbp_assets.corpus.source_files import Root
 from sbp_assets.orchestration import sensors
-from sbp_assets.orchestration import webhook as notify
 from sbp_assets.orchestration.pipeline import NightlyPolicy, Step
-from sbp_assets.orchestration.sensors import MANIFEST, failure_sensor, source_sensor, unchecked_sensor
+from sbp_assets.orchestration.sensors import MANIFEST, source_sensor, unchecked_sensor
 from sbp_assets.settings import Deployment, FilesSource
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.progress import Progress
@@ -203,128 +197,6 @@ def test_what_is_unchecked_is_checked_and_not_materialised_again(monkeypatch: py
     run(model_too)
     assert look(newer) == []
     assert made == ["0", "1"]
-
-
-class Webhook:
-    """A server on loopback that answers with `codes` in turn, then 200."""
-
-    def __init__(self, *codes: int) -> None:
-        self.received: list[dict[str, Any]] = []
-        self.asked = 0
-        answers = iter(codes)
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked += 1
-                code = next(answers, 200)
-                if code == 200:
-                    outer.received.append(body)
-                self.send_response(code)
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/services/T0/SECRET"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
-    hook = Webhook()
-    monkeypatch.setenv(notify.URL_VARIABLE, hook.url)
-    yield hook
-    hook.close()
-
-
-def fail_a_run(message: str) -> dg.RunFailureSensorContext:
-    @dg.asset(key=["corpus", "rows"], partitions_def=dg.StaticPartitionsDefinition(["00007"]))
-    def rows():
-        try:
-            raise ValueError(message)
-        except ValueError as error:
-            raise RuntimeError(f"file-7.jsonl: {message}") from error
-
-    job = dg.define_asset_job("ingest", [rows.key])
-    defs = dg.Definitions(assets=[rows], jobs=[job])
-    instance = dg.DagsterInstance.ephemeral()
-    result = defs.resolve_job_def("ingest").execute_in_process(
-        instance=instance, partition_key="00007", raise_on_error=False
-    )
-    return dg.build_run_status_sensor_context(
-        sensor_name="failed_runs",
-        dagster_instance=instance,
-        dagster_run=result.dagster_run,
-        dagster_event=next(event for event in result.all_events if event.is_run_failure),
-    ).for_run_failure()
-
-
-def test_a_failed_run_is_posted_to_the_webhook(webhook: Webhook):
-    context = fail_a_run("two\nlines and <!channel>")
-    sensor = failure_sensor(Deployment(webserver_url="https://dagster.example/"))
-    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
-    sensor(context)
-    (body,) = webhook.received
-    run = context.dagster_run
-    assert body == {
-        "run_id": run.run_id,
-        "job": "ingest",
-        "partition": "00007",
-        "step": "corpus__rows",
-        "error": "RuntimeError: file-7.jsonl: two\nlines and <!channel>",
-        "url": f"https://dagster.example/runs/{run.run_id}",
-        "text": "Run failed: ingest 00007 in corpus__rows\n"
-        "RuntimeError: file-7.jsonl: two\nlines and &lt;!channel&gt;\n"
-        f"https://dagster.example/runs/{run.run_id}",
-    }
-
-
-def test_the_sensor_is_off_and_silent_without_a_webhook(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(notify.URL_VARIABLE, raising=False)
-    sensor = failure_sensor(Deployment())
-    assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
-    assert isinstance(sensor(fail_a_run("no")), dg.SkipReason)
-
-
-def test_a_webhook_that_is_down_breaks_nothing_and_its_url_is_in_no_log(
-    webhook: Webhook, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-):
-    context = fail_a_run(f"could not tell {webhook.url}")
-    webhook.close()
-    with caplog.at_level(logging.DEBUG):
-        failure_sensor(Deployment())(context)
-    written = caplog.text + "".join(capfd.readouterr())
-    assert context.dagster_run.run_id in written
-    assert "SECRET" not in written.replace(f"could not tell {webhook.url}", "")  # what the run itself has logged
-
-
-@pytest.mark.parametrize(
-    ("codes", "asked", "reason"),
-    [((), 1, ""), ((503, 429), 3, ""), ((500,) * 3, 3, "it answered 500, 3 times"), ((404,), 1, "it answered 404")],
-)
-def test_a_message_is_sent_again_where_that_can_help(codes: tuple[int, ...], asked: int, reason: str):
-    hook = Webhook(*codes)
-    assert notify.post(hook.url, {"text": "é"}) == reason
-    assert hook.asked == asked
-    assert hook.received == ([] if reason else [{"text": "é"}])
-    hook.close()
-
-
-def test_only_http_is_posted_to(tmp_path: Path):
-    assert notify.post(f"file://{tmp_path}/x", {}) == "$SBP_WEBHOOK_URL is no http or https URL"
-    assert "SECRET" not in notify.post("http://no such host/SECRET", {})
-
-
-def test_a_long_error_is_cut():
-    message = notify.failure_message("r", "ingest", None, None, "x" * 10_000 + "\n" * 50, "u")
-    assert len(message["error"] or "") == notify.ERROR_CHARS
 
 
 def test_changes_on_a_remote_file_system_are_seen_in_a_process_that_has_looked_before():

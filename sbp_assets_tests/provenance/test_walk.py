@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from sbp_assets.evaluation.tasks import sample_heldout
+from sbp_assets.evaluation.task_files import sample_heldout
 from sbp_assets.pretraining.budget import ARMS, plan_arm
 from sbp_assets.provenance.lookup import Trace, UnknownIdError
 from sbp_assets.provenance.store import NotMaterialisedError, Store

@@ -1,4 +1,7 @@
-"""Inputs of a report on documents of the embedded corpus: scores and losses are plausible, all else is computed."""
+"""Example inputs of the report, about documents of the embedded corpus.
+
+Scores and losses are made up but plausible; everything else is computed from the documents.
+"""
 
 import re
 from functools import cache
@@ -13,7 +16,7 @@ from sbp_assets.evaluation import contamination
 from sbp_assets.evaluation.comparison import SCORED, compare, with_samples
 from sbp_assets.evaluation.suite import ACCURACIES, SAMPLES_SCHEMA, SCORES_SCHEMA, estimate
 from sbp_assets.pairing.truth import pair_truth
-from sbp_assets.report import samples as report_data
+from sbp_assets.report import samples as report_samples
 from sbp_assets.settings import ConceptsSource, load_settings
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.posterior import Learner, Seed, grade, posterior_table
@@ -39,7 +42,10 @@ QUALITY = [
 
 
 def scores(model: int, seed: int) -> pl.DataFrame:
-    """Score rows whose samples scatter about the model's value as its standard error says, and it about the seed's."""
+    """Scores of one model (its place in SCORED) and seed, with samples.
+
+    The samples scatter about the model's value as its standard error says; that value differs a little by seed.
+    """
     rows, samples = [], []
     for number, (task, metric, values, stderr, count, higher) in enumerate(SCORES):
         random = np.random.default_rng(number)
@@ -77,7 +83,7 @@ def dynamics() -> pl.DataFrame:
 
 
 def misremembered(text: str, attributes: int) -> str:
-    """`text` with every value of the first `attributes` attributes turned into the next of its vocabulary."""
+    """`text` with every value of the first `attributes` attributes replaced by the next value of that attribute."""
     for values in list(ATTRIBUTES.values())[:attributes]:
         turned = dict(zip(values, (*values[1:], values[0]), strict=True))
         text = re.sub(r"\w+", lambda word, turned=turned: turned.get(word[0], word[0]), text)
@@ -85,16 +91,19 @@ def misremembered(text: str, attributes: int) -> str:
 
 
 def posterior(documents: pl.DataFrame) -> pl.DataFrame:
-    """D is the first 12 documents; each is the seed of four syntheses, which state false and unknown facts, too."""
+    """The posterior table where D is the first 12 documents.
+
+    Each is the seed of four synthetic documents, which also state false and unknown facts.
+    """
     learner = Learner(WORLD)
     known, texts = documents["id"].to_list()[:12], [WORLD.document(n)["text"] for n in range(60)]
     learner.read(texts[:12])
     seeds = {name: Seed(text, text[: len(text) // 2]) for name, text in zip(known, texts, strict=False)}
-    syntheses = pl.DataFrame({
+    written = pl.DataFrame({
         "seed_id": known * 4,
         "text": [misremembered(texts[n % 12 + 16 * (n // 12)], 8 if n > 12 and n % 9 else n % 3) for n in range(48)],
     })  # fmt: skip
-    return posterior_table([grade(learner, seeds, syntheses)], WORLD)
+    return posterior_table([grade(learner, seeds, written)], WORLD)
 
 
 def same_concept(number: int) -> int:
@@ -105,7 +114,7 @@ def same_concept(number: int) -> int:
 
 
 def report_inputs(injected: str = "") -> dict[str, Any]:
-    """Keyword arguments of report.render; `injected` is put into every text and id that the project did not write."""
+    """Keyword arguments of `page.render`; `injected` is appended to each text and id that the project did not write."""
     return dict(_inputs(injected))
 
 
@@ -163,7 +172,7 @@ def _inputs(injected: str) -> dict[str, Any]:
         "posterior": posterior(documents).with_columns(pl.col("definition") + injected),
         "pair_truth": pair_truth(pair_shards, shards, WORLD, cap=8),
         "contamination": contaminated,
-        "similarities": report_data.similarity_counts(pair_shards),
-        "pairs": report_data.example_pairs(pair_shards, shards),
-        "syntheses": report_data.example_syntheses({"00000": synthetic.lazy()}, shards),
+        "similarities": report_samples.similarity_counts(pair_shards),
+        "pairs": report_samples.example_pairs(pair_shards, shards),
+        "synthetic": report_samples.example_synthetic_documents({"00000": synthetic.lazy()}, shards),
     }

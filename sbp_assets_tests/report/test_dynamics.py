@@ -26,7 +26,7 @@ def test_collect_reads_measured_points_only(tmp_path: Path) -> None:
         dynamics.collect({"oracle": {"7": tmp_path / "none"}})
 
 
-def test_check_goes_red() -> None:
+def test_problems_of_the_curves_are_found() -> None:
     assert not dynamics.dynamics_problems(curves())
     assert "ends at 900" in dynamics.dynamics_problems(curves(sbp=[0, 900]))[0]
     assert "starts at 100" in dynamics.dynamics_problems(curves(oracle=[100, 1000]))[0]

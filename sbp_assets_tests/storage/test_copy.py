@@ -44,7 +44,7 @@ def test_there_and_back_is_the_same(made: list[Artifact], tmp_path: Path):
         assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "local" / file).read_bytes()
 
 
-def test_a_copy_that_stopped_goes_on(made: list[Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_copy_that_stopped_resumes(made: list[Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     local, other = store(str(tmp_path / "local"), tmp_path), store(str(tmp_path / "other"), tmp_path)
     ledger = tmp_path / "copied" / "other.jsonl"
 
@@ -61,10 +61,10 @@ def test_a_copy_that_stopped_goes_on(made: list[Artifact], tmp_path: Path, monke
         )  # of what was written when the machine went down
     assert copy_artifacts(made, local, other, ledger) == (1, 2, [])
     assert copy_artifacts(made, local, other, ledger) == (0, 3, [])
-    # What was made anew since is copied again.
+    # What was re-materialised since is copied again.
     (tmp_path / "local/corpus/rows/00001.parquet").write_bytes(b"other")
-    anew = made[1]._replace(version=content_version(tmp_path / "local/corpus/rows/00001.parquet"))
-    assert copy_artifacts([made[0], anew, made[2]], local, other, ledger) == (1, 2, [])
+    newer = made[1]._replace(version=content_version(tmp_path / "local/corpus/rows/00001.parquet"))
+    assert copy_artifacts([made[0], newer, made[2]], local, other, ledger) == (1, 2, [])
     assert (tmp_path / "other/corpus/rows/00001.parquet").read_bytes() == b"other"
 
 
@@ -88,7 +88,7 @@ def test_what_the_target_no_longer_has_is_copied_again(made: list[Artifact], tmp
         assert target[ROWS].stored_version(ROWS, "00000") == made[0].version
 
 
-def test_a_damaged_directory_of_a_bucket_is_named_and_the_rest_copied(made: list[Artifact], tmp_path: Path):
+def test_a_corrupted_directory_of_a_bucket_is_named_and_the_rest_copied(made: list[Artifact], tmp_path: Path):
     local, back = store(str(tmp_path / "local"), tmp_path / "cache"), store(str(tmp_path / "back"), tmp_path / "cache")
     remote = store(f"memory://{tmp_path.name}/store", tmp_path / "cache")
     copy_artifacts(made, local, remote, tmp_path / "there.jsonl")
@@ -98,7 +98,7 @@ def test_a_damaged_directory_of_a_bucket_is_named_and_the_rest_copied(made: list
     assert copy_artifacts(first, remote, back, tmp_path / "back.jsonl") == (2, 0, ["pretraining/model"])
 
 
-def test_what_is_lost_or_not_what_was_made_is_named_and_not_copied(made: list[Artifact], tmp_path: Path):
+def test_what_is_lost_or_corrupted_is_named_and_not_copied(made: list[Artifact], tmp_path: Path):
     local, other = store(str(tmp_path / "local"), tmp_path), store(str(tmp_path / "other"), tmp_path)
     (tmp_path / "local/corpus/rows/00000.parquet").unlink()
     (tmp_path / "local/pretraining/model/config.json").write_text("{ }")

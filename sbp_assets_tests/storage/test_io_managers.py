@@ -6,7 +6,7 @@ import fsspec
 import polars as pl
 import pytest
 
-from sbp_assets.dagster_support.columns import LINEAGE, lineage
+from sbp_assets.storage.column_metadata import LINEAGE, lineage
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
 
@@ -125,7 +125,7 @@ def test_looking_for_an_artifact_makes_no_instance(tmp_path: Path, monkeypatch: 
     for shard in ("00000", "00001"):
         manager.put(key, shard, _table(tmp_path / "made.parquet"), "version")
         assert manager.load(key, shard).collect()["x"].to_list() == [1]
-        assert manager.mark(key, shard) and manager.stored_version(key, shard)
+        assert manager.etag(key, shard) and manager.stored_version(key, shard)
     assert made == []
     dg.build_input_context(asset_key=key)
     assert len(made) == 1  # so what is counted is what a context makes

@@ -1,19 +1,17 @@
-"""The remote layout and the cache, on fsspec's memory file system; the real protocol is in operations/test_s3.py."""
+"""The remote layout and retries, on fsspec's memory file system; the real protocol is in operations/test_s3.py."""
 
+import errno
 import json
-import os
-import subprocess
-import sys
-import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fsspec.exceptions import FSTimeoutError
 from upath import UPath
 
 from sbp_assets.storage.artifacts import ABANDONED
-from sbp_assets.storage.remote import Cache, RemoteStore, StorageError, root, url
+from sbp_assets.storage.remote import CorruptedArtifactError, RemoteStore, StorageError, root, url
 
 
 @pytest.fixture
@@ -54,7 +52,7 @@ def test_an_upload_that_dies_leaves_the_artifact_as_it_was(
         with pytest.raises(StorageError, match=r"memory://.*s/model.json.*gone"):
             store.put_directory(folder(tmp_path, "second"), path, "v")
     assert (store.get(path, directory=True) / "deep/file.txt").read_text() == "first"
-    # The dead upload is kept from its neighbours' writes, for it may be another's that goes on; a day later it is not.
+    # Another write keeps the dead upload, which a living process may still be at; a day later it does not.
     leftover = [p for p in store.fs.ls(path.rpartition("/")[0], detail=False) if not p.endswith(".json")]
     assert len(leftover) == 2
     for file in store.fs.find(path.rpartition("/")[0]):
@@ -64,7 +62,7 @@ def test_an_upload_that_dies_leaves_the_artifact_as_it_was(
     assert (store.get(path, directory=True) / "deep/file.txt").read_text() == "third"
 
 
-def test_what_was_replaced_or_damaged_is_never_served_from_the_cache(store: RemoteStore, tmp_path: Path):
+def test_what_was_replaced_or_corrupted_is_never_served_from_the_cache(store: RemoteStore, tmp_path: Path):
     table, model = path_of(store, "s/table.parquet"), path_of(store, "s/model")
     for content in ("one", "two"):
         (tmp_path / "table").write_text(content)
@@ -73,7 +71,7 @@ def test_what_was_replaced_or_damaged_is_never_served_from_the_cache(store: Remo
     store.put_directory(folder(tmp_path, "first"), model, "v")
     store.get(model, directory=True)
     store.fs.rm(f"{url(store.base / 's/model')}/deep/file.txt")
-    with pytest.raises(StorageError, match=r"s/model is not what was uploaded.*materialise it again"):
+    with pytest.raises(CorruptedArtifactError, match=r"s/model is not what was uploaded.*materialise it again"):
         store.get(model, directory=True)
     store.fs.rm(f"{model}.json")
     for missing, directory in ((model, True), (path_of(store, "s/none"), False)):
@@ -95,82 +93,96 @@ def test_a_list_of_files_from_elsewhere_leads_nowhere(store: RemoteStore, tmp_pa
     text = listing if isinstance(listing, str) else json.dumps(listing)
     store.fs.pipe_file(path_of(store, "s/model.json"), text.encode())
     store.fs.pipe_file(path_of(store, "planted"), b"x")
-    with pytest.raises(StorageError, match=r"model\.json is no list of files"):
+    with pytest.raises(CorruptedArtifactError, match=r"model\.json is no list of files"):
         store.get(path_of(store, "s/model"), directory=True)
     assert not [path for path in tmp_path.rglob("planted") if path.is_file()]
 
 
-def test_a_lost_connection_is_tried_again(store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    put, failures = store.fs.put_file, [ConnectionResetError("reset"), TimeoutError("slow")]
+class FailingPut:
+    """Stands for the file system's `put_file`: raises each of `errors` once, then uploads."""
+
+    def __init__(self, store: RemoteStore, monkeypatch: pytest.MonkeyPatch, *errors: BaseException) -> None:
+        self.errors, self.calls, self._put = list(errors), 0, store.fs.put_file
+        monkeypatch.setattr(store.fs, "put_file", self)
+
+    def __call__(self, *arguments: str) -> None:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self._put(*arguments)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
     (tmp_path / "table").write_text("x")
-
-    def unsteady(*arguments: str) -> None:
-        if failures:
-            raise failures.pop()
-        put(*arguments)
-
-    monkeypatch.setattr(store.fs, "put_file", unsteady)
-    with pytest.raises(StorageError, match=r"slow.*storage_patience"):
-        store.put_file(tmp_path / "table", path_of(store, "t"))
-    store._patience = 10
-    store.put_file(tmp_path / "table", path_of(store, "t"))
-    assert not failures and store.fs.exists(path_of(store, "t"))
+    return tmp_path / "table"
 
 
-def test_a_full_disk_and_missing_rights_are_not_tried_again(
-    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def connection_errors() -> list[Exception]:
+    """What file systems raise when a server restarts, is out of reach or does not answer."""
+    botocore, aiohttp = pytest.importorskip("botocore.exceptions"), pytest.importorskip("aiohttp")
+    return [
+        ConnectionResetError("reset"),
+        TimeoutError("slow"),
+        OSError(errno.EBUSY, "SlowDown"),
+        FSTimeoutError(),
+        botocore.EndpointConnectionError(endpoint_url="http://127.0.0.1:1/"),
+        botocore.ReadTimeoutError(endpoint_url="http://127.0.0.1:1/"),
+        botocore.ConnectionClosedError(endpoint_url="http://127.0.0.1:1/"),
+        aiohttp.ClientPayloadError("Response payload is not completed"),
+        aiohttp.ServerDisconnectedError(),
+    ]
+
+
+def test_a_lost_connection_is_retried(
+    store: RemoteStore, table: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+    store._patience = 1000
+    put = FailingPut(store, monkeypatch, *connection_errors())
+    store.put_file(table, path_of(store, "t"))
+    assert not put.errors and store.fs.exists(path_of(store, "t"))
+    assert waits == [0.5, 1, 2, 4, 8, 15, 15, 15, 15]
+    assert "reset; trying again in 0.5 s" in caplog.text
+
+
+def test_patience_ends_with_an_error_that_says_what_to_do(
+    store: RemoteStore, table: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for error in connection_errors():
+        put = FailingPut(store, monkeypatch, error)
+        with pytest.raises(StorageError, match=r"cannot write memory://.*storage_patience") as raised:
+            store.put_file(table, path_of(store, "t"))
+        assert raised.value.__cause__ is error and put.calls == 1
+
+
+def test_an_error_that_would_come_again_is_not_retried(
+    store: RemoteStore, table: Path, monkeypatch: pytest.MonkeyPatch
 ):
     store._patience = 60
-    (tmp_path / "table").write_text("x")
+    botocore = pytest.importorskip("botocore.exceptions")
     for error, expected in (
         (PermissionError("denied"), "AWS_ACCESS_KEY_ID"),
-        (FileNotFoundError("no bucket"), "data_dir"),
+        (botocore.NoCredentialsError(), "AWS_ACCESS_KEY_ID"),
+        (botocore.PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), "AWS_ACCESS_KEY_ID"),
+        (botocore.ProfileNotFound(profile="nope"), "nope.*AWS_ACCESS_KEY_ID"),
+        (botocore.ParamValidationError(report="Invalid bucket name"), "Invalid bucket name.*data_dir"),
+        (FileNotFoundError("no bucket"), "Create the bucket, or set deployment.data_dir"),
+        (ValueError("Invalid endpoint: nonsense"), "Invalid endpoint.*data_dir"),
     ):
-        monkeypatch.setattr(store.fs, "put_file", lambda *_, error=error: (_ for _ in ()).throw(error))
+        put = FailingPut(store, monkeypatch, error)
         with pytest.raises(StorageError, match=expected):
-            store.put_file(tmp_path / "table", path_of(store, "t"))
-    full = OSError(28, "No space left on device")
-    monkeypatch.setattr(store.fs, "put_file", lambda *_: (_ for _ in ()).throw(full))
-    with pytest.raises(OSError, match="No space left"):
-        store.put_file(tmp_path / "table", path_of(store, "t"))
+            store.put_file(table, path_of(store, "t"))
+        assert put.calls == 1
 
 
-def fill(size: int):
-    return lambda path: path.write_bytes(b"x" * size)
-
-
-def test_the_cache_is_bounded_but_keeps_what_is_in_use(tmp_path: Path):
-    cache = Cache(tmp_path, limit=1000)
-    first = [cache.get(f"a{number}", "file", fill(400)) for number in range(4)]
-    assert all(path.exists() for path in first)  # one run's inputs, though too many
-    for age, path in enumerate(first):
-        os.utime(path.parent, (time.time() - age, time.time() - age))
-    cache.release()
-    assert [path.exists() for path in first] == [True, True, False, False]
-    assert cache.get("a0", "file", lambda _: pytest.fail("it is there")) == first[0]
-
-
-USER = """
-import sys
-from pathlib import Path
-from sbp_assets.storage.remote import Cache
-cache = Cache(Path(sys.argv[1]), 1000)
-print(cache.get("theirs", "file", lambda path: path.write_bytes(b"x" * 800)), flush=True)
-sys.stdin.read()
-"""
-
-
-def test_the_cache_keeps_what_another_living_process_uses(tmp_path: Path):
-    user = subprocess.Popen(
-        [sys.executable, "-c", USER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert user.stdout is not None
-    theirs = Path(user.stdout.readline().strip())
-    os.utime(theirs.parent, (0, 0))
-    cache = Cache(tmp_path, limit=1000)
-    cache.get("mine", "file", fill(900))
-    assert theirs.exists()
-    user.kill()
-    user.communicate()
-    cache.get("more", "file", fill(100))
-    assert not theirs.exists()
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt("stop")])
+def test_a_full_disk_and_an_interruption_are_raised_as_they_are(
+    store: RemoteStore, table: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    store._patience = 60
+    put = FailingPut(store, monkeypatch, error)
+    with pytest.raises(type(error)) as raised:
+        store.put_file(table, path_of(store, "t"))
+    assert raised.value is error and put.calls == 1

@@ -133,7 +133,7 @@ def test_two_shards_through_dagster(
     table = definitions.resolve_job_def("table").execute_in_process(instance=instance)
     for result in (*results.values(), table):
         evaluations = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
-        evaluations.pop("syntheses_end_by_themselves", None)  # random weights do not
+        evaluations.pop("synthetic_documents_are_not_truncated", None)  # random weights do not
         assert all(evaluations.values()), evaluations
     assert len(results[FULL].get_asset_check_evaluations()) == 8
 
@@ -178,7 +178,7 @@ def test_a_shard_is_finished_by_the_engine_that_began_it(
             instance=instance, partition_key=FULL, raise_on_error=raises
         )
         red = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
-        assert red <= {"syntheses_end_by_themselves"}, "random weights seldom end a text"
+        assert red <= {"synthetic_documents_are_not_truncated"}, "random weights seldom end a text"
         events = result.asset_materializations_for_node("synthetic_documents") if result.success else []
         metadata = {key: value.value for event in events for key, value in event.metadata.items()}
         return pl.read_parquet(tmp_path / f"data_dir/synthesis/synthetic_documents/{FULL}.parquet"), metadata, result

@@ -128,13 +128,13 @@ def test_another_corpus_with_a_judge_that_answers_most(run: Callable, serve: Cal
     assert (rows["non_factual", REAL]["value"], rows["non_factual", REAL]["documents"]) == (0, 6)
     assert found["passed"] == {
         "quality_is_valid": True, "judgements_are_valid": True, "quality_table_is_valid": True,
-        "judge_has_answered": False,
+        "judge_answered_most_questions": False,
     }, "two of eighteen have no verdict"  # fmt: skip
     assert KEY not in str(found)
 
     mended = run(truth=False, judge=judge, url=serve(lambda prompt, n: FACTUAL).url)
     assert mended["judgements"]["resumed"] == 14 and mended["judgements"]["judged"] == 18
-    assert mended["passed"]["judge_has_answered"]
+    assert mended["passed"]["judge_answered_most_questions"]
     assert mended["quality_table"]["non_factual_synthetic_judge"] == 1 / 6
 
 
@@ -152,6 +152,6 @@ def test_a_judge_that_is_down_stops_nothing(run: Callable, serve: Callable) -> N
     server.close()
     found = run(truth=False, judge=Judge(model="m"), url=server.url)
     assert found["judgements"]["judged"] == 0 and found["judgements"]["unjudged"] == 18
-    assert [name for name, passed in found["passed"].items() if not passed] == ["judge_has_answered"]
+    assert [name for name, passed in found["passed"].items() if not passed] == ["judge_answered_most_questions"]
     values = found["table"].filter(method="judge")
     assert values["value"].null_count() == len(values) and values["sample"].max() == 6

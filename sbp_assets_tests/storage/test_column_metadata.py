@@ -5,9 +5,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from sbp_assets.dagster_support.columns import LINEAGE
 from sbp_assets.definitions import build_definitions
 from sbp_assets.settings import Settings, load_settings
+from sbp_assets.storage.column_metadata import LINEAGE
 from sbp_assets_tests.tiny import tiny_settings
 
 Column = tuple[str, str]

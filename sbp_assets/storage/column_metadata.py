@@ -1,46 +1,17 @@
-"""Columns of an artifact: one list gives a table's schema, the column metadata that Dagster shows, and the lineage.
-
-An artifact that is a directory has columns too: those of its tables, and its arrays or weights by name.
-"""
+"""The column metadata and the column lineage that Dagster shows of an artifact, from its one list of columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import polars as pl
-from polars.datatypes import DataTypeClass
+
+from sbp_assets.storage.columns import Column, PolarsType
 
 LINEAGE = "dagster/column_lineage"
 SCHEMA = "dagster/column_schema"
-
-PolarsType = pl.DataType | DataTypeClass
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table (its type is polars'), or an array or the weights of a directory (its type is a word).
-
-    `sources` names the columns that it is made of, as "stage/asset.column", separated by spaces; "stage/asset" alone
-    stands for the column of the same name. A column of no input (a counter, a constant) has none.
-    """
-
-    name: str
-    type: PolarsType | str
-    description: str
-    sources: str = ""
-
-
-def table_schema(columns: Iterable[Column]) -> dict[str, PolarsType]:
-    """Return the schema of a table of `columns`, for polars; TypeError for a column that no table has."""
-    schema = {}
-    for column in columns:
-        if isinstance(column.type, str):
-            raise TypeError(f"column {column.name} of type {column.type!r} is not a table's")
-        schema[column.name] = column.type
-    return schema
 
 
 def column_metadata(columns: Iterable[Column], **sources: str) -> dict[str, Any]:

@@ -1,0 +1,176 @@
+"""Rows of the page's tables and plots, made of the frames that the assets hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from sbp_assets.evaluation.comparison import share_of_oracle_gain
+from sbp_assets.evaluation.comparison_table import display_rows
+from sbp_assets.evaluation.suite import ACCURACIES
+from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.report import published
+from sbp_assets.report.findings import tone
+from sbp_assets.report.formatting import percent
+from sbp_assets.report.samples import BIN_WIDTH
+from sbp_assets.settings import Experiment
+from sbp_assets.synthesis.quality import DETAILS, JUDGE
+
+# Groups of the posterior table that are shown; the others are sums of these.
+BELIEFS = {
+    "concept": "Whom a fact is about",
+    "restated": "Facts that d1 states",
+    "new_known": "Other facts of its concept, stated elsewhere in D",
+    "new_unknown": "Other facts of its concept, stated nowhere in D",
+    "other_known": "Facts of another concept, stated in D",
+    "other_unknown": "Facts of another concept, stated nowhere in D",
+}
+
+
+def result_groups(comparison: pl.DataFrame) -> list[list[dict[str, Any]]]:
+    """Rows of `comparison` as strings (`display_rows`), one list per task, in order.
+
+    Each has also the tone of either delta (`findings.tone`), and `share_plot`: where in a small plot the share of the
+    oracle's gain and the ends of its interval lie, from 0 (left) to 1.
+    """
+    groups: list[list[dict[str, Any]]] = []
+    for shown, row in zip(display_rows(comparison), comparison.iter_rows(named=True), strict=True):
+        entry: dict[str, Any] = {
+            **shown,
+            "samples": row["baseline_samples"],
+            "share_plot": None
+            if row["share_of_oracle_gain"] is None
+            else [_clamp(row[key]) for key in ("share_of_oracle_gain", "share_low", "share_high")],
+            **{f"{arm}_tone": tone(row, arm) for arm in ("sbp", "oracle")},
+        }
+        if groups and groups[-1][0]["task"] == shown["task"]:
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+    return groups
+
+
+def _clamp(share: float | None, low: float = -0.5, high: float = 1.5) -> float | None:
+    """Where a share lies between `low` (0) and `high` (1)."""
+    return None if share is None else (min(max(share, low), high) - low) / (high - low)
+
+
+def with_average(comparison: pl.DataFrame) -> pl.DataFrame:
+    """`comparison` (rows against one baseline) with a row of the mean accuracy of the six QA tasks, if all were scored.
+
+    The first accuracy of each task counts. The row has no standard error, as the published one has none.
+    """
+    accuracies = comparison.filter(pl.col("task").is_in(published.QA_TASKS), pl.col("metric").is_in(ACCURACIES))
+    first = accuracies.unique("task", keep="first")
+    if set(first["task"]) != set(published.QA_TASKS) or first["delta_sbp"].null_count():
+        return comparison
+    means = first.select(pl.col(*ARMS, "delta_sbp", "delta_oracle").mean()).with_columns(
+        task=pl.lit("Average QA"), metric=pl.lit("acc"), higher_is_better=True,
+        against=pl.lit(comparison["against"][0]), seeds=first["seeds"].min(),
+    )  # fmt: skip
+    share = share_of_oracle_gain(means["delta_sbp"][0], means["delta_oracle"][0], True)
+    average = means.with_columns(share_of_oracle_gain=pl.lit(share, dtype=pl.Float64))
+    return pl.concat([comparison, average], how="diagonal_relaxed")
+
+
+def published_rows() -> list[tuple[str, str, list[tuple[float, float, float, float | None]]]]:
+    """The paper's results: name, arrow of the better direction, and per scale the three figures and SBP's share."""
+    return [
+        (
+            row.name,
+            "↑" if row.higher_is_better else "↓",
+            [
+                (*scale, share_of_oracle_gain(scale.delta_sbp, scale.delta_oracle, row.higher_is_better))
+                for scale in (row.tokens_200b, row.tokens_1t)
+            ],
+        )
+        for row in published.RESULTS
+    ]
+
+
+def quality_rows(quality: pl.DataFrame, judged: bool) -> list[dict[str, Any]]:
+    """One row per metric and method: the synthetic and the real documents' value with its count, and the published.
+
+    `judged` says whether a judge is configured, which decides how a missing value of a judge is explained.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in quality.iter_rows(named=True):
+        metric, method = row["metric"], row["method"]
+        figures: tuple[float | None, ...] = published.QUALITY.get(metric, ())
+        entry = rows.setdefault((metric, method), {
+            "name": metric.replace("_", "-"), "method": method, "definition": row["definition"],
+            "detail": metric in DETAILS,
+            "synthetic": ("–", ""), "real": ("–", ""),
+            "published": ["n.a." if figure is None else f"{figure}%" for figure in figures] or [""] * 3,
+        })  # fmt: skip
+        if row["value"] is not None:
+            value, count = percent(row["value"]), f"{row['flagged']:,} of {row['scored']:,}"
+            if unjudged := row["sample"] - row["documents"]:
+                count += f", {unjudged:,} unjudged"
+        elif metric.startswith("pair_") and row["corpus"] == "real":
+            value, count = "n.a.", ""
+        elif method == JUDGE:
+            value, count = "unjudged" if judged else "no judge configured", ""
+        else:
+            value, count = "none scored", ""
+        entry[row["corpus"]] = (value, count)
+    return list(rows.values())
+
+
+def belief_rows(posterior: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the posterior table whose group is one of BELIEFS, with its name."""
+    return [
+        {**row, "name": BELIEFS[row["group"]]}
+        for row in posterior.filter(pl.col("group").is_in(BELIEFS)).iter_rows(named=True)
+    ]
+
+
+def histogram(counts: pl.DataFrame, width: int = 640, height: int = 150) -> dict[str, Any] | None:
+    """Bars and ticks of `samples.similarity_counts` as an SVG of this size (user units); None without pairs."""
+    if counts.is_empty():
+        return None
+    top, step = max(counts["count"]), width / len(counts)
+    bars = [
+        {
+            "x": round(index * step + 0.75, 2), "width": round(max(step - 1.5, 1), 2),
+            "height": round(height * count / top, 2), "y": round(height * (1 - count / top), 2),
+            "title": f"{low:.2f} to {low + BIN_WIDTH:.2f}: {count:,} pairs",
+        }
+        for index, (low, count) in enumerate(counts.select("low", "count").iter_rows())
+    ]  # fmt: skip
+    every = max(1, len(counts) // 8)
+    ticks = [(round(index * step, 2), f"{low:.2f}") for index, low in enumerate(counts["low"]) if index % every == 0]
+    return {"bars": bars, "ticks": ticks, "width": width, "height": height, "top": top, "total": sum(counts["count"])}
+
+
+def budget(token_budget: pl.DataFrame) -> dict[str, Any]:
+    """Rows and totals of the arms, the rows of tuning and generation, and these as a share of one arm's FLOPs."""
+    rows = token_budget.to_dicts()
+    arms = {arm: [row for row in rows if row["arm"] == arm] for arm in ARMS}
+    arms = {arm: own for arm, own in arms.items() if own}
+    totals = {
+        arm: {key: sum(row[key] or 0 for row in own) for key in ("tokens_read", "flops")} for arm, own in arms.items()
+    }
+    ledger = [row for row in rows if row["arm"] not in ARMS]
+    of_arm = totals["baseline"]["flops"] if "baseline" in totals else 0
+    return {
+        "budget_arms": arms,
+        "budget_ledger": ledger,
+        "budget_totals": totals,
+        "corpus": next((row for row in arms.get("baseline", []) if row["source"] == "unique"), None),
+        "synthesis_cost": percent(sum(row["flops"] or 0 for row in ledger) / of_arm) if of_arm and ledger else None,
+        "budget_matched": len({total["tokens_read"] for total in totals.values()}) <= 1,
+    }
+
+
+def parameters(experiment: Experiment, token_budget: pl.DataFrame) -> int | None:
+    """Number of the model's parameters, from the FLOPs per token that the budget counts; None without a budget."""
+    rows = token_budget.filter(arm="baseline")
+    if rows.is_empty():
+        return None
+    model = experiment.model
+    per_token = sum(rows["flops"].to_list()) / sum(rows["tokens_read"].to_list())
+    # FLOPs per token are linear in the vocabulary, the one thing about the model that no setting tells.
+    slope = model.flops_per_token(1) - model.flops_per_token(0)
+    return model.parameters(round((per_token - model.flops_per_token(0)) / slope))

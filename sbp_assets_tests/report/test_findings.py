@@ -1,0 +1,101 @@
+"""The sentences about the results say what the figures say, also where SBP loses."""
+
+import math
+
+import polars as pl
+import pytest
+
+from sbp_assets.evaluation.comparison import compare, with_samples
+from sbp_assets.evaluation.suite import SAMPLES_SCHEMA
+from sbp_assets.report import findings
+from sbp_assets_tests.report.example_report import report_inputs
+
+
+def comparison_of(values: list[tuple[float, float, float]], early_stopped: float | None = None) -> pl.DataFrame:
+    """A comparison of held-out perplexities, (baseline, SBP, oracle) per seed.
+
+    The early-stopped baseline scores `early_stopped`, or where that is None what the baseline scores.
+    """
+
+    def scores(value: float) -> pl.DataFrame:
+        rows = [("heldout", "perplexity", n, math.log(value), 1) for n in range(10)]
+        samples = pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row")
+        table = {"task": "heldout", "metric": "perplexity", "value": value, "stderr": 0.0, "samples": 10}
+        return with_samples(pl.DataFrame({**table, "higher_is_better": False}), samples)
+
+    return compare({
+        name: {str(seed): scores(early_stopped if place is None and early_stopped else triple[place or 0])
+               for seed, triple in enumerate(values)}
+        for name, place in {"baseline": 0, "early_stopped": None, "sbp": 1, "oracle": 2}.items()
+    }, resamples=200)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((4.0, 3.5, 3.0), "SBP beat the compute-matched baseline: a perplexity of 3.500 against 4.000"),
+        ((4.0, 3.5, 3.0), "50% of what the oracle gained"),
+        ((4.0, 4.5, 3.0), "SBP did worse than the compute-matched baseline"),
+        ((4.0, 4.0, 3.0), "reached the same held-out perplexity"),
+        ((4.0, 3.5, 4.1), "no gain to recover"),
+    ],
+)
+def test_verdict_says_whether_sbp_won_lost_or_tied(values: tuple[float, float, float], said: str) -> None:
+    assert said in findings.verdict(comparison_of([values]))[0]
+
+
+def test_verdict_is_given_against_both_baselines() -> None:
+    final, early = findings.verdict(comparison_of([(4.0, 3.6, 3.0)], early_stopped=3.4))
+    assert "SBP beat the compute-matched" in final
+    assert "SBP did worse than the baseline as early stopping would leave it" in early
+
+
+def test_verdict_with_zero_in_its_interval_decides_nothing() -> None:
+    (noisy, _) = findings.verdict(comparison_of([(4.0, 3.9, 3.0), (4.0, 4.2, 3.0), (4.0, 3.8, 3.0)]))
+    assert "cannot be told apart" in noisy and "95% interval −" in noisy
+
+
+def test_caveats_name_the_tasks_that_sbp_wins_and_loses() -> None:
+    table = report_inputs()["comparison"]
+    intervals = {
+        "concept_questions": (0.1, 0.3), "arc_easy": (-0.3, -0.1), "winogrande": (-0.1, 0.1), "heldout": (-1.0, -0.8),
+    }  # fmt: skip
+    rows = [
+        {**row, "delta_sbp": (low + high) / 2, "delta_sbp_low": low, "delta_sbp_high": high}
+        for row in table.filter(against="final").iter_rows(named=True)
+        for low, high in [intervals[row["task"]]]
+    ]
+    final, seeds = findings.caveats(pl.DataFrame(rows, schema=table.schema))
+    assert "ahead of the final baseline on 1 (Concept questions), behind on 1 (ARC-Easy)" in final
+    assert "told apart from it on 1 (Winogrande)" in final
+    assert "3 training seeds" in seeds
+    assert "One training seed" in findings.caveats(comparison_of([(4.0, 3.9, 3.0)]))[-1]
+
+
+def test_caveats_count_a_task_by_its_accuracy() -> None:
+    table = report_inputs()["comparison"]
+    questions = table.filter(task="concept_questions", against="final")
+    # The perplexity says ahead, the accuracy says behind.
+    flipped = questions.with_columns(
+        [pl.when(metric="acc").then(-pl.col(name)).otherwise(name).alias(name) for name in ("delta_sbp",)]
+        + [
+            pl.when(metric="acc")
+            .then(-pl.col(f"delta_sbp_{other}"))
+            .otherwise(f"delta_sbp_{end}")
+            .alias(f"delta_sbp_{end}")
+            for end, other in (("low", "high"), ("high", "low"))
+        ]
+    ).sort("metric", descending=True)
+    assert flipped["metric"].to_list() == ["perplexity", "acc"]
+    assert "behind on 1 (Concept questions)" in findings.caveats(flipped)[0]
+
+
+def test_contamination_tells_leaks_from_the_facts_that_are_asked_for() -> None:
+    columns = ["evaluation_set", "corpus", "words", "judged", "contained"]
+    rows = [("sciq", "unique", 13, 900, 0), ("sciq", "synthetic", 13, 900, 2)]
+    asked = ("concept_questions", "unique", 13, 300, 40)
+    leaked, task = findings.contamination_found(pl.DataFrame([*rows, asked], schema=columns, orient="row"))
+    assert "SciQ 2 of 900 in the syntheses" in leaked and "300" not in leaked
+    assert "Concept questions 40 of 300 in D" in task and "no leak" in task
+    (clean,) = findings.contamination_found(pl.DataFrame(rows[:1], schema=columns, orient="row"))
+    assert "Of 900 evaluation items" in clean and "none" in clean
