@@ -66,7 +66,7 @@ def step_table(states: Sequence[StepState], wall_seconds: float) -> str:
 
     done = [state for state in states if state.status is StepStatus.DONE]
     width = max([len("step"), *(len(state.step.title) for state in done)]) + 1
-    lines = [f"{'step':<{width}}{'partitions':>11}{'seconds':>9}{'own work':>10}"]
+    lines = [f"{'step':<{width}}{'partitions':>11}{'seconds':>9}{'own work':>10}"] if done else []
     for state in done:
         share = f"{state.own_seconds / max(state.seconds, 1e-9):.0%}"
         lines.append(f"{state.step.title:<{width}}{len(state.partitions):>11}{state.seconds:>9.1f}{share:>10}")
