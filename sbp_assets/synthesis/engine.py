@@ -92,8 +92,7 @@ class Engines:
         _require_installed(spec)
         device = resolve_device(spec.device)
         environments = [_environment(device, engine, spec.processes) for engine in range(spec.processes)]
-        if device == "cpu" and spec.engine == "vllm":
-            _check_head_size(spec.checkpoint)
+        _check_head_size(spec)
         # One pool per engine, because a pool does not choose which of its processes takes a task.
         self._pools = [
             ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (environment,))
@@ -259,13 +258,25 @@ def _environment(device: str, engine: int, engines: int) -> dict[str, str]:
     return {**common, "CUDA_VISIBLE_DEVICES": gpus[engine]}
 
 
-def _check_head_size(checkpoint: Path) -> None:
-    size = json.loads((checkpoint / "config.json").read_text()).get("head_dim")
-    if size is not None and size not in CPU_HEAD_SIZES:
-        raise EngineError(
-            f"{checkpoint}: vLLM has no CPU attention for model.head_dim {size}; choose one of "
-            f"{', '.join(map(str, CPU_HEAD_SIZES))}; or set {ANOTHER_ENGINE}"
-        )
+def head_size_problem(head_size: int, engine: Literal["auto"] | Engine, device: Device) -> str | None:
+    """Return why `engine` cannot sample from models with this width of an attention head on `device`; None if it can.
+
+    `auto` is taken for the engine that begins a shard here.
+    """
+    if head_size in CPU_HEAD_SIZES or (default_engine() if engine == "auto" else engine) != "vllm":
+        return None
+    if resolve_device(device) != "cpu":
+        return None
+    return (
+        f"vLLM has no CPU attention for model.head_dim {head_size}; choose one of "
+        f"{', '.join(map(str, CPU_HEAD_SIZES))}; or set {ANOTHER_ENGINE}"
+    )
+
+
+def _check_head_size(spec: EngineSpec) -> None:
+    size = json.loads((spec.checkpoint / "config.json").read_text()).get("head_dim")
+    if size is not None and (problem := head_size_problem(size, spec.engine, spec.device)):
+        raise EngineError(f"{spec.checkpoint}: {problem}")
 
 
 # The functions below run in the engine's process.
