@@ -71,8 +71,8 @@ def raw_documents_are_valid(
     context: dg.AssetCheckExecutionContext, raw_documents: pl.LazyFrame, source_manifest: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     raw = raw_documents.collect()
-    unusable = audit.unusable(raw, source_manifest.collect(), int(context.partition_key))
-    return _result(audit.bad_ids(raw["id"]) + unusable, documents=len(raw))
+    unusable = audit.invalid_documents(raw, source_manifest.collect(), int(context.partition_key))
+    return _result(audit.invalid_ids(raw["id"]) + unusable, documents=len(raw))
 
 
 @for_settings(
@@ -141,7 +141,7 @@ def signatures_match_documents(
     settings: dg.ResourceParam[Settings], minhash_signatures: pl.LazyFrame, raw_documents: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     signed = minhash_signatures.collect()
-    wrong = audit.unsigned(signed, raw_documents.select("id", "text").collect(), settings.experiment.corpus.dedup)
+    wrong = audit.wrong_signatures(signed, raw_documents.select("id", "text").collect(), settings.experiment.corpus.dedup)
     return _result(wrong, signatures=len(signed))
 
 
@@ -162,7 +162,7 @@ def duplicates_are_correct_and_complete(
     minhash_signatures: dict[str, pl.LazyFrame],
 ) -> dg.AssetCheckResult:
     dropped = duplicates.collect()
-    untrue = audit.untrue_duplicates(dropped, raw_documents, settings.experiment.corpus.dedup)
+    untrue = audit.incorrect_duplicates(dropped, raw_documents, settings.experiment.corpus.dedup)
     missed = audit.missed_duplicates(dropped, minhash_signatures)
     return _result(untrue + missed, untrue=len(untrue), missed=len(missed))
 
@@ -200,10 +200,10 @@ def documents_match_raw_documents(
     duplicates: pl.LazyFrame,
 ) -> dg.AssetCheckResult:
     kept, raw = documents.collect(), raw_documents.collect()
-    wrong = audit.unreconciled(
+    wrong = audit.misassigned_documents(
         raw, duplicates.collect(), kept, int(context.partition_key), settings.experiment.corpus.split
     )
-    wrong += audit.bad_ids(kept["id"]) + audit.altered(raw, kept)
+    wrong += audit.invalid_ids(kept["id"]) + audit.altered_documents(raw, kept)
     return _result(wrong, raw=len(raw), documents=len(kept))
 
 
@@ -267,7 +267,7 @@ def tokenizer_round_trips(tokenizer: Path) -> dg.AssetCheckResult:
 )
 def tokens_match_documents(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     arrays, frame = TokenArrays.load(tokens), documents.collect()
-    return _result(audit.bad_token_documents(arrays, frame, load_tokenizer(tokenizer)), tokens=len(arrays.tokens))
+    return _result(audit.wrong_token_documents(arrays, frame, load_tokenizer(tokenizer)), tokens=len(arrays.tokens))
 
 
 @for_settings(
@@ -283,4 +283,4 @@ def tokens_match_documents(tokens: Path, documents: pl.LazyFrame, tokenizer: Pat
     )
 )
 def tokens_decode_to_documents(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
-    return _result(audit.undecodable(TokenArrays.load(tokens), documents.collect(), load_tokenizer(tokenizer)))
+    return _result(audit.undecodable_documents(TokenArrays.load(tokens), documents.collect(), load_tokenizer(tokenizer)))
