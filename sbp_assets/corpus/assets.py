@@ -73,7 +73,7 @@ def source_manifest(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResul
                 io_manager_key="parquet",
                 kinds={"polars", "parquet"},
                 code_version=settings.experiment.version("1", *_reading(settings), "corpus.max_chars"),
-                description="The table has one row per valid document of the shard's source files, in file and line order.",
+                description="The table has one row per valid document of the shard's files, in file and line order.",
                 metadata=column_metadata(ingest.RAW_DOCUMENT_COLUMNS),
             ),
             "rejected_rows": dg.AssetOut(
@@ -148,7 +148,7 @@ def raw_documents(
 def minhash_signatures(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], raw_documents: pl.LazyFrame
 ) -> dg.MaterializeResult:
-    """The table has one row per raw document, in the same order: its LSH bands and the digest of its normalised text."""
+    """The table has one row per raw document, in order: its LSH bands and the digest of its normalised text."""
     documents = raw_documents.collect()
     with Progress(f"signatures {context.partition_key}", "docs", total=len(documents)) as progress:
         signatures = dedup.signatures(documents, settings.experiment.corpus.dedup, progress)

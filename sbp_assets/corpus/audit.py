@@ -31,7 +31,7 @@ ROUND_TRIP = (
     "<|bos|>a<|eos|><|pad|><|related|>",
 )
 
-# A sample finds an error of the whole table (rows shifted, another shard's file); `artifact_is_intact` finds one of a row.
+# Samples find errors of whole tables (rows shifted, another shard's file); `artifact_is_intact` finds those of one row.
 SIGNATURE_SAMPLE = 50
 DUPLICATE_SAMPLE, DUPLICATE_SHARDS = 50, 8
 TOKEN_SAMPLE = 200
@@ -40,7 +40,7 @@ KEPT_SAMPLE = 2_000_000  # Documents among which repetitions are looked for: all
 
 
 def manifest_problems(manifest: pl.DataFrame, shards: int, files_per_shard: int | None, is_files: bool) -> list[str]:
-    """Return what is wrong with a manifest, in sentences: repeated files, wrong shards, generated shards without a row."""
+    """Return what is wrong with a manifest: repeated files, wrong shards, generated shards without a row."""
     problems = [f"{name}: listed {n} times" for name, n in manifest["file"].value_counts().iter_rows() if n > 1]
     place = pl.int_range(pl.len())
     assigned = place // files_per_shard if files_per_shard else place % shards
@@ -89,7 +89,7 @@ def unaccounted_rows(rows_read: int, documents: int, rejects: int) -> int:
 def misassigned_documents(
     raw: pl.DataFrame, duplicates: pl.DataFrame, documents: pl.DataFrame, shard: int, split: Split
 ) -> list[str]:
-    """Return the ids of the shard that are not exactly one of: dropped as a duplicate, outside every split, in their split."""
+    """Return the ids that are not exactly one of: a dropped duplicate, outside every split, in their split."""
     dropped = set(duplicates.filter(pl.col("shard") == shard)["id"])
     expected = {name: split_of(name, split) for name in raw["id"] if name not in dropped}
     found = dict(documents.select("id", "split").iter_rows())
@@ -199,7 +199,7 @@ def split_shares(
 
 
 def leaked_heldout(documents: Mapping[str, pl.LazyFrame]) -> list[str]:
-    """Return the ids of held-out documents whose normalised text, or whose id, is also in a training split of any shard."""
+    """Return the ids of held-out documents whose normalised text or id is also in a training split of any shard."""
 
     def digest(text: str) -> bytes:
         return hashlib.sha256(normalise(text).encode()).digest()
@@ -219,10 +219,12 @@ def leaked_heldout(documents: Mapping[str, pl.LazyFrame]) -> list[str]:
     return sorted(leaked)
 
 
-def wrong_token_documents(arrays: TokenArrays, documents: pl.DataFrame, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+def wrong_token_documents(
+    arrays: TokenArrays, documents: pl.DataFrame, tokenizer: PreTrainedTokenizerFast
+) -> list[str]:
     """Return the ids in only one of tokens and documents, of another split, or without bos and eos at the ends.
 
-    "(order)": the ids are right, but in another order. "(tokens)": there are token ids beyond the vocabulary, or bos and
+    "(order)": the ids are right, but in another order. "(tokens)": there are token ids beyond the vocabulary, or bos or
     eos inside documents, as where tokens are repeated.
     """
     if not arrays.documents.equals(documents.select("id", "split")):

@@ -1,4 +1,4 @@
-"""Every check's function goes red on the defect it is there for."""
+"""Every function of the audit reports the defect that it is there for."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_signatures_of_other_texts() -> None:
     assert audit.wrong_signatures(signed[1:], raw, Dedup()) == ["d0"]
     assert audit.wrong_signatures(signed.reverse(), raw, Dedup()) == ["(order)"]
     assert set(audit.wrong_signatures(signed, raw.with_columns(text=pl.col("text").reverse()), Dedup())) == set(IDS)
-    assert set(audit.wrong_signatures(signed.with_columns(bands=pl.col("bands").list.head(3)), raw, Dedup())) == set(IDS)
+    assert set(audit.wrong_signatures(signed.with_columns(bands=pl.col("bands").list.head(3)), raw, Dedup())) == set(
+        IDS
+    )
 
 
 def test_altered_documents() -> None:
