@@ -4,7 +4,7 @@ The world follows the Bayesian reading of SBP (paper, section 5): a document ren
 about one concept inform each other. A concept has an invented name, a kind of thing that it is, and one value per
 attribute. A document opens with a line naming its genre, then states a few of the concept's facts in varied wording
 among sentences that state none; some it may state once more, as texts do, in other words before it closes. Everything
-is a pure function of the settings and the document's number, whatever the number of shards.
+is a pure function of the settings and the document's number, independent of the number of shards.
 """
 
 from __future__ import annotations

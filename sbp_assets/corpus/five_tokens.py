@@ -7,7 +7,7 @@ nats per letter in expectation. Each letter is a word, which the byte-level BPE 
 A document ends after each letter with one fixed probability, as if a sixth symbol were drawn, but not before
 MIN_LETTERS: of that length, no two documents are the same by chance and de-duplication drops none. A fixed length could
 be learned, and would show in the held-out loss as a gain. Everything is a pure function of the settings and the
-document's number, whatever the number of shards.
+document's number, independent of the number of shards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIN_LETTERS = 8
 
 
 def end_probability(source: FiveTokensSource) -> float:
-    """Return the probability that a document of MIN_LETTERS or more ends here; tokens_per_document is its mean length."""
+    """Return the probability that a document of MIN_LETTERS or more ends here; tokens_per_document is the mean."""
     return 1 / (source.tokens_per_document - MIN_LETTERS + 1)
 
 

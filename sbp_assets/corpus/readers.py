@@ -147,8 +147,8 @@ class RowMaker:
             return self.reject(line, f"text is not a string but {type(text).__name__}", raw)
         if not text.strip():
             return self.reject(line, "empty text", raw)
-        usable = (isinstance(key, str) and key.strip()) or (isinstance(key, int) and not isinstance(key, bool))
-        name = str(key) if usable else f"{self.prefix}-{line}"
+        valid_key = (isinstance(key, str) and key.strip()) or (isinstance(key, int) and not isinstance(key, bool))
+        name = str(key) if valid_key else f"{self.prefix}-{line}"
         url = url if isinstance(url, str) and url else None
         source = source if isinstance(source, str) and source else self.source
         try:

@@ -107,7 +107,7 @@ class Root:
 
 @contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Raise CorpusError, which names `file`, for whatever the file system or the decompressor raises."""
+    """Raise CorpusError, which names `file`, for every error of the file system or the decompressor."""
     try:
         yield
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:

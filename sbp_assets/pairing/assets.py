@@ -217,7 +217,7 @@ def pair_truth(
         **progress.metadata(),
         "definitions": dg.MetadataValue.md(definitions),
         "preview": dg.MetadataValue.md(
-            table_preview(table) if concepts else "The ground truth of this corpus is not known; that of `concepts` is."
+            table_preview(table) if concepts else "Not known for this corpus: only `concepts` has a ground truth."
         ),
     }
     return dg.MaterializeResult(value=table, metadata=metadata)

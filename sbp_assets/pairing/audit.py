@@ -31,6 +31,7 @@ SIMILARITY_TOLERANCE = 0.02
 EMBEDDED_SAMPLE = 8
 PAIRS_SAMPLE, PAIRS_SHARDS = 100, 8
 
+# Whether the property that a function names in its docstring holds, and the metadata of the check.
 Result = tuple[bool, dict[str, int | float | str]]
 
 

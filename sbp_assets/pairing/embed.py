@@ -76,7 +76,7 @@ class Embedder:
         return Engine(self._loaded[wanted], time.monotonic() - start, reused=False)
 
     def close(self) -> None:
-        """Free every loaded model: a process that goes on to another engine needs the memory."""
+        """Free every loaded model: the process may need the memory for another engine."""
         if not self._loaded:
             return
         self._loaded.clear()

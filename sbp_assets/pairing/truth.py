@@ -55,7 +55,7 @@ def pair_truth(
         # Other documents about the same concept: the partners that a document should find.
         partners=(pl.col("members") - 1).fill_null(0)
     )
-    asked = about.group_by("shard").agg(
+    expected = about.group_by("shard").agg(
         documents=pl.len().cast(pl.Int64),
         partners=pl.col("partners").sum(),
         attainable=pl.col("partners").clip(upper_bound=cap).sum(),
@@ -73,7 +73,7 @@ def pair_truth(
         )
         for shard, frame in sorted(pairs.items())
     ]
-    counts = pl.concat(found).join(asked, on="shard", how="left", maintain_order="left").fill_null(0)
+    counts = pl.concat(found).join(expected, on="shard", how="left", maintain_order="left").fill_null(0)
     total = counts.select(pl.lit(OVERALL).alias("shard"), pl.exclude("shard").sum())
     others = len(about) - 1
     return (
