@@ -30,6 +30,16 @@ def check_result(
     return dg.AssetCheckResult(passed=passed, severity=severity, metadata=metadata, description=description)
 
 
+def problems_result(
+    problems: list[str], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float | str
+) -> dg.AssetCheckResult:
+    """Return the result of a check that lists `problems` in words: it passes when there are none.
+
+    `numbers` are further metadata.
+    """
+    return check_result(passed=not problems, metadata={**numbers, "problems": problems}, severity=severity)
+
+
 def last_version(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> str | None:
     """Content version that the last materialisation of an asset (or partition) recorded; None without one."""
     wanted = dg.AssetRecordsFilter(asset, asset_partitions=[partition] if partition else None)
