@@ -10,11 +10,23 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.storage.columns import Column, table_schema
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA = {"arm": pl.String, "seed": pl.String, "tokens": pl.Int64, "heldout_loss": pl.Float64}
+
+def _of_models(column: str) -> str:
+    return " ".join(f"pretraining/{arm}_model.{column}" for arm in sorted(ARMS))
+
+
+COLUMNS = (
+    Column("arm", pl.String, "baseline, sbp or oracle"),
+    Column("seed", pl.String, "Training seed"),
+    Column("tokens", pl.Int64, "Training tokens read so far", _of_models("tokens")),
+    Column("heldout_loss", pl.Float64, "Mean loss on held-out documents, nats per token", _of_models("heldout_loss")),
+)
+SCHEMA = table_schema(COLUMNS)
 # Okabe-Ito: told apart under the common colour-vision deficiencies; dashes and labels tell them apart without colour.
 STYLES = {"baseline": ("#D55E00", "--"), "sbp": ("#0072B2", "-"), "oracle": ("#009E73", "-.")}
 LABELS = {"baseline": "baseline", "sbp": "SBP", "oracle": "oracle"}

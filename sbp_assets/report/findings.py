@@ -9,7 +9,7 @@ import polars as pl
 from sbp_assets.evaluation.comparison import AGAINST, seed_count
 from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, TASK_NAMES
 from sbp_assets.evaluation.contamination import CONTAINED
-from sbp_assets.evaluation.suite import ACCURACIES
+from sbp_assets.evaluation.scores import ACCURACIES
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT
 from sbp_assets.report.dynamics import early_stops, over_seeds
 from sbp_assets.report.formatting import decimal, percent, quantity, signed

@@ -8,7 +8,7 @@ import polars as pl
 
 from sbp_assets.evaluation.comparison import share_of_oracle_gain
 from sbp_assets.evaluation.comparison_table import display_rows
-from sbp_assets.evaluation.suite import ACCURACIES
+from sbp_assets.evaluation.scores import ACCURACIES
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.report import published
 from sbp_assets.report.findings import tone

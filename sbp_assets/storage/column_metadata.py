@@ -82,6 +82,8 @@ def with_sources(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if SCHEMA not in metadata or LINEAGE not in metadata:
         return dict(metadata)
     sources = metadata[LINEAGE].deps_by_column
+    if any("←" in (column.description or "") for column in metadata[SCHEMA].columns):
+        return dict(metadata)  # `column_metadata` has written them
 
     def column(own: dg.TableColumn) -> dg.TableColumn:
         names = ", ".join(f"{dep.asset_key.to_user_string()}.{dep.column_name}" for dep in sources.get(own.name, ()))
