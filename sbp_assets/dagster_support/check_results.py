@@ -30,6 +30,13 @@ def check_result(
     return dg.AssetCheckResult(passed=passed, severity=severity, metadata=metadata, description=description)
 
 
+def problems_result(
+    problems: list[str], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float | str
+) -> dg.AssetCheckResult:
+    """Return the result of a check that passes where `problems` is empty, with `numbers` among its metadata."""
+    return check_result(passed=not problems, severity=severity, metadata={**numbers, "problems": problems})
+
+
 def last_version(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> str | None:
     """Content version that the last materialisation of an asset (or partition) recorded; None without one."""
     wanted = dg.AssetRecordsFilter(asset, asset_partitions=[partition] if partition else None)
