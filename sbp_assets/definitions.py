@@ -19,6 +19,7 @@ import sbp_assets.report.assets
 import sbp_assets.report.checks
 import sbp_assets.synthesis.assets
 import sbp_assets.synthesis.checks
+import sbp_assets.synthesis.quality_assets
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.dagster_support.stage import load_assets, load_checks
@@ -34,14 +35,25 @@ from sbp_assets.synthesis.engine import Generator
 from sbp_assets.synthesis.judge import Endpoint
 from sbp_assets.training.trainer import LocalTrainer
 
-STAGES = [
-    sbp_assets.corpus,
-    sbp_assets.pairing,
-    sbp_assets.pretraining,
-    sbp_assets.synthesizer,
-    sbp_assets.synthesis,
-    sbp_assets.evaluation,
-    sbp_assets.report,
+# In the order data flows through them.
+ASSETS = [
+    sbp_assets.corpus.assets,
+    sbp_assets.pairing.assets,
+    sbp_assets.pretraining.assets,
+    sbp_assets.synthesizer.assets,
+    sbp_assets.synthesis.assets,
+    sbp_assets.synthesis.quality_assets,
+    sbp_assets.evaluation.assets,
+    sbp_assets.report.assets,
+]
+CHECKS = [
+    sbp_assets.corpus.checks,
+    sbp_assets.pairing.checks,
+    sbp_assets.pretraining.checks,
+    sbp_assets.synthesizer.checks,
+    sbp_assets.synthesis.checks,
+    sbp_assets.evaluation.checks,
+    sbp_assets.report.checks,
 ]
 
 
@@ -66,8 +78,8 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
         # the version is pinned and the tests run on it.
         warnings.filterwarnings("ignore", message="Specifying a partitions_def on an AssetCheckSpec")
         warnings.filterwarnings("ignore", message="Parameter `use_user_code_server`")
-        assets = [asset for stage in STAGES for asset in load_assets(stage.assets, settings)]
-        checks = [check for stage in STAGES for check in load_checks(stage.checks, settings)] + stored_checks(assets)
+        assets = [asset for module in ASSETS for asset in load_assets(module, settings)]
+        checks = [check for module in CHECKS for check in load_checks(module, settings)] + stored_checks(assets)
         sensors = [nightly.sensor(), unchecked_sensor(deployment, nightly.cache), failure_sensor(deployment)]
         if isinstance(source, FilesSource):
             sensors.append(source_sensor(source, deployment))

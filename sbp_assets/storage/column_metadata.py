@@ -87,7 +87,8 @@ def with_sources(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
     def column(own: dg.TableColumn) -> dg.TableColumn:
         names = ", ".join(f"{dep.asset_key.to_user_string()}.{dep.column_name}" for dep in sources.get(own.name, ()))
-        description = f"{own.description or ''} ← {names}".strip() if names else own.description
+        shown = "←" in (own.description or "")  # column_metadata has written them.
+        description = f"{own.description or ''} ← {names}".strip() if names and not shown else own.description
         return dg.TableColumn(own.name, own.type, description, own.constraints, own.tags)
 
     return {**metadata, SCHEMA: dg.TableSchema([column(own) for own in metadata[SCHEMA].columns])}
