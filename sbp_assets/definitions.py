@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -23,13 +22,12 @@ import sbp_assets.synthesis.quality_assets
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.dagster_support.stage import load_assets, load_checks
-from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
-from sbp_assets.orchestration.pipeline import JOBS, NightlyPolicy, display_logger
+from sbp_assets.orchestration.nightly import NightlyAutomation
+from sbp_assets.orchestration.pipeline import JOBS, display_logger
 from sbp_assets.orchestration.sensors import failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.pairing.embed import Embedder
 from sbp_assets.settings import FilesSource, Settings, load_settings
 from sbp_assets.storage.checks import stored_checks
-from sbp_assets.storage.column_metadata import with_sources
 from sbp_assets.storage.io_managers import ArtifactStore
 from sbp_assets.synthesis.engine import Generator
 from sbp_assets.synthesis.judge import Endpoint
@@ -83,18 +81,8 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
         sensors = [nightly.sensor(), unchecked_sensor(deployment, nightly.cache), failure_sensor(deployment)]
         if isinstance(source, FilesSource):
             sensors.append(source_sensor(source, deployment))
-    partitioned = {spec.key for asset in assets for spec in asset.specs if spec.partitions_def}
-
-    def with_automation(spec: dg.AssetSpec) -> dg.AssetSpec:
-        spec = spec.replace_attributes(metadata=with_sources(spec.metadata))
-        fan_in = spec.partitions_def is None and any(dep.asset_key in partitioned for dep in spec.deps)
-        if fan_in and NIGHTLY.get(spec.key) is NightlyPolicy.IF_NEEDED and deployment.overdue_days:
-            window = timedelta(days=deployment.overdue_days)
-            spec = spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window))
-        return nightly.with_condition(spec)
-
     return dg.Definitions(
-        assets=[asset.map_asset_specs(with_automation) for asset in assets],
+        assets=nightly.automate(assets),
         asset_checks=checks,
         jobs=JOBS,
         sensors=sensors,
