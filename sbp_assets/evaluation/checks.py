@@ -157,7 +157,7 @@ def negative_control_shows_no_gain(
             source, measured.lengths.tolist(), settings.experiment.pretraining.heldout_tokens
         ),
     )
-    return check_result(passed=not verdict.problems, metadata={**verdict.numbers, "problems": verdict.problems})
+    return problems_result(verdict.problems, dg.AssetCheckSeverity.ERROR, **verdict.numbers)
 
 
 @dg.asset_check(
