@@ -20,7 +20,7 @@ import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
-from sbp_assets.evaluation.suite import bootstrap_stderr
+from sbp_assets.evaluation.scores import bootstrap_stderr
 from sbp_assets.settings import load_settings
 
 MOST = 5

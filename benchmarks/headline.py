@@ -24,7 +24,7 @@ import polars as pl
 
 from sbp_assets.evaluation.comparison import SCORED, compare
 from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, METRIC_NAMES, TASK_NAMES
-from sbp_assets.evaluation.suite import ACCURACIES
+from sbp_assets.evaluation.scores import ACCURACIES
 from sbp_assets.instance.branch import run_branch
 from sbp_assets.settings import load_settings
 

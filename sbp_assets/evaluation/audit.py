@@ -1,4 +1,4 @@
-"""Whether a tasks folder is as this project wrote it, and holds the data that it should."""
+"""Finds out whether a tasks folder is as this project wrote it, and holds the data that it should."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, MANIFE
 
 
 def foreign_files(directory: Path) -> list[str]:
-    """Names of the files in a tasks folder that `write_tasks` did not write or that were changed since, its data apart.
+    """Return the files in a tasks folder that `write_tasks` did not write or that were changed since, its data apart.
 
     lm-eval imports the functions that task files name, also from Python files beside them: what others have put there
     must not be run.
@@ -30,10 +30,10 @@ def foreign_files(directory: Path) -> list[str]:
 def data_problems(
     directory: Path, documents: Mapping[str, pl.LazyFrame], questions: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """What is wrong with the data of a tasks folder; empty where nothing is.
+    """Return what is wrong with the data of a tasks folder, a sentence each.
 
-    Data that cannot be read, other numbers of rows than the manifest says, held-out documents that are not those of the
-    corpus (`documents`: id, text and split by shard), and questions that are not `questions`, in their order.
+    Wrong are data that cannot be read, other numbers of rows than the manifest says, held-out documents that are not
+    those of the corpus (`documents`: id, text and split by shard), and questions that are not `questions`, in order.
     """
     problems = []
     for task in Tasks.load(directory).tasks:

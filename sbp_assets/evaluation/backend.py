@@ -1,4 +1,4 @@
-"""lm-eval's Hugging Face backend, which tells how far it is; apart from the suite because it loads torch."""
+"""lm-eval's Hugging Face backend with progress; apart from the suite because it loads torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from lm_eval.models.huggingface import HFLM
 
 
 class CountingHFLM(HFLM):
-    """lm-eval's Hugging Face backend, computing what it computes: forward passes advance `on_sequences`, and
-    `truncated` counts different prompts that were cut to the context: one of a multiple-choice question, however many
-    of its choices do not fit.
+    """lm-eval's Hugging Face backend, which computes what lm-eval computes and counts as it goes.
+
+    Each forward pass calls `on_sequences` with its number of sequences. `truncated` is the number of different prompts
+    that were cut to the context: one of a multiple-choice question, however many of its choices do not fit.
     """
 
     def __init__(self, on_sequences: Callable[[int], None], **arguments: Any) -> None:

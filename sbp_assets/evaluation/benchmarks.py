@@ -15,8 +15,6 @@ import polars as pl
 from sbp_assets.evaluation.tasks import MMLU
 from sbp_assets.storage.artifacts import content_version
 
-# Found without importing lm_eval, which would take seconds of every process that loads the definitions.
-STOCK_TASKS = Path(str(find_spec("lm_eval").origin)).parent / "tasks"  # type: ignore[union-attr]
 SPLITS = ("train", "dev", "validation", "test")
 
 
@@ -81,10 +79,15 @@ class BenchmarkDataError(ValueError):
     """Benchmark data that cannot be used; the message names the file or column and what to do."""
 
 
-def local_files(benchmark: Benchmark, directory: Path) -> dict[str, Path]:
-    """Path by split of the benchmark's local copy, `<name>.<split>.parquet`.
+def stock_tasks() -> Path:
+    """Return the folder of lm-eval's own task files, found without importing lm_eval, which would take seconds."""
+    return Path(str(find_spec("lm_eval").origin)).parent / "tasks"  # type: ignore[union-attr]
 
-    Raises BenchmarkDataError where there is neither a validation nor a test split.
+
+def local_files(benchmark: Benchmark, directory: Path) -> dict[str, Path]:
+    """Return the paths of the benchmark's local copy, `<name>.<split>.parquet`, by split.
+
+    Raises BenchmarkDataError when there is neither a validation nor a test split.
     """
     for stem in benchmark.files:
         files = {split: path for split in SPLITS if (path := directory / f"{stem}.{split}.parquet").is_file()}
@@ -95,7 +98,7 @@ def local_files(benchmark: Benchmark, directory: Path) -> dict[str, Path]:
 
 
 def data_version(benchmarks: Sequence[str], directory: Path | None) -> str:
-    """Digest (12 hex digits) of the names and bytes of the local copies of `benchmarks`; "hub" where none is read.
+    """Return a digest (12 hex digits) of names and bytes of the local copies of `benchmarks`; "hub" if none is read.
 
     No asset holds these files, so they are part of the tasks' code version: with other rows the tasks are stale. A
     benchmark without a usable copy counts as absent.
@@ -128,10 +131,10 @@ class Rows:
 
 
 def benchmark_rows(name: str, directory: Path | None, limit: int | None) -> Rows:
-    """Rows of the benchmark `name` from its local copy in `directory`, or from the hub for None.
+    """Return the rows of the benchmark `name` from its local copy in `directory`, or from the hub for None.
 
-    At most `limit` are scored (for MMLU over all subjects, at least one of each). Raises BenchmarkDataError where the
-    data cannot be used, and what `datasets` raises where the hub does not give them.
+    At most `limit` are scored (for MMLU over all subjects, at least one of each). Raises BenchmarkDataError when the
+    data cannot be used, and what `datasets` raises when the hub does not serve them.
     """
     benchmark = BENCHMARKS[name]
     notes: tuple[str, ...] = ()
@@ -156,9 +159,9 @@ def benchmark_rows(name: str, directory: Path | None, limit: int | None) -> Rows
 
 
 def _subjects(benchmark: Benchmark, scored: pl.DataFrame, shots: pl.DataFrame | None) -> tuple[str, ...]:
-    """MMLU's subjects in order; BenchmarkDataError where lm-eval lacks one, or one has too few rows for shots."""
+    """Return MMLU's subjects in order; BenchmarkDataError if lm-eval lacks one, or one has too few rows for shots."""
     subjects = tuple(sorted(scored["subject"].unique()))
-    unknown = [s for s in subjects if not (STOCK_TASKS / benchmark.stock.format(subject=s)).is_file()]
+    unknown = [s for s in subjects if not (stock_tasks() / benchmark.stock.format(subject=s)).is_file()]
     if unknown:
         raise BenchmarkDataError(f"subject {', '.join(unknown)} is not one of MMLU's")
     few = [s for s in subjects if shots is None or shots["subject"].eq(s).sum() < benchmark.shots]
@@ -168,7 +171,7 @@ def _subjects(benchmark: Benchmark, scored: pl.DataFrame, shots: pl.DataFrame | 
 
 
 def _local_rows(benchmark: Benchmark, directory: Path) -> tuple[pl.DataFrame, pl.DataFrame | None, list[str]]:
-    """Rows to score, rows for shots (None where the copy has no split for them), and the names of the files read."""
+    """Return rows to score, rows for shots (None where the copy has no split for them) and the files' names."""
     files = local_files(benchmark, directory)
     scored = "test" if "test" in files else "validation"
     shots = next((split for split in ("dev", "train") if split in files), None) if benchmark.shots else None
@@ -195,11 +198,11 @@ def _usable(frame: pl.DataFrame, benchmark: Benchmark, source: str) -> pl.DataFr
 
 
 def _hub_rows(benchmark: Benchmark) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Rows to score and rows for shots, of the data set and splits that the stock task names."""
+    """Return rows to score and rows for shots, of the data set and splits that the stock task names."""
     import datasets
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    stock = load_yaml(STOCK_TASKS / benchmark.stock.format(subject="anatomy"), resolve_func=False)
+    stock = load_yaml(stock_tasks() / benchmark.stock.format(subject="anatomy"), resolve_func=False)
     # MMLU's configurations are its subjects, and 'all'.
     config = "all" if benchmark is BENCHMARKS[MMLU] else stock.get("dataset_name")
     scored = stock.get("test_split") or stock["validation_split"]

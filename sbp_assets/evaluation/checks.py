@@ -5,14 +5,14 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from sbp_assets.dagster_support.check_results import check_result
+from sbp_assets.dagster_support.check_results import check_result, problems_result
 from sbp_assets.dagster_support.partitions import ALL, seeds
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.evaluation import negative_control
 from sbp_assets.evaluation.assets import concept_questions, configured_tasks
 from sbp_assets.evaluation.audit import data_problems
-from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems, untrue_values
+from sbp_assets.evaluation.comparison import SCORED, Scored, comparison_problems, values_unlike_scores
 from sbp_assets.evaluation.contamination import (
     JUDGED,
     above,
@@ -21,7 +21,7 @@ from sbp_assets.evaluation.contamination import (
     training_documents,
     uncompared,
 )
-from sbp_assets.evaluation.suite import score_problems, unscored
+from sbp_assets.evaluation.scores import score_problems, unscored
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks
 from sbp_assets.settings import FiveTokensSource, Settings
 from sbp_assets.training.documents import Documents
@@ -32,29 +32,27 @@ TASKS = dg.AssetIn(["evaluation", "tasks"], dagster_type=Path)
 DOCUMENTS = dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)
 
 
-def _result(problems: list[str], **numbers: int) -> dg.AssetCheckResult:
-    return check_result(passed=not problems, metadata={**numbers, "problems": problems})
-
-
 @dg.asset_check(
     asset=dg.AssetKey(["evaluation", "tasks"]),
     blocking=True,
     additional_ins={"documents": DOCUMENTS},
-    description="Every task has all of its rows; held-out documents and questions are those of the corpus.",
+    description="Every task has all of its rows; the held-out documents and the questions are those of the corpus.",
 )
 def task_data_matches_corpus(
     settings: dg.ResourceParam[Settings], tasks: Path, documents: dict[str, pl.LazyFrame]
 ) -> dg.AssetCheckResult:
-    return _result(data_problems(tasks, documents, concept_questions(settings)), tasks=len(Tasks.load(tasks).tasks))
+    return problems_result(
+        data_problems(tasks, documents, concept_questions(settings)), tasks=len(Tasks.load(tasks).tasks)
+    )
 
 
 @dg.asset_check(
     asset=dg.AssetKey(["evaluation", "tasks"]),
-    description="Every configured task was made, with documents to score; the problems name those that were not.",
+    description="Every configured task was prepared, with documents to score; the problems name those that were not.",
 )
 def every_task_is_prepared(settings: dg.ResourceParam[Settings], tasks: Path) -> dg.AssetCheckResult:
-    made = Tasks.load(tasks)
-    return _result(made.missing(configured_tasks(settings)), tasks=len(made.tasks))
+    prepared = Tasks.load(tasks)
+    return problems_result(prepared.missing(configured_tasks(settings)), tasks=len(prepared.tasks))
 
 
 def _scores_checks(name: Scored) -> list[ForSettings[dg.AssetChecksDefinition]]:
@@ -66,13 +64,12 @@ def _scores_checks(name: Scored) -> list[ForSettings[dg.AssetChecksDefinition]]:
             blocking=True,
             additional_ins={"tasks_dir": TASKS},
             description="Every task that was scored has all of its metrics: finite, possible, of all of its items, "
-            "and as "
-            "the values of the items give them.",
+            "and equal to what the values of the items give.",
         )
     )
-    def check(scores: pl.LazyFrame, tasks_dir: Path) -> dg.AssetCheckResult:
+    def valid(scores: pl.LazyFrame, tasks_dir: Path) -> dg.AssetCheckResult:
         table = scores.collect()
-        return _result(score_problems(table, Tasks.load(tasks_dir).tasks), rows=len(table))
+        return problems_result(score_problems(table, Tasks.load(tasks_dir).tasks), rows=len(table))
 
     @for_settings(
         lambda settings: dg.asset_check(
@@ -85,9 +82,9 @@ def _scores_checks(name: Scored) -> list[ForSettings[dg.AssetChecksDefinition]]:
     )
     def complete(settings: dg.ResourceParam[Settings], scores: pl.LazyFrame) -> dg.AssetCheckResult:
         table = scores.collect()
-        return _result(unscored(table, configured_tasks(settings)), tasks=table["task"].n_unique())
+        return problems_result(unscored(table, configured_tasks(settings)), tasks=table["task"].n_unique())
 
-    return [check, complete]
+    return [valid, complete]
 
 
 SCORES_CHECKS = [check for name in SCORED for check in _scores_checks(name)]
@@ -99,7 +96,7 @@ SCORES_CHECKS = [check for name in SCORED for check in _scores_checks(name)]
 )
 def arms_have_the_same_samples(comparison: pl.LazyFrame) -> dg.AssetCheckResult:
     table = comparison.collect()
-    return _result(comparison_problems(table), rows=len(table))
+    return problems_result(comparison_problems(table), rows=len(table))
 
 
 @dg.asset_check(
@@ -108,7 +105,7 @@ def arms_have_the_same_samples(comparison: pl.LazyFrame) -> dg.AssetCheckResult:
     additional_ins={
         f"{name}_scores": dg.AssetIn(["evaluation", f"{name}_scores"], partition_mapping=ALL) for name in SCORED
     },
-    description="Its rows, means, deltas and shares are those that the scores give.",
+    description="The rows, means, deltas and shares of the comparison are those that the scores give.",
 )
 def comparison_matches_scores(
     comparison: pl.LazyFrame,
@@ -120,7 +117,7 @@ def comparison_matches_scores(
     table = comparison.collect()
     frames = dict(zip(SCORED, (baseline_scores, early_stopped_scores, sbp_scores, oracle_scores), strict=True))
     scores = {str(name): {seed: frame.collect() for seed, frame in of.items()} for name, of in frames.items()}
-    return _result(untrue_values(table, scores), rows=len(table))
+    return problems_result(values_unlike_scores(table, scores), rows=len(table))
 
 
 @for_settings(
@@ -160,15 +157,16 @@ def negative_control_shows_no_gain(
             source, measured.lengths.tolist(), settings.experiment.pretraining.heldout_tokens
         ),
     )
-    return check_result(passed=not verdict.problems, metadata={"problems": verdict.problems, **verdict.numbers})
+    return problems_result(verdict.problems, dg.AssetCheckSeverity.ERROR, **verdict.numbers)
 
 
 @dg.asset_check(
     asset=dg.AssetKey(["evaluation", "contamination"]),
     blocking=True,
     additional_ins={"tasks_dir": TASKS, "contaminated_items": dg.AssetIn(["evaluation", "contaminated_items"])},
-    description="Every evaluation set is compared in full with D, the oracle's documents and the syntheses, has items "
-    f"long enough for it, and as many hits as are listed; less than {JUDGED:.0%} of long enough items are a warning.",
+    description="Every evaluation set is compared in full with D, the oracle's documents and the synthetic documents, "
+    f"has items long enough for it, and as many hits as are listed. Less than {JUDGED:.0%} of long enough items are a "
+    "warning.",
 )
 def every_evaluation_set_is_compared(
     contamination: pl.LazyFrame, contaminated_items: pl.LazyFrame, tasks_dir: Path
@@ -187,10 +185,9 @@ def every_evaluation_set_is_compared(
     lambda settings: dg.asset_check(
         asset=dg.AssetKey(["evaluation", "contamination"]),
         additional_ins={"contaminated_items": dg.AssetIn(["evaluation", "contaminated_items"])},
-        description=f"Of no evaluation set are more than {settings.experiment.contamination.max_share:.0%} of the "
-        "items contained "
-        "in a training document. Items that share single n-grams, and questions about the corpus' own facts that a "
-        "document answers word for word, are a warning.",
+        description=f"At most {settings.experiment.contamination.max_share:.0%} of the items of any evaluation set "
+        "are contained in a training document. Items that share single n-grams, and questions about the corpus' own "
+        "facts that a document answers word for word, are a warning.",
     )
 )
 def evaluation_items_are_not_in_training_documents(
@@ -225,7 +222,7 @@ def evaluation_items_are_not_in_training_documents(
         "documents": DOCUMENTS,
         "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL),
     },
-    description="The documents listed hold the n-grams listed, word for word.",
+    description="The listed documents contain the listed n-grams, word for word.",
 )
 def listed_documents_contain_ngrams(
     contaminated_items: pl.LazyFrame,
@@ -234,4 +231,4 @@ def listed_documents_contain_ngrams(
 ) -> dg.AssetCheckResult:
     listed = contaminated_items.collect()
     wrong = misplaced(listed, training_documents(documents, synthetic_documents))
-    return _result(wrong[:SHOWN], items=len(listed), wrong=len(wrong))
+    return problems_result(wrong[:SHOWN], items=len(listed), wrong=len(wrong))

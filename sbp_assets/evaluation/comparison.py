@@ -1,4 +1,4 @@
-"""The arms compared: differences to the baseline, and the share of the oracle's gain that SBP recovers."""
+"""Compares the arms: differences to the baseline, and the share of the oracle's gain that SBP recovers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.storage.columns import Column, table_schema
 
 Scored = Literal["baseline", "early_stopped", "sbp", "oracle"]
 SCORED: tuple[Scored, ...] = get_args(Scored)
@@ -27,46 +28,78 @@ CONFIDENCE = 0.975  # Each side of a 95% interval.
 UNDEFINED_SHARE = 0.025
 _ENTRIES = 1 << 22  # Counts held at once: resamples by samples.
 
-SAMPLES = {"sample_values": pl.List(pl.Float64), "sample_weights": pl.List(pl.Int64)}
-"""Per document or question, what a score is the weighted mean of (a perplexity: the exponential of the mean)."""
-
-SCHEMA = {
-    "task": pl.String, "metric": pl.String, "higher_is_better": pl.Boolean, "against": pl.String,
-    "baseline": pl.Float64, "sbp": pl.Float64, "oracle": pl.Float64,
-    "delta_sbp": pl.Float64, "delta_oracle": pl.Float64,
-    "share_of_oracle_gain": pl.Float64, "seeds": pl.Int64,
-    "baseline_stderr": pl.Float64, "sbp_stderr": pl.Float64, "oracle_stderr": pl.Float64,
-    "delta_sbp_stderr": pl.Float64, "delta_oracle_stderr": pl.Float64,
-    "delta_sbp_low": pl.Float64, "delta_sbp_high": pl.Float64,
-    "delta_oracle_low": pl.Float64, "delta_oracle_high": pl.Float64,
-    "share_low": pl.Float64, "share_high": pl.Float64,
-    "baseline_samples": pl.Int64, "sbp_samples": pl.Int64, "oracle_samples": pl.Int64,
-}  # fmt: skip
+# Models whose scores a column of the comparison is made of, by what the column's name begins with.
+_COMPARED: dict[str, tuple[Scored, ...]] = {
+    "baseline": ("baseline", "early_stopped"),
+    "sbp": ("sbp",),
+    "oracle": ("oracle",),
+    "delta_sbp": ("baseline", "early_stopped", "sbp"),
+    "delta_oracle": ("baseline", "early_stopped", "oracle"),
+    "share": SCORED,
+}
+_MEANS = (*ARMS, "delta_sbp", "delta_oracle")
+INTERVALS = ("delta_sbp", "delta_oracle", "share")
 
 
-def with_samples(scores: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
-    """`scores` with the columns of SAMPLES, from `samples` (task, metric, sample, value, weight)."""
-    lists = (
-        samples.sort("task", "metric", "sample")
-        .group_by("task", "metric")
-        .agg(sample_values=pl.col("value"), sample_weights=pl.col("weight"))
-    )
-    return scores.join(lists, on=["task", "metric"], how="left", maintain_order="left")
+def _of(models: tuple[Scored, ...], *columns: str) -> str:
+    """Return the sources of a column that is made of these `columns` of the scores of `models`."""
+    return " ".join(f"evaluation/{scored}_scores.{column}" for scored in sorted(models) for column in columns)
+
+
+COMPARISON_COLUMNS = (
+    Column("task", pl.String, "As in the scores", _of(SCORED, "task")),
+    Column("metric", pl.String, "As in the scores", _of(SCORED, "metric")),
+    Column("higher_is_better", pl.Boolean, "Direction of the metric", _of(SCORED, "higher_is_better")),
+    Column("against", pl.String, "The baseline: final, or early_stopped at its lowest held-out loss"),
+    *(Column(arm, pl.Float64, f"Mean of the {arm} arm over the seeds", _of(_COMPARED[arm], "value")) for arm in ARMS),
+    Column("delta_sbp", pl.Float64, "sbp - baseline", _of(_COMPARED["delta_sbp"], "value")),
+    Column("delta_oracle", pl.Float64, "oracle - baseline", _of(_COMPARED["delta_oracle"], "value")),
+    Column(
+        "share_of_oracle_gain",
+        pl.Float64,
+        "delta_sbp / delta_oracle; null where the oracle gains nothing",
+        _of(SCORED, "value"),
+    ),
+    Column("seeds", pl.Int64, "Seeds that all arms have"),
+    *(
+        Column(
+            f"{name}_stderr",
+            pl.Float64,
+            f"Standard error of {name}: bootstrap of examples and seeds",
+            _of(_COMPARED[name], "sample_values", "sample_weights"),
+        )
+        for name in _MEANS
+    ),
+    *(
+        Column(
+            f"{name}_{end}",
+            pl.Float64,
+            f"{end.title()} end of the 95% bootstrap interval of {name}",
+            _of(_COMPARED[name], "sample_values", "sample_weights"),
+        )
+        for name in INTERVALS
+        for end in ("low", "high")
+    ),
+    *(
+        Column(f"{arm}_samples", pl.Int64, f"Examples scored per seed of {arm}", _of(_COMPARED[arm], "samples"))
+        for arm in ARMS
+    ),
+)
 
 
 def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], resamples: int = RESAMPLES) -> pl.DataFrame:
-    """Comparison table from {model of SCORED: {seed: scores}}, the scores with the columns of SAMPLES.
+    """Return the comparison table (COMPARISON_COLUMNS) of {model of SCORED: {seed: scores `with_samples`}}.
 
-    One row per task, metric and baseline (`against`: as trained, or early-stopped): means over the seeds that all have.
-    share_of_oracle_gain is delta_sbp / delta_oracle: 1 is all of the oracle's gain, negative is a loss; null where the
-    oracle does not beat the baseline.
+    It has a row per task, metric and baseline (`against`: as trained, or early-stopped), with means over the seeds that
+    all models have. share_of_oracle_gain is delta_sbp / delta_oracle: 1 is all of the oracle's gain, negative is a
+    loss; null where the oracle does not beat the baseline.
 
     Standard errors are of a paired bootstrap: in each resample all models get the same examples, drawn with
     replacement, and the same seeds. Of n > 1 seeds n - 1 are drawn, which makes the bootstrap variance that of a mean
     of n (Rao and Wu 1988, J. Am. Stat. Assoc. 83); of one seed only the examples vary. 95% intervals reach as many
     standard errors as Student's t asks for with so few seeds (see `_quantile`). The synthesizer is tuned and sampled
     once, so its own variation is not in them. Errors and intervals are null where models did not answer the same
-    examples. Raises ValueError where a model of SCORED has no scores.
+    examples. Raises ValueError when a model of SCORED has no scores.
     """
     if missing := [name for name in SCORED if not scores.get(name)]:
         raise ValueError(f"no scores of {', '.join(missing)}: a comparison needs {', '.join(SCORED)}")
@@ -85,7 +118,7 @@ def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], resamples: int = R
             arms = {arm: group.filter(model=model) for arm, model in models.items()}
             row = _row(str(task), str(metric), higher, arms, resamples)
             rows.append({"task": task, "metric": metric, "against": against} | row)
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=table_schema(COMPARISON_COLUMNS))
 
 
 def _row(task: str, metric: str, higher: bool, arms: Mapping[str, pl.DataFrame], resamples: int) -> dict[str, object]:
@@ -121,13 +154,10 @@ def _row(task: str, metric: str, higher: bool, arms: Mapping[str, pl.DataFrame],
     return row
 
 
-INTERVALS = ("delta_sbp", "delta_oracle", "share")
-
-
 def _quantile(variance: float, of_examples: float, seeds: int) -> float:
-    """Student's t quantile of a two-sided 95% interval, its degrees of freedom by Satterthwaite (1946).
+    """Return Student's t quantile of a two-sided 95% interval, its degrees of freedom by Satterthwaite (1946).
 
-    The part of the variance that the examples make is taken as known, that of n seeds as estimated with n - 1 degrees.
+    The part of the variance that the examples cause counts as known, that of n seeds as estimated with n - 1 degrees.
     With three seeds and nothing but them it is 4.3 and not 1.96: percentiles of the bootstrap would cover 80% for 95%.
     """
     from scipy import stats
@@ -139,7 +169,7 @@ def _quantile(variance: float, of_examples: float, seeds: int) -> float:
 
 
 def _statistics(drawn: dict[str, np.ndarray], higher: bool) -> dict[str, np.ndarray]:
-    """Resampled scores, deltas and share; the share is NaN where the oracle does not gain."""
+    """Return resampled scores, deltas and share, (resamples,) each; the share is NaN where the oracle does not gain."""
     drawn = drawn | {f"delta_{arm}": drawn[arm] - drawn["baseline"] for arm in ("sbp", "oracle")}
     gained = drawn["delta_oracle"] > 0 if higher else drawn["delta_oracle"] < 0
     share = np.full(len(gained), np.nan)
@@ -148,9 +178,9 @@ def _statistics(drawn: dict[str, np.ndarray], higher: bool) -> dict[str, np.ndar
 
 
 def _samples(arms: Mapping[str, pl.DataFrame], seeds: list[str]) -> tuple[list[str], np.ndarray, np.ndarray] | None:
-    """Arms, weighted sample values (arms, seeds, samples), weights; None where examples differ or are unknown."""
+    """Return arms, weighted values (arms, seeds, samples) and weights; None where examples differ or are unknown."""
     found = {
-        arm: [own.filter(seed=seed).select(*SAMPLES).row(0) for seed in seeds]  # (values, weights) per seed
+        arm: [own.filter(seed=seed).select("sample_values", "sample_weights").row(0) for seed in seeds]
         for arm, own in arms.items()
     }
     flat = [sample for rows in found.values() for sample in rows]
@@ -164,7 +194,7 @@ def _samples(arms: Mapping[str, pl.DataFrame], seeds: list[str]) -> tuple[list[s
 def _bootstrap(
     task: str, metric: str, arms: list[str], sums: np.ndarray, weights: np.ndarray, resamples: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Resampled means over the seeds of every arm, (resamples,) each: over drawn seeds, and over all of them."""
+    """Return resampled means over the seeds of every arm, (resamples,) each: over drawn seeds, and over all seeds."""
     seeds = sums.shape[1]
     # The task alone decides what is drawn: rows about the same examples agree, and nothing else moves them.
     random = np.random.default_rng(int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big"))
@@ -186,20 +216,23 @@ def _bootstrap(
 
 
 def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, higher_is_better: bool) -> float | None:
-    """delta_sbp / delta_oracle, or None where the oracle does not beat the baseline: nothing to recover."""
+    """Return delta_sbp / delta_oracle; None where the oracle does not beat the baseline, so gains nothing."""
     if delta_sbp is None or delta_oracle is None:
         return None
     gain = delta_oracle if higher_is_better else -delta_oracle
     return delta_sbp / delta_oracle if gain > 0 else None
 
 
-def untrue_values(table: pl.DataFrame, scores: Mapping[str, Mapping[str, pl.DataFrame]]) -> list[str]:
-    """Where `table` differs from the comparison of `scores` (as for `compare`): rows, means, deltas, shares, seeds."""
-    # Without the bootstrap, which changes no value.
+def values_unlike_scores(table: pl.DataFrame, scores: Mapping[str, Mapping[str, pl.DataFrame]]) -> list[str]:
+    """Return where `table` differs from the comparison of `scores` (as for `compare`), a sentence per difference.
+
+    Rows, means, deltas, shares and the numbers of seeds are compared.
+    """
+    # With next to no bootstrap, which changes no value that is compared here.
     columns = ["task", "metric", "against", *ARMS, "delta_sbp", "delta_oracle", "share_of_oracle_gain", "seeds"]
     again = compare(scores, resamples=2).select(columns)
     if not table.select(columns[:3]).equals(again.select(columns[:3])):
-        return [f"{len(table)} rows, the scores give {len(again)}, or others"]
+        return [f"the scores give other rows: {len(again)}, the table has {len(table)}"]
     return [
         f"{row['task']} {row['metric']} against {row['against']}: {name} is {row[name]}, of the scores {expected[name]}"
         for row, expected in zip(table.iter_rows(named=True), again.iter_rows(named=True), strict=True)
@@ -209,7 +242,7 @@ def untrue_values(table: pl.DataFrame, scores: Mapping[str, Mapping[str, pl.Data
 
 
 def comparison_problems(table: pl.DataFrame) -> list[str]:
-    """Rows in which the arms were not measured alike: an arm lacks the task, or answered other examples."""
+    """Return the rows in which the arms were not measured alike: an arm lacks the task, or answered other examples."""
     problems = []
     for row in table.iter_rows(named=True):
         name = f"{row['task']} {row['metric']} against the {row['against'].replace('_', '-')} baseline"
@@ -233,5 +266,5 @@ def _same(a: float | None, b: float | None) -> bool:
 
 
 def seed_count(table: pl.DataFrame) -> int:
-    """Number of seeds that the comparison is a mean over; 0 for an empty one."""
+    """Return the number of seeds that the comparison is a mean over; 0 for an empty one."""
     return max(table["seeds"].to_list(), default=0)

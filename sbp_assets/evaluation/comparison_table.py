@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from sbp_assets.evaluation.comparison import UNDEFINED_SHARE, seed_count
-from sbp_assets.evaluation.suite import ACCURACIES
+from sbp_assets.evaluation.scores import ACCURACIES
 
 TASK_NAMES = {
     "heldout": "Held-out documents", "concept_questions": "Concept questions", "openwebtext2": "OpenWebText2",
@@ -22,7 +22,7 @@ BASELINE_NAMES = {"final": "final", "early_stopped": "early-stopped"}
 
 
 def display_rows(table: pl.DataFrame) -> list[dict[str, str]]:
-    """The comparison as strings for people: accuracies in percent, deltas signed, a dash where there is no value."""
+    """Return the comparison as strings: accuracies in percent, deltas signed, a dash where there is no value."""
 
     def number(value: float | None, metric: str, signed: bool = False) -> str:
         if value is None:
@@ -87,7 +87,7 @@ def _cells(table: pl.DataFrame) -> list[list[str]]:
 
 
 def render_table(table: pl.DataFrame) -> str:
-    """The comparison as a plain-text table for a terminal."""
+    """Return the comparison as a plain-text table for a terminal."""
     cells = _cells(table)
     widths = [max(len(line[column]) for line in [HEADER, *cells]) for column in range(len(HEADER))]
 
@@ -105,7 +105,7 @@ def render_table(table: pl.DataFrame) -> str:
 
 
 def render_markdown(table: pl.DataFrame) -> str:
-    """The comparison as a markdown table."""
+    """Return the comparison as a markdown table."""
     lines = [f"| {' | '.join(HEADER)} |", "|---|---|---|--:|--:|--:|--:|--:|"]
     return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in _cells(table)])
 

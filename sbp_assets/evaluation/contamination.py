@@ -28,6 +28,7 @@ from sbp_assets.corpus.shingles import words_without_punctuation
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.evaluation.tasks import DATA, Tasks
 from sbp_assets.settings import Contamination
+from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
 
 JUDGED = 0.5  # Share of a set's items that are long enough, below which a comparison says little of the set.
@@ -40,15 +41,39 @@ _BATCH = 1000  # Training documents hashed at once.
 # One-byte slots per n-gram of the items, at least: a sixteenth or less of all other hashes is searched for.
 _SLOTS = 16
 
-SUMMARY_SCHEMA = {
-    "evaluation_set": pl.String, "corpus": pl.String, "documents": pl.Int64, "words": pl.Int64, "items": pl.Int64,
-    "judged": pl.Int64, "hit": pl.Int64, "hit_share": pl.Float64, "contained": pl.Int64, "contained_share": pl.Float64,
-}  # fmt: skip
-ITEMS_SCHEMA = {
-    "evaluation_set": pl.String, "item": pl.String, "corpus": pl.String, "hit": pl.Boolean, "contained": pl.Boolean,
-    "ngrams": pl.Int64, "shared_ngrams": pl.Int64, "document": pl.String, "document_share": pl.Float64,
-    "ngram": pl.String,
-}  # fmt: skip
+_TEXTS = "corpus/documents.text evaluation/tasks.text synthesis/synthetic_documents.text"
+_SET = Column("evaluation_set", pl.String, "A task of evaluation/tasks")
+_CORPUS = Column("corpus", pl.String, f"{UNIQUE} (D), {ORACLE} or {SYNTHETIC}")
+_SHARE = "Of the judged items; null where there are none"
+CONTAMINATION_COLUMNS = (
+    _SET,
+    _CORPUS,
+    Column("documents", pl.Int64, "Documents of the corpus"),
+    Column("words", pl.Int64, "n of the n-grams; an item of fewer words is one n-gram"),
+    Column("items", pl.Int64, "Items of the set"),
+    Column("judged", pl.Int64, "Items that are long enough"),
+    Column("hit", pl.Int64, f"Items with an n-gram that 1 to {COMMON} documents hold", _TEXTS),
+    Column("hit_share", pl.Float64, _SHARE, _TEXTS),
+    Column("contained", pl.Int64, f"Items of whose n-grams one document holds {CONTAINED:.0%} or more", _TEXTS),
+    Column("contained_share", pl.Float64, _SHARE, _TEXTS),
+)
+CONTAMINATED_ITEM_COLUMNS = (
+    _SET,
+    Column("item", pl.String, "Document id, or row of the task's data, from 0", "evaluation/tasks.id"),
+    _CORPUS,
+    Column("hit", pl.Boolean, "As in contamination", _TEXTS),
+    Column("contained", pl.Boolean, "As in contamination", _TEXTS),
+    Column("ngrams", pl.Int64, "Different n-grams of the item"),
+    Column("shared_ngrams", pl.Int64, "Of these, in any document of the corpus", _TEXTS),
+    Column(
+        "document",
+        pl.String,
+        "The document that holds most of them; of equals, the first",
+        "corpus/documents.id synthesis/synthetic_documents.id",
+    ),
+    Column("document_share", pl.Float64, "Share of the item's n-grams that this document holds", _TEXTS),
+    Column("ngram", pl.String, "The first that the two share, as compared: lower case, no punctuation", _TEXTS),
+)
 
 _INDEX_SCHEMA = {"hash": pl.UInt64, "number": pl.Int64, "place": pl.Int64, "n": pl.Int64}
 _HOLDERS_SCHEMA = {"hash": pl.UInt64, "documents": pl.Int64}
@@ -84,7 +109,7 @@ TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def evaluation_items(tasks: Path) -> pl.DataFrame:
-    """Every item that is scored (evaluation_set, item, text), from an evaluation/tasks directory.
+    """Return every item that is scored (evaluation_set, item, text), from an evaluation/tasks directory.
 
     An item is named by its id where the data has one, else by its row (from 0).
     """
@@ -104,7 +129,7 @@ def evaluation_items(tasks: Path) -> pl.DataFrame:
 def training_documents(
     documents: Mapping[str, pl.LazyFrame], synthetic: Mapping[str, pl.LazyFrame]
 ) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Name of the corpus and rows (id, text) of D, the oracle's documents and the synthetic documents.
+    """Yield the name of the corpus and rows (id, text) of D, the oracle's documents and the synthetic documents.
 
     Both arguments are frames by shard. One shard is in memory at a time.
     """
@@ -138,7 +163,7 @@ class Words:
         self._inverses = inverses
 
     def ngrams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Place of the first word and 64-bit hash of every run of n words within one text, (runs,) each."""
+        """Return the first word's place and the 64-bit hash of every run of n words within a text, (runs,) each."""
         starts = np.flatnonzero(self.left >= n)
         return starts, (self._sums[starts + n] - self._sums[starts]) * self._inverses[starts]
 
@@ -147,7 +172,7 @@ class Comparison:
     """Evaluation items, and the n-grams that the training documents given to `feed` share with them."""
 
     def __init__(self, items: pl.DataFrame, settings: Contamination) -> None:
-        """items: evaluation_set, item, text."""
+        """Index the n-grams of `items` (evaluation_set, item, text)."""
         self._settings, self._words = settings, words_without_punctuation(items["text"])
         lengths = self._words.list.len().to_numpy().astype(np.int64)
         # Words per n-gram of each item: one of fewer than n words is one n-gram; 0 where it is not judged.
@@ -173,7 +198,7 @@ class Comparison:
         self._best = dict.fromkeys(CORPORA, pl.DataFrame(schema=_BEST_SCHEMA))
 
     def feed(self, corpus: str, documents: pl.DataFrame) -> None:
-        """Compares a batch of documents (id, text) of one of CORPORA with all items."""
+        """Compare a batch of documents (id, text) of one of CORPORA with all items."""
         self._documents[corpus] += len(documents)
         if not len(self._known):
             return
@@ -202,9 +227,10 @@ class Comparison:
         self._best[corpus] = best.unique("number", keep="first", maintain_order=True)
 
     def results(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The summary (SUMMARY_SCHEMA), a row per set and corpus, and the items hit or contained (ITEMS_SCHEMA).
+        """Return the tables of CONTAMINATION_COLUMNS and of CONTAMINATED_ITEM_COLUMNS.
 
-        Items are listed once per corpus, the largest overlap with a single document first.
+        The first has a row per set and corpus. The second lists the items that are hit or contained, once per corpus,
+        the largest overlap with a single document first.
         """
         sizes = self._index.group_by("number").agg(ngrams=pl.len().cast(pl.Int64))
         frames = []
@@ -246,13 +272,19 @@ class Comparison:
             for number, place, n in listed.select("number", "place", "n").iter_rows()
         ]
         listed = listed.with_columns(ngram=pl.Series(ngrams, dtype=pl.String))
-        return summary.select(SUMMARY_SCHEMA.keys()), listed.select(ITEMS_SCHEMA.keys())
+        return (
+            summary.select(table_schema(CONTAMINATION_COLUMNS).keys()),
+            listed.select(table_schema(CONTAMINATED_ITEM_COLUMNS).keys()),
+        )
 
 
 def compare(
     items: pl.DataFrame, documents: Iterable[tuple[str, pl.DataFrame]], settings: Contamination, progress: Progress
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """`Comparison.results` of `items` (evaluation_set, item, text) and `documents`: corpus and rows (id, text) each."""
+    """Return the `Comparison.results` of `items` (evaluation_set, item, text).
+
+    `documents` are names of corpora, each with rows (id, text).
+    """
     comparison = Comparison(items, settings)
     for corpus, rows in documents:
         for batch in rows.iter_slices(_BATCH):
@@ -262,17 +294,18 @@ def compare(
 
 
 def uncompared(summary: pl.DataFrame, listed: pl.DataFrame, tasks: Path) -> list[str]:
-    """Evaluation sets that were not compared with each corpus or not in full, or of which no item is long enough.
+    """Return the evaluation sets that were not compared with each corpus in full, or have no item that is long enough.
 
-    Also those of which `listed` (ITEMS_SCHEMA) holds another number of items than `summary` (SUMMARY_SCHEMA) counts.
+    Also those of which `listed` (CONTAMINATED_ITEM_COLUMNS) holds another number of items than `summary`
+    (CONTAMINATION_COLUMNS) counts. `tasks` is an evaluation/tasks directory.
     """
     by = ["evaluation_set", "corpus"]
     found = listed.group_by(by).agg(pl.col("hit", "contained").sum().cast(pl.Int64))
     both = summary.select(*by, "hit", "contained").join(found, on=by, how="full", suffix="_listed").fill_null(0)
     other = (pl.col("hit") != pl.col("hit_listed")) | (pl.col("contained") != pl.col("contained_listed"))
     problems = [
-        f"{row['evaluation_set']} in {row['corpus']}: {row['hit']} hit and {row['contained']} contained, listed are "
-        f"{row['hit_listed']} and {row['contained_listed']}"
+        f"{row['evaluation_set']} in {row['corpus']}: {row['hit']} hit and {row['contained']} contained, but "
+        f"{row['hit_listed']} and {row['contained_listed']} are listed"
         for row in both.filter(other).iter_rows(named=True)
     ]
     for task in Tasks.load(tasks).tasks:
@@ -290,14 +323,14 @@ def uncompared(summary: pl.DataFrame, listed: pl.DataFrame, tasks: Path) -> list
 
 
 def mostly_unjudged(summary: pl.DataFrame) -> list[str]:
-    """Evaluation sets of which some items are long enough to compare, but less than the share JUDGED."""
+    """Return the evaluation sets of which some items are long enough to compare, but less than the share JUDGED."""
     sets = summary.select("evaluation_set", "judged", "items").unique(maintain_order=True)
     few = sets.filter(pl.col("judged") > 0, pl.col("judged") < JUDGED * pl.col("items"))
     return [f"{name}: {judged} of {items} items have enough words" for name, judged, items in few.iter_rows()]
 
 
 def above(summary: pl.DataFrame, column: str, max_share: float) -> list[str]:
-    """Sets and corpora of whose judged items more than the share `max_share` are `column`: 'hit' or 'contained'."""
+    """Return the sets and corpora of whose judged items more than `max_share` are `column` ('hit' or 'contained')."""
     return [
         f"{row['evaluation_set']} in {row['corpus']}: {row[column]} of {row['judged']} items {column}"
         for row in summary.filter(pl.col(f"{column}_share") > max_share).iter_rows(named=True)
@@ -305,7 +338,7 @@ def above(summary: pl.DataFrame, column: str, max_share: float) -> list[str]:
 
 
 def misplaced(listed: pl.DataFrame, documents: Iterable[tuple[str, pl.DataFrame]]) -> list[str]:
-    """Items of `listed` (ITEMS_SCHEMA) whose document is absent or does not hold the n-gram, word for word."""
+    """Return the items of `listed` (CONTAMINATED_ITEM_COLUMNS) whose document lacks the n-gram or does not exist."""
     missing = {(row["corpus"], row["document"], row["ngram"]): row["item"] for row in listed.iter_rows(named=True)}
     for corpus, rows in documents:
         wanted = listed.filter(pl.col("corpus") == corpus).select("document", "ngram")

@@ -40,20 +40,20 @@ class Floor:
     nats: float
 
     def allowed(self, losses: int) -> float:
-        """Nats per token by which chance may put the lowest of `losses` losses below the floor (Bonferroni)."""
+        """Return the nats per token by which chance may put the lowest of `losses` losses below it (Bonferroni)."""
         return math.log(losses / FALSE_ALARMS) / self.tokens
 
 
 def scored_floor(texts: Iterable[str]) -> Floor:
-    """The floor of the scores: ln 5 for each letter of the held-out documents; their ends are not scored."""
+    """Return the floor of the scores: ln 5 for each letter of the held-out documents; their ends are not scored."""
     return Floor(sum(len(text.split()) for text in texts), math.log(len(LETTERS)))
 
 
 def measured_floor(source: FiveTokensSource, lengths: Iterable[int], max_tokens: int) -> Floor:
-    """The floor of the losses along training: letters and `<eos>` of the documents in the first `max_tokens` labels.
+    """Return the floor of the losses along training: letters and `<eos>` in the first `max_tokens` labels.
 
     `lengths` are the tokens of the held-out documents, `<bos>` and `<eos>` included, in the order in which training
-    reads them (`training.rows.heldout_rows`). Raises ValueError where no token was measured.
+    reads them (`training.rows.heldout_rows`). Raises ValueError when no token was measured.
     """
     tokens, nats, left = 0, 0.0, max_tokens + 1
     for length in lengths:
@@ -77,7 +77,7 @@ class Verdict:
 
 
 def judge(comparison: pl.DataFrame, dynamics: pl.DataFrame, scored: Floor, measured: Floor) -> Verdict:
-    """Compares a run's `evaluation/comparison` and `evaluation/training_dynamics` with the floors of the same tokens.
+    """Return the verdict on a run's comparison and training dynamics, given the floors of the same tokens.
 
     A mean loss over seeds obeys the same bound: it is at least the loss of the seeds' averaged probabilities.
     """

@@ -12,7 +12,7 @@ from sbp_assets.evaluation.tasks import Tasks
 def command(
     tasks: Sequence[str], *, rolling: bool, model: str, tasks_dir: str, device: str, batch_size: int | str
 ) -> list[str]:
-    """The lm_eval command line that gives this project's scores of `tasks` (lm-eval names), all rolling or none.
+    """Return the lm_eval command line that gives this project's scores of `tasks` (lm-eval names), all rolling or none.
 
     A training document starts with <bos>, so a prompt does too. For a rolling task lm-eval gives the <bos> as the
     context of the first window itself; added to the text it would be one more token to predict.
@@ -25,7 +25,7 @@ def command(
 
 
 def readme(tasks: Tasks) -> str:
-    """The README of a tasks folder, as markdown."""
+    """Return the README of a tasks folder, as markdown."""
 
     def loop(rolling: bool) -> list[str]:
         names = [task.lm_eval for task in tasks.tasks if task.rolling is rolling]

@@ -1,6 +1,6 @@
-"""Scores of an exported Hugging Face model on a tasks folder, by lm-eval in this process.
+"""Scores an exported Hugging Face model on a tasks folder, by lm-eval in this process.
 
-Every arm answers the same task files on the same backend. What lm-eval reports is taken as it is; what it does not
+Every arm answers the same task files on the same backend. What lm-eval reports is used unchanged; what it does not
 report (perplexities per token) follows from its logged samples, so that its command line gives the same numbers.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.evaluation.audit import foreign_files
+from sbp_assets.evaluation.scores import SAMPLES_SCHEMA, score_table
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, MMLU, Task, Tasks
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.device import Device, resolve_device
@@ -30,18 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sbp_assets.evaluation.suite")
 
-BOOTSTRAP_RESAMPLES = 1000
-SEED = 1234  # Of the bootstrap and the questions: one value, so that all arms see the same.
-
-SCORES_SCHEMA = {
-    "task": pl.String, "metric": pl.String, "value": pl.Float64, "stderr": pl.Float64, "samples": pl.Int64,
-    "higher_is_better": pl.Boolean,
-}  # fmt: skip
-SAMPLES_SCHEMA = {
-    "task": pl.String, "metric": pl.String, "sample": pl.Int64, "value": pl.Float64, "weight": pl.Int64,
-}  # fmt: skip
-ACCURACIES = ("acc", "acc_norm", "exact_match")
-
 
 @dataclass
 class Scores:
@@ -50,7 +39,7 @@ class Scores:
     `samples` has a row per task, metric and document or question. `sample` is its place in the task, the same for every
     model. `value` is what it scored: an accuracy of 0 or 1, or its mean negative log-likelihood, in nats per token for
     `perplexity` and `nats_per_token`, in bits per byte for `bits_per_byte`. `weight` is the number of tokens or bytes
-    that this is the mean of (1 for accuracies). `estimate` gives the score of any such rows.
+    that this is the mean of (1 for accuracies). `scores.estimate` gives the score of any such rows.
     """
 
     table: pl.DataFrame  # Columns of SCORES_SCHEMA.
@@ -73,16 +62,16 @@ class Measurement:
 def evaluate(
     model_dir: Path, tasks_dir: Path, *, device: Device = "auto", batch_size: int = 1, name: str = "model"
 ) -> Scores:
-    """Scores of the model in `model_dir` on all tasks that `task_files.write_tasks` wrote into `tasks_dir`.
+    """Return the scores of the model in `model_dir` on all tasks that `task_files.write_tasks` wrote into `tasks_dir`.
 
     Each task is a run of its own: with the same batch size, device and threads, `readme.command` gives the same
     numbers. A benchmark that cannot be run, or could not be written, is named in `problems` and the others still run;
-    anything wrong with the model, the held-out documents or the questions raises. Raises ValueError where `tasks_dir`
-    has files that this project did not write.
+    an error in the model, the held-out documents or the questions is raised. Raises ValueError when `tasks_dir` has
+    files that this project did not write.
     """
     if foreign := foreign_files(tasks_dir):
         raise ValueError(
-            f"{tasks_dir}: {', '.join(foreign)} not as this project writes them, and lm-eval would run what they hold; "
+            f"{tasks_dir}: {', '.join(foreign)} did not come from this project, and lm-eval would run what they hold; "
             "re-materialise evaluation/tasks"
         )
     manifest = Tasks.load(tasks_dir)
@@ -118,54 +107,14 @@ def evaluate(
     return Scores(score_table(samples, exact), samples, problems, notes, run)
 
 
-def score_table(samples: pl.DataFrame, exact: Mapping[tuple[str, str], float] | None = None) -> pl.DataFrame:
-    """Scores (SCORES_SCHEMA) of `samples` (SAMPLES_SCHEMA): one row per task and metric, in order of appearance.
-
-    `exact` has values by task and metric that replace the estimates, from which they differ by rounding.
-    """
-    exact = exact or {}
-    rows = []
-    for (task, metric), group in samples.group_by("task", "metric", maintain_order=True):
-        values, weights = group["value"].to_numpy(), group["weight"].to_numpy()
-        rows.append({
-            "task": task, "metric": metric,
-            "value": exact.get((str(task), str(metric)), estimate(str(metric), values, weights)),
-            "stderr": bootstrap_stderr(str(metric), values, weights), "samples": len(group),
-            "higher_is_better": metric in ACCURACIES,
-        })  # fmt: skip
-    return pl.DataFrame(rows, schema=SCORES_SCHEMA)
-
-
-def estimate(metric: str, values: np.ndarray, weights: np.ndarray) -> float:
-    """The score of documents or questions from their values and weights, each of shape (documents,).
-
-    It is the weighted mean of the values, and for a perplexity its exponential.
-    """
-    mean = float(values @ weights / weights.sum())
-    return float(np.exp(mean)) if metric == "perplexity" else mean
-
-
-def bootstrap_stderr(metric: str, values: np.ndarray, weights: np.ndarray) -> float | None:
-    """Standard deviation of `estimate` over BOOTSTRAP_RESAMPLES resamples of the documents; None for a single one.
-
-    Documents are drawn with replacement with one fixed seed, so that two models' scores on the same task are resampled
-    alike. One method for every metric (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 6).
-    """
-    if len(values) < 2:
-        return None
-    rng = np.random.default_rng(SEED)
-    draws = (rng.integers(0, len(values), len(values)) for _ in range(BOOTSTRAP_RESAMPLES))
-    return float(np.std([estimate(metric, values[drawn], weights[drawn]) for drawn in draws], ddof=1))
-
-
 def load_model(
     model_dir: Path, device: Device, batch_size: int, on_sequences: Callable[[int], None], *, add_bos_token: bool
 ) -> CountingHFLM:
-    """The model as `lm_eval --model hf` loads it, in float32; device 'auto' is CUDA where there is one.
+    """Return the model as `lm_eval --model hf` loads it, in float32; device 'auto' is CUDA where there is one.
 
     It calls `on_sequences` with the number of sequences of every batch that it has read.
 
-    Raises FileNotFoundError where the directory holds no model, ValueError where its tokenizer has no bos token.
+    Raises FileNotFoundError when the directory holds no model, ValueError when its tokenizer has no bos token.
     """
     if not (model_dir / "config.json").is_file():
         raise FileNotFoundError(f"{model_dir} has no config.json: it is not a Hugging Face model directory")
@@ -186,7 +135,7 @@ def load_model(
 def measure(
     task: Task, reported: Mapping[str, Any], logged: Sequence[Mapping[str, Any]], model: HFLM
 ) -> list[Measurement]:
-    """The task's metrics, from what lm-eval reports of it (`reported`) and its samples in order (`logged`).
+    """Return the task's metrics, from what lm-eval reports of it (`reported`) and its samples in order (`logged`).
 
     With l the log-likelihood of a document's text, or of a question's right answer, and n its tokens, what lm-eval does
     not report is perplexity = exp(-Σ l / Σ n) and its logarithm nats_per_token. Sums are exactly rounded (math.fsum).
@@ -220,47 +169,8 @@ def measure(
     return found
 
 
-def unscored(table: pl.DataFrame, tasks: Sequence[str]) -> list[str]:
-    """Sentences that name the configured `tasks` without a score in `table`."""
-    scored = set(table["task"])
-    return [f"{task} was configured but has no score" for task in tasks if task not in scored]
-
-
-def score_problems(table: pl.DataFrame, made: Sequence[Task]) -> list[str]:
-    """What is wrong with a score table (with the columns of `comparison.SAMPLES`) of the tasks `made`.
-
-    Values that are impossible or differ from what their samples give, numbers of samples that are not the task's, and
-    metrics that a task lacks. A benchmark may be missing (see `unscored`), held-out documents and questions may not.
-    """
-    scored, metrics = set(table["task"]), set(table.select("task", "metric").iter_rows())
-    documents = {task.name: task.documents for task in made}
-    problems = [
-        f"{task.name} {metric} is missing"
-        for task in made
-        for metric in task.metrics
-        if task.name in scored | {HELDOUT, CONCEPT_QUESTIONS} and (task.name, metric) not in metrics
-    ]
-    for row in table.iter_rows(named=True):
-        name = f"{row['task']} {row['metric']}"
-        if row["value"] is None or not math.isfinite(row["value"]):
-            problems.append(f"{name} is not finite: {row['value']}")
-        elif row["metric"] in ACCURACIES and not 0 <= row["value"] <= 1:
-            problems.append(f"{name} is outside [0, 1]: {row['value']}")
-        elif not row["higher_is_better"] and row["value"] < 0:
-            problems.append(f"{name} is negative: {row['value']}")
-        values, weights = row["sample_values"] or [], row["sample_weights"] or []
-        if {row["samples"], len(values), len(weights)} != {documents.get(row["task"])}:
-            problems.append(f"{name} is of {row['samples']} samples, the task has {documents.get(row['task'])}")
-        elif row["value"] is not None:
-            estimated = estimate(row["metric"], np.array(values), np.array(weights))
-            # lm-eval's own value, in place of the estimate, differs by rounding.
-            if not math.isclose(row["value"], estimated, rel_tol=1e-4, abs_tol=1e-6):
-                problems.append(f"{name} is {row['value']:.6g}, its samples give {estimated:.6g}")
-    return problems
-
-
 def _run(model: HFLM, task: Task, tasks_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What lm-eval reports of `task`, and its logged samples, those of a group's tasks one after the other."""
+    """Return what lm-eval reports of `task`, and its logged samples, those of a group's tasks one after the other."""
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
@@ -279,7 +189,7 @@ def _run(model: HFLM, task: Task, tasks_dir: Path) -> tuple[dict[str, Any], list
 
 @contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """Without lm-eval's warnings of each cut prompt (`Scores.notes` has their number) and of tasks with own data."""
+    """Silence lm-eval's warnings of each cut prompt (`Scores.notes` has their number) and of tasks with own data."""
     loggers = [logging.getLogger(name) for name in ("lm_eval.models", "lm_eval.api.task")]
     before = [quiet.level for quiet in loggers]
     for quiet in loggers:
@@ -293,7 +203,7 @@ def _quiet_lm_eval() -> Iterator[None]:
 
 @contextmanager
 def _no_bytecode() -> Iterator[None]:
-    """Without .pyc files: lm-eval imports Python from the tasks folder, an artifact that nothing may be added to."""
+    """Write no .pyc files: lm-eval imports Python from the tasks folder, an artifact that nothing may be added to."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -314,13 +224,13 @@ def _no_environment_report() -> Iterator[None]:
 
 
 def _reported(reported: Mapping[str, Any], metric: str) -> float:
-    """lm-eval's value of a metric, which it names with the filter that the answers went through."""
+    """Return lm-eval's value of a metric, which it names with the filter that the answers went through."""
     (value,) = (value for key, value in reported.items() if key.split(",")[0] == metric)
     return float(value)
 
 
 def _answer_perplexity(logged: Sequence[Mapping[str, Any]], model: HFLM) -> Measurement:
-    """exp(-mean log-likelihood per token of the right answer's continuation), over all questions.
+    """Return exp(-mean log-likelihood per token of the right answer's continuation), over all questions.
 
     For stock MMLU the continuation is the right letter (" A"), so a model that knows only the format scores 4.
     """
@@ -337,7 +247,7 @@ def _answer_perplexity(logged: Sequence[Mapping[str, Any]], model: HFLM) -> Meas
 
 
 def _samples(task: str, measurement: Measurement) -> pl.DataFrame:
-    """Rows of SAMPLES_SCHEMA, one per document or question."""
+    """Return rows of SAMPLES_SCHEMA, one per document or question."""
     count = len(measurement.values)
     return pl.DataFrame(
         {

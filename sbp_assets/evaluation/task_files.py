@@ -13,12 +13,18 @@ from typing import Any
 import polars as pl
 import yaml
 
-from sbp_assets.evaluation.benchmarks import BENCHMARKS, STOCK_TASKS, BenchmarkDataError, Rows, benchmark_rows
+from sbp_assets.evaluation.benchmarks import BENCHMARKS, BenchmarkDataError, Rows, benchmark_rows, stock_tasks
 from sbp_assets.evaluation.readme import readme
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, MANIFEST, README, Task, Tasks
+from sbp_assets.storage.columns import Column, table_schema
 
 # Copied into the folder, so it stands alone: it imports nothing of this package.
 LOCAL_DATA = Path(__file__).with_name("local_data.py")
+
+HELDOUT_COLUMNS = (
+    Column("id", pl.String, "Held-out document.", "corpus/documents"),
+    Column("text", pl.String, "What is scored of it.", "corpus/documents"),
+)
 
 
 def write_tasks(
@@ -37,7 +43,7 @@ def write_tasks(
     the number of rows of each benchmark that are kept, over all subjects for MMLU.
 
     Returns the manifest, as tasks.json has it. A benchmark whose data cannot be used is named in its `problems`,
-    and the others are written all the same. Raises ValueError where there are no held-out documents.
+    and the others are written all the same. Raises ValueError when there are no held-out documents.
     """
     if heldout.is_empty():
         raise ValueError("no held-out documents to score: raise corpus.split.heldout or the number of documents")
@@ -64,7 +70,7 @@ def write_tasks(
 
 
 def sample_heldout(documents: Mapping[str, pl.LazyFrame], count: int) -> pl.DataFrame:
-    """The `count` held-out documents (id, text) of the lowest SHA-256 of the id, or all where there are fewer.
+    """Return the `count` held-out documents (HELDOUT_COLUMNS) of the lowest SHA-256 of the id, or all if fewer exist.
 
     Which these are does not depend on the sharding. Ids are read first, and texts only of the chosen documents: memory
     does not grow with the corpus' text.
@@ -73,7 +79,7 @@ def sample_heldout(documents: Mapping[str, pl.LazyFrame], count: int) -> pl.Data
         frame.filter(pl.col("split") == "heldout", pl.col("text").str.len_chars() > 0) for frame in documents.values()
     ]
     if not frames:
-        return pl.DataFrame(schema={"id": pl.String, "text": pl.String})
+        return pl.DataFrame(schema=table_schema(HELDOUT_COLUMNS))
     ids = pl.concat([frame.select("id") for frame in frames]).collect()["id"].to_list()
     chosen = sorted(ids, key=lambda id_: hashlib.sha256(id_.encode()).digest())[:count]
     order = pl.DataFrame({"id": chosen}, schema={"id": pl.String})
@@ -82,14 +88,14 @@ def sample_heldout(documents: Mapping[str, pl.LazyFrame], count: int) -> pl.Data
 
 
 def _heldout(directory: Path, heldout: pl.DataFrame) -> Task:
-    """Writes the held-out documents."""
+    """Write the held-out documents; return their task."""
     task = Task(HELDOUT, len(heldout), 0, ("perplexity", "nats_per_token", "bits_per_byte"), rolling=True)
     _write(directory, task, heldout.select("id", "text"))
     return task
 
 
 def _questions(directory: Path, questions: Sequence[Mapping[str, Any]]) -> Task:
-    """Writes the multiple-choice questions about the corpus' own facts."""
+    """Write the multiple-choice questions about the corpus' own facts; return their task."""
     task = Task(CONCEPT_QUESTIONS, len(questions), 0, ("perplexity", "acc"), rolling=False)
     answers = [
         q["answer"] if isinstance(q["answer"], int) else list(q["choices"]).index(q["answer"]) for q in questions
@@ -110,7 +116,7 @@ def _benchmark(directory: Path, name: str, rows: Rows) -> Task:
 
 
 def _stock(path: Path) -> dict[str, Any]:
-    """lm-eval's own task settings, its includes filled in, without its data and tags."""
+    """Return lm-eval's own task settings, its includes filled in, without its data and tags."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(path, resolve_func=False)
@@ -119,9 +125,9 @@ def _stock(path: Path) -> dict[str, Any]:
 
 
 def _importable(value: Any) -> Any:
-    """A function's path inside lm-eval as a name that lm-eval imports on any machine."""
-    if isinstance(value, str) and value.startswith(f"{STOCK_TASKS}/"):
-        return _Function("lm_eval.tasks." + value.removeprefix(f"{STOCK_TASKS}/").replace("/", "."))
+    """Return a function's path inside lm-eval as a name that lm-eval imports on any machine."""
+    if isinstance(value, str) and value.startswith(f"{stock_tasks()}/"):
+        return _Function("lm_eval.tasks." + value.removeprefix(f"{stock_tasks()}/").replace("/", "."))
     return value
 
 
@@ -134,7 +140,10 @@ def _write(directory: Path, task: Task, scored: pl.DataFrame, shots: pl.DataFram
 
 
 def file_texts(task: Task, own_shots: bool) -> dict[str, str]:
-    """Text by name of the files that define `task` for lm-eval; `own_shots`: its shots have a split of their own."""
+    """Return the files that define `task` for lm-eval, text by name.
+
+    `own_shots` says whether its shots have a split of their own.
+    """
     files = {}
     for subject, leaf in zip(task.subjects or (None,), task.leaves, strict=True):
         data = {"data": task.lm_eval} | ({"subject": subject} if subject else {})
@@ -153,7 +162,7 @@ def file_texts(task: Task, own_shots: bool) -> dict[str, str]:
 
 
 def _config(task: Task, subject: str | None, own_shots: bool) -> dict[str, Any]:
-    """How lm-eval asks and scores the task's rows."""
+    """Return the settings by which lm-eval asks and scores the task's rows."""
     if task.name == HELDOUT:
         return {
             "output_type": "loglikelihood_rolling", "doc_to_text": "",
@@ -170,7 +179,7 @@ def _config(task: Task, subject: str | None, own_shots: bool) -> dict[str, Any]:
             "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         }  # fmt: skip
     benchmark = BENCHMARKS[task.name]
-    config = _stock(STOCK_TASKS / benchmark.stock.format(subject=subject)) | dict(benchmark.overrides)
+    config = _stock(stock_tasks() / benchmark.stock.format(subject=subject)) | dict(benchmark.overrides)
     # Without a split of their own: lm-eval leaves the asked row out of its shots.
     return config | ({"fewshot_split": "shots" if own_shots else "test"} if benchmark.shots else {})
 

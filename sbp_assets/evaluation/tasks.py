@@ -1,7 +1,7 @@
 """The evaluation's tasks: what each asks, and the manifest of the folder that holds them as lm-eval task files.
 
-Held-out documents always; concept questions where the ground truth of the corpus is known; the paper's nine stock
-benchmarks (section 4) as configured.
+The tasks are held-out documents, always; concept questions, where the ground truth of the corpus is known; and those of
+the paper's nine stock benchmarks (section 4) that are configured.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Task:
 
     @property
     def lm_eval(self) -> str:
-        """The task's name in lm-eval: the prefix keeps it apart from the stock task."""
+        """Return the task's name in lm-eval: the prefix keeps it apart from the stock task."""
         return f"sbp_{self.name}"
 
     @property
     def leaves(self) -> tuple[str, ...]:
-        """Names of the lm-eval tasks whose samples make the score, in order."""
+        """Return the names of the lm-eval tasks whose samples give the score, in order."""
         return tuple(f"{self.lm_eval}_{subject}" for subject in self.subjects) or (self.lm_eval,)
 
 
@@ -50,14 +50,14 @@ class Tasks:
     notes: tuple[str, ...]  # What a reader should know about the tasks that were.
 
     def missing(self, configured: Sequence[str]) -> list[str]:
-        """Configured tasks that cannot be scored, each with the reason where one is known."""
+        """Return the configured tasks that cannot be scored, each with the reason where one is known."""
         reasons = {problem.split(":")[0]: problem for problem in self.problems}
-        made = {task.name for task in self.tasks if task.documents}
-        return [reasons.get(name, f"{name}: not made") for name in configured if name not in made]
+        prepared = {task.name for task in self.tasks if task.documents}
+        return [reasons.get(name, f"{name}: was not prepared") for name in configured if name not in prepared]
 
     @classmethod
     def load(cls, directory: Path) -> Tasks:
-        """The manifest of a tasks folder; raises FileNotFoundError where there is none."""
+        """Return the manifest of a tasks folder; raise FileNotFoundError when there is none."""
         path = directory / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(f"{directory} has no {MANIFEST}: materialise evaluation/tasks")

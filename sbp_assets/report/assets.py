@@ -1,4 +1,4 @@
-"""The report: the training curves, and the page that shows the experiment to a person."""
+"""The assets of the report: the training curves, and the page that shows the experiment to a person."""
 
 from base64 import b64encode
 from pathlib import Path
@@ -14,7 +14,7 @@ from sbp_assets.report import dynamics, samples
 from sbp_assets.report.page import render
 from sbp_assets.settings import Experiment, Settings
 from sbp_assets.storage.artifacts import staging
-from sbp_assets.storage.column_metadata import lineage
+from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 
 
@@ -25,24 +25,16 @@ from sbp_assets.storage.progress import Progress
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
         code_version=settings.experiment.version("1", "pretraining.seeds"),
-        metadata={
-            "dagster/column_schema": dg.TableSchema(
-                [
-                    dg.TableColumn("arm", "string", "baseline, sbp or oracle"),
-                    dg.TableColumn("seed", "string", "Training seed"),
-                    dg.TableColumn("tokens", "int", "Training tokens read so far"),
-                    dg.TableColumn("heldout_loss", "float", "Mean loss on held-out documents, nats per token"),
-                ]
-            ),
-            **lineage({f"pretraining/{arm}_model": ("tokens", "heldout_loss") for arm in ARMS}),
-        },
+        metadata=column_metadata(dynamics.COLUMNS),
     )
 )
 def training_dynamics(
     baseline_model: dict[str, Path], sbp_model: dict[str, Path], oracle_model: dict[str, Path]
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Held-out loss along training, one row per arm, seed and measurement; means over the seeds, with their spread, and
-    the plot are in the metadata."""
+    """Held-out loss along training, one row per arm, seed and measurement.
+
+    The plot and the means over the seeds are in the metadata.
+    """
     with Progress("training dynamics", "rows") as progress:
         table = dynamics.collect(dict(zip(ARMS, (baseline_model, sbp_model, oracle_model), strict=True)))
         progress.advance(len(table))

@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from sbp_assets.dagster_support.check_results import check_result
+from sbp_assets.dagster_support.check_results import problems_result
 from sbp_assets.report.audit import page_problems
 from sbp_assets.report.dynamics import dynamics_problems
 
@@ -17,8 +17,7 @@ from sbp_assets.report.dynamics import dynamics_problems
 )
 def training_curves_span_the_same_tokens(training_dynamics: pl.LazyFrame) -> dg.AssetCheckResult:
     table = training_dynamics.collect()
-    problems = dynamics_problems(table)
-    return check_result(passed=not problems, metadata={"rows": len(table), "problems": problems})
+    return problems_result(dynamics_problems(table), rows=len(table))
 
 
 @dg.asset_check(
@@ -27,5 +26,4 @@ def training_curves_span_the_same_tokens(training_dynamics: pl.LazyFrame) -> dg.
 )
 def page_is_self_contained(report: Path) -> dg.AssetCheckResult:
     page = (report / "index.html").read_text(encoding="utf-8")
-    problems = page_problems(page)
-    return check_result(passed=not problems, metadata={"characters": len(page), "problems": problems})
+    return problems_result(page_problems(page), characters=len(page))

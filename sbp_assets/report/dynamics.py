@@ -10,21 +10,33 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.storage.columns import Column, table_schema
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA = {"arm": pl.String, "seed": pl.String, "tokens": pl.Int64, "heldout_loss": pl.Float64}
+
+def _of_models(column: str) -> str:
+    return " ".join(f"pretraining/{arm}_model.{column}" for arm in sorted(ARMS))
+
+
+COLUMNS = (
+    Column("arm", pl.String, "baseline, sbp or oracle"),
+    Column("seed", pl.String, "Training seed"),
+    Column("tokens", pl.Int64, "Training tokens read so far", _of_models("tokens")),
+    Column("heldout_loss", pl.Float64, "Mean loss on held-out documents, nats per token", _of_models("heldout_loss")),
+)
+SCHEMA = table_schema(COLUMNS)
 # Okabe-Ito: told apart under the common colour-vision deficiencies; dashes and labels tell them apart without colour.
 STYLES = {"baseline": ("#D55E00", "--"), "sbp": ("#0072B2", "-"), "oracle": ("#009E73", "-.")}
 LABELS = {"baseline": "baseline", "sbp": "SBP", "oracle": "oracle"}
 
 
 def collect(models: Mapping[str, Mapping[str, Path]]) -> pl.DataFrame:
-    """Held-out losses measured along training, in nats per token, from {arm: {seed: model directory}}.
+    """Return the held-out losses measured along training, in nats per token, from {arm: {seed: model directory}}.
 
-    One row per arm, seed and measurement, with the columns of SCHEMA, read from each directory's metrics.parquet.
-    Raises FileNotFoundError where a directory has none.
+    The table (COLUMNS) has a row per arm, seed and measurement, read from each directory's metrics.parquet. Raises
+    FileNotFoundError when a directory has none.
     """
     frames = []
     for arm, seeds in models.items():
@@ -45,7 +57,7 @@ def collect(models: Mapping[str, Mapping[str, Path]]) -> pl.DataFrame:
 
 
 def dynamics_problems(table: pl.DataFrame) -> list[str]:
-    """Why the curves cannot be compared: an arm is absent, token counts differ, or a loss is not finite."""
+    """Return why the curves cannot be compared: an arm is absent, token counts differ, or a loss is not finite."""
     problems = [f"no measurements of {arm}" for arm in ARMS if arm not in set(table["arm"])]
     ends = (
         table.group_by("arm", "seed").agg(first=pl.col("tokens").min(), last=pl.col("tokens").max()).sort("arm", "seed")
@@ -62,9 +74,9 @@ def dynamics_problems(table: pl.DataFrame) -> list[str]:
 
 
 def over_seeds(table: pl.DataFrame) -> pl.DataFrame:
-    """Mean, lowest and highest loss over the seeds, in nats per token, in order of arm and tokens.
+    """Return the mean, lowest and highest loss over the seeds, in nats per token, in order of arm and tokens.
 
-    Columns: arm, tokens, seeds (their number), mean, low, high.
+    The columns are arm, tokens, seeds (their number), mean, low and high.
     """
     loss = pl.col("heldout_loss")
     return (
@@ -75,7 +87,7 @@ def over_seeds(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def early_stops(table: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `table` at which early stopping would keep the baseline: each seed's lowest loss, the first of equals."""
+    """Return the rows at which early stopping would keep the baseline: each seed's lowest loss, the first of equals."""
     return (
         table.filter(arm="baseline")
         .sort("heldout_loss", "tokens")
@@ -85,9 +97,9 @@ def early_stops(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
-    """Held-out loss (nats per token) against tokens: means over seeds, in bands from the lowest seed to the highest.
+    """Return a plot of held-out loss (nats per token) against tokens: means over seeds, bands from lowest to highest.
 
-    Rings are where early stopping would keep the baseline, one per seed. `ink` draws text and axes.
+    Rings are where early stopping would keep the baseline, one per seed. `ink` is the colour of text and axes.
     """
     # The object interface draws without pyplot's global state or a display.
     from matplotlib.figure import Figure
@@ -134,7 +146,7 @@ def png(table: pl.DataFrame) -> bytes:
 
 
 def svg(table: pl.DataFrame) -> str:
-    """The plot as an SVG element: transparent, ink in the page's text colour, arms in its CSS colours --arm-*.
+    """Return the plot as an SVG element: transparent, ink in the page's text colour, arms in its CSS colours --arm-*.
 
     The text is the same for the same table. It names no external address.
     """

@@ -61,7 +61,7 @@ def data(settings: Settings, model_dir: Path) -> Path:
 
 
 def test_the_tasks_version_holds_that_of_the_benchmark_data(settings: Settings) -> None:
-    (version,) = assets.evaluation_tasks(settings).code_versions_by_key.values()
+    (version,) = assets.tasks(settings).code_versions_by_key.values()
     assert version and version.endswith(f"-{data_version(settings.experiment.evaluation.benchmarks, None)}")
 
 

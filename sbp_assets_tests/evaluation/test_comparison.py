@@ -12,10 +12,9 @@ from sbp_assets.evaluation.comparison import (
     compare,
     comparison_problems,
     share_of_oracle_gain,
-    untrue_values,
-    with_samples,
+    values_unlike_scores,
 )
-from sbp_assets.evaluation.suite import SAMPLES_SCHEMA, score_table
+from sbp_assets.evaluation.scores import SAMPLES_SCHEMA, score_table, with_samples
 
 VALUE = st.floats(0.1, 100, allow_nan=False)
 ARMS = ("baseline", "sbp", "oracle")
@@ -151,9 +150,9 @@ def test_values_that_the_scores_do_not_give(name: str) -> None:
     arms = {"baseline": 3.0, "early_stopped": 2.5, "sbp": 2.0, "oracle": 1.5}
     of = models(**{arm: [scores([value, 2 * value])] for arm, value in arms.items()})
     table = compare(of)
-    assert not untrue_values(table, of)
-    assert name in untrue_values(table.with_columns(pl.col(name) * -2), of)[0]
-    assert untrue_values(table[1:], of) == ["1 rows, the scores give 2, or others"]
+    assert not values_unlike_scores(table, of)
+    assert name in values_unlike_scores(table.with_columns(pl.col(name) * -2), of)[0]
+    assert values_unlike_scores(table[1:], of) == ["the scores give other rows: 2, the table has 1"]
 
 
 def test_a_model_without_scores_is_an_error() -> None:

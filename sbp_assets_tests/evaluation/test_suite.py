@@ -1,9 +1,7 @@
 import math
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -11,10 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_assets.evaluation import suite
 from sbp_assets.evaluation.benchmarks import BENCHMARKS
-from sbp_assets.evaluation.comparison import with_samples
-from sbp_assets.evaluation.suite import score_problems, unscored
+from sbp_assets.evaluation.scores import score_problems, score_table, unscored, with_samples
 from sbp_assets.evaluation.task_files import write_tasks
-from sbp_assets.evaluation.tasks import Task, Tasks
+from sbp_assets.evaluation.tasks import Tasks
 from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
 
 
@@ -109,7 +106,7 @@ def test_cut_prompts_are_counted_once_of_choices_and_of_generation(model_dir: Pa
 
 def test_scores_follow_from_the_samples(model_dir: Path, tmp_path: Path) -> None:
     scores = evaluate(model_dir, tmp_path, questions=QUESTIONS)
-    table = suite.score_table(scores.samples)
+    table = score_table(scores.samples)
     assert table.drop("value").equals(scores.table.drop("value"))
     assert table["value"].to_list() == pytest.approx(scores.table["value"].to_list(), rel=1e-12)
     rows = scores.samples.filter(task="heldout", metric="perplexity")
@@ -117,36 +114,3 @@ def test_scores_follow_from_the_samples(model_dir: Path, tmp_path: Path) -> None
     assert rows["weight"].to_list() == [len(text.encode()) for text in HELDOUT["text"]], "byte-level tokens"
     mean = (rows["value"] * rows["weight"]).sum() / rows["weight"].sum()
     assert values(scores)["heldout", "perplexity"] == pytest.approx(math.exp(mean))
-
-
-def test_standard_errors_resample_documents() -> None:
-    rng = np.random.default_rng(7)
-    accuracies, ones = rng.integers(0, 2, 400).astype(float), np.ones(400, dtype=np.int64)
-    of_the_mean = accuracies.std(ddof=1) / 20
-    assert suite.bootstrap_stderr("acc", accuracies, ones) == pytest.approx(of_the_mean, rel=0.1)
-    assert suite.bootstrap_stderr("acc", accuracies, ones) == suite.bootstrap_stderr("acc", accuracies, ones)
-    losses = rng.normal(3, 0.2, 400)
-    perplexity = suite.bootstrap_stderr("perplexity", losses, ones)
-    assert perplexity == pytest.approx(math.exp(3) * losses.std(ddof=1) / 20, rel=0.15), "delta method"
-    assert suite.bootstrap_stderr("acc", accuracies[:1], ones[:1]) is None
-
-
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({"value": math.nan}, "finite"),
-        ({"value": 1.5}, r"\[0, 1\]"),
-        ({"value": 0.75}, "its samples give 0.5"),
-        ({"samples": 3}, "the task has 4"),
-        ({"sample_values": [1.0], "sample_weights": [1]}, "the task has 4"),
-        ({"metric": "acc_norm"}, "arc acc is missing"),
-    ],
-)
-def test_problems_of_the_scores_are_found(changed: dict[str, object], reason: str) -> None:
-    row = {"task": "arc", "metric": "acc", "value": 0.5, "stderr": 0.1, "samples": 4, "higher_is_better": True,
-           "sample_values": [1.0, 0.0, 1.0, 0.0], "sample_weights": [1] * 4}  # fmt: skip
-    made = [Task("arc", 4, 0, ("acc",), rolling=False)]
-    assert not score_problems(pl.DataFrame([row]), made)
-    problems = score_problems(pl.DataFrame([{**row, **changed}]), made)
-    assert problems and re.search(reason, " ".join(problems))
-    assert unscored(pl.DataFrame([row]), ["arc", "sciq"]) == ["sciq was configured but has no score"]

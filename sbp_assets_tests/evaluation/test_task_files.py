@@ -13,7 +13,7 @@ import yaml
 
 from sbp_assets.dagster_support.preview import escape
 from sbp_assets.evaluation import local_data
-from sbp_assets.evaluation.benchmarks import BENCHMARKS, STOCK_TASKS
+from sbp_assets.evaluation.benchmarks import BENCHMARKS, stock_tasks
 from sbp_assets.evaluation.task_files import sample_heldout, write_tasks
 from sbp_assets.evaluation.tasks import Tasks
 from sbp_assets.storage.artifacts import content_version
@@ -26,7 +26,7 @@ def test_task_files_name_no_machine(tmp_path: Path) -> None:
     assert not made.problems and Tasks.load(tmp_path / "here") == made
     for file in (tmp_path / "here").glob("*.*"):
         text = file.read_text()
-        assert str(tmp_path) not in text and str(STOCK_TASKS) not in text, file.name
+        assert str(tmp_path) not in text and str(stock_tasks()) not in text, file.name
     again = write_example_tasks(tmp_path / "there", list(BENCHMARKS), shutil.copytree(benchmarks, tmp_path / "copy"))
     assert again == made
     for file in (path for path in (tmp_path / "here").rglob("*") if path.is_file()):

@@ -13,13 +13,14 @@ import polars as pl
 from sbp_assets.corpus.concept_texts import ATTRIBUTES
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.evaluation import contamination
-from sbp_assets.evaluation.comparison import SCORED, compare, with_samples
-from sbp_assets.evaluation.suite import ACCURACIES, SAMPLES_SCHEMA, SCORES_SCHEMA, estimate
+from sbp_assets.evaluation.comparison import SCORED, compare
+from sbp_assets.evaluation.scores import ACCURACIES, SAMPLES_SCHEMA, SCORES_SCHEMA, estimate, with_samples
 from sbp_assets.pairing.truth import pair_truth
 from sbp_assets.report import samples as report_samples
 from sbp_assets.settings import ConceptsSource, load_settings
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesis.posterior import Learner, Seed, grade, posterior_table
+from sbp_assets.synthesis.posterior import Learner, Seed, grade
+from sbp_assets.synthesis.posterior_table import posterior_table
 
 SETTINGS = load_settings("demo", {}).experiment
 WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=6))

@@ -5,8 +5,8 @@ import math
 import polars as pl
 import pytest
 
-from sbp_assets.evaluation.comparison import compare, with_samples
-from sbp_assets.evaluation.suite import SAMPLES_SCHEMA
+from sbp_assets.evaluation.comparison import compare
+from sbp_assets.evaluation.scores import SAMPLES_SCHEMA, with_samples
 from sbp_assets.report import findings
 from sbp_assets_tests.report.example_report import report_inputs
 

@@ -126,7 +126,7 @@ def test_killed_worker_loses_and_repeats_nothing(
 
     killer = threading.Thread(target=kill_once_some_are_done)
     killer.start()
-    with pytest.raises(EngineError, match=rf"engine process \({kind}\) died.*run this partition again"):
+    with pytest.raises(EngineError, match=rf"engine process \({kind}\) died.*re-materialise this partition"):
         shard(generator, directory, spec, budget)
     killer.join()
     before = {}
