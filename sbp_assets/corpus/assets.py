@@ -1,4 +1,4 @@
-"""Corpus assets: ingest, de-duplicate, split, tokenise."""
+"""The corpus stage: it ingests, de-duplicates, splits and tokenises documents."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,30 +15,19 @@ from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.settings import FilesSource, Settings
 from sbp_assets.storage.artifacts import staging
-from sbp_assets.storage.column_metadata import lineage, schema
+from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 from sbp_assets.storage.token_arrays import write_token_arrays
 
 PREVIEW_ROWS = 5
 
-DOCUMENT_COLUMNS = [
-    dg.TableColumn("id", "string", "Unique in its shard."),
-    dg.TableColumn("text", "string", "Cut at corpus.max_chars."),
-    dg.TableColumn("url", "string", "Null where the source has none."),
-    dg.TableColumn("source", "string", "The row's own source field, else the data set's name."),
-    dg.TableColumn("file", "string", "Source file, relative to the corpus root."),
-    dg.TableColumn("line", "int64", "Line or row of that file, from 1."),
-]
-# Every column of a row comes from the file that the manifest pins by name and digest.
-SOURCE_FILE = "corpus/source_manifest.file corpus/source_manifest.sha256"
-
 
 def _reading(settings: Settings) -> list[str]:
-    """Return the settings that reading a shard depends on, beside its rows of the manifest.
+    """Return the settings that reading a shard depends on, besides its rows of the manifest.
 
-    Files are dealt by the manifest alone, so that more shards leave the others as they are; every other source deals
-    its documents over all shards.
+    The manifest alone assigns files to shards, so that further shards leave the others as they are; every other source
+    distributes its documents over all shards.
     """
     if isinstance(settings.experiment.corpus.source, FilesSource):
         return [f"corpus.source.{field}" for field in ("path", "text_field", "id_field", "url_field")]
@@ -50,19 +39,11 @@ def _reading(settings: Settings) -> list[str]:
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
         code_version=settings.experiment.version("1", "corpus.source", "corpus.shards"),
-        metadata=schema(
-            ("file", "string", "Relative to the corpus root; for a generated or hub corpus, what a shard reads."),
-            ("shard", "int64", "Null: beyond the last shard (files_per_shard)."),
-            ("bytes", "int64", "0 where the source is not files."),
-            ("sha256", "string", "Of the file, or of the settings (and revision) that stand for it."),
-            ("modified", "string", "ISO time, null where unknown."),
-        ),
+        metadata=column_metadata(ingest.MANIFEST_COLUMNS),
     )
 )
-def source_manifest(
-    settings: dg.ResourceParam[Settings],
-) -> dg.MaterializeResult:
-    """One row per source file: its size, digest and shard. Pins what the corpus is made of."""
+def source_manifest(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult:
+    """The manifest has one row per source file, with its size, digest and shard; it pins the content of the corpus."""
     with Progress("source manifest", "files") as progress:
         manifest, ignored = ingest.source_manifest(
             settings.experiment.corpus.source, settings.experiment.corpus.shards, progress
@@ -92,11 +73,8 @@ def source_manifest(
                 io_manager_key="parquet",
                 kinds={"polars", "parquet"},
                 code_version=settings.experiment.version("1", *_reading(settings), "corpus.max_chars"),
-                description="One row per usable document of the shard's source files, in file and line order.",
-                metadata={
-                    "dagster/column_schema": dg.TableSchema(DOCUMENT_COLUMNS),
-                    **lineage(**{column.name: SOURCE_FILE for column in DOCUMENT_COLUMNS}),
-                },
+                description="The table has one row per valid document of the shard's files, in file and line order.",
+                metadata=column_metadata(ingest.RAW_DOCUMENT_COLUMNS),
             ),
             "rejected_rows": dg.AssetOut(
                 key="rejected_rows",
@@ -104,14 +82,8 @@ def source_manifest(
                 io_manager_key="parquet",
                 kinds={"polars", "parquet"},
                 code_version=settings.experiment.version("1", *_reading(settings)),
-                description="One row per source row that is not a usable document, with the reason.",
-                metadata=schema(
-                    ("file", "string", "Source file, relative to the corpus root."),
-                    ("line", "int64", "Line or row of that file, from 1; null where it has none."),
-                    ("reason", "string", "Why the row is not a document."),
-                    ("excerpt", "string", "The beginning of the row, untrusted."),
-                )
-                | lineage(**dict.fromkeys(("file", "line", "reason", "excerpt"), SOURCE_FILE)),
+                description="The table has one row per source row that is not a valid document, with the reason.",
+                metadata=column_metadata(ingest.REJECTED_ROW_COLUMNS),
             ),
         },
         ins={"source_manifest": dg.AssetIn(["corpus", "source_manifest"])},
@@ -122,7 +94,7 @@ def source_manifest(
 def raw_documents(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame
 ) -> tuple[dg.MaterializeResult, dg.MaterializeResult]:
-    """The shard's source rows, parted into usable documents and rejected rows."""
+    """Ingest the shard's source files: every row becomes a document or a rejected row."""
     corpus = settings.experiment.corpus
     with Progress(f"ingest {context.partition_key}", "docs") as progress:
         documents, rejects, counts = ingest.read_shard(
@@ -170,22 +142,13 @@ def raw_documents(
         code_version=settings.experiment.version(
             "1", *(f"corpus.dedup.{field}" for field in ("shingle_words", "permutations", "bands", "seed"))
         ),
-        metadata=schema(
-            ("id", "string", "Document."),
-            ("bands", "list<uint64>", "Hash of each LSH band of the document's MinHash values."),
-            ("text_sha256", "string", "Of the normalised text."),
-        )
-        | lineage(
-            {"corpus/raw_documents": ("id",)},
-            bands="corpus/raw_documents.text",
-            text_sha256="corpus/raw_documents.text",
-        ),
+        metadata=column_metadata(dedup.SIGNATURE_COLUMNS),
     )
 )
 def minhash_signatures(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], raw_documents: pl.LazyFrame
 ) -> dg.MaterializeResult:
-    """One row per raw document, in its order: LSH bands and the digest of its normalised text."""
+    """The table has one row per raw document, in order: its LSH bands and the digest of its normalised text."""
     documents = raw_documents.collect()
     with Progress(f"signatures {context.partition_key}", "docs", total=len(documents)) as progress:
         signatures = dedup.signatures(documents, settings.experiment.corpus.dedup, progress)
@@ -204,24 +167,7 @@ def minhash_signatures(
         },
         pool="memory",
         code_version=settings.experiment.version("1", "corpus.dedup"),
-        metadata=schema(
-            ("id", "string", "Document to drop."),
-            ("shard", "int64", "Its shard."),
-            ("kept_id", "string", "The document kept in its place, itself never dropped."),
-            ("kept_shard", "int64", "Shard of the kept document."),
-            ("jaccard", "float64", "Exact similarity of the two; null for kind 'id'."),
-            (
-                "kind",
-                "string",
-                "'exact': same normalised text; 'near': jaccard at the threshold or above; 'id': same id.",
-            ),
-        )
-        | lineage(
-            id="corpus/minhash_signatures.id",
-            kept_id="corpus/minhash_signatures.id",
-            jaccard="corpus/raw_documents.text",
-            kind="corpus/minhash_signatures.bands corpus/minhash_signatures.text_sha256 corpus/raw_documents.text",
-        ),
+        metadata=column_metadata(dedup.DUPLICATE_COLUMNS),
     )
 )
 def duplicates(
@@ -229,7 +175,10 @@ def duplicates(
     raw_documents: dict[str, pl.LazyFrame],
     minhash_signatures: dict[str, pl.LazyFrame],
 ) -> dg.MaterializeResult:
-    """One row per document that repeats a kept document of any shard. LSH proposes, exact similarity decides."""
+    """The table has one row per document that duplicates a kept document of any shard.
+
+    LSH proposes pairs; their exact similarity decides.
+    """
     scratch = staging(settings.deployment.work_dir, "corpus_duplicates")
     with Progress("duplicates", "pairs") as progress:
         dropped, counts = dedup.find_duplicates(
@@ -260,7 +209,7 @@ def duplicates(
 
 
 def _duplicate_preview(dropped: pl.DataFrame, raw_documents: dict[str, pl.LazyFrame]) -> str:
-    """The least similar near-duplicates beside what is kept: where a wrong decision would show first."""
+    """Return the least similar near-duplicates beside the kept documents: a wrong decision would show there first."""
 
     def text(shard: int, name: str) -> str:
         found = raw_documents[f"{shard:05d}"].filter(pl.col("id") == name).select("text").collect()
@@ -287,18 +236,7 @@ def _duplicate_preview(dropped: pl.DataFrame, raw_documents: dict[str, pl.LazyFr
             "duplicates": dg.AssetIn(["corpus", "duplicates"]),
         },
         code_version=settings.experiment.version("1", "corpus.split"),
-        metadata={
-            "dagster/column_schema": dg.TableSchema(
-                [
-                    *DOCUMENT_COLUMNS,
-                    dg.TableColumn("split", "string", "'unique' (D), 'oracle' or 'heldout', by salted hash of the id."),
-                ]
-            ),
-            **lineage(
-                {"corpus/raw_documents": [column.name for column in DOCUMENT_COLUMNS], "corpus/duplicates": ("id",)},
-                split="corpus/raw_documents.id",
-            ),
-        },
+        metadata=column_metadata(split.DOCUMENT_COLUMNS),
     )
 )
 def documents(
@@ -307,7 +245,7 @@ def documents(
     raw_documents: pl.LazyFrame,
     duplicates: pl.LazyFrame,
 ) -> dg.MaterializeResult:
-    """One row per de-duplicated document that belongs to a split."""
+    """The table has one row per de-duplicated document that is in a split."""
     raw, dropped = raw_documents.collect(), duplicates.collect()
     with Progress(f"documents {context.partition_key}", "docs", total=len(raw)) as progress:
         kept = split.split_documents(raw, dropped, int(context.partition_key), settings.experiment.corpus.split)
@@ -335,10 +273,10 @@ def documents(
     )
 )
 def tokenizer(settings: dg.ResourceParam[Settings], documents: dict[str, pl.LazyFrame]) -> dg.MaterializeResult:
-    """A Hugging Face tokenizer directory: byte-level BPE trained on D (or a named tokenizer), special tokens included.
+    """The directory holds a Hugging Face tokenizer: a byte-level BPE trained on D, or a named one, with special tokens.
 
-    The first asset that sees every split, so it refuses a corpus with too few documents in one, or with less than one
-    optimizer step of tokens in D.
+    This is the first asset that reads every split, so it refuses a corpus with too few documents in one, or with less
+    than one optimizer step of tokens in D.
     """
     configured = settings.experiment.corpus.tokenizer
     counts = tokenization.require_splits(documents, settings.experiment.corpus.split)
@@ -376,18 +314,16 @@ def tokenizer(settings: dg.ResourceParam[Settings], documents: dict[str, pl.Lazy
             "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
         },
         code_version=settings.experiment.version("1"),
-        metadata=schema(
-            ("id", "string", "Document; of documents.parquet."),
-            ("split", "string", "As in corpus/documents; of documents.parquet."),
-            ("tokens", "array[uint]", "Of tokens.npy: the document's `<bos>` ids `<eos>`."),
-        )
-        | lineage({"corpus/documents": ("id", "split")}, tokens="corpus/documents.text"),
+        metadata=column_metadata(tokenization.TOKEN_COLUMNS),
     )
 )
 def tokens(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], documents: pl.LazyFrame, tokenizer: Path
 ) -> dg.MaterializeResult:
-    """Token array of the shard's documents: bos, the text, eos. documents.parquet has id and split per document."""
+    """The directory holds the tokens of the shard's documents: bos, text and eos of each.
+
+    Its documents.parquet has their ids and splits, in the same order.
+    """
     frame, loaded = documents.collect(), tokenization.load_tokenizer(tokenizer)
     lengths = []
 

@@ -1,4 +1,4 @@
-"""What the corpus checks verify, as plain functions. Each returns the violations or numbers that its check judges."""
+"""What the corpus checks verify, as plain functions: each returns the violations or numbers that its check judges."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import polars as pl
 
 from sbp_assets.corpus.dedup import signatures
 from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
-from sbp_assets.corpus.split import HELDOUT, expected_deviation, split_of
+from sbp_assets.corpus.split import HELDOUT, ORACLE, UNIQUE, expected_deviation, split_of
 from sbp_assets.corpus.tokenizer import decode, encode_texts
 from sbp_assets.settings import Dedup, Split
 from sbp_assets.storage.progress import Progress
@@ -31,19 +31,20 @@ ROUND_TRIP = (
     "<|bos|>a<|eos|><|pad|><|related|>",
 )
 
-# Samples find what is wrong throughout (rows shifted, another shard's file); `artifact_is_intact` finds a single row.
+# Samples find errors of whole tables (rows shifted, another shard's file); `artifact_is_intact` finds those of one row.
 SIGNATURE_SAMPLE = 50
 DUPLICATE_SAMPLE, DUPLICATE_SHARDS = 50, 8
+TOKEN_SAMPLE = 200
 TOKENS_AT_ONCE = 1 << 22
 KEPT_SAMPLE = 2_000_000  # Documents among which repetitions are looked for: all of most corpora.
 
 
 def manifest_problems(manifest: pl.DataFrame, shards: int, files_per_shard: int | None, is_files: bool) -> list[str]:
-    """Files listed twice or not in the shard that their place deals them to, and generated shards without a row."""
+    """Return what is wrong with a manifest: repeated files, wrong shards, generated shards without a row."""
     problems = [f"{name}: listed {n} times" for name, n in manifest["file"].value_counts().iter_rows() if n > 1]
     place = pl.int_range(pl.len())
-    dealt = place // files_per_shard if files_per_shard else place % shards
-    expected = pl.when(dealt < shards).then(dealt)
+    assigned = place // files_per_shard if files_per_shard else place % shards
+    expected = pl.when(assigned < shards).then(assigned)
     wrong = manifest.filter(pl.col("file").is_null() | pl.col("shard").ne_missing(expected))
     problems += [f"{file}: in shard {shard}" for file, shard in wrong.select("file", "shard").iter_rows()]
     if manifest.is_empty():
@@ -53,15 +54,18 @@ def manifest_problems(manifest: pl.DataFrame, shards: int, files_per_shard: int 
     return problems
 
 
-def unusable(raw: pl.DataFrame, manifest: pl.DataFrame, shard: int) -> list[str]:
-    """Ids of documents without text, or not from a file of `shard`."""
+def invalid_documents(raw: pl.DataFrame, manifest: pl.DataFrame, shard: int) -> list[str]:
+    """Return the ids of documents without text, or not from a file of `shard`."""
     files = manifest.filter(pl.col("shard") == shard)["file"].implode()
-    good = (pl.col("text").str.strip_chars() != "") & pl.col("file").is_in(files) & (pl.col("line") >= 1)
-    return raw.filter(~good.fill_null(False))["id"].cast(pl.String).to_list()
+    valid = (pl.col("text").str.strip_chars() != "") & pl.col("file").is_in(files) & (pl.col("line") >= 1)
+    return raw.filter(~valid.fill_null(False))["id"].cast(pl.String).to_list()
 
 
-def unsigned(found: pl.DataFrame, raw: pl.DataFrame, settings: Dedup) -> list[str]:
-    """Ids whose signature is missing, extra, out of order or of too few bands; and, of a sample, of another text."""
+def wrong_signatures(found: pl.DataFrame, raw: pl.DataFrame, settings: Dedup) -> list[str]:
+    """Return the ids whose signature is missing, extra or of too few bands or, in a sample, not that of the text.
+
+    "(order)": the ids are right, but in another order.
+    """
     if not found["id"].equals(raw["id"]):
         return sorted(set(found["id"]) ^ set(raw["id"])) or ["(order)"]
     short = found.filter(pl.col("bands").list.len() != settings.bands)["id"].to_list()
@@ -72,20 +76,20 @@ def unsigned(found: pl.DataFrame, raw: pl.DataFrame, settings: Dedup) -> list[st
     return short + other
 
 
-def bad_ids(ids: pl.Series) -> list[str]:
-    """Ids that are null, empty or there twice."""
+def invalid_ids(ids: pl.Series) -> list[str]:
+    """Return the ids that are null, empty or repeated."""
     return [str(name) for name, n in ids.value_counts().iter_rows() if name is None or name == "" or n > 1]
 
 
 def unaccounted_rows(rows_read: int, documents: int, rejects: int) -> int:
-    """Rows that are neither a document nor rejected."""
+    """Return the number of rows that are neither a document nor rejected."""
     return rows_read - documents - rejects
 
 
-def unreconciled(
+def misassigned_documents(
     raw: pl.DataFrame, duplicates: pl.DataFrame, documents: pl.DataFrame, shard: int, split: Split
 ) -> list[str]:
-    """Ids of the shard whose fate is not exactly one of: dropped as a duplicate, outside every split, in its split."""
+    """Return the ids that are not exactly one of: a dropped duplicate, outside every split, in their split."""
     dropped = set(duplicates.filter(pl.col("shard") == shard)["id"])
     expected = {name: split_of(name, split) for name in raw["id"] if name not in dropped}
     found = dict(documents.select("id", "split").iter_rows())
@@ -93,13 +97,13 @@ def unreconciled(
     return sorted(wrong | (dropped - set(raw["id"])))
 
 
-def altered(raw: pl.DataFrame, documents: pl.DataFrame) -> list[str]:
-    """Ids of documents whose text, or another column, is not that of the raw document of this id."""
+def altered_documents(raw: pl.DataFrame, documents: pl.DataFrame) -> list[str]:
+    """Return the ids of documents whose text, or another column, is not that of the raw document of this id."""
     return documents.join(raw, on=raw.columns, how="anti", nulls_equal=True)["id"].to_list()
 
 
 def dangling_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFrame]) -> list[str]:
-    """Ids of duplicates whose kept document is dropped itself, does not exist, or comes later; or dropped twice."""
+    """Return the ids of duplicates that repeat, or whose kept document is dropped, does not exist or comes later."""
     keys = {(row["shard"], row["id"]) for row in duplicates.iter_rows(named=True)}
     kept = duplicates.select("kept_shard", "kept_id").unique()
     exists: set[tuple[int, str]] = set()
@@ -107,19 +111,19 @@ def dangling_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFrame
         wanted = kept.filter(pl.col("kept_shard") == int(key))["kept_id"]
         found = frame.filter(pl.col("id").is_in(wanted.implode())).select("id").collect()["id"]
         exists |= {(int(key), name) for name in found}
-    twice = {key for key, n in Counter(duplicates.select("shard", "id").iter_rows()).items() if n > 1}
+    repeated = {key for key, n in Counter(duplicates.select("shard", "id").iter_rows()).items() if n > 1}
     return [
         row["id"]
         for row in duplicates.iter_rows(named=True)
         if (place := (row["kept_shard"], row["kept_id"])) in keys
         or place not in exists
         or row["kept_shard"] > row["shard"]
-        or (row["shard"], row["id"]) in twice
+        or (row["shard"], row["id"]) in repeated
     ]
 
 
-def untrue_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFrame], settings: Dedup) -> list[str]:
-    """Ids of duplicates below the threshold, or, of a sample, not as similar to what is kept as they state."""
+def incorrect_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFrame], settings: Dedup) -> list[str]:
+    """Return the ids of duplicates below the threshold or, in a sample, of another similarity than they state."""
     near = (pl.col("kind") == "near") & pl.col("jaccard").is_between(settings.threshold, 1)
     exact = (pl.col("kind") == "exact") & (pl.col("jaccard") == 1)
     same_id = (pl.col("kind") == "id") & pl.col("jaccard").is_null() & (pl.col("id") == pl.col("kept_id"))
@@ -140,22 +144,22 @@ def untrue_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFrame],
     for name, shard, kept, kept_shard, stated, kind in compared.iter_rows():
         a, b = texts.get((shard, name)), texts.get((kept_shard, kept))
         if a is None or b is None:
-            true = False
+            correct = False
         elif kind == "exact":
-            true = a == b
+            correct = a == b
         else:
             words = settings.shingle_words
-            true = abs(jaccard(segmented_shingles(a, words), segmented_shingles(b, words)) - stated) < 1e-9
-        if not true:
+            correct = abs(jaccard(segmented_shingles(a, words), segmented_shingles(b, words)) - stated) < 1e-9
+        if not correct:
             wrong.append(name)
     return wrong
 
 
 def missed_duplicates(duplicates: pl.DataFrame, signatures: Mapping[str, pl.LazyFrame]) -> list[str]:
-    """Ids of kept documents whose normalised text, or whose id, another kept document has.
+    """Return the ids of kept documents whose normalised text, or whose id, another kept document has.
 
-    Of more than KEPT_SAMPLE documents only those whose text's digest (or whose id's hash) lies in a range that holds so
-    many: of two documents with one text both are in the sample, or neither.
+    Of more than KEPT_SAMPLE documents, about that many are compared: those whose text's digest (or id's hash) lies in a
+    range. Of two documents with one text, either both are in the sample or neither.
     """
     total = sum(frame.select(pl.len()).collect().item() for frame in signatures.values())
     share = min(1.0, KEPT_SAMPLE / max(total, 1))
@@ -180,22 +184,22 @@ def missed_duplicates(duplicates: pl.DataFrame, signatures: Mapping[str, pl.Lazy
 def split_shares(
     documents: Mapping[str, pl.LazyFrame], kept: int, split: Split
 ) -> dict[str, tuple[float, float, bool]]:
-    """Per split: its share of the `kept` de-duplicated documents, the asked share, and whether they agree.
+    """Return by split: its share of the `kept` de-duplicated documents, the configured share, whether they agree.
 
-    They agree within five standard deviations of a binomial draw, as hashing the ids is one.
+    They agree within five standard deviations of a binomial draw: hashing the ids amounts to one.
     """
     counts: Counter[str] = Counter()
     for frame in documents.values():
         counts.update(dict(frame.group_by("split").len().collect().iter_rows()))
     shares = {}
-    for name in ("unique", "oracle", "heldout"):
-        asked, found = getattr(split, name), counts[name] / max(kept, 1)
-        shares[name] = (found, asked, abs(found - asked) <= expected_deviation(asked, kept))
+    for name in (UNIQUE, ORACLE, HELDOUT):
+        configured, found = getattr(split, name), counts[name] / max(kept, 1)
+        shares[name] = (found, configured, abs(found - configured) <= expected_deviation(configured, kept))
     return shares
 
 
 def leaked_heldout(documents: Mapping[str, pl.LazyFrame]) -> list[str]:
-    """Ids of held-out documents whose normalised text, or whose id, is also in a training split of any shard."""
+    """Return the ids of held-out documents whose normalised text or id is also in a training split of any shard."""
 
     def digest(text: str) -> bytes:
         return hashlib.sha256(normalise(text).encode()).digest()
@@ -215,14 +219,17 @@ def leaked_heldout(documents: Mapping[str, pl.LazyFrame]) -> list[str]:
     return sorted(leaked)
 
 
-def bad_token_documents(arrays: TokenArrays, documents: pl.DataFrame, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Ids in only one of tokens and documents, in another order or split, or without bos or eos at the ends alone.
+def wrong_token_documents(
+    arrays: TokenArrays, documents: pl.DataFrame, tokenizer: PreTrainedTokenizerFast
+) -> list[str]:
+    """Return the ids in only one of tokens and documents, of another split, or without bos and eos at the ends.
 
-    "(tokens)": ids beyond the vocabulary, or bos and eos inside documents, as where tokens stand there twice.
+    "(order)": the ids are right, but in another order. "(tokens)": there are token ids beyond the vocabulary, or bos or
+    eos inside documents, as where tokens are repeated.
     """
     if not arrays.documents.equals(documents.select("id", "split")):
-        mine, theirs = set(arrays.documents.rows()), set(documents.select("id", "split").rows())
-        return sorted({row[0] for row in mine ^ theirs}) or ["(order)"]
+        stored, expected = set(arrays.documents.rows()), set(documents.select("id", "split").rows())
+        return sorted({row[0] for row in stored ^ expected}) or ["(order)"]
     if not len(documents):
         return []
     starts, ends = arrays.offsets[:-1], arrays.offsets[1:]
@@ -237,11 +244,11 @@ def bad_token_documents(arrays: TokenArrays, documents: pl.DataFrame, tokenizer:
     return wrong + ["(tokens)"] * (highest >= len(tokenizer) or inside > 0)
 
 
-def undecodable(
-    arrays: TokenArrays, documents: pl.DataFrame, tokenizer: PreTrainedTokenizerFast, sample: int = 200
+def undecodable_documents(
+    arrays: TokenArrays, documents: pl.DataFrame, tokenizer: PreTrainedTokenizerFast
 ) -> list[str]:
-    """Ids of an evenly spaced sample of documents whose tokens do not decode to their text."""
-    places = np.unique(np.linspace(0, len(documents) - 1, min(sample, len(documents))).astype(int))
+    """Return the ids, in an evenly spaced sample, of documents whose tokens do not decode to their text."""
+    places = np.unique(np.linspace(0, len(documents) - 1, min(TOKEN_SAMPLE, len(documents))).astype(int))
     return [
         documents["id"][int(i)]
         for i in places
@@ -251,7 +258,7 @@ def undecodable(
 
 
 def lossy_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Texts of ROUND_TRIP that do not survive encoding and decoding, or that encode to a special token."""
+    """Return the texts of ROUND_TRIP that do not survive encoding and decoding, or that encode to a special token."""
     specials = set(tokenizer.all_special_ids)
     return [
         text

@@ -1,4 +1,4 @@
-"""Checks of the corpus assets: thin wrappers of `audit`."""
+"""Checks of the corpus stage; `audit` does the work."""
 
 from pathlib import Path
 
@@ -7,46 +7,26 @@ import polars as pl
 
 from sbp_assets.corpus import audit
 from sbp_assets.corpus.tokenizer import load_tokenizer
-from sbp_assets.dagster_support.check_results import check_result
-from sbp_assets.dagster_support.partitions import ALL, shards
-from sbp_assets.dagster_support.preview import printable
-from sbp_assets.dagster_support.stage import for_settings
+from sbp_assets.dagster_support.check_results import check_result, last_materialization, problems_result
+from sbp_assets.dagster_support.partitions import ALL, shard_check
 from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
 
-SHOWN = 20
 MAX_REJECTED_SHARE = 0.05
 
-
-def _key(name: str) -> dg.AssetKey:
-    return dg.AssetKey(["corpus", name])
+_TOKEN_SOURCES = {name: dg.AssetIn(["corpus", name]) for name in ("documents", "tokenizer")}
 
 
-def _result(
-    offending: list[str], *, severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float
-) -> dg.AssetCheckResult:
-    """Passed where nothing offends; the first offending ids are shown."""
-    return check_result(
-        passed=not offending,
-        severity=severity,
-        metadata={
-            "offending": len(offending),
-            "first": [printable(name)[:100] for name in offending[:SHOWN]],
-            **numbers,
-        },
-    )
-
-
-@dg.asset_check(asset=_key("source_manifest"), description="Every source file belongs to a shard.")
+@dg.asset_check(asset=["corpus", "source_manifest"], description="Every source file belongs to a shard.")
 def every_file_has_a_shard(settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
     unassigned = source_manifest.filter(pl.col("shard").is_null()).collect()["file"].to_list()
-    return _result(unassigned, severity=dg.AssetCheckSeverity.WARN, shards=settings.experiment.corpus.shards)
+    return problems_result(unassigned, dg.AssetCheckSeverity.WARN, shards=settings.experiment.corpus.shards)
 
 
 @dg.asset_check(
-    asset=_key("source_manifest"),
+    asset=["corpus", "source_manifest"],
     blocking=True,
-    description="No file is listed twice, and each is in the shard that its place in the list deals it to.",
+    description="No file is listed twice, and each is in the shard that its place in the list assigns it to.",
 )
 def shard_assignment_is_correct(
     settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame
@@ -55,34 +35,28 @@ def shard_assignment_is_correct(
     problems = audit.manifest_problems(
         manifest, settings.experiment.corpus.shards, getattr(source, "files_per_shard", None), source.kind == "files"
     )
-    return _result(problems, files=len(manifest))
+    return problems_result(problems, files=len(manifest))
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=_key("raw_documents"),
-        partitions_def=shards(settings),
-        additional_ins={"source_manifest": dg.AssetIn(_key("source_manifest"))},
-        blocking=True,
-        description="Ids are non-null and unique, texts are not blank, and files are those of this shard.",
-    )
+@shard_check(
+    asset=["corpus", "raw_documents"],
+    additional_ins={"source_manifest": dg.AssetIn(["corpus", "source_manifest"])},
+    blocking=True,
+    description="Ids are non-null and unique, texts are not blank, and files are those of this shard.",
 )
 def raw_documents_are_valid(
     context: dg.AssetCheckExecutionContext, raw_documents: pl.LazyFrame, source_manifest: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     raw = raw_documents.collect()
-    unusable = audit.unusable(raw, source_manifest.collect(), int(context.partition_key))
-    return _result(audit.bad_ids(raw["id"]) + unusable, documents=len(raw))
+    invalid = audit.invalid_documents(raw, source_manifest.collect(), int(context.partition_key))
+    return problems_result(audit.invalid_ids(raw["id"]) + invalid, documents=len(raw))
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=_key("raw_documents"),
-        partitions_def=shards(settings),
-        additional_ins={"rejected_rows": dg.AssetIn(_key("rejected_rows"))},
-        blocking=True,
-        description="Every row that was read is a document or a rejected row.",
-    )
+@shard_check(
+    asset=["corpus", "raw_documents"],
+    additional_ins={"rejected_rows": dg.AssetIn(["corpus", "rejected_rows"])},
+    blocking=True,
+    description="Every row that was read is a document or a rejected row.",
 )
 def every_row_is_accounted_for(
     context: dg.AssetCheckExecutionContext, raw_documents: pl.LazyFrame, rejected_rows: pl.LazyFrame
@@ -98,24 +72,17 @@ def every_row_is_accounted_for(
 
 
 def _rows_read(context: dg.AssetCheckExecutionContext) -> int:
-    """rows_read as the ingest of this partition recorded it."""
-    records = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(_key("raw_documents"), asset_partitions=[context.partition_key]), limit=1
-    ).records
-    materialization = records[0].asset_materialization if records else None
-    if materialization is None:
+    """Return rows_read as the ingest of this partition recorded it."""
+    ingested = last_materialization(context.instance, dg.AssetKey(["corpus", "raw_documents"]), context.partition_key)
+    if ingested is None:
         raise ValueError(f"corpus/raw_documents of shard {context.partition_key} was never materialised")
-    return int(materialization.metadata["rows_read"].value)  # type: ignore[arg-type]
+    return int(ingested.metadata["rows_read"].value)  # type: ignore[arg-type]
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=_key("rejected_rows"),
-        partitions_def=shards(settings),
-        additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
-        description=f"At most {MAX_REJECTED_SHARE:.0%} of the rows are rejected; "
-        "above it, a field name is probably wrong.",
-    )
+@shard_check(
+    asset=["corpus", "rejected_rows"],
+    additional_ins={"raw_documents": dg.AssetIn(["corpus", "raw_documents"])},
+    description=f"At most {MAX_REJECTED_SHARE:.0%} of the rows are rejected; above it, a field name is probably wrong.",
 )
 def rejected_share_is_low(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     rejects = rejected_rows.select(pl.len()).collect().item()
@@ -128,32 +95,29 @@ def rejected_share_is_low(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFra
     )
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=_key("minhash_signatures"),
-        partitions_def=shards(settings),
-        additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"))},
-        blocking=True,
-        description="One signature per document, in its order; a sample made again from the texts is the same.",
-    )
+@shard_check(
+    asset=["corpus", "minhash_signatures"],
+    additional_ins={"raw_documents": dg.AssetIn(["corpus", "raw_documents"])},
+    blocking=True,
+    description="There is one signature per document, in the same order, and a sample computed again is the same.",
 )
 def signatures_match_documents(
     settings: dg.ResourceParam[Settings], minhash_signatures: pl.LazyFrame, raw_documents: pl.LazyFrame
 ) -> dg.AssetCheckResult:
-    signed = minhash_signatures.collect()
-    wrong = audit.unsigned(signed, raw_documents.select("id", "text").collect(), settings.experiment.corpus.dedup)
-    return _result(wrong, signatures=len(signed))
+    signatures, raw = minhash_signatures.collect(), raw_documents.select("id", "text").collect()
+    wrong = audit.wrong_signatures(signatures, raw, settings.experiment.corpus.dedup)
+    return problems_result(wrong, signatures=len(signatures))
 
 
 @dg.asset_check(
-    asset=_key("duplicates"),
+    asset=["corpus", "duplicates"],
     additional_ins={
-        "raw_documents": dg.AssetIn(_key("raw_documents"), partition_mapping=ALL),
-        "minhash_signatures": dg.AssetIn(_key("minhash_signatures"), partition_mapping=ALL),
+        "raw_documents": dg.AssetIn(["corpus", "raw_documents"], partition_mapping=ALL),
+        "minhash_signatures": dg.AssetIn(["corpus", "minhash_signatures"], partition_mapping=ALL),
     },
     blocking=True,
-    description="Every duplicate is as similar to what is kept as it states (a sample is compared), and no two kept "
-    "documents have one text or one id.",
+    description="Every duplicate is as similar to the kept document as it states (a sample is compared), and no two "
+    "kept documents have one text or one id.",
 )
 def duplicates_are_correct_and_complete(
     settings: dg.ResourceParam[Settings],
@@ -162,35 +126,31 @@ def duplicates_are_correct_and_complete(
     minhash_signatures: dict[str, pl.LazyFrame],
 ) -> dg.AssetCheckResult:
     dropped = duplicates.collect()
-    untrue = audit.untrue_duplicates(dropped, raw_documents, settings.experiment.corpus.dedup)
+    incorrect = audit.incorrect_duplicates(dropped, raw_documents, settings.experiment.corpus.dedup)
     missed = audit.missed_duplicates(dropped, minhash_signatures)
-    return _result(untrue + missed, untrue=len(untrue), missed=len(missed))
+    return problems_result(incorrect + missed, incorrect=len(incorrect), missed=len(missed))
 
 
 @dg.asset_check(
-    asset=_key("duplicates"),
-    additional_ins={"raw_documents": dg.AssetIn(_key("raw_documents"), partition_mapping=ALL)},
+    asset=["corpus", "duplicates"],
+    additional_ins={"raw_documents": dg.AssetIn(["corpus", "raw_documents"], partition_mapping=ALL)},
     blocking=True,
     description="Every duplicate is dropped once and points at an earlier document that is itself kept: no chains.",
 )
 def kept_documents_exist(duplicates: pl.LazyFrame, raw_documents: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
     dropped = duplicates.collect()
-    return _result(audit.dangling_duplicates(dropped, raw_documents), duplicates=len(dropped))
+    return problems_result(audit.dangling_duplicates(dropped, raw_documents), duplicates=len(dropped))
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=_key("documents"),
-        partitions_def=shards(settings),
-        additional_ins={
-            "raw_documents": dg.AssetIn(_key("raw_documents")),
-            "duplicates": dg.AssetIn(_key("duplicates")),
-        },
-        blocking=True,
-        description="Every raw document is dropped as a duplicate, outside every split, or here once, unchanged, "
-        "in its "
-        "own split.",
-    )
+@shard_check(
+    asset=["corpus", "documents"],
+    additional_ins={
+        "raw_documents": dg.AssetIn(["corpus", "raw_documents"]),
+        "duplicates": dg.AssetIn(["corpus", "duplicates"]),
+    },
+    blocking=True,
+    description="Every raw document is dropped as a duplicate, outside every split, or here once, unchanged, in its "
+    "own split.",
 )
 def documents_match_raw_documents(
     context: dg.AssetCheckExecutionContext,
@@ -200,33 +160,33 @@ def documents_match_raw_documents(
     duplicates: pl.LazyFrame,
 ) -> dg.AssetCheckResult:
     kept, raw = documents.collect(), raw_documents.collect()
-    wrong = audit.unreconciled(
+    wrong = audit.misassigned_documents(
         raw, duplicates.collect(), kept, int(context.partition_key), settings.experiment.corpus.split
     )
-    wrong += audit.bad_ids(kept["id"]) + audit.altered(raw, kept)
-    return _result(wrong, raw=len(raw), documents=len(kept))
+    wrong += audit.invalid_ids(kept["id"]) + audit.altered_documents(raw, kept)
+    return problems_result(wrong, raw=len(raw), documents=len(kept))
 
 
 @dg.asset_check(
-    asset=_key("tokenizer"),
-    additional_ins={"documents": dg.AssetIn(_key("documents"), partition_mapping=ALL)},
+    asset=["corpus", "tokenizer"],
+    additional_ins={"documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)},
     blocking=True,
     description="No held-out text or id is in a training split of any shard.",
 )
 def heldout_documents_are_not_in_training_splits(
     tokenizer: Path, documents: dict[str, pl.LazyFrame]
 ) -> dg.AssetCheckResult:
-    return _result(audit.leaked_heldout(documents), shards=len(documents))
+    return problems_result(audit.leaked_heldout(documents), shards=len(documents))
 
 
 @dg.asset_check(
-    asset=_key("tokenizer"),
+    asset=["corpus", "tokenizer"],
     additional_ins={
-        "documents": dg.AssetIn(_key("documents"), partition_mapping=ALL),
-        "raw_documents": dg.AssetIn(_key("raw_documents"), partition_mapping=ALL),
-        "duplicates": dg.AssetIn(_key("duplicates")),
+        "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+        "raw_documents": dg.AssetIn(["corpus", "raw_documents"], partition_mapping=ALL),
+        "duplicates": dg.AssetIn(["corpus", "duplicates"]),
     },
-    description="Over all shards the splits have the asked shares, within five standard deviations of sampling.",
+    description="Over all shards the splits have the configured shares, within five standard deviations of sampling.",
 )
 def split_shares_match_settings(
     settings: dg.ResourceParam[Settings],
@@ -238,49 +198,42 @@ def split_shares_match_settings(
     raw = sum(frame.select(pl.len()).collect().item() for frame in raw_documents.values())
     kept = raw - duplicates.select(pl.len()).collect().item()
     shares = audit.split_shares(documents, kept, settings.experiment.corpus.split)
-    result = _result([name for name, (_, _, fits) in shares.items() if not fits], kept=kept)
-    found = {f"{name}_share": share for name, (share, _, _) in shares.items()}
-    asked = {f"{name}_asked": share for name, (_, share, _) in shares.items()}
-    return result.with_metadata({**result.metadata, **found, **asked})
+    problems = [
+        f"{name}: {found:.2%} instead of {share:.2%}" for name, (found, share, fits) in shares.items() if not fits
+    ]
+    found_shares = {f"{name}_share": found for name, (found, _, _) in shares.items()}
+    configured_shares = {f"{name}_configured": share for name, (_, share, _) in shares.items()}
+    return problems_result(problems, dg.AssetCheckSeverity.ERROR, kept=kept, **found_shares, **configured_shares)
 
 
 @dg.asset_check(
-    asset=_key("tokenizer"),
+    asset=["corpus", "tokenizer"],
     blocking=True,
     description="Texts of many scripts survive encoding and decoding, and never become special tokens.",
 )
 def tokenizer_round_trips(tokenizer: Path) -> dg.AssetCheckResult:
-    return _result(audit.lossy_texts(load_tokenizer(tokenizer)), texts=len(audit.ROUND_TRIP))
+    return problems_result(audit.lossy_texts(load_tokenizer(tokenizer)), texts=len(audit.ROUND_TRIP))
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=_key("tokens"),
-        partitions_def=shards(settings),
-        additional_ins={
-            "documents": dg.AssetIn(_key("documents")),
-            "tokenizer": dg.AssetIn(_key("tokenizer")),
-        },
-        blocking=True,
-        description="Every document is there once, in order, from bos to eos, of tokens of the vocabulary.",
-    )
+@shard_check(
+    asset=["corpus", "tokens"],
+    additional_ins=_TOKEN_SOURCES,
+    blocking=True,
+    description="Every document is there once, in order, from bos to eos, of tokens of the vocabulary.",
 )
 def tokens_match_documents(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
     arrays, frame = TokenArrays.load(tokens), documents.collect()
-    return _result(audit.bad_token_documents(arrays, frame, load_tokenizer(tokenizer)), tokens=len(arrays.tokens))
+    wrong = audit.wrong_token_documents(arrays, frame, load_tokenizer(tokenizer))
+    return problems_result(wrong, tokens=len(arrays.tokens))
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=_key("tokens"),
-        partitions_def=shards(settings),
-        additional_ins={
-            "documents": dg.AssetIn(_key("documents")),
-            "tokenizer": dg.AssetIn(_key("tokenizer")),
-        },
-        blocking=True,
-        description="The tokens of a sample of documents decode to their text.",
-    )
+@shard_check(
+    asset=["corpus", "tokens"],
+    additional_ins=_TOKEN_SOURCES,
+    blocking=True,
+    description="The tokens of a sample of documents decode to their text.",
 )
 def tokens_decode_to_documents(tokens: Path, documents: pl.LazyFrame, tokenizer: Path) -> dg.AssetCheckResult:
-    return _result(audit.undecodable(TokenArrays.load(tokens), documents.collect(), load_tokenizer(tokenizer)))
+    arrays, frame = TokenArrays.load(tokens), documents.collect()
+    wrong = audit.undecodable_documents(arrays, frame, load_tokenizer(tokenizer))
+    return problems_result(wrong, sample=min(audit.TOKEN_SAMPLE, len(frame)))

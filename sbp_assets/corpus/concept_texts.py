@@ -1,6 +1,6 @@
-"""The words and sentences that the world of concepts is told in: kinds, attributes and their values, wordings, genres.
+"""The words and sentences of the world of concepts: kinds, attributes and their values, wordings, genres.
 
-These are data alone. `corpus.concepts` draws from them, and every document of the embedded corpus is made of them.
+These are data alone, from which `corpus.concepts` draws every document of the embedded corpus.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The world follows the Bayesian reading of SBP (paper, section 5): a document ren
 about one concept inform each other. A concept has an invented name, a kind of thing that it is, and one value per
 attribute. A document opens with a line naming its genre, then states a few of the concept's facts in varied wording
 among sentences that state none; some it may state once more, as texts do, in other words before it closes. Everything
-is a pure function of the settings and the document's number, whatever the number of shards.
+is a pure function of the settings and the document's number, independent of the number of shards.
 """
 
 from __future__ import annotations
@@ -41,14 +41,13 @@ T = TypeVar("T")
 
 CHOICES = 4  # of a question
 
-
 _SUBJECT = r"(?P<name>[A-Z][a-z]+)"
 _VALUE = r"(?P<value>[^.,;:!?\n]{1,40}?)"
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One fact as a text states it. `concept` is the concept's number; `true` whether the world agrees."""
+    """One fact as a text states it: `concept` is the concept's number, `true` tells whether it holds in the world."""
 
     concept: int
     attribute: str
@@ -95,7 +94,7 @@ class ConceptWorld:
         self._cumulative = list(accumulate(self.popularity))
 
     def document(self, number: int) -> dict[str, str]:
-        """Document `number` (from 0): id, text, url, source. Its text is a pure function of settings and number."""
+        """Return document `number` (from 0): id, text, url, source; a pure function of the settings and the number."""
         rng = random.Random(f"document-{self.source.seed}-{number}")
         concept = min(bisect(self._cumulative, rng.random() * self._cumulative[-1]), len(self.names) - 1)
         genre = _pick(rng, GENRES)
@@ -125,12 +124,12 @@ class ConceptWorld:
         return {"id": f"concepts-{number:07d}", "text": text, "url": f"concepts://{number}", "source": "concepts"}
 
     def concept_of(self, text: str) -> int | None:
-        """Number of the concept that `text` names most often (the first such), or None where it names none."""
+        """Return the number of the concept that `text` names most often (the first such), or None without a name."""
         named = Counter(word for word in re.findall(r"\b[A-Z][a-z]+\b", text) if word in self._number)
         return self._number[named.most_common(1)[0][0]] if named else None
 
     def statements(self, text: str) -> list[Statement]:
-        """Every fact sentence of `text`, in order, true or not; values outside the vocabulary are false.
+        """Return every fact sentence of `text`, in order, true or not; values outside the vocabulary are false.
 
         A sentence about a name that is no concept states nothing checkable and is left out.
         """
@@ -155,7 +154,7 @@ class ConceptWorld:
         return [statement for _, _, statement in sorted(chosen, key=lambda item: item[0])]
 
     def questions(self, count: int, seed: int = 0) -> list[dict[str, str | int | list[str]]]:
-        """At most `count` cloze questions: question, choices (4), answer (index), concept, attribute.
+        """Return at most `count` cloze questions: question, choices (4), answer (index), concept, attribute.
 
         The question is the beginning of a document up to (and without) the space before the value: a model scores
         question + ' ' + choice. Facts are drawn by popularity without replacement (Efraimidis and Spirakis, 2006);
@@ -233,11 +232,11 @@ def _sentence(text: str) -> str:
 
 
 def _pick(rng: random.Random, items: list[T] | tuple[T, ...]) -> T:
-    # Only random() is promised to give the same numbers in every Python version; choice() and sample() are not.
+    # Python keeps the numbers of random() the same in every version, but not those of choice() and sample().
     return items[int(rng.random() * len(items))]
 
 
 def _sample(rng: random.Random, items: list[T] | tuple[T, ...], count: int) -> list[T]:
-    """`count` different items in random order."""
+    """Return `count` different items in random order."""
     pool = list(items)
     return [pool.pop(int(rng.random() * len(pool))) for _ in range(count)]

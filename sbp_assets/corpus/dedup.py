@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -21,17 +20,29 @@ from rensa import RMinHash
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
 from sbp_assets.settings import Dedup
+from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
 
-SIGNATURE_SCHEMA: dict[str, Any] = {"id": pl.String, "bands": pl.List(pl.UInt64), "text_sha256": pl.String}
-DUPLICATE_SCHEMA: dict[str, Any] = {
-    "id": pl.String,
-    "shard": pl.Int64,
-    "kept_id": pl.String,
-    "kept_shard": pl.Int64,
-    "jaccard": pl.Float64,
-    "kind": pl.String,
-}
+_TEXT = "corpus/raw_documents.text"
+SIGNATURE_COLUMNS = [
+    Column("id", pl.String, "Document.", "corpus/raw_documents"),
+    Column("bands", pl.List(pl.UInt64), "Hash of each LSH band of the document's MinHash values.", _TEXT),
+    Column("text_sha256", pl.String, "Of the normalised text.", _TEXT),
+]
+SIGNATURE_SCHEMA = table_schema(SIGNATURE_COLUMNS)
+
+_ID = "corpus/minhash_signatures.id"
+_SIMILARITY = f"corpus/minhash_signatures.bands corpus/minhash_signatures.text_sha256 {_TEXT}"
+_KINDS = "'exact': same normalised text; 'near': jaccard at the threshold or above; 'id': same id."
+DUPLICATE_COLUMNS = [
+    Column("id", pl.String, "Document to drop.", _ID),
+    Column("shard", pl.Int64, "Its shard."),
+    Column("kept_id", pl.String, "The document kept in its place, itself never dropped.", _ID),
+    Column("kept_shard", pl.Int64, "Shard of the kept document."),
+    Column("jaccard", pl.Float64, "Exact similarity of the two; null for kind 'id'.", _TEXT),
+    Column("kind", pl.String, _KINDS, _SIMILARITY),
+]
+DUPLICATE_SCHEMA = table_schema(DUPLICATE_COLUMNS)
 
 # Templated text puts thousands of different documents into one LSH bucket; all pairs of a bucket would be quadratic.
 # A text is therefore compared with the first BUCKET_REACH texts of its bucket and the BUCKET_REACH before it. Copies
@@ -43,7 +54,7 @@ PAIRS_PER_BATCH = 2000  # Candidate pairs whose texts are in memory together.
 
 
 def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress, batch: int = 512) -> pl.DataFrame:
-    """SIGNATURE_SCHEMA rows for `documents` (id, text), in their order.
+    """Return the signatures (SIGNATURE_COLUMNS) of `documents` (id, text), in their order.
 
     A band is the 64-bit hash of its number and its permutations/bands MinHash values.
     """
@@ -78,7 +89,7 @@ def find_duplicates(
     memory_limit: str,
     progress: Progress,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The documents to drop (DUPLICATE_SCHEMA, in (shard, position) order) and counts.
+    """Return the documents to drop (DUPLICATE_COLUMNS, in (shard, position) order) and counts.
 
     `documents` (id, text) and `signatures` are keyed by shard ('00000'), row for row in the same order. `scratch` is an
     empty directory: signatures and candidate texts are staged there and DuckDB spills there; memory holds at most
@@ -117,7 +128,7 @@ def require_enough(counts: Mapping[str, int], source: str) -> None:
 
 
 def _band_hashes(digests: np.ndarray, bands: int) -> np.ndarray:
-    """(documents, permutations) MinHash values to (documents, bands) uint64 hashes."""
+    """Return (documents, bands) uint64 hashes of (documents, permutations) MinHash values."""
     digests = digests.reshape(len(digests), bands, -1)
     mixed = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), digests.shape[:2]).copy()
     for column in range(digests.shape[2]):
@@ -130,7 +141,7 @@ def _band_hashes(digests: np.ndarray, bands: int) -> np.ndarray:
 
 
 def _stage(documents: Mapping[str, pl.LazyFrame], signatures: Mapping[str, pl.LazyFrame], scratch: Path) -> int:
-    """Write signatures with each document's place `n` in (shard, position) order; returns the number of documents."""
+    """Write signatures with each document's place `n` in (shard, position) order; return the number of documents."""
     if documents.keys() != signatures.keys():
         raise CorpusError(f"documents of shards {sorted(documents)} but signatures of {sorted(signatures)}")
     start = 0
@@ -149,7 +160,7 @@ def _stage(documents: Mapping[str, pl.LazyFrame], signatures: Mapping[str, pl.La
 
 
 def _candidates(db: duckdb.DuckDBPyConnection) -> None:
-    """Table `pairs` (a < b: the first documents of two different texts) of the texts that share a bucket."""
+    """Create table `pairs` (a < b: the first documents of two different texts) of the texts that share a bucket."""
     db.execute("CREATE TABLE texts AS SELECT text_sha256, min(n) AS n FROM staged GROUP BY text_sha256")
     db.execute(
         """
@@ -161,7 +172,7 @@ def _candidates(db: duckdb.DuckDBPyConnection) -> None:
         ) WHERE size > 1
         """
     )
-    # Joins on (band, rank) are equalities, so a giant bucket costs 2 * BUCKET_REACH rows a member, not its square.
+    # Joins on (band, rank) are equalities, so a giant bucket costs 2 * BUCKET_REACH rows per member, not its square.
     db.execute(
         f"""
         CREATE TABLE pairs AS
@@ -176,7 +187,7 @@ def _candidates(db: duckdb.DuckDBPyConnection) -> None:
 
 
 def _stage_texts(db: duckdb.DuckDBPyConnection, documents: Mapping[str, pl.LazyFrame], scratch: Path) -> None:
-    """View `candidate_texts` (n, text) of the documents in `pairs`."""
+    """Create view `candidate_texts` (n, text) of the documents in `pairs`."""
     wanted = db.execute("SELECT DISTINCT unnest([a, b]) AS n FROM pairs ORDER BY n").fetchnumpy()["n"]
     start, written = 0, False
     for key in sorted(documents):
@@ -196,7 +207,7 @@ def _stage_texts(db: duckdb.DuckDBPyConnection, documents: Mapping[str, pl.LazyF
 
 
 def _verify(db: duckdb.DuckDBPyConnection, settings: Dedup, progress: Progress) -> None:
-    """Table `edges` (a, b, jaccard) of the pairs whose exact similarity reaches the threshold."""
+    """Create table `edges` (a, b, jaccard) of the pairs whose exact similarity reaches the threshold."""
     db.execute("CREATE TABLE edges (a BIGINT, b BIGINT, jaccard DOUBLE)")
     db.execute("CREATE TABLE ordered AS SELECT a, b, row_number() OVER (ORDER BY b, a) - 1 AS place FROM pairs")
     for first in range(0, _scalar(db, "SELECT count(*) FROM ordered"), PAIRS_PER_BATCH):
@@ -221,7 +232,7 @@ def _verify(db: duckdb.DuckDBPyConnection, settings: Dedup, progress: Progress) 
 
 
 def _greedy(db: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, int, str, int, float | None, str]]:
-    """Rows to drop: walks the documents with an equal id, an equal text or an edge, in order, keeping what it can."""
+    """Yield rows to drop: of the documents with an equal id, an equal text or an edge, in order, the first are kept."""
     neighbours: dict[int, list[tuple[int, float]]] = {}
     for a, b, similarity in db.execute("SELECT a, b, jaccard FROM edges ORDER BY a, b").fetchall():
         neighbours.setdefault(a, []).append((b, similarity))
@@ -237,7 +248,7 @@ def _greedy(db: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, int, str, int,
         """
     )
     kept_ids: dict[str, tuple[str, int]] = {}
-    kept_texts: dict[int, tuple[str, int]] = {}  # A text goes by the place of its first document.
+    kept_texts: dict[int, tuple[str, int]] = {}  # A text is identified by the place of its first document.
     while rows := involved.fetchmany(10_000):
         for name, shard, text in rows:
             near = [(n, similarity) for n, similarity in neighbours.get(text, ()) if n in kept_texts]

@@ -1,4 +1,4 @@
-"""From a source's settings to its manifest, and from a shard's manifest rows to its documents and rejected rows."""
+"""Ingest a source: its settings give the manifest; a shard's rows of it give documents and rejected rows."""
 
 from __future__ import annotations
 
@@ -18,26 +18,51 @@ from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.readers import Document, Fields, Reject, RowMaker, cut_at_word, excerpt, read_rows
 from sbp_assets.corpus.source_files import Root
 from sbp_assets.settings import ConceptsSource, FilesSource, FiveTokensSource, HubSource
+from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
 
 logger = logging.getLogger("sbp_assets.corpus.ingest")
 
 Source = ConceptsSource | FiveTokensSource | FilesSource | HubSource
 
-MANIFEST_SCHEMA = {"file": pl.String, "shard": pl.Int64, "bytes": pl.Int64, "sha256": pl.String, "modified": pl.String}
-DOCUMENT_SCHEMA = {
-    "id": pl.String, "text": pl.String, "url": pl.String, "source": pl.String, "file": pl.String, "line": pl.Int64,
-}  # fmt: skip
-REJECT_SCHEMA = {"file": pl.String, "line": pl.Int64, "reason": pl.String, "excerpt": pl.String}
+MANIFEST_COLUMNS = [
+    Column("file", pl.String, "Relative to the corpus root; for a generated or hub corpus, what a shard reads."),
+    Column("shard", pl.Int64, "Null: beyond the last shard (files_per_shard)."),
+    Column("bytes", pl.Int64, "0 where the source is not files."),
+    Column("sha256", pl.String, "Of the file, or of the settings (and revision) that stand for it."),
+    Column("modified", pl.String, "ISO time, null where unknown."),
+]
+MANIFEST_SCHEMA = table_schema(MANIFEST_COLUMNS)
+
+# Every column of a row comes from the file that the manifest pins by name and digest.
+_SOURCE_FILE = "corpus/source_manifest.file corpus/source_manifest.sha256"
+RAW_DOCUMENT_COLUMNS = [
+    Column("id", pl.String, "Unique in its shard.", _SOURCE_FILE),
+    Column("text", pl.String, "Cut at corpus.max_chars.", _SOURCE_FILE),
+    Column("url", pl.String, "Null where the source has none.", _SOURCE_FILE),
+    Column("source", pl.String, "The row's own source field, else the data set's name.", _SOURCE_FILE),
+    Column("file", pl.String, "Source file, relative to the corpus root.", _SOURCE_FILE),
+    Column("line", pl.Int64, "Line or row of that file, from 1.", _SOURCE_FILE),
+]
+RAW_DOCUMENT_SCHEMA = table_schema(RAW_DOCUMENT_COLUMNS)
+
+REJECTED_ROW_COLUMNS = [
+    Column("file", pl.String, "Source file, relative to the corpus root.", _SOURCE_FILE),
+    Column("line", pl.Int64, "Line or row of that file, from 1; null where it has none.", _SOURCE_FILE),
+    Column("reason", pl.String, "Why the row is not a document.", _SOURCE_FILE),
+    Column("excerpt", pl.String, "The beginning of the row, untrusted.", _SOURCE_FILE),
+]
+REJECTED_ROW_SCHEMA = table_schema(REJECTED_ROW_COLUMNS)
+
 DUPLICATE_ID = "duplicate id in this shard"
 
 
 def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl.DataFrame, list[str]]:
-    """The manifest (columns MANIFEST_SCHEMA) and the files of unknown type that it leaves out.
+    """Return the manifest (MANIFEST_COLUMNS) and the files of unknown type that it leaves out.
 
-    Files go to shards in order of their path: round-robin, or `files_per_shard` at a time, where a file beyond
-    the last shard gets a null shard. A generated source and `hub` have one row per shard; what stands for their content
-    is the digest of the settings, and of the revision for `hub`.
+    Files are assigned to shards in the order of their paths: round-robin, or `files_per_shard` at a time, where a file
+    beyond the last shard gets a null shard. A generated source and `hub` have one row per shard; its digest is that of
+    the settings, with the revision for `hub`. Raises CorpusError where the source does not exist or has no file.
     """
     if not isinstance(source, FilesSource):
         prefix, digest = _identity(source)
@@ -65,9 +90,9 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
 
 
 def source_changes(source: FilesSource, manifest: pl.DataFrame) -> dict[str, dict[str, str]]:
-    """What differs between the present files and their `manifest`: {'new', 'changed', 'gone'}, each {file: stamp}.
+    """Return how the present files differ from their `manifest`: {'new', 'changed', 'gone'}, each {file: stamp}.
 
-    No file is read: its size and, where both are known, its time of modification tell that it has changed.
+    No file is read: a file has changed when its size differs or, where both are known, its modification time.
     """
     known = {row["file"]: row for row in manifest.iter_rows(named=True)}
     changes: dict[str, dict[str, str]] = {"new": {}, "changed": {}, "gone": dict.fromkeys(known, "")}
@@ -83,10 +108,10 @@ def source_changes(source: FilesSource, manifest: pl.DataFrame) -> dict[str, dic
 def read_shard(
     source: Source, manifest: pl.DataFrame, shard: int, shards: int, max_chars: int | None, progress: Progress
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
-    """Documents (DOCUMENT_SCHEMA), rejected rows (REJECT_SCHEMA) and counts {rows_read, rows_cut} of a shard.
+    """Return documents (RAW_DOCUMENT_COLUMNS), rejected rows (REJECTED_ROW_COLUMNS) and counts of a shard.
 
-    Reads the manifest's files of `shard` and nothing else. Raises CorpusError naming the file that cannot be read or
-    has changed; nothing of the shard is then returned.
+    The counts are {rows_read, rows_cut}. Only the manifest's files of `shard` are read. Raises CorpusError, which names
+    the file, where one cannot be read or has changed.
     """
     mine = manifest.filter(pl.col("shard") == shard)
     documents: list[Document] = []
@@ -106,14 +131,14 @@ def read_shard(
             counts["rows_cut"] += len(text) < len(row.text)
             documents.append(Document(**{**asdict(row), "text": text}))
     return (
-        pl.DataFrame([astuple(d) for d in documents], schema=DOCUMENT_SCHEMA, orient="row"),
-        pl.DataFrame([astuple(r) for r in rejects], schema=REJECT_SCHEMA, orient="row"),
+        pl.DataFrame([astuple(d) for d in documents], schema=RAW_DOCUMENT_SCHEMA, orient="row"),
+        pl.DataFrame([astuple(r) for r in rejects], schema=REJECTED_ROW_SCHEMA, orient="row"),
         counts,
     )
 
 
 def _identity(source: ConceptsSource | FiveTokensSource | HubSource) -> tuple[str, str]:
-    """Prefix of a manifest row's `file`, and the digest that stands for the source's content."""
+    """Return the prefix of a manifest row's `file`, and the digest that identifies the source's content."""
     if not isinstance(source, HubSource):
         return source.kind, hashlib.sha256(source.model_dump_json().encode()).hexdigest()
     pinned = f"hub:{source.name}@{_revision(source)}"
@@ -121,7 +146,7 @@ def _identity(source: ConceptsSource | FiveTokensSource | HubSource) -> tuple[st
 
 
 def _revision(source: HubSource) -> str:
-    """The commit a hub data set is at, so that every shard reads the same; 'local' for a directory."""
+    """Return the current commit of a hub data set, so that every shard reads the same; 'local' for a directory."""
     if Path(source.name).exists():
         return "local"
     from huggingface_hub import HfApi
@@ -154,9 +179,10 @@ def _rows(source: Source, entry: dict[str, Any], shard: int, shards: int) -> Ite
 
 
 def _hub(source: HubSource, file: str, shard: int, shards: int) -> Iterator[Document | Reject]:
-    """Rows of a streamed data set. With at least as many files as shards a shard reads its own files only;
+    """Yield the rows of a streamed data set; `line` is the row's number in what is read.
 
-    with fewer, every shard streams all rows and takes each `shards`-th. `line` is the row's number in what is read.
+    With at least as many files as shards a shard reads its own files only; with fewer, every shard streams all rows and
+    takes each `shards`-th.
     """
     from datasets import load_dataset
 

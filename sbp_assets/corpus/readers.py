@@ -1,4 +1,4 @@
-"""Read documents from files under any fsspec URL, row by row, with every unusable row accounted for.
+"""Read documents from files under any fsspec URL, row by row, and account for every row that is not a document.
 
 Rows are bytes until they are known to be UTF-8, so one bad byte costs one row. What cannot be read to its end (a
 truncated .zst, say) raises CorpusError naming the file: a part of a file is never ingested as the whole.
@@ -25,7 +25,7 @@ EXCERPT_CHARS = 200
 
 @dataclass(frozen=True)
 class Document:
-    """A usable row. `line` counts from 1: line of a JSONL file, row of a Parquet file, 1 for a text file."""
+    """A row that is a document. `line` is the line of a JSONL file or the row of a Parquet file, from 1; else 1."""
 
     id: str
     text: str
@@ -55,7 +55,7 @@ class Fields:
 
 
 def read_rows(root: Root, file: str, fields: Fields, sha256: str | None) -> Iterator[Document | Reject]:
-    """Documents and rejects of one file, in order, streamed.
+    """Yield the documents and rejects of one file, in order.
 
     Raises CorpusError at the end of a file whose content is not `sha256`, and wherever it cannot be read. The caller
     must therefore publish nothing before the iterator is exhausted.
@@ -78,7 +78,7 @@ def read_rows(root: Root, file: str, fields: Fields, sha256: str | None) -> Iter
 
 
 def cut_at_word(text: str, max_chars: int | None) -> str:
-    """`text` cut to at most `max_chars` characters, at white space where there is any."""
+    """Return `text`, cut to at most `max_chars` characters, at white space where there is any."""
     if max_chars is None or len(text) <= max_chars:
         return text
     text = text.lstrip()
@@ -93,7 +93,7 @@ def cut_at_word(text: str, max_chars: int | None) -> str:
 
 
 def excerpt(raw: bytes | str) -> str:
-    """The beginning of a row as text that every file format can hold."""
+    """Return the beginning of a row as text that every file format can hold."""
     text = raw[: 4 * EXCERPT_CHARS].decode("utf-8", "replace") if isinstance(raw, bytes) else raw[:EXCERPT_CHARS]
     return text[:EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode()
 
@@ -147,8 +147,8 @@ class RowMaker:
             return self.reject(line, f"text is not a string but {type(text).__name__}", raw)
         if not text.strip():
             return self.reject(line, "empty text", raw)
-        usable = (isinstance(key, str) and key.strip()) or (isinstance(key, int) and not isinstance(key, bool))
-        name = str(key) if usable else f"{self.prefix}-{line}"
+        valid_key = (isinstance(key, str) and key.strip()) or (isinstance(key, int) and not isinstance(key, bool))
+        name = str(key) if valid_key else f"{self.prefix}-{line}"
         url = url if isinstance(url, str) and url else None
         source = source if isinstance(source, str) and source else self.source
         try:
@@ -197,7 +197,7 @@ def _decompressed(stream: _Hashing, file: str) -> Iterator[bytes]:
 
 
 def _zstd(stream: _Hashing) -> Iterator[bytes]:
-    """All frames of a .zst file. zstandard's own stream_reader ends silently inside a truncated frame."""
+    """Yield all frames of a .zst file: zstandard's own stream_reader ends silently inside a truncated frame."""
     # Files compressed with --long need the larger window.
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame, inside = decompressor.decompressobj(), False
@@ -212,7 +212,7 @@ def _zstd(stream: _Hashing) -> Iterator[bytes]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their line feed; only b'\\n' ends a line, as JSON Lines has it."""
+    """Yield lines without their line feed; only b'\\n' ends a line, as JSON Lines has it."""
     pending: list[bytes] = []
     for chunk in chunks:
         first, *rest = chunk.split(b"\n")

@@ -1,13 +1,13 @@
-"""Word segmentation and shingles: each way in which the stages cut a text into words and compare runs of them.
+"""Word segmentation and shingles: the ways in which the stages cut a text into words and compare runs of them.
 
-A shingle is a run of consecutive words. Three segmentations stand side by side, because the artifacts of each user
+A shingle is a run of consecutive words. There are three segmentations, because the artifacts of each user
 depend on its own:
 
 | segmentation | words | case and Unicode | used by |
 |---|---|---|---|
 | `segmented_words` | runs of letters, single characters of unspaced scripts, runs of punctuation | of `normalise` (NFC, case folded) | corpus de-duplication, duplicates of the quality metrics |
 | `words_without_punctuation` | the same without punctuation, `_` included | NFC, lower case | contamination of the evaluation sets |
-| `whitespace_words` | whatever stands between white space, punctuation with it | lower case | near-copies among pairs, repetition and pair copying of the quality metrics |
+| `whitespace_words` | what white space separates, punctuation included | lower case | near-copies among pairs, repetition and pair copying of the quality metrics |
 """  # noqa: E501 (a table)
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def segmented_words(normalised: str) -> list[str]:
 
 
 def whitespace_words(text: str) -> list[str]:
-    """Return what stands between white space in `text`, in lower case."""
+    """Return what white space separates in `text`, in lower case."""
     return text.lower().split()
 
 

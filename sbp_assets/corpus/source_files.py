@@ -1,4 +1,4 @@
-"""The files that a corpus is read from: where they lie, what they are called, and what pins their content."""
+"""The files of a corpus: their location, their names, and the digest that pins their content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUFFIXES = (*ROW_SUFFIXES, *TEXT_SUFFIXES, ".parquet")
 
 
 class Root:
-    """The place a corpus lies: a file, a directory (read recursively), or a glob, on any fsspec file system."""
+    """The location of a corpus: a file, a directory (read recursively), or a glob, on any fsspec file system."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -40,11 +40,14 @@ class Root:
 
     @property
     def name(self) -> str:
-        """Name of the corpus, for rows that do not tell their source."""
+        """Return the name of the corpus, for rows that do not name their source."""
         return PurePosixPath(self.base).name or "files"
 
     def files(self) -> tuple[list[str], list[str]]:
-        """Paths relative to the root, sorted: (readable files, files of other types); hidden files are neither."""
+        """Return paths relative to the root, sorted: (readable files, files of other types); hidden files are neither.
+
+        Raises CorpusError where the root does not exist or has no readable file.
+        """
         if any(character in self._location for character in "*?["):
             found = [path for path in self.fs.glob(self._location) if self.fs.isfile(path)]
         elif self.fs.isfile(self._location):
@@ -73,7 +76,7 @@ class Root:
         return self.fs.open(self.full(file), "rb")
 
     def describe(self, file: str) -> tuple[int, str, str | None]:
-        """Bytes, sha256 and modification time (ISO; None where the file system keeps none) of a file."""
+        """Return bytes, sha256 and modification time (ISO; None where the file system keeps none) of a file."""
         digest, size = hashlib.sha256(), 0
         with naming(file), self.open(file) as stream:
             while chunk := stream.read(CHUNK):
@@ -82,7 +85,7 @@ class Root:
         return size, digest.hexdigest(), self._modified(file)
 
     def stamps(self) -> dict[str, tuple[int | None, str | None]]:
-        """Bytes and modification time, as `describe` tells them, of every readable file as it lies there now.
+        """Return the present bytes and modification time, as `describe` does, of every readable file.
 
         Both are None for a file that disappeared in the meantime.
         """
@@ -104,7 +107,7 @@ class Root:
 
 @contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Raise CorpusError, which names `file`, for whatever the file system or the decompressor raises."""
+    """Raise CorpusError, which names `file`, for every error of the file system or the decompressor."""
     try:
         yield
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:

@@ -1,18 +1,29 @@
-"""Which split a document belongs to: a function of its id and the settings alone, whatever else is in the corpus."""
+"""The split of a document: a function of its id and the settings alone, independent of the rest of the corpus."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import polars as pl
 
+from sbp_assets.corpus.ingest import RAW_DOCUMENT_COLUMNS
 from sbp_assets.settings import Split
+from sbp_assets.storage.columns import Column
 
 UNIQUE, ORACLE, HELDOUT = "unique", "oracle", "heldout"
 
+# Which ids there are depends on the duplicates, too.
+_SOURCES = {"id": "corpus/duplicates corpus/raw_documents"}
+_SPLIT = "'unique' (D), 'oracle' or 'heldout', by salted hash of the id."
+DOCUMENT_COLUMNS = [
+    *(replace(column, sources=_SOURCES.get(column.name, "corpus/raw_documents")) for column in RAW_DOCUMENT_COLUMNS),
+    Column("split", pl.String, _SPLIT, "corpus/raw_documents.id"),
+]
+
 
 def split_of(document_id: str, split: Split) -> str | None:
-    """'unique' (D), 'oracle', 'heldout', or None for a document outside every split.
+    """Return 'unique' (D), 'oracle', 'heldout', or None for a document outside every split.
 
     The id's salted hash is a place in [0, 1): D lies at the lower end, the held-out documents at the upper end and the
     oracle's beside D, so that changing the oracle's share moves no document of the other two.
@@ -28,7 +39,7 @@ def split_of(document_id: str, split: Split) -> str | None:
 
 
 def split_documents(documents: pl.DataFrame, duplicates: pl.DataFrame, shard: int, split: Split) -> pl.DataFrame:
-    """`documents` of `shard` without `duplicates`, with column `split`; documents outside every split left out."""
+    """Return the `documents` of `shard` that are in a split and not in `duplicates`, with the column `split`."""
     dropped = duplicates.filter(pl.col("shard") == shard).select("id")
     kept = documents.join(dropped, on="id", how="anti", maintain_order="left")
     splits = pl.Series("split", [split_of(name, split) for name in kept["id"]], dtype=pl.String)
@@ -36,5 +47,5 @@ def split_documents(documents: pl.DataFrame, duplicates: pl.DataFrame, shard: in
 
 
 def expected_deviation(share: float, documents: int) -> float:
-    """How far a split's share may stray from `share` over `documents`: five standard deviations of the binomial."""
+    """Return how far a split's share may differ from `share`: five standard deviations of the binomial."""
     return 5 * (share * (1 - share) / max(documents, 1)) ** 0.5 + 1 / max(documents, 1)

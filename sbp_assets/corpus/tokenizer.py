@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.split import HELDOUT, ORACLE, UNIQUE
 from sbp_assets.settings import Split
+from sbp_assets.storage.columns import Column
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,13 +25,19 @@ PAD = "<|pad|>"
 RELATED = "<|related|>"  # Stands between d1 and d2.
 SPECIALS = (BOS, EOS, PAD, RELATED)
 
+TOKEN_COLUMNS = [
+    Column("id", pl.String, "Document; of documents.parquet.", "corpus/documents"),
+    Column("split", pl.String, "As in corpus/documents; of documents.parquet.", "corpus/documents"),
+    Column("tokens", "array[uint]", "Of tokens.npy: the document's `<bos>` ids `<eos>`.", "corpus/documents.text"),
+]
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocab_size` entries, specials included, trained on `texts` (streamed).
+    """Return a byte-level BPE of at most `vocab_size` entries, specials included, trained on `texts` (streamed).
 
     All 256 bytes are in the vocabulary, so every text is encoded without loss.
     """
-    # Here and below where it is used: it loads torch, which few of the processes that load the definitions need.
+    # Imported where it is used: it loads torch, which few of the processes that load the definitions need.
     from transformers import PreTrainedTokenizerFast
 
     raw = RawTokenizer(models.BPE())
@@ -54,7 +61,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer `name` (hub name or path); special tokens that it lacks are added, those it has stay its own."""
+    """Return the tokenizer `name` (hub name or path), with special tokens added where it has none of its own.
+
+    Raises CorpusError where it cannot be loaded, or has no fast version.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -72,7 +82,7 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer saved in `directory`; ValueError where it lacks a special token."""
+    """Return the tokenizer saved in `directory`; raises ValueError where it lacks a special token."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
@@ -85,12 +95,12 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 
 
 def related_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Token id of RELATED."""
+    """Return the token id of RELATED."""
     return int(tokenizer.get_added_vocab()[RELATED])
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each text without special tokens, int64. A special token's name in a text is ordinary text."""
+    """Return the token ids (int64) of each text, without special tokens; the name of one in a text is ordinary text."""
     if not len(texts):
         return []
     encoded = tokenizer(
@@ -101,24 +111,24 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> li
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
-    """[bos] + ids + [eos] of each text, int64."""
+    """Return [bos] + ids + [eos] of each text, int64."""
     return [np.array([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]) for ids in encode_texts(tokenizer, texts)]
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int] | np.ndarray) -> str:
-    """Text of token ids: the inverse of `encode_texts`. Special tokens would show as their names."""
+    """Return the text of token ids: the inverse of `encode_texts`. Special tokens appear as their names."""
     return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def stream_texts(documents: Mapping[str, pl.LazyFrame], split: str, batch: int = 1000) -> Iterator[list[str]]:
-    """Batches of texts of `split` over all shards in order; one shard's texts are in memory at a time."""
+    """Yield batches of texts of `split` over all shards in order; one shard's texts are in memory at a time."""
     for key in sorted(documents):
         for rows in documents[key].filter(pl.col("split") == split).select("text").collect().iter_slices(batch):
             yield rows["text"].to_list()
 
 
 def require_splits(documents: Mapping[str, pl.LazyFrame], split: Split) -> dict[str, int]:
-    """Documents per split over all shards. Raises CorpusError where a split that is asked for is too small."""
+    """Return the documents per split over all shards; raises CorpusError where a split of the settings is too small."""
     counts = dict.fromkeys((UNIQUE, ORACLE, HELDOUT), 0)
     for frame in documents.values():
         counts |= {name: counts[name] + n for name, n in frame.group_by("split").len().collect().iter_rows()}
@@ -135,7 +145,7 @@ def require_splits(documents: Mapping[str, pl.LazyFrame], split: Split) -> dict[
 def require_tokens(
     tokenizer: PreTrainedTokenizerFast, documents: Mapping[str, pl.LazyFrame], tokens_per_step: int
 ) -> None:
-    """Raise CorpusError for a D of less than one optimizer step. Reading stops as soon as there are enough tokens."""
+    """Raise CorpusError for a D of less than one optimizer step; reading stops as soon as there are enough tokens."""
     tokens = 0
     for texts in stream_texts(documents, UNIQUE, batch=100):
         tokens += sum(map(len, encode_documents(tokenizer, texts)))

@@ -1,22 +1,23 @@
-"""What checks report: whether they passed, and in words why not."""
+"""Results of asset checks: whether a check passed and, in words, why not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
-from sbp_assets.dagster_support.preview import escape
+from sbp_assets.dagster_support.preview import escape, printable
 
 DATA_VERSION = "dagster/data_version"
-SHOWN = 5
+SHOWN = 5  # Entries of a list in a result's description.
+LISTED, PROBLEM_CHARS = 20, 300  # Problems in a result's metadata, and characters of each.
 
 
 def check_result(
     passed: bool, metadata: Mapping[str, Any], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
 ) -> dg.AssetCheckResult:
-    """A check's result that says in words why it failed: the UI hides lists among the metadata behind a button.
+    """Return a check's result whose description says why the check failed: the UI hides lists of the metadata.
 
-    The words are the entries of `problems`, and the first few of the other lists and texts that are not empty.
+    The description consists of the first entries of `problems`, and of the other lists and texts that are not empty.
     """
     reasons: list[str] = []
     for name, value in ({} if passed else metadata).items():
@@ -31,18 +32,27 @@ def check_result(
 
 
 def problems_result(
-    problems: list[str], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float | str
+    problems: Sequence[str], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float | str
 ) -> dg.AssetCheckResult:
-    """Return the result of a check that lists `problems` in words: it passes when there are none.
+    """Return the result of a check that passes when there are no `problems`: sentences, or the ids of wrong rows.
 
-    `numbers` are further metadata.
+    The metadata are `numbers`, the number of problems and the first LISTED of them.
     """
-    return check_result(passed=not problems, metadata={**numbers, "problems": problems}, severity=severity)
+    result = check_result(not problems, {"problems": list(problems)}, severity)
+    listed = [printable(problem)[:PROBLEM_CHARS] for problem in problems[:LISTED]]
+    return result.with_metadata({**numbers, "problem_count": len(problems), "problems": listed})
+
+
+def last_materialization(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None
+) -> dg.AssetMaterialization | None:
+    """Return the last materialisation of an asset (or of its partition); None without one."""
+    wanted = dg.AssetRecordsFilter(asset, asset_partitions=[partition] if partition else None)
+    records = instance.fetch_materializations(wanted, limit=1).records
+    return records[0].asset_materialization if records else None
 
 
 def last_version(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> str | None:
-    """Content version that the last materialisation of an asset (or partition) recorded; None without one."""
-    wanted = dg.AssetRecordsFilter(asset, asset_partitions=[partition] if partition else None)
-    records = instance.fetch_materializations(wanted, limit=1).records
-    materialization = records[0].asset_materialization if records else None
+    """Return the content version that the last materialisation of an asset (or its partition) recorded, if any."""
+    materialization = last_materialization(instance, asset, partition)
     return (materialization.tags or {}).get(DATA_VERSION) if materialization else None

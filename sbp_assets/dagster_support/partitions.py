@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import dagster as dg
 
+from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.settings import Settings
 
 # A fan-in: every partition of the input.
@@ -25,6 +28,11 @@ def seeds(settings: Settings) -> dg.StaticPartitionsDefinition:
 def first_seed(settings: Settings) -> dg.SpecificPartitionsPartitionMapping:
     """Return the mapping that reads one partition of a per-seed asset: that of the first seed."""
     return dg.SpecificPartitionsPartitionMapping([settings.experiment.seed_keys[0]])
+
+
+def shard_check(**arguments: Any) -> Callable[[Callable[..., Any]], ForSettings[dg.AssetChecksDefinition]]:
+    """Return the decorator of a check that runs once per corpus shard: `dg.asset_check` with these arguments."""
+    return for_settings(lambda settings: dg.asset_check(partitions_def=shards(settings), **arguments))
 
 
 @lru_cache(maxsize=4)

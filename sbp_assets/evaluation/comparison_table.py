@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from sbp_assets.evaluation.comparison import seed_count
+from sbp_assets.evaluation.comparison import UNDEFINED_SHARE, seed_count
 from sbp_assets.evaluation.scores import ACCURACIES
 
 TASK_NAMES = {
@@ -72,6 +72,10 @@ NOTE = (
     "SBP and oracle are differences to the baseline, ± one standard error (paired bootstrap over examples and seeds); "
     "{seeds} seed{plural}."
 )
+DASH_NOTE = (
+    "–: not defined. There is no share where the oracle does not beat the baseline, and no interval where it fails to "
+    f"in more than {UNDEFINED_SHARE:.1%} of the resamples."
+)
 
 
 def _cells(table: pl.DataFrame) -> list[list[str]]:
@@ -96,7 +100,8 @@ def render_table(table: pl.DataFrame) -> str:
 
     seeds = seed_count(table)
     note = NOTE.format(seeds=seeds, plural="" if seeds == 1 else "s")
-    return "\n".join([line(HEADER), line(["─" * width for width in widths]), *map(line, cells), "", note])
+    notes = [note, DASH_NOTE] if any("–" in cell for row in cells for cell in row) else [note]
+    return "\n".join([line(HEADER), line(["─" * width for width in widths]), *map(line, cells), "", *notes])
 
 
 def render_markdown(table: pl.DataFrame) -> str:

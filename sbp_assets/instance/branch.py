@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,20 @@ def parse_changes(changes: Sequence[str]) -> dict[str, str]:
             raise SettingsError(f"{change!r} changes nothing: write key=value, as in synthesizer.epochs=2")
         parsed[key] = text
     return parsed
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Name of a branch, and the experiment's settings that it changes, {dotted key: value}."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+
+def branch_of(data_dir: str) -> Branch | None:
+    """Return the branch whose artifact store `data_dir` is; None where it is a profile's own."""
+    record = Path(data_dir).parent / RECORD
+    return Branch(record.parent.name, json.loads(record.read_text())) if record.is_file() else None
 
 
 def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> None:

@@ -24,6 +24,11 @@ def project_file(name: str) -> Path:
     raise SettingsError(f"no {name} in {' or '.join(str(path.parent) for path in places)}: install the project again")
 
 
+def portable_profile(name: str) -> str:
+    """Return `name`, the name or path of a profile, as it holds in any directory."""
+    return str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
+
+
 def dagster_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment variables under which Dagster's own commands use this profile's instance; none is a secret.
 
@@ -38,8 +43,7 @@ def dagster_environment(settings: Settings, environ: Mapping[str, str] | None = 
         # DAGSTER_HOME is the checkout or a folder of site-packages. Telemetry is off in dagster.yaml, but Dagster would
         # still create empty folders for it there.
         "DAGSTER_DISABLE_TELEMETRY": "1",
-        # A profile of one's own is named by its path, which has to hold in any directory.
-        "SBP_PROFILE": str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name,
+        "SBP_PROFILE": portable_profile(name),
         "SBP_INSTANCE_DIR": settings.deployment.instance_dir,
         # For the `-w` of Dagster's commands: in a checkout, the file workspace.yaml.
         "SBP_WORKSPACE": str(project_file("workspace.yaml")),

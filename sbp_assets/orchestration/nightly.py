@@ -9,7 +9,8 @@ before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -48,6 +49,22 @@ class NightlyAutomation:
     ) -> None:
         self.deployment, self.cache, self.policies = deployment, cache or StalenessCache(), policies
         self._latest: NightlyEvaluation | None = None
+
+    def automate(self, assets: Sequence[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
+        """Return `assets` with their conditions, and fan-ins that are kept up to date with a freshness policy.
+
+        Such a fan-in is called overdue `deployment.overdue_days` after its last materialisation.
+        """
+        partitioned = {spec.key for asset in assets for spec in asset.specs if spec.partitions_def}
+
+        def automated(spec: dg.AssetSpec) -> dg.AssetSpec:
+            fan_in = spec.partitions_def is None and any(dep.asset_key in partitioned for dep in spec.deps)
+            if fan_in and self.policies.get(spec.key) is NightlyPolicy.IF_NEEDED and self.deployment.overdue_days:
+                window = timedelta(days=self.deployment.overdue_days)
+                spec = spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window))
+            return self.with_condition(spec)
+
+        return [asset.map_asset_specs(automated) for asset in assets]
 
     def with_condition(self, spec: dg.AssetSpec) -> dg.AssetSpec:
         """Return `spec` with the condition of its policy; without a policy, as it is."""

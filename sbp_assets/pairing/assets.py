@@ -1,4 +1,4 @@
-"""Nearest-neighbour pairing (paper section 2.1): embed, index, search, filter."""
+"""The pairing stage (paper section 2.1) embeds documents, indexes and searches them, and filters pairs."""
 
 from pathlib import Path
 
@@ -6,20 +6,21 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
-from sbp_assets.pairing.embed import Embedder, embed, embeddings_frame, vectors_of
-from sbp_assets.pairing.filter import filter_pairs, histogram, histogram_markdown, texts_of
-from sbp_assets.pairing.index import build_index, write_index
-from sbp_assets.pairing.search import search
-from sbp_assets.pairing.truth import DEFINITIONS, OVERALL, SCHEMA, SHARES, pair_truth
+from sbp_assets.pairing import truth
+from sbp_assets.pairing.embed import EMBEDDING_COLUMNS, Embedder, embed, embeddings_frame, vectors_of
+from sbp_assets.pairing.filter import PAIR_COLUMNS, filter_pairs, histogram, histogram_markdown, texts_of
+from sbp_assets.pairing.index import INDEX_COLUMNS, build_index, write_index
+from sbp_assets.pairing.search import CANDIDATE_COLUMNS, search
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import staging
-from sbp_assets.storage.column_metadata import lineage, schema
+from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 
-# The settings that decide a vector, and then a neighbour.
+# The settings that vectors depend on, then candidates, then pairs.
 _EMBEDDING = ("pairing.embedding_model", "pairing.embedding_dtype", "pairing.max_tokens")
 _SEARCH = ("pairing.index", "pairing.nprobe", "pairing.neighbors")
 _FILTER = (
@@ -40,19 +41,15 @@ _FILTER = (
         ins={"documents": dg.AssetIn(["corpus", "documents"])},
         pool="device",
         code_version=settings.experiment.version("1", *_EMBEDDING),
-        metadata=schema(
-            ("id", "string", "Document of D."),
-            ("vector", "array[float32]", "Its embedding, of unit length."),
-        )
-        | lineage({"corpus/documents": ("id",)}, vector="corpus/documents.text"),
+        metadata=column_metadata(EMBEDDING_COLUMNS),
     )
 )
 def embeddings(
     settings: dg.ResourceParam[Settings], embedder: dg.ResourceParam[Embedder], documents: pl.LazyFrame
 ) -> dg.MaterializeResult:
-    """One row per document of D (split `unique`): the unit vector that stands for its subject."""
+    """The table has one row per document of D (split `unique`): the unit vector of its text."""
     pairing = settings.experiment.pairing
-    rows = documents.filter(pl.col("split") == "unique").select("id", "text").sort("id").collect()
+    rows = documents.filter(pl.col("split") == UNIQUE).select("id", "text").sort("id").collect()
     engine = embedder.load(pairing.embedding_model, pairing.embedding_dtype, settings.deployment.device)
     with Progress("embed", "documents", len(rows)) as progress:
         vectors = embed(
@@ -78,17 +75,16 @@ def embeddings(
         io_manager_key="directory",
         ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
         code_version=settings.experiment.version("1", "pairing.index"),
-        metadata=schema(
-            ("id", "string", "Document of D; of ids.parquet."),
-            ("vector", "array[uint8]", "Of index.faiss: its embedding, one byte per component."),
-        )
-        | lineage({"pairing/embeddings": ("id", "vector")}),
+        metadata=column_metadata(INDEX_COLUMNS),
     )
 )
 def ann_index(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], embeddings: pl.LazyFrame
 ) -> dg.MaterializeResult:
-    """The key side of one shard: `index.faiss`, one byte per vector component, and `ids.parquet`, its rows' ids."""
+    """The directory holds the key side of one shard's search.
+
+    `index.faiss` has the vectors, one byte per component; `ids.parquet` has the ids of its rows.
+    """
     directory = staging(settings.deployment.work_dir, "ann_index", context.partition_key)
     rows = embeddings.collect()
     with Progress("index", "vectors", len(rows)) as progress:
@@ -117,18 +113,7 @@ def ann_index(
         },
         pool="memory",
         code_version=settings.experiment.version("1", *_SEARCH),
-        metadata=schema(
-            ("query_id", "string", "Document of this shard."),
-            ("neighbor_id", "string", "One of its nearest documents in the whole of D, never itself."),
-            ("neighbor_shard", "string", "Shard of that document."),
-            ("similarity", "float32", "Cosine, -1 to 1; the neighbour's side is 8-bit."),
-            ("rank", "int64", "1 is the nearest."),
-        )
-        | lineage(
-            query_id="pairing/embeddings.id",
-            neighbor_id="pairing/ann_index.id",
-            **dict.fromkeys(("similarity", "rank"), "pairing/embeddings.vector pairing/ann_index.vector"),
-        ),
+        metadata=column_metadata(CANDIDATE_COLUMNS),
     )
 )
 def neighbor_candidates(
@@ -137,7 +122,7 @@ def neighbor_candidates(
     embeddings: dict[str, pl.LazyFrame],
     indexes: dict[str, Path],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """One row per document of this shard and neighbour: the k nearest documents over the indexes of all shards."""
+    """The table has one row per document of this shard and neighbour: its k nearest documents over all shards."""
     pairing = settings.experiment.pairing
     rows = embeddings[context.partition_key].collect()
     with Progress("search", "queries", len(rows) * len(indexes)) as progress:
@@ -168,23 +153,7 @@ def neighbor_candidates(
             "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
         },
         code_version=settings.experiment.version("1", *_FILTER),
-        metadata=schema(
-            ("d1", "string", "Seed document, of this shard."),
-            ("d2", "string", "Related document that the synthesizer learns to write from d1."),
-            ("d2_shard", "string", "Shard of d2."),
-            ("similarity", "float32", "Cosine of the two."),
-            ("shared_shingles", "float32", "Share of d2's word shingles that occur in d1."),
-        )
-        | lineage(
-            {"pairing/neighbor_candidates": ("similarity",)},
-            # (a, b) also gives (b, a), so that either side may have been the query.
-            **dict.fromkeys(
-                ("d1", "d2"),
-                "pairing/neighbor_candidates.query_id pairing/neighbor_candidates.neighbor_id corpus/documents.id",
-            ),
-            d2_shard="pairing/neighbor_candidates.neighbor_shard",
-            shared_shingles="corpus/documents.text",
-        ),
+        metadata=column_metadata(PAIR_COLUMNS),
     )
 )
 def neighbor_pairs(
@@ -193,7 +162,7 @@ def neighbor_pairs(
     candidates: dict[str, pl.LazyFrame],
     documents: dict[str, pl.LazyFrame],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """One row per training pair (d1, d2) whose d1 is in this shard: related, no near-copies, hubs capped."""
+    """The table has one row per training pair (d1, d2) with d1 in this shard: related, no near-copies, hubs capped."""
     shard = context.partition_key
     with Progress("filter", "pairs") as progress:
         pairs, counts = filter_pairs(candidates, documents, shard, settings.experiment.pairing, progress)
@@ -215,7 +184,6 @@ def neighbor_pairs(
 
 @for_settings(
     lambda settings: dg.asset(
-        name="pair_truth",
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
         ins={
@@ -223,47 +191,33 @@ def neighbor_pairs(
             "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
         },
         code_version=settings.experiment.version("1", "truth", "pairing.max_pairs_per_document"),
-        metadata=schema(
-            ("shard", "string", f"Of d1; `{OVERALL}`: over all shards."),
-            ("documents", "int64", "Documents of D."),
-            ("pairs", "int64", "Pairs whose d1 is one of them."),
-            ("same_concept_pairs", "int64", "Of those, about the same concept."),
-            *((name, "float64", DEFINITIONS[name]) for name in SHARES),
-        )
-        | lineage(
-            documents="corpus/documents.id corpus/documents.split",
-            pairs="pairing/neighbor_pairs.d1",
-            same_concept_pairs="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
-            precision="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
-            recall="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
-            recall_of_attainable="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/documents.text",
-            chance_precision="corpus/documents.text",
-        ),
+        metadata=column_metadata(truth.PAIR_TRUTH_COLUMNS),
     )
 )
-def pairs_against_truth(
+def pair_truth(
     settings: dg.ResourceParam[Settings], neighbor_pairs: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Precision and recall of the pairs as pairs of documents about one concept: a row per shard of d1, and `all`.
+    """The table has precision and recall of the pairs as pairs about one concept: a row per shard of d1, and `all`.
 
-    For the concepts source only; empty for every other, where nobody knows which documents share a concept.
+    It is empty for every source but `concepts`, the only one whose ground truth is known.
     """
-    truth = settings.experiment.truth
+    concepts = settings.experiment.truth
     with Progress("pair_truth", "shards", len(neighbor_pairs)) as progress:
-        if truth:
+        if concepts:
             cap = settings.experiment.pairing.max_pairs_per_document
-            table = pair_truth(neighbor_pairs, documents, ConceptWorld(truth), cap)
+            table = truth.pair_truth(neighbor_pairs, documents, ConceptWorld(concepts), cap)
         else:
-            table = pl.DataFrame(schema=SCHEMA)
+            table = pl.DataFrame(schema=truth.PAIR_TRUTH_SCHEMA)
         progress.advance(len(neighbor_pairs))
-    overall = table.filter(shard=OVERALL).select(list(SHARES)).to_dicts()
+    overall = table.filter(shard=truth.OVERALL).select(list(truth.SHARES)).to_dicts()
+    definitions = "\n".join(f"- **{name}**: {text}" for name, text in truth.DEFINITIONS.items())
     metadata: dict[str, dg.RawMetadataValue] = {
         "dagster/row_count": len(table),
         **{name: value for row in overall for name, value in row.items() if value is not None},
         **progress.metadata(),
-        "definitions": dg.MetadataValue.md("\n".join(f"- **{name}**: {text}" for name, text in DEFINITIONS.items())),
+        "definitions": dg.MetadataValue.md(definitions),
         "preview": dg.MetadataValue.md(
-            table_preview(table) if truth else "Not known for this corpus: only `concepts` has a truth to compare with."
+            table_preview(table) if concepts else "Not known for this corpus: only `concepts` has a ground truth."
         ),
     }
     return dg.MaterializeResult(value=table, metadata=metadata)
@@ -295,7 +249,7 @@ def _funnel(counts: dict[str, int]) -> str:
 
 
 def _side_by_side(pairs: pl.DataFrame, documents: dict[str, pl.LazyFrame], shard: str, rows: int = 6) -> str:
-    # Evenly over the similarity range: the weakest pair kept is the one to look at.
+    # Evenly over the range of similarities, as the least similar pairs tell most.
     falling = pairs.sort(["similarity", "d1", "d2"], descending=[True, False, False])
     sample = falling.gather_every(max(1, len(pairs) // rows)).head(rows)
     first = texts_of(sample["d1"], documents[shard])

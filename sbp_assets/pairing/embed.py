@@ -1,4 +1,4 @@
-"""One unit vector per document, by a sentence-transformers model that is loaded once."""
+"""Embed documents: one unit vector each, by a sentence-transformers model that is loaded once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 
+from sbp_assets.storage.columns import Column
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.device import Device, resolve_device
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+EMBEDDING_COLUMNS = [
+    Column("id", pl.String, "Document of D.", "corpus/documents"),
+    Column("vector", "array[float32]", "Its embedding, of unit length.", "corpus/documents.text"),
+]
 
 # The package that ships the weights of the default model, so that a first run needs no model hub.
 BUNDLED_MODEL = "all-MiniLM-L6-v2"
@@ -30,7 +36,7 @@ _BATCHES_PER_CALL = 16
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded embedding model; `reused` tells that it was loaded already, and startup_seconds is then 0."""
+    """A loaded embedding model; where it was loaded before, `reused` is true and `startup_seconds` is 0."""
 
     model: SentenceTransformer
     startup_seconds: float
@@ -38,7 +44,7 @@ class Engine:
 
 
 def model_path(name: str) -> str:
-    """Local directory of the model that the bundled package ships, or `name` as given for any other model."""
+    """Return the local directory of the model that the bundled package ships; `name` as it is for any other model."""
     if name != BUNDLED_MODEL:
         return name
     try:
@@ -52,7 +58,7 @@ def model_path(name: str) -> str:
 
 
 class Embedder:
-    """Loads embedding models and keeps them, for the run after this one too, until its owner closes it."""
+    """Loads embedding models and keeps them, across runs, until its owner closes it."""
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[str, str, str], SentenceTransformer] = {}
@@ -70,7 +76,7 @@ class Embedder:
         return Engine(self._loaded[wanted], time.monotonic() - start, reused=False)
 
     def close(self) -> None:
-        """Free every loaded model: a process that goes on to another engine needs the memory."""
+        """Free every loaded model: the process may need the memory for another engine."""
         if not self._loaded:
             return
         self._loaded.clear()
@@ -82,9 +88,9 @@ class Embedder:
 
 
 def embed(engine: Engine, texts: Sequence[str], max_tokens: int, batch_size: int, progress: Progress) -> np.ndarray:
-    """Unit vectors of `texts` in their order, (texts, dim) float32; only the first `max_tokens` tokens are read.
+    """Return the unit vectors of `texts`, (texts, dim) float32; only the first `max_tokens` tokens are read.
 
-    Advances `progress` by documents. Raises ValueError where the model gives a vector without direction.
+    Advances `progress` by documents. Raises ValueError where the model returns a vector without direction.
     """
     model = engine.model
     limit = model.max_seq_length
@@ -114,13 +120,13 @@ def embed(engine: Engine, texts: Sequence[str], max_tokens: int, batch_size: int
 
 
 def embeddings_frame(ids: pl.Series, vectors: np.ndarray) -> pl.DataFrame:
-    """Table id, vector (fixed-length array of float32); also with no rows."""
+    """Return a table of EMBEDDING_COLUMNS, whose vectors are fixed-length arrays, also where it has no rows."""
     dtype = pl.Array(pl.Float32, vectors.shape[1])
     return pl.DataFrame({"id": ids.cast(pl.String), "vector": pl.Series(vectors, dtype=dtype)})
 
 
 def vectors_of(embeddings: pl.DataFrame) -> np.ndarray:
-    """Vectors of an embeddings table, (rows, dim) float32, contiguous; also with no rows."""
+    """Return the vectors of an embeddings table, (rows, dim) float32, contiguous, also where it has no rows."""
     column = embeddings["vector"]
     width = column.dtype.shape[0]  # type: ignore[attr-defined]
     return np.ascontiguousarray(column.explode(empty_as_null=False).to_numpy().reshape(len(column), width), np.float32)

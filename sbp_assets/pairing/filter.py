@@ -1,11 +1,11 @@
-"""From nearest neighbours to training pairs: similar, not copies, and no document everywhere.
+"""Filter nearest neighbours into training pairs: similar, no near-copies, and a cap on the pairs of a document.
 
 A pair (d1, d2) is kept in the shard of its d1 and nowhere else, so no pair can occur twice in the corpus. With
 `both_directions`, the shard of a document reads the candidates of every shard for rows that found its documents; the
 pairs of the corpus are then symmetric before the caps. The steps, in this order:
 
 1. similarity at least `min_similarity`, and at most `max_similarity`;
-2. near-copies: a pair goes when more than `max_shared_shingles` of d2's word shingles occur in d1;
+2. near-copies: a pair is dropped when more than `max_shared_shingles` of d2's word shingles occur in d1;
 3. the cap on d2, which spans shards: see `d2_places`;
 4. the cap on d1, exact, for all pairs of a d1 are here. The most similar stay; ties go to the smaller d2.
 """
@@ -18,17 +18,21 @@ import polars as pl
 
 from sbp_assets.corpus.shingles import shared, whitespace_shingles
 from sbp_assets.settings import Pairing
+from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
 
-PAIRS_SCHEMA = {
-    "d1": pl.String,
-    "d2": pl.String,
-    "d2_shard": pl.String,
-    "similarity": pl.Float32,
-    "shared_shingles": pl.Float32,
-}
+# (a, b) also gives (b, a), so that either side may have been the query.
+_EITHER_SIDE = "corpus/documents.id pairing/neighbor_candidates.neighbor_id pairing/neighbor_candidates.query_id"
+PAIR_COLUMNS = [
+    Column("d1", pl.String, "Seed document, of this shard.", _EITHER_SIDE),
+    Column("d2", pl.String, "Related document that the synthesizer learns to write from d1.", _EITHER_SIDE),
+    Column("d2_shard", pl.String, "Shard of d2.", "pairing/neighbor_candidates.neighbor_shard"),
+    Column("similarity", pl.Float32, "Cosine of the two.", "pairing/neighbor_candidates"),
+    Column("shared_shingles", pl.Float32, "Share of d2's word shingles that occur in d1.", "corpus/documents.text"),
+]
+PAIR_SCHEMA = table_schema(PAIR_COLUMNS)
 
-_EDGES_SCHEMA = {
+_EDGE_SCHEMA = {
     "d1": pl.String,
     "d1_shard": pl.String,
     "d2": pl.String,
@@ -38,7 +42,7 @@ _EDGES_SCHEMA = {
 
 
 def edges(candidates: pl.LazyFrame, shard: str, settings: Pairing) -> pl.LazyFrame:
-    """Directed edges (d1, d1_shard, d2, d2_shard, similarity) that the candidates of query shard `shard` give."""
+    """Return the directed edges (d1, d1_shard, d2, d2_shard, similarity) of the candidates of query shard `shard`."""
     forward = candidates.select(
         d1="query_id", d1_shard=pl.lit(shard), d2="neighbor_id", d2_shard="neighbor_shard", similarity="similarity"
     )
@@ -51,12 +55,12 @@ def edges(candidates: pl.LazyFrame, shard: str, settings: Pairing) -> pl.LazyFra
 
 
 def within(settings: Pairing) -> pl.Expr:
-    """Rows whose similarity lies in the settings' bounds."""
+    """Return the condition that a row's similarity lies in the settings' bounds."""
     return pl.col("similarity").is_between(settings.min_similarity, settings.max_similarity)
 
 
 def d2_places(d2: pl.Series, candidates: Mapping[str, pl.LazyFrame], shard: str, settings: Pairing) -> pl.DataFrame:
-    """How many pairs of this shard may have each document of `d2` as d2 (d2, places).
+    """Return how many pairs of this shard may have each document of `d2` as d2 (columns d2, places).
 
     The cap is on the whole corpus, but a shard sees the texts of its own d1 only. So the places of a d2 are divided
     among the shards by what all can see: the `max_pairs_per_document` most similar edges to it among the candidates of
@@ -65,7 +69,7 @@ def d2_places(d2: pl.Series, candidates: Mapping[str, pl.LazyFrame], shard: str,
     Memory: the cap's number of edges per d2, and the matching edges of one shard.
     """
     wanted = d2.unique().sort().rename("d2").to_frame()
-    top = pl.DataFrame(schema=_EDGES_SCHEMA)
+    top = pl.DataFrame(schema=_EDGE_SCHEMA)
     for key in sorted(candidates):
         found = edges(candidates[key], key, settings).filter(within(settings))
         found = found.join(wanted.lazy(), on="d2", how="semi").select(top.columns)
@@ -85,7 +89,7 @@ def filter_pairs(
     settings: Pairing,
     progress: Progress,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Pairs of `shard` (PAIRS_SCHEMA, sorted by d1 and falling similarity) and how many each filter removed.
+    """Return pairs of `shard` (PAIR_COLUMNS, by d1 and falling similarity) and how many each filter removed.
 
     candidates and documents: every shard's tables. Reads the texts of this shard's d1, and per other shard those of the
     d2 that pairs need, one shard at a time. Advances `progress` by pairs compared as text. The counts, in order:
@@ -97,7 +101,7 @@ def filter_pairs(
         if settings.both_directions or key == shard
     ]
     found = pl.concat(mine).collect(engine="streaming")
-    # A pair found from both sides has two similarities, apart by the rounding of codes: the higher stands.
+    # A pair found from both sides has two similarities, apart by the rounding of codes: the higher is kept.
     found = found.sort(["d1", "similarity", "d2"], descending=[False, True, False]).unique(
         ["d1", "d2"], keep="first", maintain_order=True
     )
@@ -125,11 +129,11 @@ def filter_pairs(
     pairs = pairs.group_by("d1", maintain_order=True).head(settings.max_pairs_per_document)
     counts["over_d1_cap"] = len(capped) - len(pairs)
     counts["pairs"] = len(pairs)
-    return pairs.select(list(PAIRS_SCHEMA)).cast(PAIRS_SCHEMA), counts  # type: ignore[arg-type]
+    return pairs.select(list(PAIR_SCHEMA)).cast(PAIR_SCHEMA), counts  # type: ignore[arg-type]
 
 
 def texts_of(ids: pl.Series, documents: pl.LazyFrame) -> dict[str, str]:
-    """Texts of the documents with these ids, by id; ids of other shards are left out."""
+    """Return the texts of the documents with these ids, by id; ids of other shards are left out."""
     wanted = pl.LazyFrame({"id": ids.unique()}, schema={"id": pl.String})
     rows = documents.select("id", "text").join(wanted, on="id", how="semi").collect(engine="streaming")
     return dict(rows.iter_rows())
@@ -159,17 +163,17 @@ def _shared_shingles(
 
 
 def histogram(similarity: pl.Series, low: float = 0.0, bins: int = 20) -> pl.DataFrame:
-    """Counts of similarities in `bins` equal bins from `low` to 1 (from, to, pairs); lower ones fall in the first."""
+    """Return counts of similarities in equal bins from `low` to 1 (from, to, pairs); the first holds all below it."""
     width = (1 - low) / bins
     counts = [0] * bins
     for value in similarity:
         counts[min(max(int((value - low) / width), 0), bins - 1)] += 1
-    edges_ = [low + i * width for i in range(bins + 1)]
-    return pl.DataFrame({"from": edges_[:-1], "to": edges_[1:], "pairs": counts}, schema_overrides={"pairs": pl.Int64})
+    bounds = [low + i * width for i in range(bins + 1)]
+    return pl.DataFrame({"from": bounds[:-1], "to": bounds[1:], "pairs": counts}, schema_overrides={"pairs": pl.Int64})
 
 
 def histogram_markdown(table: pl.DataFrame, unit: str = "pairs", width: int = 40) -> str:
-    """Bar table of a `histogram`, its empty ends left out."""
+    """Return a `histogram` as a Markdown table with bars, without its empty ends."""
     rows = list(table.iter_rows())
     full = [i for i, row in enumerate(rows) if row[2]]
     if not full:

@@ -12,9 +12,15 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.storage.artifacts import named_when_full
+from sbp_assets.storage.columns import Column
 
 INDEX_FILE = "index.faiss"
 IDS_FILE = "ids.parquet"
+
+INDEX_COLUMNS = [
+    Column("id", pl.String, f"Document of D; of {IDS_FILE}.", "pairing/embeddings"),
+    Column("vector", "array[uint8]", f"Of {INDEX_FILE}: its embedding, one byte per component.", "pairing/embeddings"),
+]
 
 # FAISS's own guidance: about 4 √n cells, and at least 39 training vectors for each.
 _CELLS_PER_ROOT = 4
@@ -30,7 +36,7 @@ class KeyShard:
 
     @classmethod
     def load(cls, directory: Path, nprobe: int) -> KeyShard:
-        """Read an index directory; ValueError where ids and index do not belong together."""
+        """Read an index directory; raises ValueError where ids and index do not belong together."""
         index = faiss.read_index(str(directory / INDEX_FILE))
         ids = pl.read_parquet(directory / IDS_FILE)["id"]
         if index.ntotal != len(ids):
@@ -43,12 +49,12 @@ class KeyShard:
 
 
 def cells(vectors: int) -> int:
-    """IVF cells (nlist) for so many vectors: 4 √n, fewer where they could not be trained, never below 1."""
+    """Return the number of IVF cells (nlist) for n vectors: 4 √n, fewer where they could not be trained, at least 1."""
     return max(1, min(int(_CELLS_PER_ROOT * math.sqrt(vectors)), vectors // _VECTORS_PER_CELL))
 
 
 def build_index(vectors: np.ndarray, kind: Literal["flat", "ivf"]) -> faiss.Index:
-    """Inner-product index of `vectors`, (n, dim) float32, one byte per component; n = 0 gives an empty index."""
+    """Return an inner-product index of `vectors`, (n, dim) float32, n ≥ 0, with one byte per component."""
     count, dim = vectors.shape
     metric, code = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
     index: faiss.Index
@@ -72,7 +78,7 @@ def write_index(directory: Path, index: faiss.Index, ids: pl.Series) -> None:
 
 
 def self_recall(index: faiss.Index, vectors: np.ndarray, sample: int, seed: int = 0) -> float:
-    """Share of sampled `vectors` whose nearest key is itself, or a key as near as itself; 1 for an empty index.
+    """Return the share of sampled `vectors` whose nearest key is itself or one as near; 1 for an empty index.
 
     Rows of `vectors` are the index's rows. Equal documents have equal codes, so nearness decides, not the row.
     """

@@ -2,7 +2,7 @@
 
 Sides are asymmetric: a query keeps its float vector, a key is 8-bit codes. One index is in memory at a time, and per
 query only the best k so far. Each query shard starts at another key shard, so that shards searched at the same time
-do not all read the same file: the part that salted keys play in a shuffle.
+do not all read the same file, as salted keys do in a shuffle.
 """
 
 from __future__ import annotations
@@ -16,22 +16,30 @@ import polars as pl
 
 from sbp_assets.pairing.embed import vectors_of
 from sbp_assets.pairing.index import KeyShard
+from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
 
-CANDIDATES_SCHEMA = {
-    "query_id": pl.String,
-    "neighbor_id": pl.String,
-    "neighbor_shard": pl.String,
-    "similarity": pl.Float32,
-    "rank": pl.Int64,
-}
+_VECTORS = "pairing/ann_index.vector pairing/embeddings.vector"
+CANDIDATE_COLUMNS = [
+    Column("query_id", pl.String, "Document of this shard.", "pairing/embeddings.id"),
+    Column(
+        "neighbor_id",
+        pl.String,
+        "One of its nearest documents in the whole of D, never itself.",
+        "pairing/ann_index.id",
+    ),
+    Column("neighbor_shard", pl.String, "Shard of that document."),
+    Column("similarity", pl.Float32, "Cosine, -1 to 1; the neighbour's side is 8-bit.", _VECTORS),
+    Column("rank", pl.Int64, "1 is the nearest.", _VECTORS),
+]
+CANDIDATE_SCHEMA = table_schema(CANDIDATE_COLUMNS)
 
 # Queries per call: bounds the hits held beside the running top-k to block x (k + 1) rows.
 _BLOCK = 2048
 
 
 def reading_order(shards: list[str], query_shard: str) -> list[str]:
-    """`shards` rotated to a start that depends on the query shard; the result of a search does not depend on it."""
+    """Return `shards` rotated to a start that depends on the query shard; search results do not depend on the order."""
     if not shards:
         return []
     start = int(hashlib.sha256(query_shard.encode()).hexdigest(), 16) % len(shards)
@@ -39,7 +47,7 @@ def reading_order(shards: list[str], query_shard: str) -> list[str]:
 
 
 def merge(best: pl.DataFrame, found: pl.DataFrame, k: int) -> pl.DataFrame:
-    """The k best rows per query of both tables (query, neighbor_id, neighbor_shard, similarity), best first.
+    """Return the k best rows per query of both tables (query, neighbor_id, neighbor_shard, similarity), best first.
 
     Ties go to the smaller neighbor_id, so the result depends neither on the order of shards nor on their number.
     """
@@ -56,7 +64,7 @@ def search(
     query_shard: str,
     progress: Progress,
 ) -> pl.DataFrame:
-    """Candidates of one query shard: its k nearest documents over all key shards, itself left out.
+    """Return the candidates (CANDIDATE_COLUMNS) of a query shard: each document's k nearest others over all key shards.
 
     queries: (rows, dim) float32 of unit length. keys: index directory of every shard. Similarity is the cosine of the
     query and the key's 8-bit codes, clamped to [-1, 1]. Advances `progress` by query × key-shard searches.
@@ -80,13 +88,13 @@ def search(
         neighbor_shard="neighbor_shard",
         similarity="similarity",
         rank=pl.int_range(1, pl.len() + 1).over("query").cast(pl.Int64),
-    ).cast(CANDIDATES_SCHEMA)  # type: ignore[arg-type]
+    ).cast(CANDIDATE_SCHEMA)  # type: ignore[arg-type]
 
 
 def exact_neighbors(
     query_ids: list[str], queries: np.ndarray, embeddings: Mapping[str, pl.LazyFrame], k: int
 ) -> dict[str, pl.DataFrame]:
-    """Ground truth for a few queries: by query id its exact k nearest (neighbor_id, similarity) by the float vectors.
+    """Return the ground truth of a few queries: by id the exact k nearest (neighbor_id, similarity) of float vectors.
 
     Reads one shard's vectors at a time.
     """
@@ -103,19 +111,19 @@ def exact_neighbors(
 
 
 def recall(candidates: pl.DataFrame, exact: Mapping[str, pl.DataFrame], k: int) -> float:
-    """Mean recall@k per query of `exact`, which may cover some of the key shards; 1 where nothing was to be found.
+    """Return the mean recall@k of the queries of `exact`, which may cover some key shards; 1 without neighbours.
 
-    An exact neighbour counts as due when it is nearer than the last of the query's k candidates: with every key shard
-    in `exact` these are the true k nearest.
+    An exact neighbour counts as relevant when it is nearer than the last of the query's k candidates: with every key
+    shard in `exact` these are the true k nearest.
     """
     shares = []
     for query, near in exact.items():
         mine = candidates.filter(pl.col("query_id") == query)
         farthest = mine["similarity"].min() if len(mine) >= k else -2.0
         found = pl.col("neighbor_id").is_in(mine["neighbor_id"].implode())
-        due = near.filter(found | (pl.col("similarity") > farthest))
-        if len(due):
-            shares.append(due.filter(found).height / len(due))
+        relevant = near.filter(found | (pl.col("similarity") > farthest))
+        if len(relevant):
+            shares.append(relevant.filter(found).height / len(relevant))
     return float(np.mean(shares)) if shares else 1.0
 
 

@@ -1,7 +1,7 @@
-"""How well neighbour pairs recover the concepts that documents were written about, where those are known. No dagster.
+"""Ground truth of pairing: how well neighbour pairs recover the concepts that documents were written about.
 
-SBP takes a pair of neighbours for two renderings of one latent concept (paper, section 5). In the world of concepts
-that can be looked up, so pairing has a precision and a recall like any retrieval.
+SBP assumes that a pair of neighbours renders one latent concept twice (paper, section 5). In the world of concepts the
+ground truth is known, so pairing has a precision and a recall like any retrieval.
 """
 
 from __future__ import annotations
@@ -12,18 +12,9 @@ import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.storage.columns import Column, table_schema
 
 OVERALL = "all"
-SCHEMA = {
-    "shard": pl.String,
-    "documents": pl.Int64,
-    "pairs": pl.Int64,
-    "same_concept_pairs": pl.Int64,
-    "precision": pl.Float64,
-    "recall": pl.Float64,
-    "recall_of_attainable": pl.Float64,
-    "chance_precision": pl.Float64,
-}
 SHARES = ("precision", "recall", "recall_of_attainable", "chance_precision")
 DEFINITIONS = {
     "precision": "Share of the pairs (d1, d2) whose two documents are about the same concept.",
@@ -35,14 +26,27 @@ DEFINITIONS = {
     "chance_precision": "Precision that pairs of different documents drawn at random from D would have.",
 }
 
+_COMPARED = "corpus/documents.text pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2"
+PAIR_TRUTH_COLUMNS = [
+    Column("shard", pl.String, f"Of d1; `{OVERALL}`: over all shards."),
+    Column("documents", pl.Int64, "Documents of D.", "corpus/documents.id corpus/documents.split"),
+    Column("pairs", pl.Int64, "Pairs whose d1 is one of them.", "pairing/neighbor_pairs.d1"),
+    Column("same_concept_pairs", pl.Int64, "Of those, about the same concept.", _COMPARED),
+    Column("precision", pl.Float64, DEFINITIONS["precision"], _COMPARED),
+    Column("recall", pl.Float64, DEFINITIONS["recall"], _COMPARED),
+    Column("recall_of_attainable", pl.Float64, DEFINITIONS["recall_of_attainable"], _COMPARED),
+    Column("chance_precision", pl.Float64, DEFINITIONS["chance_precision"], "corpus/documents.text"),
+]
+PAIR_TRUTH_SCHEMA = table_schema(PAIR_TRUTH_COLUMNS)
+
 
 def pair_truth(
     pairs: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], world: ConceptWorld, cap: int
 ) -> pl.DataFrame:
-    """Rows of SCHEMA: one per shard of d1, then one for `all`; shares are null where there is nothing to share.
+    """Return PAIR_TRUTH_COLUMNS: a row per shard of d1, then one for `all`; a share of nothing is null.
 
-    pairs (d1, d2) and documents (id, text, split), by shard. A document is about the concept that it names most often;
-    one that names none is about nothing and matches no other. `cap`: pairing.max_pairs_per_document. Memory: one
+    `pairs` (d1, d2) and `documents` (id, text, split) are tables by shard, `cap` is pairing.max_pairs_per_document. A
+    document is about the concept that it names most often; one that names none matches no other. Memory holds one
     shard's texts, and the concept of every document of D.
     """
     about = pl.concat([_concepts(documents[shard], shard, world) for shard in sorted(documents)])
@@ -51,7 +55,7 @@ def pair_truth(
         # Other documents about the same concept: the partners that a document should find.
         partners=(pl.col("members") - 1).fill_null(0)
     )
-    asked = about.group_by("shard").agg(
+    expected = about.group_by("shard").agg(
         documents=pl.len().cast(pl.Int64),
         partners=pl.col("partners").sum(),
         attainable=pl.col("partners").clip(upper_bound=cap).sum(),
@@ -69,7 +73,7 @@ def pair_truth(
         )
         for shard, frame in sorted(pairs.items())
     ]
-    counts = pl.concat(found).join(asked, on="shard", how="left", maintain_order="left").fill_null(0)
+    counts = pl.concat(found).join(expected, on="shard", how="left", maintain_order="left").fill_null(0)
     total = counts.select(pl.lit(OVERALL).alias("shard"), pl.exclude("shard").sum())
     others = len(about) - 1
     return (
@@ -80,13 +84,13 @@ def pair_truth(
             recall_of_attainable=_share("same_concept_pairs", pl.col("attainable")),
             chance_precision=_share("partners", pl.col("documents") * others),
         )
-        .select(list(SCHEMA))
-        .cast(SCHEMA)  # type: ignore[arg-type]
+        .select(list(PAIR_TRUTH_SCHEMA))
+        .cast(PAIR_TRUTH_SCHEMA)  # type: ignore[arg-type]
     )
 
 
 def truth_problems(table: pl.DataFrame, shards: Sequence[str]) -> list[str]:
-    """Shares outside [0, 1] or not those of the counts, and rows that are not those of `shards` and of all."""
+    """Return what is wrong with a table of `pair_truth`: its rows, shares outside [0, 1], shares unlike its counts."""
     if sorted(table["shard"]) != sorted([*shards, OVERALL]):
         return [f"rows are of {', '.join(table['shard'])}"]
     wrong = [
@@ -106,7 +110,7 @@ def truth_problems(table: pl.DataFrame, shards: Sequence[str]) -> list[str]:
 
 
 def not_above_chance(table: pl.DataFrame) -> list[str]:
-    """Whether there are pairs, and they share a concept no more often than random ones: a sentence, or nothing."""
+    """Return one sentence where there are pairs that share a concept no more often than random ones; else nothing."""
     overall = table.filter(pl.col("shard") == OVERALL, pl.col("pairs") > 0)
     beaten = overall.filter(pl.col("precision") > pl.col("chance_precision"))
     return ["precision is not above that of random pairs"] if len(overall) and not len(beaten) else []

@@ -1,4 +1,4 @@
-"""Pretraining: the three arms' models and the token budget that proves their compute equal."""
+"""The assets of pretraining: the three arms' models, and the token budget that proves their compute equal."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from sbp_assets.dagster_support.partitions import ALL, first_seed, seeds
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.pretraining.budget import (
+    BUDGET_COLUMNS,
     SYNTHETIC,
     Arm,
     BudgetError,
@@ -22,8 +23,9 @@ from sbp_assets.pretraining.budget import (
     tuning_cost,
 )
 from sbp_assets.pretraining.curves import loss_curve, loss_summary
+from sbp_assets.pretraining.model_files import MODEL_COLUMNS
 from sbp_assets.settings import Deployment, Optimizer, Settings
-from sbp_assets.storage.column_metadata import lineage, schema
+from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.spec import Source, TrainingSpec
 from sbp_assets.training.trainer import Trainer
@@ -35,16 +37,16 @@ TRAINING_SETTINGS = (
     "pretraining.heldout_tokens",
     *(f"pretraining.{field}" for field in Optimizer.model_fields),
 )
-SHARDS_OF_TOKENS = dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL, dagster_type=dict[str, Path])
-SHARDS_OF_SYNTHETIC_TOKENS = dg.AssetIn(
+ALL_TOKENS = dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL, dagster_type=dict[str, Path])
+ALL_SYNTHETIC_TOKENS = dg.AssetIn(
     ["synthesis", "synthetic_tokens"], partition_mapping=ALL, dagster_type=dict[str, Path]
 )
 TOKENIZER = dg.AssetIn(["corpus", "tokenizer"], dagster_type=Path)
 
 DESCRIPTIONS: dict[Arm, str] = {
-    "baseline": "The repetition arm: D read `repetitions` times. The synthesizer is tuned from the first seed's model. "
-    "`best/` is the model at the lowest held-out loss along training, what early stopping would keep, unless that is "
-    "the last one.",
+    "baseline": "The repetition arm: `repetitions` epochs over D. The synthesizer is tuned from the first seed's "
+    "model. `best/` is the model at the lowest held-out loss along training, which early stopping would keep, unless "
+    "that is the last one.",
     "sbp": "The SBP arm: every synthetic document once, and D repeated for the rest of the budget.",
     "oracle": "The oracle arm: D and the oracle split, as many unique real documents as the budget asks for.",
 }
@@ -56,7 +58,7 @@ exactly the token budget that the other arms have. A run that was interrupted re
 
 
 def sampled_model(settings: Settings) -> dg.AssetIn:
-    """Return the model that synthesis samples from, as an asset's input.
+    """Return the model that synthetic documents are sampled from, as an asset's input.
 
     The unconditional placebo takes the synthesizer's starting point itself.
     """
@@ -66,26 +68,18 @@ def sampled_model(settings: Settings) -> dg.AssetIn:
 
 
 def model_columns(*read: str) -> dict[str, Any]:
-    """Column metadata of a model directory made of the columns `read`: its weights, and those of metrics.parquet."""
-    measured = ("train_loss", "heldout_loss", "gradient_norm")
-    return schema(
-        ("weights", "tensors", "Of model.safetensors."),
-        ("step", "int", "Of metrics.parquet, as all that follow: optimizer steps taken."),
-        ("tokens", "int", "Tokens trained on so far."),
-        ("train_loss", "float", "Nats per token."),
-        ("heldout_loss", "float", "Nats per token; null where not measured."),
-        ("learning_rate", "float", "At this step."),
-        ("gradient_norm", "float", "Before clipping."),
-    ) | lineage(**dict.fromkeys(("weights", *measured), " ".join(read)))
+    """Return the column metadata of a model directory that is made of the columns `read`, as "stage/asset.column"."""
+    made_of_all = ("weights", "train_loss", "heldout_loss", "gradient_norm")
+    return column_metadata(MODEL_COLUMNS, **dict.fromkeys(made_of_all, " ".join(read)))
 
 
 def optimizer_of(section: Optimizer) -> Optimizer:
-    """The optimizer's own fields of a settings section that extends it."""
+    """Return the optimizer's own fields of a settings section that extends it."""
     return Optimizer.model_validate({field: getattr(section, field) for field in Optimizer.model_fields})
 
 
 def vocab_size(model: Path) -> int:
-    """Vocabulary size of a model directory."""
+    """Return the vocabulary size of a model directory."""
     return int(json.loads((model / "config.json").read_text())["vocab_size"])
 
 
@@ -97,7 +91,7 @@ def execution_fields(deployment: Deployment, asset: str, partition: str) -> dict
         "microbatch_tokens": deployment.microbatch_tokens,
         "checkpoint_minutes": deployment.checkpoint_minutes,
         "work_dir": Path(deployment.work_dir) / asset / partition,
-        # Not emptied: the worker replaces another run's model, and hands back its own if only the publication failed.
+        # Not emptied: the worker replaces another run's model, and returns its own if only the publication failed.
         "output_dir": Path(deployment.work_dir) / "staging" / asset / partition,
     }
 
@@ -107,7 +101,8 @@ def train(
 ) -> tuple[Path, dict[str, Any]]:
     """Run `spec` in worker processes, and return the model directory and its metadata.
 
-    The worker's progress lines appear in the run's log. A failed worker raises, its checkpoints stay in `work_dir`.
+    The worker's progress lines appear in the run's log. Raises where a worker fails; its checkpoints stay in
+    `work_dir`.
     """
     with Progress(spec.name, "tokens") as progress:
         trainer.train(context, spec, processes)
@@ -127,9 +122,9 @@ def train(
 
 
 def _arm_model(arm: Arm) -> ForSettings[dg.AssetsDefinition]:
-    ins = {"tokens": SHARDS_OF_TOKENS, "tokenizer": TOKENIZER}
+    ins = {"tokens": ALL_TOKENS, "tokenizer": TOKENIZER}
     if arm == "sbp":
-        ins["synthetic_tokens"] = SHARDS_OF_SYNTHETIC_TOKENS
+        ins["synthetic_tokens"] = ALL_SYNTHETIC_TOKENS
         # The other arms need no budget table: what they read follows from the corpus alone.
         ins["token_budget"] = dg.AssetIn(["pretraining", "token_budget"], dagster_type=pl.LazyFrame)
 
@@ -157,7 +152,7 @@ def _arm_model(arm: Arm) -> ForSettings[dg.AssetsDefinition]:
         tokens = inputs["tokens"]
         plan = plan_arm(arm, settings.experiment.pretraining, tokens, inputs.get("synthetic_tokens"))
         if "token_budget" in inputs and (mismatch := plan_mismatch(inputs["token_budget"].collect(), plan)):
-            raise BudgetError(f"{mismatch}: materialise pretraining/token_budget again before the {arm} model")
+            raise BudgetError(f"{mismatch}: re-materialise pretraining/token_budget before the {arm} model")
         spec = TrainingSpec(
             name=f"{arm}_model seed {context.partition_key}",
             model=settings.experiment.model,
@@ -182,28 +177,12 @@ baseline_model = _arm_model("baseline")
 sbp_model = _arm_model("sbp")
 oracle_model = _arm_model("oracle")
 
-COLUMN_DESCRIPTIONS = {
-    "arm": "baseline, sbp, oracle; 'synthesizer' for the ledger of what synthesis cost on top",
-    "source": "unique (D), synthetic, oracle; of the ledger: tuning, generation",
-    "unique_documents": "Documents of the source",
-    "unique_tokens": "Tokens of the source",
-    "passes": "Times the source is read: tokens_read / unique_tokens; epochs for tuning",
-    "tokens_read": "Tokens of the source the arm trains on, counted along the first seed's reading order",
-    "steps": "Optimizer steps of the arm",
-    "flops": "Training FLOPs; of generation, forward FLOPs",
-    "most_reads": "Times that the document read most often is begun",
-    "note": "Where the arm departs from the plan, and by how much",
-}
-COLUMN_TYPES = {"passes": "float", "flops": "float"} | dict.fromkeys(
-    ("unique_documents", "unique_tokens", "tokens_read", "steps", "most_reads"), "int"
-)
-
 
 @for_settings(
     lambda settings: dg.asset(
         ins={
-            "tokens": SHARDS_OF_TOKENS,
-            "synthetic_tokens": SHARDS_OF_SYNTHETIC_TOKENS,
+            "tokens": ALL_TOKENS,
+            "synthetic_tokens": ALL_SYNTHETIC_TOKENS,
             "checkpoint": sampled_model(settings),
         },
         kinds={"polars", "parquet"},
@@ -218,29 +197,21 @@ COLUMN_TYPES = {"passes": "float", "flops": "float"} | dict.fromkeys(
             "max_document_tokens",
             "conditional",
         ),
-        metadata={
-            "dagster/column_schema": dg.TableSchema(
-                [
-                    dg.TableColumn(name, COLUMN_TYPES.get(name, "string"), description)
-                    for name, description in COLUMN_DESCRIPTIONS.items()
-                ]
+        metadata=column_metadata(
+            BUDGET_COLUMNS,
+            **dict.fromkeys(
+                ("unique_tokens", "passes", "tokens_read", "steps", "flops", "most_reads"),
+                "corpus/tokens.tokens synthesis/synthetic_tokens.tokens"
+                # The ledger of tuning; the unconditional placebo has none.
+                + (" synthesizer/checkpoint.tokens" if settings.experiment.conditional else ""),
             ),
-            **lineage(
-                unique_documents="corpus/tokens.id synthesis/synthetic_tokens.id",
-                **dict.fromkeys(
-                    ("unique_tokens", "passes", "tokens_read", "steps", "flops", "most_reads"),
-                    "corpus/tokens.tokens synthesis/synthetic_tokens.tokens"
-                    # The ledger of tuning; the unconditional placebo has none.
-                    + (" synthesizer/checkpoint.tokens" if settings.experiment.conditional else ""),
-                ),
-            ),
-        },
+        ),
     )
 )
 def token_budget(
     settings: dg.ResourceParam[Settings], tokens: dict[str, Path], synthetic_tokens: dict[str, Path], checkpoint: Path
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """What each arm reads and how often, one row per arm and source: the proof of matched compute.
+    """What each arm reads and how often, one row per arm and source: the proof that their compute is matched.
 
     The tokens read are counted along the training order itself. Two more rows (arm 'synthesizer') are the ledger of
     what synthesis costs beyond the arms: synthesizer-tuning and generation.

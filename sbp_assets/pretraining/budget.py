@@ -1,4 +1,4 @@
-"""The compute-matched comparison: what each arm reads, how often, and what synthesis cost on top. No dagster.
+"""The compute-matched comparison: what each arm reads, how often, and what synthesis cost on top.
 
 Every arm trains on B = floor(repetitions * |D| / tokens_per_step) * tokens_per_step tokens (paper section 3.1).
 """
@@ -17,6 +17,7 @@ import polars as pl
 
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.settings import Model, Pretraining
+from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.training.documents import Documents
 from sbp_assets.training.order import StreamOrder
 from sbp_assets.training.spec import Source, StreamData
@@ -27,22 +28,27 @@ LEDGER = "synthesizer"
 
 SYNTHETIC = "synthetic"
 
-COLUMNS = {
-    "arm": pl.String,
-    "source": pl.String,
-    "unique_documents": pl.Int64,
-    "unique_tokens": pl.Int64,
-    "passes": pl.Float64,
-    "tokens_read": pl.Int64,
-    "steps": pl.Int64,
-    "flops": pl.Float64,
-    "most_reads": pl.Int64,
-    "note": pl.String,
-}
+BUDGET_COLUMNS = [
+    Column("arm", pl.String, "baseline, sbp, oracle; 'synthesizer' for the ledger of what synthesis cost on top."),
+    Column("source", pl.String, "unique (D), synthetic, oracle; of the ledger: tuning, generation."),
+    Column("unique_documents", pl.Int64, "Documents of the source.", "corpus/tokens.id synthesis/synthetic_tokens.id"),
+    Column("unique_tokens", pl.Int64, "Tokens of the source."),
+    Column("passes", pl.Float64, "Epochs over the source: tokens_read / unique_tokens; of tuning, its own."),
+    Column(
+        "tokens_read",
+        pl.Int64,
+        "Tokens of the source the arm trains on, counted along the first seed's reading order.",
+    ),
+    Column("steps", pl.Int64, "Optimizer steps of the arm."),
+    Column("flops", pl.Float64, "Training FLOPs; of generation, forward FLOPs."),
+    Column("most_reads", pl.Int64, "Times that the document read most often is begun."),
+    Column("note", pl.String, "Where the arm departs from the plan, and by how much."),
+]
+BUDGET_SCHEMA = table_schema(BUDGET_COLUMNS)
 
 
 class BudgetError(ValueError):
-    """A corpus or settings for which no matched token budget exists; the message says what is needed."""
+    """No matched token budget exists for the corpus and the settings; the message says what is needed."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,10 @@ class ArmPlan:
 
 
 def count_tokens(directories: Mapping[str, Path], split: str | None = None) -> pl.DataFrame:
-    """Documents and tokens per shard and split of token-array directories: shard, split, documents, tokens.
+    """Return the documents and tokens of token-array directories by shard and split.
 
-    `split` names the split of arrays without such a column. Reads offsets and documents.parquet, not the tokens.
+    Columns: shard, split, documents, tokens. `split` names the split of arrays without such a column. The offsets and
+    documents.parquet are read, not the tokens.
     """
     frames = []
     for shard, directory in sorted(directories.items()):
@@ -78,7 +85,10 @@ def count_tokens(directories: Mapping[str, Path], split: str | None = None) -> p
 
 
 def budget_steps(unique_tokens: int, repetitions: float, tokens_per_step: int) -> int:
-    """Optimizer steps of every arm: whole steps in `repetitions` readings of D. BudgetError where there is not one."""
+    """Return the optimizer steps of every arm: the whole steps in `repetitions` epochs over D.
+
+    Raises BudgetError where there is not one.
+    """
     steps = int(repetitions * unique_tokens // tokens_per_step)
     if steps < 1:
         needed = math.ceil(tokens_per_step / repetitions)
@@ -93,9 +103,9 @@ def budget_steps(unique_tokens: int, repetitions: float, tokens_per_step: int) -
 def plan_arm(
     arm: Arm, settings: Pretraining, tokens: Mapping[str, Path], synthetic: Mapping[str, Path] | None = None
 ) -> ArmPlan:
-    """What `arm` reads, from corpus/tokens and (SBP alone) synthesis/synthetic_tokens directories by shard.
+    """Return what `arm` reads of corpus/tokens and (SBP alone) of synthesis/synthetic_tokens, directories by shard.
 
-    The SBP arm reads every synthetic document once, spread evenly over `passes` readings of D, and D for the rest.
+    The SBP arm reads every synthetic document once, spread evenly over `passes` epochs over D, and D for the rest.
     Raises BudgetError where the budget holds less than one step or synthetic tokens fill it.
     """
     counts = count_tokens(tokens)
@@ -130,7 +140,7 @@ def plan_arm(
         raise BudgetError(
             f"{synthetic_total[1]:,} synthetic tokens do not fit a budget of {budget:,}"
             + (": none was generated" if not share else ", which leaves no room for D")
-            + "; materialise synthesis/synthetic_documents with the present pretraining.synthetic_share "
+            + "; re-materialise synthesis/synthetic_documents with the present pretraining.synthetic_share "
             f"({settings.synthetic_share:g}) and pretraining.repetitions ({settings.repetitions:g}), or change them"
         )
     note = f"{share:.1%} of the budget is synthetic, {settings.synthetic_share:.1%} was planned"
@@ -144,9 +154,9 @@ def plan_arm(
 
 
 def arm_rows(plan: ArmPlan, context_length: int, seed: int, flops_per_token: float) -> pl.DataFrame:
-    """The arm's rows of token_budget, one per source, counted along the order in which training reads its tokens.
+    """Return the arm's rows of token_budget, one per source, counted along the order in which training reads tokens.
 
-    Which documents the last, unfinished pass reaches depends on `seed`; the arm's total does not.
+    Which documents the last, unfinished epoch reaches depends on `seed`; the arm's total does not.
     """
     order = StreamOrder(plan.data, context_length, seed)
     names = list(plan.unique)
@@ -170,11 +180,11 @@ def arm_rows(plan: ArmPlan, context_length: int, seed: int, flops_per_token: flo
         rows.append(
             (plan.arm, name, documents_of, tokens_of, passes, read, plan.steps, read * flops_per_token, most, note)
         )
-    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
+    return pl.DataFrame(rows, schema=BUDGET_SCHEMA, orient="row")
 
 
 def plan_mismatch(table: pl.DataFrame, plan: ArmPlan) -> str | None:
-    """How `plan` differs from its rows in the token_budget `table`: a sentence, or None where they agree."""
+    """Return in a sentence how `plan` differs from its rows in the token_budget `table`; None where they agree."""
     rows = table.filter(pl.col("arm") == plan.arm)
     listed = {
         source: (documents, tokens)
@@ -193,7 +203,7 @@ def plan_mismatch(table: pl.DataFrame, plan: ArmPlan) -> str | None:
 
 
 def training_problems(metrics: pl.DataFrame, plan: ArmPlan) -> list[str]:
-    """How the steps and tokens of a model's metrics.parquet differ from `plan`; empty where they do not."""
+    """Return how the steps and tokens of a model's metrics.parquet differ from `plan`; empty where they do not."""
     per_step = plan.tokens // plan.steps
     wrong = metrics.filter(pl.col("tokens") != pl.col("step") * per_step)
     problems = [f"{tokens:,} tokens at step {step:,}" for step, tokens in wrong.select("step", "tokens").head(3).rows()]
@@ -205,7 +215,7 @@ def training_problems(metrics: pl.DataFrame, plan: ArmPlan) -> list[str]:
 
 
 def budget_problems(table: pl.DataFrame) -> list[str]:
-    """Why the arms of a token_budget `table` are not compute-matched; empty where they are."""
+    """Return why the arms of a token_budget `table` are not compute-matched; empty where they are."""
     rows = table.filter(pl.col("arm") != LEDGER)
     arms = rows.group_by("arm").agg(pl.col("tokens_read").sum(), pl.col("steps").min(), last=pl.col("steps").max())
     problems = [f"the {arm} arm is missing" for arm in ARMS if arm not in arms["arm"]]
@@ -219,7 +229,7 @@ def budget_problems(table: pl.DataFrame) -> list[str]:
 
 
 def leaked_documents(data: StreamData, heldout: list[Source]) -> list[str]:
-    """Ids of held-out documents among an arm's training documents, or the seeds of its synthetic ones (sorted)."""
+    """Return the ids of held-out documents that an arm trains on, or on synthetic documents of (sorted)."""
     held = pl.concat([_ids(source, "id") for source in heldout])
     trained = [_ids(source, "id") for source in data.repeated] + [_ids(source, "seed_id") for source in data.once]
     leaked = pl.concat(trained).join(held, on="id", how="semi").unique().sort("id")
@@ -227,14 +237,14 @@ def leaked_documents(data: StreamData, heldout: list[Source]) -> list[str]:
 
 
 def foreign_seeds(synthetic: Mapping[str, Path], tokens: Mapping[str, Path]) -> list[str]:
-    """Seed ids of synthetic documents that are not documents of D (sorted)."""
+    """Return the seed ids of synthetic documents that are not documents of D (sorted)."""
     seeds = pl.concat([_ids(Source(directory=path, split=None), "seed_id") for _, path in sorted(synthetic.items())])
     unique = pl.concat([_ids(Source(directory=path, split=UNIQUE), "id") for _, path in sorted(tokens.items())])
     return seeds.join(unique, on="id", how="anti").unique().sort("id").collect(engine="streaming")["id"].to_list()
 
 
 def repeated_ids(synthetic: Mapping[str, Path]) -> list[str]:
-    """Ids that more than one synthetic document has (sorted)."""
+    """Return the ids that more than one synthetic document has (sorted)."""
     ids = pl.concat([_ids(Source(directory=path, split=None), "id") for _, path in sorted(synthetic.items())])
     counts = ids.group_by("id").len().filter(pl.col("len") > 1).sort("id")
     return counts.collect(engine="streaming")["id"].to_list()
@@ -247,7 +257,7 @@ def generation_cost(
     model: Model,
     vocab_size: int,
 ) -> pl.DataFrame:
-    """Ledger row of generation: prompts read and tokens sampled for every synthetic document.
+    """Return the ledger's row of generation: prompts read and tokens sampled for every synthetic document.
 
     `max_document_tokens` is where d1 is cut; None where it was not shown, and a prompt is `<bos>` alone. A forward pass
     takes a third of a training step's FLOPs per token. Prompts are counted for each rollout: an engine that caches
@@ -280,7 +290,7 @@ def generation_cost(
 
 
 def tuning_cost(checkpoint: Path) -> pl.DataFrame:
-    """Ledger row of synthesizer-tuning, from the records in the checkpoint's directory."""
+    """Return the ledger's row of synthesizer-tuning, from run.json and metrics.parquet of the checkpoint."""
     record = json.loads((checkpoint / "run.json").read_text())
     last = pl.read_parquet(checkpoint / "metrics.parquet").row(-1, named=True)
     epochs = float(record["spec"]["data"]["epochs"])
@@ -307,7 +317,7 @@ def _ledger(
     note: str,
 ) -> pl.DataFrame:
     row = (LEDGER, source, documents, unique, passes, read, steps, flops, None, note)
-    return pl.DataFrame([row], schema=COLUMNS, orient="row")
+    return pl.DataFrame([row], schema=BUDGET_SCHEMA, orient="row")
 
 
 def _total(counts: pl.DataFrame, split: str) -> tuple[int, int]:

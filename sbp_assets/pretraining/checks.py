@@ -1,14 +1,17 @@
-"""Checks of the token budget and of the three arms' models."""
+"""The checks of the token budget and of the three arms' models."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT
-from sbp_assets.dagster_support.check_results import check_result
-from sbp_assets.dagster_support.partitions import ALL, seeds, shards
+from sbp_assets.dagster_support.check_results import check_result, problems_result
+from sbp_assets.dagster_support.partitions import seeds, shards
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
+from sbp_assets.pretraining.assets import ALL_SYNTHETIC_TOKENS, ALL_TOKENS, TOKENIZER
 from sbp_assets.pretraining.budget import (
     ARMS,
     SYNTHETIC,
@@ -28,22 +31,19 @@ from sbp_assets.storage.io_managers import DirectoryIOManager
 from sbp_assets.training.spec import Source
 
 BUDGET = dg.AssetKey(["pretraining", "token_budget"])
-TOKENS = dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL)
-SYNTHETIC_TOKENS = dg.AssetIn(["synthesis", "synthetic_tokens"], partition_mapping=ALL)
 
 
 @dg.asset_check(asset=BUDGET, blocking=True, description="The three arms train on exactly equal numbers of tokens.")
 def arms_train_on_equal_tokens(token_budget: pl.LazyFrame) -> dg.AssetCheckResult:
     table = token_budget.collect()
-    problems = budget_problems(table)
     per_arm = table.filter(pl.col("arm").is_in(ARMS)).group_by("arm").agg(pl.col("tokens_read").sum())
-    return check_result(passed=not problems, metadata={"problems": problems, **dict(per_arm.iter_rows())})
+    return problems_result(budget_problems(table), **dict(per_arm.iter_rows()))
 
 
 @dg.asset_check(
     asset=BUDGET,
     blocking=True,
-    additional_ins={"synthetic_tokens": SYNTHETIC_TOKENS},
+    additional_ins={"synthetic_tokens": ALL_SYNTHETIC_TOKENS},
     description="The SBP arm reads no synthetic document twice: none is begun twice, and no two have the same id.",
 )
 def synthetic_documents_are_read_once(
@@ -61,8 +61,9 @@ def synthetic_documents_are_read_once(
 @dg.asset_check(
     asset=BUDGET,
     blocking=True,
-    additional_ins={"tokens": TOKENS, "synthetic_tokens": SYNTHETIC_TOKENS},
-    description="No arm trains on a held-out document, nor on a synthesis from one: every seed document is in D.",
+    additional_ins={"tokens": ALL_TOKENS, "synthetic_tokens": ALL_SYNTHETIC_TOKENS},
+    description="No arm trains on a held-out document, nor on a synthetic document sampled from one: every seed "
+    "document is in D.",
 )
 def heldout_documents_are_not_trained_on(
     settings: dg.ResourceParam[Settings],
@@ -88,54 +89,37 @@ def heldout_documents_are_not_trained_on(
 
 
 def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
-    asset = dg.AssetKey(["pretraining", f"{arm}_model"])
-
-    @for_settings(
-        lambda settings: dg.asset_check(
-            asset=asset,
-            partitions_def=seeds(settings),
-            blocking=True,
-            description="The training loss is finite at every step, and lower at the end than at the start.",
+    def model_check(description: str, **options: Any) -> Callable[..., ForSettings[dg.AssetChecksDefinition]]:
+        """Return the decorator of a blocking check of each seed's model."""
+        return for_settings(
+            lambda settings: dg.asset_check(
+                asset=dg.AssetKey(["pretraining", f"{arm}_model"]),
+                partitions_def=seeds(settings),
+                blocking=True,
+                description=description,
+                **options,
+            )
         )
-    )
+
+    @model_check("The training loss is finite at every step, and lower at the end than at the start.")
     def training_loss_decreases(model: Path) -> dg.AssetCheckResult:
         metrics = pl.read_parquet(model / "metrics.parquet")
-        problems = loss_problems(metrics)
-        return check_result(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
+        return problems_result(loss_problems(metrics), dg.AssetCheckSeverity.ERROR, **loss_summary(metrics))
 
-    @for_settings(
-        lambda settings: dg.asset_check(
-            asset=asset,
-            partitions_def=seeds(settings),
-            blocking=True,
-            additional_ins={"tokenizer": dg.AssetIn(["corpus", "tokenizer"])},
-            description="The directory loads: every tensor in its shape, the vocabulary that of corpus/tokenizer.",
-        )
+    @model_check(
+        "The directory loads: every tensor has its shape, and the vocabulary is that of corpus/tokenizer.",
+        additional_ins={"tokenizer": TOKENIZER},
     )
     def model_loads(model: Path, tokenizer: Path) -> dg.AssetCheckResult:
-        problems = model_problems(model, tokenizer)
-        return check_result(passed=not problems, metadata={"problems": problems[:10]})
+        return problems_result(model_problems(model, tokenizer)[:10])
 
-    @for_settings(
-        lambda settings: dg.asset_check(
-            asset=asset,
-            partitions_def=seeds(settings),
-            blocking=True,
-            description="Every weight is a finite number, also those of the lowest held-out loss.",
-        )
-    )
+    @model_check("Every weight is a finite number, also those of the lowest held-out loss.")
     def weights_are_finite(model: Path) -> dg.AssetCheckResult:
-        problems = weight_problems(model)
-        return check_result(passed=not problems, metadata={"problems": problems[:10]})
+        return problems_result(weight_problems(model)[:10])
 
-    @for_settings(
-        lambda settings: dg.asset_check(
-            asset=asset,
-            partitions_def=seeds(settings),
-            blocking=True,
-            additional_deps=[["corpus", "tokens"], *([["synthesis", "synthetic_tokens"]] if arm == "sbp" else [])],
-            description="The model was trained on exactly the tokens of the budget, step by step.",
-        )
+    @model_check(
+        "The model was trained on exactly the tokens of the budget, step by step.",
+        additional_deps=[["corpus", "tokens"], *([["synthesis", "synthetic_tokens"]] if arm == "sbp" else [])],
     )
     def training_tokens_match_budget(
         context: dg.AssetCheckExecutionContext,
@@ -147,11 +131,7 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
         synthetic = all_partitions(directory, "synthesis/synthetic_tokens", shards(settings)) if arm == "sbp" else None
         plan = plan_arm(arm, settings.experiment.pretraining, tokens, synthetic)
         metrics = pl.read_parquet(model / "metrics.parquet")
-        problems = training_problems(metrics, plan)
-        return check_result(
-            passed=not problems,
-            metadata={"trained": int(metrics["tokens"][-1]), "budget": plan.tokens, "problems": problems},
-        )
+        return problems_result(training_problems(metrics, plan), trained=int(metrics["tokens"][-1]), budget=plan.tokens)
 
     return [training_loss_decreases, model_loads, weights_are_finite, training_tokens_match_budget]
 

@@ -1,4 +1,4 @@
-"""What a training run's record says: loss summary, problems, and the loss curve as a small picture. No dagster."""
+"""What a training run's metrics say: loss summary, problems, and the loss curve as a small picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 
 
 def loss_summary(metrics: pl.DataFrame) -> dict[str, float]:
-    """Numbers of metrics.parquet for the UI: steps, tokens, final and best losses (nats per token).
+    """Return the numbers of metrics.parquet for the UI: steps, tokens, final and best losses (nats per token).
 
     `best_heldout_tokens` is how many tokens had been trained at the lowest held-out loss: well before the end, the
     run overfits. Held-out entries are missing where none was measured.
@@ -33,9 +33,9 @@ def loss_summary(metrics: pl.DataFrame) -> dict[str, float]:
 
 
 def loss_problems(metrics: pl.DataFrame) -> list[str]:
-    """Why this run did not train: a loss that is missing or not finite, or that did not fall. Empty where it did.
+    """Return why this run did not train: a loss that is missing or not finite, or did not fall. Empty where it did.
 
-    Falling: the mean training loss over the last tenth of the steps is below that of the first step.
+    The loss has fallen where the mean training loss over the last tenth of the steps is below that of the first step.
     """
     trained = metrics.drop_nulls("train_loss")
     if trained.is_empty():
@@ -54,7 +54,7 @@ def loss_problems(metrics: pl.DataFrame) -> list[str]:
 
 
 def heldout_problems(metrics: pl.DataFrame) -> list[str]:
-    """Why the held-out loss at the end is not below that at the start; empty where it is."""
+    """Return why the held-out loss at the end is not below that at the start; empty where it is."""
     measured = metrics.drop_nulls("heldout_loss")
     if len(measured) < 2:
         return [f"held-out loss was measured {len(measured)} times: start and end cannot be compared"]
@@ -63,7 +63,7 @@ def heldout_problems(metrics: pl.DataFrame) -> list[str]:
 
 
 def loss_curve(metrics: pl.DataFrame, title: str) -> str:
-    """Markdown image (PNG in a data URI) of training and held-out loss against tokens."""
+    """Return a Markdown image (PNG in a data URI) of training and held-out loss against tokens."""
     # The object interface draws without pyplot's global state or a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

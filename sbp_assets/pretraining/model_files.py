@@ -1,14 +1,19 @@
-"""Whether a model directory is one that transformers, vLLM and lm-eval load. No dagster."""
+"""Model directories: what is in them, and whether transformers, vLLM and lm-eval load them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from sbp_assets.storage.columns import Column
+from sbp_assets.training.metrics import METRIC_COLUMNS
+
+MODEL_COLUMNS = [Column("weights", "tensors", "Of model.safetensors."), *METRIC_COLUMNS]
+
 
 def model_problems(directory: Path, tokenizer_dir: Path) -> list[str]:
-    """What is wrong with a Hugging Face model directory: empty where nothing is.
+    """Return what is wrong with a Hugging Face model directory; empty where nothing is.
 
-    Reads the config, the tokenizer and the safetensors headers, never the weights: every tensor of the architecture
+    The config, the tokenizer and the safetensors headers are read, never the weights: every tensor of the architecture
     must be there in its shape, and the vocabulary must be that of `tokenizer_dir`.
     """
     import torch
@@ -48,9 +53,9 @@ def model_problems(directory: Path, tokenizer_dir: Path) -> list[str]:
 
 
 def weight_problems(directory: Path) -> list[str]:
-    """Tensors of a model directory, and of the weights kept in it, that are not finite throughout or do not open.
+    """Return the tensors of a model directory, and of the weights kept in it, that are not finite or do not open.
 
-    Reads one tensor at a time.
+    One tensor is in memory at a time.
     """
     from safetensors import safe_open
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,7 +36,10 @@ DOCUMENTS = "documents.parquet"
 
 
 class Store:
-    """The artifact store of a deployment, read only. `assets` says what should be in it."""
+    """The artifact store of a deployment, read only. `assets` says what should be in it.
+
+    `profile` is the name or path of the profile that it belongs to, for the commands in messages.
+    """
 
     def __init__(
         self,
@@ -45,8 +49,9 @@ class Store:
         memory_limit: str,
         cache_gb: float = 50,
         patience: float = 60,
+        profile: str = "",
     ) -> None:
-        self.base, self.assets = root(base), assets
+        self.base, self.assets, self._profile = root(base), assets, profile
         self.looked_in: dict[str, str] = {}
         """What was searched so far, by asset: '3 of 4 partitions'."""
         self._remote = None
@@ -85,7 +90,8 @@ class Store:
             return None
         of = "" if total == 1 else f" for {total - found} of {total} partitions"
         job = self.assets[asset].job
-        return f"{asset} is not materialised{of}: job {job} (sbp run --until {job})"
+        command = shlex.join(["sbp", "run", *(["-p", self._profile] if self._profile else []), "--until", job])
+        return f"{asset} is not materialised{of}: job {job} ({command})"
 
     def rows(
         self, asset: str, query: str, parameters: Sequence[object] = (), partition: str | None = None

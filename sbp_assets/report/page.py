@@ -20,7 +20,7 @@ from sbp_assets.report.formatting import excerpt, percent, publishable, quantity
 from sbp_assets.report.published import SOURCE
 from sbp_assets.report.samples import BIN_WIDTH, Pair, SyntheticSample
 from sbp_assets.settings import Experiment
-from sbp_assets.synthesis.posterior import UNKNOWN, leak_problems
+from sbp_assets.synthesis.posterior_table import UNKNOWN, leak_problems
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 

@@ -30,6 +30,7 @@ OTHER_VARIABLES = {
     "SBP_JUDGE_API_KEY": "Secret. Key that is sent to deployment.judge_url.",
     "SBP_WEBHOOK_URL": "Secret. Where the sensor of failed runs posts its messages.",
     "SBP_INSTANCE_DIR": "deployment.instance_dir for dagster.yaml, which cannot read settings; `sbp env` exports it.",
+    "SBP_ENV_PROFILE": "Profile whose environment the shell has; `sbp env` exports it, and other profiles are refused.",
     "SBP_WORKSPACE": "Path of workspace.yaml for the -w of Dagster's commands; `sbp env` exports it.",
     "SBP_LAUNCHER_PID": "Process that a training worker belongs to; the worker ends with it. Set by the launcher.",
     "SBP_SCREENSHOTS": "Folder in which the browser tests leave their screenshots; default: build/screenshots.",

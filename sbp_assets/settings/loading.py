@@ -25,6 +25,7 @@ class Settings(Section):
     profile: str = Field(description="Name of the profile: the stem of its file, unless the file gives another.")
     experiment: Experiment = Field(description="What is computed.")
     deployment: Deployment = Field(Deployment(), description="Where and how it runs.")
+    note: str | None = Field(None, description="What to know of the results; `sbp run` prints it below them.")
 
     @model_validator(mode="after")
     def _judge_answers_somewhere(self) -> Settings:

@@ -1,5 +1,6 @@
-"""Checks of the synthetic documents, their tokens and their quality table."""
+"""The checks of the synthetic documents, their tokens and their quality."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,35 +9,45 @@ import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import decode, encode_documents, load_tokenizer
-from sbp_assets.dagster_support.check_results import check_result, last_version
+from sbp_assets.dagster_support.check_results import check_result, last_version, problems_result
 from sbp_assets.dagster_support.partitions import shards
-from sbp_assets.dagster_support.stage import for_settings
+from sbp_assets.dagster_support.stage import ForSettings, for_settings
+from sbp_assets.pretraining.assets import TOKENIZER
 from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis import verify
-from sbp_assets.synthesis.assets import sampled_key
+from sbp_assets.synthesis.assets import SYNTHETIC_DOCUMENTS, TOKENS, sampled_key
 from sbp_assets.synthesis.generate import shard_budget
-from sbp_assets.synthesis.posterior import LEVEL, UNKNOWN, copying_problems, leak_problems, table_problems
+from sbp_assets.synthesis.posterior_table import LEVEL, UNKNOWN, copying_problems, leak_problems, table_problems
 from sbp_assets.synthesis.quality import expected_rows
 
-DOCUMENTS = dg.AssetKey(["synthesis", "synthetic_documents"])
-TOKENS = dg.AssetKey(["synthesis", "synthetic_tokens"])
-QUALITY = dg.AssetKey(["synthesis", "quality"])
 JUDGEMENTS = dg.AssetKey(["synthesis", "judgements"])
-QUALITY_TABLE = dg.AssetKey(["synthesis", "quality_table"])
 POSTERIOR = dg.AssetKey(["synthesis", "posterior_predictive"])
-CORPUS_TOKENS = dg.AssetIn(["corpus", "tokens"])
 VALUES = "Every metric once per corpus and method, its value flagged / scored, or null where nothing was scored."
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=DOCUMENTS,
-        partitions_def=shards(settings),
-        blocking=True,
-        additional_ins={"tokens": CORPUS_TOKENS},
-        description="Ids are unique and every seed is a document of D in this shard, so none is held out.",
+def shard_check(
+    asset: str,
+    description: str,
+    blocking: bool = True,
+    **ins: dg.AssetIn,
+) -> Callable[..., ForSettings[dg.AssetChecksDefinition]]:
+    """Return the decorator of a check of each shard of the stage's `asset`, which reads `ins` beside it."""
+    return for_settings(
+        lambda settings: dg.asset_check(
+            asset=dg.AssetKey(["synthesis", asset]),
+            partitions_def=shards(settings),
+            blocking=blocking,
+            additional_ins=ins,
+            description=description,
+        )
     )
+
+
+@shard_check(
+    "synthetic_documents",
+    "Ids are unique, and every seed is a document of D in this shard, so none is held out.",
+    tokens=TOKENS,
 )
 def ids_are_unique_and_seeds_in_unique_split(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id").collect()
@@ -47,15 +58,7 @@ def ids_are_unique_and_seeds_in_unique_split(synthetic_documents: pl.LazyFrame, 
     )
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=DOCUMENTS,
-        partitions_def=shards(settings),
-        blocking=True,
-        additional_ins={"tokens": CORPUS_TOKENS},
-        description="The shard's token budget is reached, and by the last document.",
-    )
-)
+@shard_check("synthetic_documents", "The shard's token budget is reached, and by the last document.", tokens=TOKENS)
 def synthetic_tokens_reach_budget(
     settings: dg.ResourceParam[Settings], synthetic_documents: pl.LazyFrame, tokens: Path
 ) -> dg.AssetCheckResult:
@@ -65,20 +68,14 @@ def synthetic_tokens_reach_budget(
     budget = shard_budget(
         seed_tokens, settings.experiment.pretraining.repetitions, settings.experiment.pretraining.synthetic_share
     )
-    problems = verify.budget_problems(rows, budget)
-    return check_result(
-        passed=not problems,
-        metadata={"tokens": int(rows["n_tokens"].sum()), "token_budget": budget, "problems": problems},
+    return problems_result(
+        verify.budget_problems(rows, budget), tokens=int(rows["n_tokens"].sum()), token_budget=budget
     )
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=DOCUMENTS,
-        partitions_def=shards(settings),
-        blocking=True,
-        description="Text is not blank, the finish reason is stop or length, the id is made of seed and rollout.",
-    )
+@shard_check(
+    "synthetic_documents",
+    "Text is not blank, the finish reason is stop or length, and the id is made of seed and rollout.",
 )
 def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     rows = synthetic_documents.collect()
@@ -88,14 +85,13 @@ def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
 
 @for_settings(
     lambda settings: dg.asset_check(
-        asset=DOCUMENTS,
+        asset=dg.AssetKey(["synthesis", "synthetic_documents"]),
         partitions_def=shards(settings),
         blocking=True,
-        additional_ins={"tokenizer": dg.AssetIn(["corpus", "tokenizer"])},
+        additional_ins={"tokenizer": TOKENIZER},
         additional_deps=[sampled_key(settings)],
-        description="Every row was sampled with its request's seed from the present synthesizer, all by one "
-        "engine, and "
-        "counts its tokens (a sample is counted again).",
+        description="Every row was sampled with its request's seed from the present synthesizer, all by one engine, "
+        "and counts its tokens (a sample is counted again).",
     )
 )
 def rows_match_requests(
@@ -125,30 +121,22 @@ def rows_match_requests(
     )
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=DOCUMENTS,
-        partitions_def=shards(settings),
-        blocking=True,
-        additional_ins={"tokens": CORPUS_TOKENS},
-        description="No (seed, rollout) twice; rows stand in request order; only few places of it are empty syntheses.",
-    )
+@shard_check(
+    "synthetic_documents",
+    "No (seed, rollout) occurs twice, rows are in request order, and few places of that order were empty documents.",
+    tokens=TOKENS,
 )
 def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id", "rollout").collect()
     allowed = verify.allowed_empty(len(rows))
     problems = verify.rollout_problems(rows, _unique_ids(tokens), allowed)
-    return check_result(
-        passed=not problems, metadata={"rows": len(rows), "allowed_empty": allowed, "problems": problems}
-    )
+    return problems_result(problems, rows=len(rows), allowed_empty=allowed)
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=DOCUMENTS,
-        partitions_def=shards(settings),
-        description=f"At most {verify.MAX_LENGTH_SHARE:.0%} of the syntheses were cut off by the context.",
-    )
+@shard_check(
+    "synthetic_documents",
+    f"At most {verify.MAX_LENGTH_SHARE:.0%} of the synthetic documents were cut off by the context.",
+    blocking=False,
 )
 def synthetic_documents_are_not_truncated(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     share = verify.length_share(synthetic_documents.select("finish_reason").collect())
@@ -160,47 +148,35 @@ def synthetic_documents_are_not_truncated(synthetic_documents: pl.LazyFrame) -> 
     )
 
 
-@for_settings(
-    lambda settings: dg.asset_check(
-        asset=TOKENS,
-        partitions_def=shards(settings),
-        blocking=True,
-        additional_ins={
-            "synthetic_documents": dg.AssetIn(["synthesis", "synthetic_documents"]),
-            "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
-        },
-        description="One token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
-    )
+@shard_check(
+    "synthetic_tokens",
+    "There is one token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
+    synthetic_documents=SYNTHETIC_DOCUMENTS,
+    tokenizer=TOKENIZER,
 )
 def synthetic_tokens_match_documents(
     synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, tokenizer: Path
 ) -> dg.AssetCheckResult:
     arrays, rows, loaded = TokenArrays.load(synthetic_tokens), synthetic_documents.collect(), load_tokenizer(tokenizer)
     problems = verify.token_problems(rows, arrays, partial(decode, loaded), loaded.bos_token_id, loaded.eos_token_id)
-    return check_result(passed=not problems, metadata={"rows": len(rows), "problems": problems})
+    return problems_result(problems, rows=len(rows))
 
 
-@for_settings(
-    lambda settings: dg.asset_check(asset=QUALITY, partitions_def=shards(settings), blocking=True, description=VALUES)
-)
+@shard_check("quality", VALUES)
 def quality_is_valid(settings: dg.ResourceParam[Settings], quality: pl.LazyFrame) -> dg.AssetCheckResult:
-    problems = verify.quality_problems(
-        quality.collect(), expected_rows(settings.experiment.truth is not None, judged=False)
-    )
-    return check_result(passed=not problems, metadata={"problems": problems})
+    expected = expected_rows(settings.experiment.truth is not None, judged=False)
+    return problems_result(verify.quality_problems(quality.collect(), expected))
 
 
 @dg.asset_check(
     asset=JUDGEMENTS,
     blocking=True,
-    description="Each question once, with a verdict or a reason for none; empty without a judge.",
+    description="Each question occurs once, with a verdict or a reason for none; there are no rows without a judge.",
 )
 def judgements_are_valid(settings: dg.ResourceParam[Settings], judgements: pl.LazyFrame) -> dg.AssetCheckResult:
     rows, configured = judgements.collect(), settings.experiment.synthesis.judge is not None
     problems = verify.judgement_problems(rows) if configured else [] if rows.is_empty() else ["rows without a judge"]
-    return check_result(
-        passed=not problems, metadata={"judge_configured": configured, "rows": len(rows), "problems": problems}
-    )
+    return problems_result(problems, judge_configured=configured, rows=len(rows))
 
 
 @dg.asset_check(
@@ -210,33 +186,29 @@ def judgements_are_valid(settings: dg.ResourceParam[Settings], judgements: pl.La
 )
 def judge_answered_most_questions(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
     rows = judgements.collect()
-    problems = verify.unjudged_problems(rows)
-    return check_result(passed=not problems, metadata={"judged": rows["verdict"].count(), "problems": problems})
+    return problems_result(verify.unjudged_problems(rows), judged=rows["verdict"].count())
 
 
-@dg.asset_check(asset=QUALITY_TABLE, blocking=True, description=VALUES)
+@dg.asset_check(asset=dg.AssetKey(["synthesis", "quality_table"]), blocking=True, description=VALUES)
 def quality_table_is_valid(settings: dg.ResourceParam[Settings], quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
-    expected = expected_rows(
-        settings.experiment.truth is not None, judged=settings.experiment.synthesis.judge is not None
-    )
-    problems = verify.quality_problems(quality_table.collect(), expected)
-    return check_result(passed=not problems, metadata={"problems": problems})
+    judged = settings.experiment.synthesis.judge is not None
+    expected = expected_rows(settings.experiment.truth is not None, judged)
+    return problems_result(verify.quality_problems(quality_table.collect(), expected))
 
 
 @dg.asset_check(
     asset=POSTERIOR,
     blocking=True,
-    description="Every group once, with shares that lie in [0, 1] and as many statements as its parts; empty without "
-    "a truth.",
+    description="Every group occurs once, with shares that lie in [0, 1] and as many statements as its parts; there "
+    "are no rows where the ground truth is not known.",
 )
 def posterior_table_is_valid(
     settings: dg.ResourceParam[Settings], posterior_predictive: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     table = posterior_predictive.collect()
-    problems = (
-        table_problems(table) if settings.experiment.truth else [] if table.is_empty() else ["rows without a truth"]
-    )
-    return check_result(passed=not problems, metadata={"rows": len(table), "problems": problems})
+    known = settings.experiment.truth is not None
+    problems = table_problems(table) if known else [] if table.is_empty() else ["rows without a ground truth"]
+    return problems_result(problems, rows=len(table))
 
 
 @dg.asset_check(
@@ -246,11 +218,8 @@ def posterior_table_is_valid(
 )
 def unknown_facts_are_at_chance(posterior_predictive: pl.LazyFrame) -> dg.AssetCheckResult:
     table = posterior_predictive.collect()
-    problems = leak_problems(table)
     unknown = table.filter(pl.col("group").is_in(UNKNOWN))
-    return check_result(
-        passed=not problems, metadata={"statements": int(unknown["statements"].sum()), "problems": problems}
-    )
+    return problems_result(leak_problems(table), statements=int(unknown["statements"].sum()))
 
 
 @dg.asset_check(
@@ -259,14 +228,10 @@ def unknown_facts_are_at_chance(posterior_predictive: pl.LazyFrame) -> dg.AssetC
 )
 def restated_facts_are_above_chance(posterior_predictive: pl.LazyFrame) -> dg.AssetCheckResult:
     table = posterior_predictive.collect()
-    problems = copying_problems(table)
     restated = table.filter(pl.col("group") == "restated")
-    return check_result(
-        passed=not problems,
-        # Judging again would give the same: a person has to decide whether to train for longer.
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"statements": int(restated["statements"].sum()), "problems": problems},
-    )
+    # Judging again would give the same: a person has to decide whether to train for longer.
+    severity = dg.AssetCheckSeverity.WARN
+    return problems_result(copying_problems(table), severity, statements=int(restated["statements"].sum()))
 
 
 def _unique_ids(tokens: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Engines that sample, in worker processes, started once and kept for every shard. No dagster.
+"""Engines that sample, in worker processes, started once and kept for every shard.
 
 There are two, which give other samples of the same distribution: vLLM (`vllm_worker`), and transformers
 (`transformers_worker`), slower, where vLLM is not installed. Each process has one GPU, or one CPU thread: a
@@ -49,7 +49,7 @@ MIN_BATCHED_TOKENS = 8192
 
 
 class EngineError(RuntimeError):
-    """An engine that cannot start or has died; the message says what to do."""
+    """An engine cannot start or has died; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Request:
-    """One synthesis to sample: token ids of the prompt and the seed of its random numbers (63 bits)."""
+    """One synthetic document to sample: token ids of the prompt and the seed of its random numbers (63 bits)."""
 
     seed_id: str
     rollout: int
@@ -79,6 +79,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
+    """How tokens are drawn, and the id of `<eos>`, which ends a document."""
+
     temperature: float
     top_p: float
     eos_id: int
@@ -92,8 +94,7 @@ class Engines:
         _require_installed(spec)
         device = resolve_device(spec.device)
         environments = [_environment(device, engine, spec.processes) for engine in range(spec.processes)]
-        if device == "cpu" and spec.engine == "vllm":
-            _check_head_size(spec.checkpoint)
+        _check_head_size(spec)
         # One pool per engine, because a pool does not choose which of its processes takes a task.
         self._pools = [
             ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (environment,))
@@ -103,16 +104,16 @@ class Engines:
         self.spec = spec
         logger.info("starting %d %s engine(s) on %s", spec.processes, spec.engine, device)
         try:
-            # Told apart from the pool's initializer, whose exceptions would be swallowed.
+            # Not in the pool's initializer, whose exceptions would be swallowed.
             starts = [pool.submit(_start, spec, device) for pool in self._pools]
             self._pids = [start.result() for start in starts]
         except BrokenProcessPool as error:
             self.stop()
             raise EngineError(
-                f"an engine process ({spec.engine}) died while starting; its last words are in this process's stderr. "
+                f"an engine process ({spec.engine}) died while starting; its messages are in this process's stderr. "
                 f"If memory ran out, lower deployment.engine_processes{_way_out(spec)}"
             ) from error
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # the second where only vLLM's kernels do not load
             self.stop()
             raise EngineError(f"{spec.engine} is installed and does not load: {error}{_way_out(spec)}") from error
         except BaseException:
@@ -142,21 +143,23 @@ class Engines:
         except BrokenProcessPool as error:
             self.stop()
             raise EngineError(
-                f"an engine process ({self.spec.engine}) died (killed, or out of memory). Finished syntheses are kept "
-                f"in {ledgers[0].parent}: run this partition again to continue with them. If memory ran out, lower "
+                f"an engine process ({self.spec.engine}) died (killed, or out of memory). Finished synthetic documents "
+                f"are kept in {ledgers[0].parent}: re-materialise this partition to resume. If memory ran out, lower "
                 "deployment.engine_processes or deployment.engine_max_sequences first"
             ) from error
         except BaseException:
-            # An engine left running would go on working for nobody.
+            # An engine left running would go on sampling, and nobody would read it.
             self.stop()
             raise
 
     @property
     def alive(self) -> bool:
+        """Whether the engines have not been stopped."""
         return bool(self._pools)
 
     @property
     def pids(self) -> list[int]:
+        """The process ids of the engines."""
         return list(self._pids)
 
     def stop(self) -> None:
@@ -200,22 +203,24 @@ class Generator:
 
 
 def installed(engine: Engine) -> bool:
+    """Return whether an engine's package is installed here."""
     return importlib.util.find_spec(engine) is not None
 
 
 def default_engine() -> Engine:
-    """The one that `generation_engine: auto` begins a shard with."""
+    """Return the engine that `generation_engine: auto` begins a shard with."""
     return "vllm" if installed("vllm") else "transformers"
 
 
 def how_to_install(engine: Engine) -> str:
+    """Return the command that installs an engine."""
     if engine == "transformers":
         return "pip install transformers"
     return "make install VLLM=auto, or for CUDA pip install -e '.[gpu]'"
 
 
 def named_with_version(engine: Engine) -> str:
-    """'vllm 0.32.0', or the bare name where it is not installed."""
+    """Return the engine's name and version, as in 'vllm 0.32.0', or its name alone where it is not installed."""
     for distribution in VLLM_DISTRIBUTIONS if engine == "vllm" else (engine,):
         with suppress(importlib.metadata.PackageNotFoundError):
             return f"{engine} {importlib.metadata.version(distribution)}"
@@ -223,8 +228,8 @@ def named_with_version(engine: Engine) -> str:
 
 
 def _way_out(spec: EngineSpec) -> str:
-    """What helps where vLLM cannot run at all."""
-    return f"; if it cannot run here, set {ANOTHER_ENGINE}" if spec.engine == "vllm" else ""
+    """Return, to go behind a message, what helps where vLLM cannot run at all."""
+    return f"; if it cannot run here (on CPUs it needs libnuma1), set {ANOTHER_ENGINE}" if spec.engine == "vllm" else ""
 
 
 def _require_installed(spec: EngineSpec) -> None:
@@ -236,7 +241,7 @@ def _require_installed(spec: EngineSpec) -> None:
 
 
 def _environment(device: str, engine: int, engines: int) -> dict[str, str]:
-    """Environment of one engine's process; vLLM reads it when it is imported."""
+    """Return the environment of one engine's process; vLLM reads it when it is imported."""
     common = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in our process, which is one of its own already
         "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),
@@ -259,13 +264,25 @@ def _environment(device: str, engine: int, engines: int) -> dict[str, str]:
     return {**common, "CUDA_VISIBLE_DEVICES": gpus[engine]}
 
 
-def _check_head_size(checkpoint: Path) -> None:
-    size = json.loads((checkpoint / "config.json").read_text()).get("head_dim")
-    if size is not None and size not in CPU_HEAD_SIZES:
-        raise EngineError(
-            f"{checkpoint}: vLLM has no CPU attention for model.head_dim {size}; choose one of "
-            f"{', '.join(map(str, CPU_HEAD_SIZES))}; or set {ANOTHER_ENGINE}"
-        )
+def head_size_problem(head_size: int, engine: Literal["auto"] | Engine, device: Device) -> str | None:
+    """Return why `engine` cannot sample from models with this width of an attention head on `device`; None if it can.
+
+    `auto` is taken for the engine that begins a shard here.
+    """
+    if head_size in CPU_HEAD_SIZES or (default_engine() if engine == "auto" else engine) != "vllm":
+        return None
+    if resolve_device(device) != "cpu":
+        return None
+    return (
+        f"vLLM has no CPU attention for model.head_dim {head_size}; choose one of "
+        f"{', '.join(map(str, CPU_HEAD_SIZES))}; or set {ANOTHER_ENGINE}"
+    )
+
+
+def _check_head_size(spec: EngineSpec) -> None:
+    size = json.loads((spec.checkpoint / "config.json").read_text()).get("head_dim")
+    if size is not None and (problem := head_size_problem(size, spec.engine, spec.device)):
+        raise EngineError(f"{spec.checkpoint}: {problem}")
 
 
 # The functions below run in the engine's process.

@@ -1,4 +1,4 @@
-"""Which synthetic documents a shard holds, in which order they are sampled, and how a stopped run resumes. No dagster.
+"""Which synthetic documents a shard holds, in which order they are sampled, and how a stopped run resumes.
 
 Requests are ordered rollout by rollout: every seed document's rollout 0 in order of id, then every rollout 1, …
 A shard's rows are the shortest prefix of that order whose tokens reach the shard's budget. Rows are thus a pure
@@ -21,6 +21,7 @@ from itertools import count
 import polars as pl
 
 from sbp_assets.settings import Synthesis
+from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.engine import (
     ANOTHER_ENGINE,
@@ -36,19 +37,31 @@ from sbp_assets.synthesis.ledger import Key, Ledger
 
 logger = logging.getLogger("sbp_assets.synthesis.generate")
 
-SCHEMA: dict[str, pl.DataType] = {
-    "id": pl.String(),
-    "seed_id": pl.String(),
-    "rollout": pl.Int64(),
-    "sampling_seed": pl.Int64(),
-    "text": pl.String(),
-    "n_tokens": pl.Int64(),
-    "finish_reason": pl.String(),
-    "synthesizer_version": pl.String(),
-    "engine": pl.String(),
-}
+_SEEDS = "corpus/tokens.id corpus/documents.id"
+# What the sources of the others are depends on the settings: with a condition, d1 is one of them.
+DOCUMENT_COLUMNS = [
+    Column("id", pl.String, "`syn-{seed_id}-{rollout}`", _SEEDS),
+    Column("seed_id", pl.String, "The document d1 of D that it was sampled from.", _SEEDS),
+    Column("rollout", pl.Int64, "0-based number of the document among its seed's."),
+    Column("sampling_seed", pl.Int64, "Of this request's random numbers.", _SEEDS),
+    Column("text", pl.String, "What was sampled."),
+    Column("n_tokens", pl.Int64, "As synthetic_tokens holds it, `<bos>` and `<eos>` included."),
+    Column("finish_reason", pl.String, "stop (`<eos>`), or length (the context was full)."),
+    Column("synthesizer_version", pl.String, "Content of the sampled checkpoint."),
+    Column("engine", pl.String, "vllm or transformers: what sampled it, the same in a whole shard."),
+]
+DOCUMENT_SCHEMA = table_schema(DOCUMENT_COLUMNS)
+TOKEN_COLUMNS = [
+    Column("id", pl.String, "Synthetic document; of documents.parquet.", "synthesis/synthetic_documents"),
+    Column(
+        "seed_id",
+        pl.String,
+        "The document d1 it was sampled from; of documents.parquet.",
+        "synthesis/synthetic_documents",
+    ),
+    Column("tokens", "array[uint]", "Of tokens.npy: `<bos>` ids `<eos>`.", "synthesis/synthetic_documents.text"),
+]
 FINISH_REASONS = ("stop", "length")
-
 
 # A wave is what the engines work on between two looks at the budget. A longer one wastes a smaller share on its tail, a
 # bounded one bounds the memory of the queue.
@@ -62,12 +75,12 @@ EMPTY_LIMIT = 200
 
 
 class SynthesisError(ValueError):
-    """Seeds, settings or a synthesizer from which no shard can be generated; the message says what to do."""
+    """No shard can be generated from the seeds, settings or synthesizer; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A shard's rows and what it took to make them."""
+    """A shard's rows, and what it took to sample them."""
 
     rows: pl.DataFrame
     budget: int  # tokens asked for
@@ -81,13 +94,13 @@ class Outcome:
 
 
 def sampling_seed(salt: str, seed_id: str, rollout: int) -> int:
-    """Seed of a request's random numbers, in [0, 2**63): a stable hash, the same on every machine."""
+    """Return the seed of a request's random numbers, in [0, 2**63): a stable hash, the same on every machine."""
     digest = hashlib.sha256(json.dumps([salt, seed_id, rollout]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def request_order(seed_ids: Iterable[str]) -> Iterator[Key]:
-    """Endless: rollout 0 of every seed document in order of id, then rollout 1, …"""
+    """Yield without end: rollout 0 of every seed document in order of id, then rollout 1, …"""
     ids = sorted(seed_ids)
     if not ids:
         return
@@ -97,7 +110,7 @@ def request_order(seed_ids: Iterable[str]) -> Iterator[Key]:
 
 
 def budget_prefix(seed_ids: Iterable[str], tokens: Mapping[Key, int], budget: int) -> tuple[list[Key], bool]:
-    """The shortest prefix of the request order whose tokens reach `budget`, and whether it does.
+    """Return the shortest prefix of the request order whose tokens reach `budget`, and whether it does.
 
     `tokens` holds the finished requests. Where the first missing one comes before the budget is reached, the prefix up
     to it is returned with False.
@@ -127,10 +140,10 @@ def generate_shard(
     ledger: Ledger,
     progress: Progress,
 ) -> Outcome:
-    """Sample the shard's synthetic documents until `budget` tokens are reached.
+    """Sample the shard's synthetic documents until `budget` tokens are reached, and return them.
 
-    `prompts`: token ids of each seed document's prompt, by id. `expected_tokens`: of a document, a guess for the first
-    wave. `progress` counts tokens. Engines start only where something is left to sample.
+    `prompts` maps each seed document's id to the token ids of its prompt. `expected_tokens` is a guess of a document's
+    tokens for the first wave. `progress` counts tokens. Engines start only where something is left to sample.
 
     Raises SynthesisError for a budget without seeds, a prompt that leaves no room in the context, or a synthesizer that
     writes nothing; EngineError where an engine cannot start or dies.
@@ -195,7 +208,7 @@ def generate_shard(
             for generation in kept
             if generation.n_tokens
         ],
-        schema=SCHEMA,
+        schema=DOCUMENT_SCHEMA,
     )
     return Outcome(
         rows=rows,
@@ -218,7 +231,7 @@ def next_wave(
     engines: int,
     max_sequences: int,
 ) -> list[Key]:
-    """Unfinished requests to sample next: those up to where the budget should be reached, judging by the mean so far.
+    """Return the unfinished requests to sample next: up to where the budget should be reached by the mean so far.
 
     Before anything is finished the mean is a guess, so the first wave aims at a part of the budget.
     """
@@ -238,5 +251,5 @@ def next_wave(
 
 
 def shard_budget(seed_tokens: int, repetitions: float, synthetic_share: float) -> int:
-    """Synthetic tokens of a shard: its share of the SBP arm's budget, by the tokens of D that it holds."""
+    """Return the synthetic tokens of a shard: its share of the SBP arm's budget, by the tokens of D that it holds."""
     return math.floor(synthetic_share * repetitions * seed_tokens)

@@ -1,11 +1,11 @@
-"""Non-factual and pair-irrelevance as a language model judges them, over any OpenAI-compatible endpoint. No dagster.
+"""Non-factual and pair-irrelevance as a language model judges them, over any OpenAI-compatible endpoint.
 
 The paper judges both with a model. A question is one document (or a synthetic document and its seed) in the wording of
 `prompts/<revision>/<metric>.md`; the answer's last line is the verdict. Whatever does not end in a verdict is
 *unjudged*, with the reason, and never guessed: an endpoint that is down, refuses, is too slow or talks nonsense.
 
 Every outcome is a line of a ledger at once, its cost with it. A question is known there by a digest of all that was
-asked of which model, so a stopped run resumes, changed texts or prompts are asked about anew, and what was
+asked of which model, so a stopped run resumes, changed texts or prompts are new questions, and what was
 unjudged is asked again by the next run.
 """
 
@@ -30,9 +30,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from sbp_assets.settings import Deployment, Judge
 from sbp_assets.storage.artifacts import named_when_full
+from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesis.quality import JUDGE, REAL, SYNTHETIC, row
-from sbp_assets.synthesis.quality import SCHEMA as QUALITY_SCHEMA
+from sbp_assets.synthesis.quality import DOCUMENTS_AND_SEEDS, JUDGE, QUALITY_SCHEMA, REAL, SYNTHETIC, row
 from sbp_assets.synthesis.questions import VERDICTS, JudgeError, Message, Question, load_prompts, parse_verdict
 
 if TYPE_CHECKING:
@@ -48,16 +48,27 @@ ANSWER_DELAY = 0.5  # Seconds before asking again; doubles.
 GIVE_UP_AFTER = 10
 NOT_ASKED, UNPARSEABLE = "not_asked", "unparseable"
 
-SCHEMA: dict[str, pl.DataType] = {
-    "id": pl.String(),
-    "corpus": pl.String(),
-    "metric": pl.String(),
-    "verdict": pl.Boolean(),
-    "unjudged": pl.String(),
-    "answer": pl.String(),
-    "prompt_tokens": pl.Int64(),
-    "completion_tokens": pl.Int64(),
-}
+JUDGEMENT_COLUMNS = [
+    Column("id", pl.String, "Document that was judged.", "synthesis/synthetic_documents.id corpus/documents.id"),
+    Column("corpus", pl.String, "synthetic, or real (documents of D)."),
+    Column("metric", pl.String, "non_factual, or pair_irrelevance (synthetic documents only)."),
+    Column("verdict", pl.Boolean, "Whether the judge found that fault; null where unjudged.", DOCUMENTS_AND_SEEDS),
+    Column(
+        "unjudged",
+        pl.String,
+        "timeout, connection, http_<status>, unparseable, not_asked or client_error; or null.",
+        DOCUMENTS_AND_SEEDS,
+    ),
+    Column("answer", pl.String, "The judge's words, the last ones where it was asked again.", DOCUMENTS_AND_SEEDS),
+    Column(
+        "prompt_tokens",
+        pl.Int64,
+        "As the endpoint counted them, over all answers to this question.",
+        DOCUMENTS_AND_SEEDS,
+    ),
+    Column("completion_tokens", pl.Int64, "Likewise.", DOCUMENTS_AND_SEEDS),
+]
+JUDGEMENT_SCHEMA = table_schema(JUDGEMENT_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ class _Answer(BaseModel):
 def judge(
     asked: Sequence[Question], settings: Judge, endpoint: Endpoint, ledger: Path, progress: Progress
 ) -> tuple[pl.DataFrame, dict[str, int | float]]:
-    """Rows of SCHEMA, one per question, in their order, and what they took.
+    """Return rows of JUDGEMENT_SCHEMA, one per question, in their order, and what they took.
 
     Questions with a verdict in the file `ledger` are not asked again; `progress` counts questions. No failure of the
     endpoint raises. The counts: judged, unjudged, unjudged_{reason}, resumed; and of all sessions together, failed
@@ -163,7 +174,7 @@ def judge(
         {**asdict(outcome[question.key]), "id": question.id, "corpus": question.corpus, "metric": question.metric}
         for question in asked
     ]
-    table = pl.DataFrame([{name: row_[name] for name in SCHEMA} for row_ in rows], schema=SCHEMA)
+    table = pl.DataFrame([{name: row_[name] for name in JUDGEMENT_SCHEMA} for row_ in rows], schema=JUDGEMENT_SCHEMA)
     reasons = Counter(table["unjudged"].drop_nulls().to_list())
     judged = len(table) - table["verdict"].null_count()
     return table, {
@@ -179,7 +190,7 @@ def judge(
 
 
 def judged_rows(judgements: pl.DataFrame) -> pl.DataFrame:
-    """Rows of the quality table: the share at fault among the judged, how many these are, and the sample's size."""
+    """Return rows of the quality table: the share at fault among the judged, their number, and the sample's size."""
     rows = []
     for metric in VERDICTS:
         for corpus in (SYNTHETIC, REAL):

@@ -1,4 +1,4 @@
-"""Where the finished requests of a shard wait, whose they are, and which engine finishes a shard. No dagster.
+"""Where the finished requests of a shard wait, whose they are, and which engine finishes a shard.
 
 Finished requests lie in `<work>/<shard>/<fingerprint>/*.jsonl`, the fingerprint being that of the synthesizer, the
 sampling settings and the engine, so that the requests of another synthesizer are never used and no shard is of two
@@ -45,7 +45,7 @@ RECORDED = [field.name for field in fields(Generation) if field.name != "n_token
 def fingerprint(
     synthesizer_version: str, settings: Synthesis, max_document_tokens: int, context_length: int, engine: Engine
 ) -> str:
-    """Digest of everything that decides what a request samples (16 hex digits)."""
+    """Return the digest of everything that decides what a request samples (16 hex digits)."""
     sampled = settings.model_dump(mode="json", include={"temperature", "top_p", "dtype", "salt", "condition"})
     values = [synthesizer_version, sampled, max_document_tokens, context_length]
     if engine != "vllm":
@@ -55,10 +55,10 @@ def fingerprint(
 
 
 def engine_of_shard(directory: Path, setting: Literal["auto"] | Engine, fingerprints: Mapping[Engine, str]) -> Engine:
-    """The engine that samples the shard whose ledgers lie in `directory`: the setting's.
+    """Return the engine that samples the shard whose ledgers lie in `directory`: the setting's.
 
     With auto it is the one that began the shard (with these fingerprints), as a shard is finished by the engine that
-    began it; where nothing is finished, the one to be had here.
+    began it; where nothing is finished, it is the one that is installed here.
     """
     if setting != "auto":
         return setting
@@ -97,11 +97,11 @@ class Ledger:
                 shutil.rmtree(other)
 
     def session_files(self, engines: int) -> list[Path]:
-        """A file per engine for what this process generates."""
+        """Return a file per engine for what this process generates."""
         return [self.directory / f"{self._session}-engine{engine}.jsonl" for engine in range(engines)]
 
     def refresh(self) -> list[Generation]:
-        """Read what was written since; returns the newly finished."""
+        """Read what was written since, and return the newly finished requests."""
         rows: list[dict] = []
         for path in sorted(self.directory.glob("*.jsonl")):
             with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""The five quality metrics of synthetic text, beside the same metrics on real documents. No dagster.
+"""The five quality metrics of synthetic text, beside the same metrics on real documents.
 
 They are those of the paper's quality table: repetition, duplicate@1M, non-factual, pair-irrelevance, pair-copying.
 Each value is a share of documents, so lower is better everywhere. Null means that the metric does not exist for this
@@ -30,6 +30,7 @@ import polars as pl
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.shingles import normalise, segmented_shingles, shared, whitespace_shingles, whitespace_words
 from sbp_assets.settings import Dedup
+from sbp_assets.storage.columns import Column, table_schema
 
 SYNTHETIC, REAL = "synthetic", "real"
 CORPORA = (SYNTHETIC, REAL)
@@ -71,30 +72,44 @@ NEEDS_A_JUDGE = "Not judged: this needs a judge (experiment.synthesis.judge)."
 DETAILS = ("false_statements", "no_concept")
 OF_THE_WORLD = (*JUDGED_DEFINITIONS, *DETAILS)
 METRICS = tuple(metric for metric in DEFINITIONS if metric not in DETAILS)
-SCHEMA = {
-    "metric": pl.String(),
-    "corpus": pl.String(),
-    "value": pl.Float64(),
-    "flagged": pl.Int64(),
-    "scored": pl.Int64(),
-    "documents": pl.Int64(),
-    "sample": pl.Int64(),
-    "method": pl.String(),
-}
+# Of the metrics on documents and, where they compare a synthetic document with its seed, of both.
+DOCUMENTS_AND_SEEDS = "synthesis/synthetic_documents.text synthesis/synthetic_documents.seed_id corpus/documents.text"
+QUALITY_COLUMNS = [
+    Column("metric", pl.String, "Defined in quality_table."),
+    Column("corpus", pl.String, "synthetic, or real (documents of D)."),
+    Column(
+        "value",
+        pl.Float64,
+        "flagged / scored; null where the metric does not exist or nothing was judged.",
+        DOCUMENTS_AND_SEEDS,
+    ),
+    Column("flagged", pl.Int64, "Documents (for false_statements: statements) found at fault.", DOCUMENTS_AND_SEEDS),
+    Column("scored", pl.Int64, "Documents (statements) that there is a decision on.", DOCUMENTS_AND_SEEDS),
+    Column("documents", pl.Int64, "Documents scored.", DOCUMENTS_AND_SEEDS),
+    Column("sample", pl.Int64, "Documents drawn; those beyond `documents` are unjudged.", DOCUMENTS_AND_SEEDS),
+    Column(
+        "method",
+        pl.String,
+        "exact, heuristic (repetition and pair_copying: a threshold on word sequences) or judge (a language model).",
+    ),
+]
+QUALITY_SCHEMA = table_schema(QUALITY_COLUMNS)
+QUALITY_TABLE_COLUMNS = [*QUALITY_COLUMNS, Column("definition", pl.String, "Of the metric.")]
 
 
 def row(
     metric: str, corpus: str, method: str, flagged: int, scored: int, documents: int, sample: int
 ) -> dict[str, Any]:
-    """A row of SCHEMA: the share `flagged` of `scored`, null where nothing was."""
+    """Return a row of QUALITY_SCHEMA; its value is the share `flagged` of `scored`, null where nothing was."""
     share = flagged / scored if scored else None
-    return dict(zip(SCHEMA, (metric, corpus, share, flagged, scored, documents, sample, method), strict=True))
+    return dict(zip(QUALITY_SCHEMA, (metric, corpus, share, flagged, scored, documents, sample, method), strict=True))
 
 
 def expected_rows(world_is_known: bool, judged: bool) -> list[tuple[str, str, str]]:
-    """(metric, corpus, method) of every row that a table must have, in order.
+    """Return (metric, corpus, method) of every row that a table must have, in order.
 
-    `judged`: a judge is configured. Where neither the world nor a judge can tell, the row is there with a null.
+    `judged` says whether a judge is configured. Where neither the world nor a judge can tell, the row is there with a
+    null.
     """
     rows = []
     for metric in DEFINITIONS:
@@ -117,10 +132,10 @@ def quality_rows(
     scratch: Path,
     memory_limit: str,
 ) -> pl.DataFrame:
-    """All metrics of one shard's sample, SCHEMA rows; those that need a judge are null.
+    """Return all metrics of one shard's sample as rows of QUALITY_SCHEMA; those that need a judge are null.
 
-    `synthetic`: text, seed_text; `real`: text. `copy_words`: words per shingle of the pair filter. `world`: the
-    ground truth, for the concepts source. `scratch`: an empty directory for `duplicate_flags`.
+    `synthetic` has columns text and seed_text, `real` has text. `copy_words` is the words per shingle of the pair
+    filter, `world` the ground truth of the concepts source, `scratch` an empty directory for `duplicate_flags`.
     """
     pairs = synthetic.select("text", "seed_text").rows()
     sizes = {SYNTHETIC: len(synthetic), REAL: len(real)}
@@ -142,30 +157,33 @@ def quality_rows(
     for metric, corpus, method in expected_rows(world is not None, judged=False):
         size = sizes[corpus] if (metric, corpus) in found else 0
         rows.append(row(metric, corpus, method, *found.get((metric, corpus), (0, 0)), size, size))
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=QUALITY_SCHEMA)
 
 
 def duplicates_over_shards(
     corpora: Mapping[str, Mapping[str, pl.LazyFrame]], size: int, settings: Dedup, scratch: Path, memory_limit: str
 ) -> pl.DataFrame:
-    """duplicates@`size`: SCHEMA rows of one fixed sample of each corpus (its id, text by shard) over all shards."""
+    """Return duplicates@`size` as rows of QUALITY_SCHEMA, of one fixed sample of each corpus over all its shards.
+
+    `corpora` maps each corpus to its shards' documents (id, text).
+    """
     rows = []
     for corpus, shards in corpora.items():
         chosen = fixed_sample({shard: ids_of(frame) for shard, frame in shards.items()}, size)
         batches = (texts_of(shards[shard], chosen[shard])["text"].to_list() for shard in sorted(chosen))
         flags = duplicate_flags(batches, settings, scratch / corpus, memory_limit)
         rows.append(row("duplicates", corpus, EXACT, sum(flags), len(flags), len(flags), len(flags)))
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=QUALITY_SCHEMA)
 
 
 def quality_over_shards(
     shards: Mapping[str, pl.LazyFrame], duplicates: pl.DataFrame, judged: pl.DataFrame, judge: str | None
 ) -> pl.DataFrame:
-    """The metrics over all shards, each shard weighted by what was scored of it; with a `definition` column.
+    """Return the metrics over all shards, each shard weighted by what was scored of it, with a `definition` column.
 
-    `duplicates` and `judged` are SCHEMA rows over all shards: duplicates cannot be added up, for those of two shards
-    with each other would be missed, and the judge reads one sample of the whole corpus. `judge` names the judge; where
-    it is None, `judged` is empty.
+    `duplicates` and `judged` are rows of QUALITY_SCHEMA over all shards: duplicates cannot be added up, for those of
+    two shards with each other would be missed, and the judge reads one sample of the whole corpus. `judge` names the
+    judge; where it is None, `judged` is empty.
     """
     summed = (
         pl.concat([frame for _, frame in sorted(shards.items())])
@@ -177,7 +195,7 @@ def quality_over_shards(
         .with_columns(value=pl.when(pl.col("scored") > 0).then(pl.col("flagged") / pl.col("scored")))
     )
     ranks = {name: place for place, name in enumerate((*DEFINITIONS, *CORPORA, EXACT, HEURISTIC, JUDGE))}
-    table = pl.concat([frame.select(list(SCHEMA)) for frame in (summed, duplicates, judged)])
+    table = pl.concat([frame.select(list(QUALITY_SCHEMA)) for frame in (summed, duplicates, judged)])
     table = table.sort(pl.col("metric", "corpus", "method").replace_strict(ranks))
     keys = table.select("metric", "method", "sample").iter_rows()
     definitions = [definition(metric, method, sample, judge) for metric, method, sample in keys]
@@ -185,25 +203,25 @@ def quality_over_shards(
 
 
 def definition(metric: str, method: str, sample: int, judge: str | None) -> str:
-    """What a value means, with the size of the sample where that decides the value, and the judge where one does."""
+    """Return what a value means, with the sample's size where that decides the value, and the judge where one does."""
     if method == JUDGE:
         return f"{JUDGED_DEFINITIONS[metric]} {f'Judge: {judge}.' if judge else NEEDS_A_JUDGE}"
     return DEFINITIONS[metric] + (f" This is duplicates@{sample:,}." if metric == "duplicates" else "")
 
 
 def texts_of(frame: pl.LazyFrame, ids: Sequence[str], *columns: str) -> pl.DataFrame:
-    """id, text and further columns of the rows with these ids, in the frame's order."""
+    """Return id, text and further columns of the rows with these ids, in the frame's order."""
     return frame.filter(pl.col("id").is_in(list(ids))).select("id", "text", *columns).collect()
 
 
 def with_seeds(synthetic: pl.DataFrame, documents: pl.LazyFrame) -> pl.DataFrame:
-    """Synthetic documents (seed_id, …) of a shard with the text of their seed document, one of its `documents`."""
+    """Return a shard's synthetic documents (seed_id, …) with the text of their seed documents, of its `documents`."""
     seeds = texts_of(documents, synthetic["seed_id"].unique().to_list()).select(seed_id="id", seed_text="text")
     return synthetic.join(seeds, on="seed_id", how="inner", maintain_order="left")
 
 
 def fixed_sample(ids: Mapping[str, Iterable[str]], size: int) -> dict[str, list[str]]:
-    """At most `size` of the ids of all shards, by shard, chosen by hash: little changed as ids are added.
+    """Return at most `size` of the ids of all shards, by shard, chosen by hash: little changes as ids are added.
 
     Shards are read one after another (lazily, where `ids` gives iterators); memory is that of the sample.
     """
@@ -219,12 +237,12 @@ def fixed_sample(ids: Mapping[str, Iterable[str]], size: int) -> dict[str, list[
 
 
 def ids_of(frame: pl.LazyFrame) -> Iterator[str]:
-    """The frame's ids, which are read when the first is asked for."""
+    """Yield the frame's ids, which are read when the first is asked for."""
     yield from frame.select("id").collect()["id"]
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether more than 20% of the text's 4-word sequences have occurred before in it."""
+    """Return whether more than 20% of the text's 4-word sequences have occurred before in it."""
     words = whitespace_words(text)
     total = len(words) - REPETITION_WORDS + 1
     if total <= 0:
@@ -234,7 +252,7 @@ def is_repetitive(text: str) -> bool:
 
 
 def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: Path, memory_limit: str) -> list[bool]:
-    """For each text, in order, whether an earlier one has a Jaccard similarity of shingles at or above the threshold.
+    """Return for each text, in order, whether the Jaccard similarity of shingles with an earlier one is high enough.
 
     Normalisation, shingles and threshold are those of the corpus' deduplication. No pair is missed: candidates come by
     prefix filtering (Chaudhuri et al. 2006, Bayardo et al. 2007), for two sets that similar must share one of their
@@ -302,7 +320,7 @@ SELECT DISTINCT b FROM compared WHERE shared / (size_a + size_b - shared) >= $th
 
 
 def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
-    """Whether more than half of a synthetic document's shingles stand in its seed document.
+    """Return whether more than half of a synthetic document's shingles stand in its seed document.
 
     Of a document shorter than a shingle all words must stand there in a row. Shingles are those of the pair filter, so
     a synthetic document is held to the limit that pairs were held to.
@@ -315,6 +333,6 @@ def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
 
 
 def is_irrelevant(text: str, seed_text: str, world: ConceptWorld) -> bool:
-    """Whether the synthetic document does not name the concept that its seed document is about."""
+    """Return whether the synthetic document does not name the concept that its seed document is about."""
     concept = world.concept_of(seed_text)
     return concept is None or world.names[concept] not in re.findall(r"\w+", text)

@@ -1,4 +1,4 @@
-"""What a judge is asked about documents, and how its answers are read. No dagster."""
+"""What a judge is asked about documents, and how its answers are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Message = dict[str, str]
 
 
 class JudgeError(ValueError):
-    """Prompts or settings that no judge can work with; the message says what to do."""
+    """No judge can work with the prompts or settings; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ class Question:
 
 
 def load_prompts(revision: str) -> dict[str, Template]:
-    """The wording of each metric's question, and of the `reminder`; JudgeError for an unknown revision."""
+    """Return the wording of each metric's question, and of the `reminder`.
+
+    Raises JudgeError for an unknown revision.
+    """
     names = (*VERDICTS, "reminder")
     try:
         return {name: Template((PROMPTS / revision / f"{name}.md").read_text()) for name in names}
@@ -55,7 +58,10 @@ def load_prompts(revision: str) -> dict[str, Template]:
 
 
 def prompts_version(revision: str) -> str:
-    """Digest of a revision's wording (16 hex digits), which a revision's name does not pin; JudgeError as above."""
+    """Return the digest of a revision's wording (16 hex digits), which a revision's name does not pin.
+
+    Raises JudgeError for an unknown revision.
+    """
     load_prompts(revision)
     return content_version(PROMPTS / revision)
 
@@ -63,7 +69,7 @@ def prompts_version(revision: str) -> str:
 def sample_documents(
     synthetic: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], size: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """A fixed sample of `size` synthetic documents (id, text, seed_text) and of `size` documents of D (id, text).
+    """Return fixed samples of `size` synthetic documents (id, text, seed_text) and of `size` documents of D (id, text).
 
     `synthetic` (id, seed_id, text) and `documents` (id, text; D alone) hold every shard; memory is the sample's and one
     shard's ids.
@@ -83,7 +89,10 @@ def sample_documents(
 
 
 def questions(synthetic: pl.DataFrame, real: pl.DataFrame, settings: Judge) -> list[Question]:
-    """Non-factual of every document, pair-irrelevance of every synthetic one; frames as `sample_documents` returns."""
+    """Return the questions: non-factual of every document, pair-irrelevance of every synthetic one.
+
+    `synthetic` and `real` are the frames that `sample_documents` returns.
+    """
     prompts = load_prompts(settings.prompts)
 
     def question(document_id: str, corpus: str, metric: str, **texts: str) -> Question:
@@ -104,6 +113,6 @@ def questions(synthetic: pl.DataFrame, real: pl.DataFrame, settings: Judge) -> l
 
 
 def parse_verdict(answer: str, metric: str) -> bool | None:
-    """Whether the answer's verdict finds fault; None where it holds none, one of other words, or two that differ."""
+    """Return whether the answer's verdict finds fault; None where it has none, an unknown one, or two that differ."""
     words = {re.sub(r"[\W_]+", "_", line).strip("_").upper() for line in _VERDICT_LINE.findall(answer)}
     return VERDICTS[metric].get(words.pop()) if len(words) == 1 else None

@@ -1,4 +1,4 @@
-"""Sampling with transformers, for machines without vLLM. It runs in an engine's process. No dagster.
+"""Sampling with transformers, for machines without vLLM. It runs in an engine's process.
 
 Model, attention, prompts' caches and the shaping of the distribution are the library's. The loop over tokens is not:
 both of the library's (`generate`, and `generate_batch` with continuous batching) draw a whole batch from one random
@@ -55,6 +55,7 @@ def start(spec: EngineSpec, device: Literal["cpu", "cuda"]) -> None:
 
 
 def load(spec: EngineSpec, device: Literal["cpu", "cuda"]) -> Loaded:
+    """Return the model of `spec` on `device`, with as many slots as its memory has room for."""
     AttentionInterface.register(ATTENTION, _attend)
     model: Any = AutoModelForCausalLM.from_pretrained(
         spec.checkpoint,
@@ -70,7 +71,7 @@ def load(spec: EngineSpec, device: Literal["cpu", "cuda"]) -> Loaded:
 
 
 def generate(requests: list[Request], sampling: Sampling) -> Iterator[tuple[Request, str, str]]:
-    """Each request with its text and finish reason, the moment it finishes."""
+    """Yield each request with its text and finish reason, the moment it finishes."""
     for request, ids, finish_reason in sample(_loaded, requests, sampling):
         text = _loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         yield request, text, finish_reason
@@ -78,7 +79,7 @@ def generate(requests: list[Request], sampling: Sampling) -> Iterator[tuple[Requ
 
 @torch.inference_mode()
 def sample(loaded: Loaded, requests: list[Request], sampling: Sampling) -> Iterator[tuple[Request, list[int], str]]:
-    """Each request with its token ids and why it ended, in the order in which they end."""
+    """Yield each request with its token ids and why it ended, in the order in which they end."""
     # Prompts of like length start together; the longest first, so that memory runs out at once or not at all.
     queue = sorted(requests, key=lambda request: len(request.prompt))
     batch = _Batch(loaded, min(loaded.slots, len(requests)), sampling)
@@ -177,7 +178,7 @@ class _Batch:
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor, warpers: list[Any]) -> torch.Tensor:
-    """A token per row: where the cumulative probability exceeds that row's number of [0, 1)."""
+    """Return a token per row: where the cumulative probability exceeds that row's number of [0, 1)."""
     scores = logits.float()
     for warper in warpers:
         scores = warper(None, scores)

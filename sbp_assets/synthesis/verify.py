@@ -1,6 +1,6 @@
-"""What must hold of synthetic rows, as plain functions the asset checks report. No dagster.
+"""What must hold of synthetic documents, their tokens and their quality, as functions that the asset checks call.
 
-Each returns offending ids (or short findings), at most ten; an empty list means that the rule holds.
+Each returns the ids that break a rule, or what is wrong in words, ten at the most; an empty list means that it holds.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ MAX_LENGTH_SHARE = 0.5
 # An empty synthetic document leaves a gap in the rollouts of its seed; more gaps than this are lost rows or a bad
 # synthesizer.
 MAX_EMPTY_SHARE = 0.1
-# Of fewer verdicts nobody knows whether the rest is like them: what a judge cannot answer is seldom the easy part.
+# With fewer verdicts the share at fault is not known: what a judge cannot answer is seldom the easy part.
 MIN_JUDGED_SHARE = 0.9
 
 
 def repeated_ids(rows: pl.DataFrame) -> list[str]:
-    """Ids that occur more than once."""
+    """Return the ids that occur more than once."""
     return rows["id"].filter(rows["id"].is_duplicated()).unique(maintain_order=True).head(SHOWN).to_list()
 
 
 def foreign_seeds(rows: pl.DataFrame, unique_ids: Sequence[str]) -> list[str]:
-    """Seed ids that are not documents of D in this shard."""
+    """Return the seed ids that are not documents of D in this shard."""
     return rows.filter(~pl.col("seed_id").is_in(list(unique_ids)))["seed_id"].unique().sort().head(SHOWN).to_list()
 
 
 def budget_problems(rows: pl.DataFrame, budget: int) -> list[str]:
-    """Tokens below `budget`, or rows beyond the one that reached it."""
+    """Return that the tokens do not reach `budget`, or that rows follow the one that reached it."""
     total = int(rows["n_tokens"].sum())
     if total < budget:
         return [f"{total} tokens of {budget}"]
@@ -46,7 +46,7 @@ def budget_problems(rows: pl.DataFrame, budget: int) -> list[str]:
 
 
 def bad_rows(rows: pl.DataFrame) -> list[str]:
-    """Ids with an unknown finish reason, blank text, or an id that is not its seed's and rollout's."""
+    """Return the ids with an unknown finish reason, blank text, or an id that is not its seed's and rollout's."""
     wrong = (
         ~pl.col("finish_reason").is_in(FINISH_REASONS)
         | (pl.col("text").str.strip_chars() == "")
@@ -56,7 +56,7 @@ def bad_rows(rows: pl.DataFrame) -> list[str]:
 
 
 def other_requests(rows: pl.DataFrame, salt: str, version: str | None) -> list[str]:
-    """Ids whose sampling seed is not that of their request, or that were sampled from other weights than `version`."""
+    """Return the ids whose sampling seed is not that of their request, or whose weights are not those of `version`."""
     seeds = [sampling_seed(salt, seed_id, rollout) for seed_id, rollout in rows["seed_id", "rollout"].iter_rows()]
     same = pl.Series(seeds, dtype=pl.Int64) == rows["sampling_seed"]
     same &= rows["synthesizer_version"].eq_missing(pl.Series([version], dtype=pl.String))
@@ -64,7 +64,7 @@ def other_requests(rows: pl.DataFrame, salt: str, version: str | None) -> list[s
 
 
 def other_engines(rows: pl.DataFrame) -> list[str]:
-    """Ids that were sampled by an unknown engine, or by another one than most of the shard."""
+    """Return the ids that were sampled by an unknown engine, or by another one than most of the shard."""
     engine = rows["engine"] if "engine" in rows.columns else pl.Series([None] * len(rows), dtype=pl.String)
     usual = engine.drop_nulls().mode().sort().head(1)
     same = engine.is_in(list(ENGINES)) & engine.is_in(usual.to_list())
@@ -72,21 +72,24 @@ def other_engines(rows: pl.DataFrame) -> list[str]:
 
 
 def miscounted(rows: pl.DataFrame, count: Callable[[list[str]], list[int]], sample: int = 200) -> list[str]:
-    """Ids, of an evenly spaced sample, whose text has not `n_tokens` tokens by `count`, with `<bos>` and `<eos>`."""
+    """Return the ids, of an evenly spaced sample, whose text does not have `n_tokens` tokens.
+
+    `count` counts the tokens of texts, `<bos>` and `<eos>` included.
+    """
     chosen = rows.gather_every(max(len(rows) // sample, 1))
     counted = pl.Series(count(chosen["text"].to_list()), dtype=pl.Int64)
     return chosen["id"].filter(counted != chosen["n_tokens"]).head(SHOWN).to_list()
 
 
 def allowed_empty(rows: int) -> int:
-    """Places of the request order that may lack a row, their document being empty: 10% of the rows, one at least."""
+    """Return how many places of the request order may lack a row, their document being empty: 10%, one at least."""
     return max(1, int(MAX_EMPTY_SHARE * rows))
 
 
 def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int) -> list[str]:
-    """Repeated (seed, rollout), rows out of request order, or more gaps in that order than `empty` documents explain.
+    """Return repeated (seed, rollout), rows out of request order, or that the order has more than `empty` gaps.
 
-    Request order is rollout by rollout over the sorted seeds, so the place of a row is rollout * seeds + rank.
+    The request order is rollout by rollout over the sorted seeds, so the place of a row is rollout * seeds + rank.
     """
     repeated = rows.filter(pl.struct("seed_id", "rollout").is_duplicated())
     if len(repeated):
@@ -110,7 +113,7 @@ def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int) 
 def token_problems(
     rows: pl.DataFrame, arrays: TokenArrays, decode: Callable[[Any], str], bos_id: int, eos_id: int, sample: int = 200
 ) -> list[str]:
-    """Differences between rows and token arrays: ids, seeds, lengths, and of a sample <bos>/<eos> and decoded text."""
+    """Return how rows and token arrays differ: ids, seeds, lengths, and of a sample <bos>, <eos> and decoded text."""
     if not arrays.documents.select("id", "seed_id").equals(rows.select("id", "seed_id")):
         return [f"ids differ: {len(arrays.documents)} documents of tokens for {len(rows)} rows"]
     problems = [
@@ -128,14 +131,14 @@ def token_problems(
 
 
 def length_share(rows: pl.DataFrame) -> float:
-    """Share of synthetic documents that the context cut off, from 0 to 1."""
+    """Return the share of synthetic documents that the context cut off, from 0 to 1."""
     return float((rows["finish_reason"] == "length").sum()) / max(len(rows), 1)
 
 
 def quality_problems(rows: pl.DataFrame, expected: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Rows that are not the `expected` (metric, corpus, method), or values that are not flagged / scored.
+    """Return rows that are not the `expected` (metric, corpus, method), or values that are not flagged / scored.
 
-    Null: nothing scored.
+    A value must be null where nothing was scored.
     """
     found = rows.select("metric", "corpus", "method").rows()
     if sorted(found) != sorted(expected):
@@ -149,7 +152,7 @@ def quality_problems(rows: pl.DataFrame, expected: Sequence[tuple[str, str, str]
 
 
 def judgement_problems(rows: pl.DataFrame) -> list[str]:
-    """Questions that occur twice or have both or neither of verdict and reason."""
+    """Return the questions that occur twice or have both or neither of verdict and reason."""
     wrong = rows.filter(
         pl.struct("id", "corpus", "metric").is_duplicated()
         | (pl.col("verdict").is_null() == pl.col("unjudged").is_null())
@@ -158,7 +161,7 @@ def judgement_problems(rows: pl.DataFrame) -> list[str]:
 
 
 def unjudged_problems(rows: pl.DataFrame) -> list[str]:
-    """That too few questions have a verdict, with the reasons."""
+    """Return that too few questions have a verdict, with the reasons; empty where enough have."""
     judged = rows["verdict"].count()
     if judged >= MIN_JUDGED_SHARE * len(rows):
         return []

@@ -1,4 +1,4 @@
-"""Sampling with vLLM's offline engine. It runs in an engine's process. No dagster."""
+"""Sampling with vLLM's offline engine. It runs in an engine's process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def start(spec: EngineSpec, device: Literal["cpu", "cuda"]) -> None:
 
 
 def generate(requests: list[Request], sampling: Sampling) -> Iterator[tuple[Request, str, str]]:
-    """Each request with its text and finish reason, the moment it finishes."""
+    """Yield each request with its text and finish reason, the moment it finishes."""
     engine, tokenizer = _llm.llm_engine, _llm.get_tokenizer()
     context = engine.model_config.max_model_len
     for number, request in enumerate(requests):

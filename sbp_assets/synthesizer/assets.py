@@ -1,4 +1,4 @@
-"""Synthesizer-tuning: the examples made from neighbour pairs, and the model tuned on them (paper section 2.2)."""
+"""The assets of synthesizer-tuning: examples of neighbour pairs, and the model tuned on them (paper section 2.2)."""
 
 from pathlib import Path
 
@@ -9,46 +9,31 @@ from sbp_assets.corpus.tokenizer import decode, load_tokenizer, related_id
 from sbp_assets.dagster_support.partitions import ALL, first_seed
 from sbp_assets.dagster_support.preview import escape
 from sbp_assets.dagster_support.stage import for_settings
-from sbp_assets.pretraining.assets import execution_fields, model_columns, optimizer_of, train
+from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER, execution_fields, model_columns, optimizer_of, train
 from sbp_assets.settings import Optimizer, Settings
 from sbp_assets.storage.artifacts import staging
-from sbp_assets.storage.column_metadata import lineage, schema
+from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
-from sbp_assets.synthesizer.examples import HELDOUT, TRAIN, write_examples
+from sbp_assets.synthesizer.examples import EXAMPLE_COLUMNS, HELDOUT, TRAIN, write_examples
 from sbp_assets.training.checkpoint import best_model
 from sbp_assets.training.spec import ExamplesData, Source, TrainingSpec
 from sbp_assets.training.trainer import Trainer
+
+ALL_PAIRS = dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL)
 
 
 @for_settings(
     lambda settings: dg.asset(
         ins={
-            "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
-            "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
-            "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+            "neighbor_pairs": ALL_PAIRS,
+            "tokens": ALL_TOKENS,
+            "tokenizer": TOKENIZER,
         },
         kinds={"polars", "numpy"},
         io_manager_key="directory",
         code_version=settings.experiment.version("1", "max_document_tokens", "synthesizer.partners"),
-        metadata=schema(
-            ("id", "string", "`d1->d2`; of documents.parquet, as all but the last."),
-            ("d1", "string", "Seed document."),
-            ("d2", "string", "Related document."),
-            ("prompt_tokens", "int", "Leading tokens, up to and with `<related>`, that take no loss."),
-            ("cut", "bool", "Whether d2 was cut, so that there is no `<eos>`."),
-            ("split", "string", "train or heldout."),
-            ("tokens", "array[uint]", "Of tokens.npy: `<bos>` d1 `<related>` d2 `<eos>`."),
-        )
-        | lineage(
-            {"pairing/neighbor_pairs": ("d1", "d2")},
-            id="pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2",
-            split="pairing/neighbor_pairs.d1",
-            **dict.fromkeys(
-                ("prompt_tokens", "cut", "tokens"),
-                "pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2 corpus/tokens.tokens",
-            ),
-        ),
+        metadata=column_metadata(EXAMPLE_COLUMNS),
     )
 )
 def tuning_examples(
@@ -59,11 +44,10 @@ def tuning_examples(
 ) -> dg.MaterializeResult[Path]:
     """Token arrays of `<bos> d1 <related> d2 <eos>`, one per neighbour pair; the loss is on d2 alone.
 
-    Where synthesizer.partners is random, a placebo, the same d1 and d2 stand in pairs dealt at random.
+    Where synthesizer.partners is random, which is a placebo, the same d1 and d2 stand in pairs dealt at random.
 
-    documents.parquet: id ("d1->d2"), d1, d2, prompt_tokens (tokens up to and with `<related>`), cut (d2 was cut, so
-    there is no `<eos>`), split ("train", or "heldout": the pairs of 2% of the seed documents, to measure the
-    conditional loss on; their d2 may be in other pairs of "train", so that it is no measure of unseen text).
+    The split is "train", or "heldout" for the pairs of 2% of the seed documents, on which the conditional loss is
+    measured. Their d2 may stand in other pairs of "train", so this loss does not measure unseen text.
     """
     directory = staging(settings.deployment.work_dir, "tuning_examples")
     loaded = load_tokenizer(tokenizer)
@@ -100,7 +84,7 @@ def tuning_examples(
         ins={
             "baseline_model": dg.AssetIn(["pretraining", "baseline_model"], partition_mapping=first_seed(settings)),
             "tuning_examples": dg.AssetIn(["synthesizer", "tuning_examples"]),
-            "tokenizer": dg.AssetIn(["corpus", "tokenizer"]),
+            "tokenizer": TOKENIZER,
         },
         kinds={"pytorch", "huggingface"},
         io_manager_key="directory",
@@ -131,10 +115,11 @@ def checkpoint(
 ) -> dg.MaterializeResult[Path]:
     """The synthesizer: the first seed's baseline, tuned to continue a seed document with a related one, p(d2 | d1).
 
-    synthesizer.start says from which of the baseline's weights, or (an ablation) from random ones.
+    The setting synthesizer.start chooses the weights to start from: the baseline's, its best ones, or (an ablation)
+    random ones.
 
-    A Hugging Face model directory like the arms', with the same records. Held-out loss is that of d2 given d1 on the
-    held-out examples.
+    It is a Hugging Face model directory with metrics.parquet and run.json, like the arms' models. The held-out loss
+    is that of d2 given d1 on the held-out examples.
     """
     starts = {"final": baseline_model, "early_stopped": best_model(baseline_model), "scratch": None}
     spec = TrainingSpec(

@@ -1,4 +1,4 @@
-"""Checks of the tuning examples and of the synthesizer."""
+"""The checks of the tuning examples and of the synthesizer."""
 
 from pathlib import Path
 
@@ -7,29 +7,25 @@ import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import load_tokenizer, related_id
-from sbp_assets.dagster_support.check_results import check_result
-from sbp_assets.dagster_support.partitions import ALL
+from sbp_assets.dagster_support.check_results import check_result, problems_result
+from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
+from sbp_assets.synthesizer.assets import ALL_PAIRS
 from sbp_assets.synthesizer.examples import check_contents, check_examples
 
 EXAMPLES = dg.AssetKey(["synthesizer", "tuning_examples"])
 CHECKPOINT = dg.AssetKey(["synthesizer", "checkpoint"])
-TOKENIZER = dg.AssetIn(["corpus", "tokenizer"])
 
 
 @dg.asset_check(
     asset=EXAMPLES,
     blocking=True,
-    additional_ins={
-        "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
-        "tokens": dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL),
-        "tokenizer": TOKENIZER,
-    },
-    description="One example per pair, inside the context, the prompt ending at `<related>`, `<eos>` at the end "
-    "unless d2 was cut, both documents in D; the tokens of a sample are those of its documents.",
+    additional_ins={"neighbor_pairs": ALL_PAIRS, "tokens": ALL_TOKENS, "tokenizer": TOKENIZER},
+    description="There is one example per pair, inside the context, of documents in D; its prompt ends at `<related>`, "
+    "and it ends with `<eos>` unless d2 was cut. The tokens of a sample are those of its documents.",
 )
 def examples_are_well_formed(
     settings: dg.ResourceParam[Settings],
@@ -71,21 +67,19 @@ def examples_are_well_formed(
 def conditional_loss_decreases(checkpoint: Path) -> dg.AssetCheckResult:
     metrics = pl.read_parquet(checkpoint / "metrics.parquet")
     problems = loss_problems(metrics) + heldout_problems(metrics)
-    return check_result(passed=not problems, metadata={"problems": problems, **loss_summary(metrics)})
+    return problems_result(problems, dg.AssetCheckSeverity.ERROR, **loss_summary(metrics))
 
 
 @dg.asset_check(
     asset=CHECKPOINT,
     blocking=True,
     additional_ins={"tokenizer": TOKENIZER},
-    description="The directory loads: every tensor in its shape, the vocabulary that of corpus/tokenizer.",
+    description="The directory loads: every tensor has its shape, and the vocabulary is that of corpus/tokenizer.",
 )
 def synthesizer_loads(checkpoint: Path, tokenizer: Path) -> dg.AssetCheckResult:
-    problems = model_problems(checkpoint, tokenizer)
-    return check_result(passed=not problems, metadata={"problems": problems[:10]})
+    return problems_result(model_problems(checkpoint, tokenizer)[:10])
 
 
 @dg.asset_check(asset=CHECKPOINT, blocking=True, description="Every weight is a finite number.")
 def weights_are_finite(checkpoint: Path) -> dg.AssetCheckResult:
-    problems = weight_problems(checkpoint)
-    return check_result(passed=not problems, metadata={"problems": problems[:10]})
+    return problems_result(weight_problems(checkpoint)[:10])

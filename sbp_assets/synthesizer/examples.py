@@ -1,4 +1,4 @@
-"""Synthesizer-tuning examples `<bos> d1 <related> d2 <eos>` from neighbour pairs (paper section 2.2). No dagster."""
+"""Synthesizer-tuning examples `<bos> d1 <related> d2 <eos>` from neighbour pairs (paper section 2.2)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.storage.columns import Column
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 
@@ -17,13 +18,34 @@ TRAIN = "train"
 HELDOUT = "heldout"
 HELDOUT_SHARE = 0.02
 
+PAIR = "pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2"
+DOCUMENT_COLUMNS = [
+    Column("id", pl.String, "`d1->d2`; of documents.parquet, as all but the last.", PAIR),
+    Column("d1", pl.String, "Seed document.", "pairing/neighbor_pairs"),
+    Column("d2", pl.String, "Related document.", "pairing/neighbor_pairs"),
+    Column(
+        "prompt_tokens",
+        pl.Int64,
+        "Leading tokens, up to and with `<related>`, that take no loss.",
+        f"{PAIR} corpus/tokens.tokens",
+    ),
+    Column("cut", pl.Boolean, "Whether d2 was cut, so that there is no `<eos>`.", f"{PAIR} corpus/tokens.tokens"),
+    Column("split", pl.String, "train or heldout.", "pairing/neighbor_pairs.d1"),
+]
+EXAMPLE_COLUMNS = [
+    *DOCUMENT_COLUMNS,
+    Column(
+        "tokens", "array[uint]", "Of tokens.npy: `<bos>` d1 `<related>` d2 `<eos>`.", f"{PAIR} corpus/tokens.tokens"
+    ),
+]
+
 
 class ExamplesError(ValueError):
-    """Pairs that make no tuning examples; the message names the setting or the asset to look at."""
+    """No tuning examples can be made of the pairs; the message names the setting or the asset to look at."""
 
 
 def format_prompt(document: Sequence[int] | np.ndarray, related_id: int, max_document_tokens: int) -> list[int]:
-    """`<bos> d1 <related>`: what the synthesizer is conditioned on, in tuning and in synthesis alike.
+    """Return `<bos> d1 <related>`, on which the synthesizer is conditioned when it is tuned and when it is sampled.
 
     `document` is d1 as corpus/tokens holds it, `<bos>` ids `<eos>`; its ids are cut to `max_document_tokens`.
     """
@@ -34,7 +56,7 @@ def format_prompt(document: Sequence[int] | np.ndarray, related_id: int, max_doc
 def format_example(
     d1: Sequence[int] | np.ndarray, d2: Sequence[int] | np.ndarray, related_id: int, max_document_tokens: int
 ) -> tuple[list[int], int]:
-    """Tokens of `<bos> d1 <related> d2 <eos>` and the length of the prompt, which takes no loss.
+    """Return the tokens of `<bos> d1 <related> d2 <eos>`, and the length of the prompt, which takes no loss.
 
     Both documents come as corpus/tokens holds them and are cut to `max_document_tokens` ids. A cut d2 gets no
     `<eos>`: the synthesizer would learn to stop in mid-sentence.
@@ -57,12 +79,12 @@ def write_examples(
 ) -> pl.DataFrame:
     """Write every pair as an example, in token-array format, and return the rows of documents.parquet.
 
-    With `shuffle_seed` the d2 are dealt anew over all pairs (see `random_partners`): the same documents as often as
-    before, without their relation.
+    With `shuffle_seed` the d2 are dealt at random over all pairs (see `random_partners`): the same documents occur as
+    often as before, without their relation.
 
-    `pairs` (d1, d2, d2_shard) and `tokens` are keyed by shard; a pair lies in the shard of its d1. Rows: id
-    ("d1->d2"), d1, d2, prompt_tokens, cut (d2 was cut), split ("train" | "heldout"); in order of shard, d1, d2. The
-    index of documents and pairs is held in memory, the tokens are not.
+    `pairs` (d1, d2, d2_shard) and `tokens` are keyed by shard; a pair lies in the shard of its d1. The rows have
+    DOCUMENT_COLUMNS and are in order of shard, d1, d2. The index of documents and pairs is held in memory, the tokens
+    are not.
 
     Raises ExamplesError where there are no pairs or a pair names a document outside D.
     """
@@ -109,15 +131,15 @@ def write_examples(
             progress.advance()
     out.flush()
     np.save(directory / "offsets.npy", offsets)
-    documents = rows.select("id", "d1", "d2", "prompt_tokens", "cut", "split")
+    documents = rows.select([column.name for column in DOCUMENT_COLUMNS])
     documents.write_parquet(directory / "documents.parquet")
     return documents
 
 
 def random_partners(d1: pl.Series, d2: pl.Series, seed: int, attempts: int = 1000) -> np.ndarray:
-    """A permutation that deals the `d2` over the `d1` at random, no document to itself and no pair twice.
+    """Return a permutation that deals the `d2` over the `d1` at random, no document to itself and no pair twice.
 
-    Raises ExamplesError where no such deal is found, which happens on a handful of documents only.
+    Raises ExamplesError where no such permutation is found, which happens on a handful of documents only.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     order = generator.permutation(len(d1))
@@ -136,9 +158,9 @@ def random_partners(d1: pl.Series, d2: pl.Series, seed: int, attempts: int = 100
 
 
 def heldout_seeds(seeds: Sequence[str]) -> list[str]:
-    """The d1 whose examples are held out of tuning: about 2% by hash, and one at least where there are two.
+    """Return the d1 whose examples are held out of tuning: about 2% by hash, and one at least where there are two.
 
-    A stable hash, so that a seed document stays on its side as shards are added.
+    The hash is stable, so a seed document stays on its side as shards are added.
     """
     ranked = sorted((hashlib.sha256(f"tuning-heldout:{seed}".encode()).digest(), seed) for seed in set(seeds))
     below = int(HELDOUT_SHARE * 2**64)
@@ -151,9 +173,9 @@ def heldout_seeds(seeds: Sequence[str]) -> list[str]:
 def check_examples(
     arrays: TokenArrays, pairs: int, unique_ids: pl.Series, context_length: int, related_id: int, eos_id: int
 ) -> dict[str, list[str]]:
-    """Ids (up to ten each) of examples that break a rule, by rule; empty where all hold.
+    """Return the ids (up to ten each) of examples that break a rule, by rule; empty where all hold.
 
-    Rules: as many examples as `pairs`, no example twice, within the context, prompt_tokens points just behind
+    The rules: as many examples as `pairs`, no example twice, within the context, prompt_tokens points just behind
     `<related>` with d2 to follow, `<eos>` at the end exactly where d2 was not cut, d1 and d2 in D.
     """
     documents, lengths = arrays.documents, arrays.lengths
@@ -186,10 +208,11 @@ def check_contents(
     shuffled: bool,
     sample: int = 100,
 ) -> dict[str, list[str]]:
-    """Ids (up to ten each) of examples that are not of the pairs or their documents, by rule; empty where all are.
+    """Return the ids (up to ten each) of examples that are not of the pairs or their documents, by rule.
 
-    Rules: d1 and d2 are those of `pairs` (`shuffled`: each as often, with other partners), the id is "d1->d2", the
-    split is that of d1's hash; of an evenly spaced `sample`, the tokens are those of d1 and d2.
+    It is empty where all are. The rules: d1 and d2 are those of `pairs` (`shuffled`: each as often, with other
+    partners), the id is "d1->d2", the split is that of d1's hash; of an evenly spaced `sample`, the tokens are those
+    of d1 and d2.
     """
     documents, sides = arrays.documents, ["d1", "d2"]
     wanted = pl.concat([frame.select(sides) for _, frame in sorted(pairs.items())]).collect()
@@ -227,7 +250,7 @@ def check_contents(
 
 
 def _locations(shard: str, directory: Path) -> pl.DataFrame:
-    """Where each D document of a shard lies in its token array: id, shard, start, stop."""
+    """Return where each document of D of a shard lies in its token array: id, shard, start, stop."""
     offsets = np.load(directory / "offsets.npy", allow_pickle=False)
     return (
         pl.read_parquet(directory / "documents.parquet", columns=["id", "split"])
@@ -245,6 +268,6 @@ def _located(shard: str, pairs: pl.DataFrame, index: pl.DataFrame) -> pl.DataFra
         if len(unknown := rows.filter(pl.col(f"{column}_start").is_null())):
             raise ExamplesError(
                 f"pairing/neighbor_pairs, shard {shard}: {column} {unknown[column][0]!r} and {len(unknown) - 1} more "
-                "are not documents of D in corpus/tokens; materialise pairing and corpus/tokens from the same corpus"
+                "are not documents of D in corpus/tokens; re-materialise pairing and corpus/tokens from the same corpus"
             )
     return rows

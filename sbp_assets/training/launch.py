@@ -1,4 +1,4 @@
-"""The command and environment of a training run's processes."""
+"""The command line and the environment of a training run's processes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 
 WORKER = "sbp_assets.training.worker"
 LAUNCHER_PID = "SBP_LAUNCHER_PID"
+# How long a training run that was asked to end may take for its step and its checkpoint.
 ENDING_SECONDS = 240
-"""How long a training run that was asked to end may take for its step and its checkpoint."""
 
 
 def training_command(spec_path: Path, processes: int = 1) -> list[str]:
-    """Command that trains what `spec_path` describes in `processes` processes (GPUs, or CPU processes) of this host."""
+    """Return the command that trains what the file `spec_path` describes.
+
+    `processes` is how many processes of this host train together, one per GPU, or CPU processes.
+    """
     if processes == 1:
         # Without torchrun a single process starts seconds earlier.
         return [sys.executable, "-m", WORKER, str(spec_path)]
@@ -23,7 +26,7 @@ def training_command(spec_path: Path, processes: int = 1) -> list[str]:
 
 
 def training_environment(threads: int = 1) -> dict[str, str]:
-    """Environment variables to add to the caller's for a training command."""
+    """Return the environment variables that a training command needs beside the caller's; `threads` per process."""
     return {
         # One thread per process: more threads on busy cores are several times slower than one.
         "OMP_NUM_THREADS": str(threads),

@@ -31,6 +31,7 @@ from sbp_assets.training.checkpoint import (
     save_checkpoint,
 )
 from sbp_assets.training.launch import ENDING_SECONDS
+from sbp_assets.training.metrics import METRIC_SCHEMA
 from sbp_assets.training.model import initial_weights, load_training_tokenizer
 from sbp_assets.training.optimizer import learning_rate, make_optimizer
 from sbp_assets.training.order import DataOrder
@@ -41,16 +42,6 @@ from sbp_assets.training.rows import Rows, heldout_rows
 from sbp_assets.training.spec import TrainingSpec
 
 logger = logging.getLogger("sbp_assets.training")
-
-METRICS = {
-    "step": pl.Int64,
-    "tokens": pl.Int64,
-    "train_loss": pl.Float64,
-    "heldout_loss": pl.Float64,
-    "learning_rate": pl.Float64,
-    "gradient_norm": pl.Float64,
-}
-"""Columns of metrics.parquet: one row per step, row 0 before any. Losses are nats per supervised token."""
 
 _FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -114,7 +105,7 @@ class _Run:
         self.optimizer = make_optimizer(self.module, spec.optimizer)
         context = spec.model.context_length
         self.heldout = heldout_rows(spec.heldout, context, spec.heldout_tokens) if spec.heldout else None
-        self.metrics: dict[str, list[float | None]] = {name: [] for name in METRICS}
+        self.metrics: dict[str, list[float | None]] = {name: [] for name in METRIC_SCHEMA}
         self.step, self.seconds_before = 0, 0.0
         self._restore()
         # Counted from the batches, not multiplied out: the arms' budgets are compared by it.
@@ -148,7 +139,7 @@ class _Run:
                     raise TrainingEnded(f"{spec.name}: ended as asked after step {self.step} of {self.steps}, saved")
         seconds = self.seconds_before + time.monotonic() - started
         state, _ = get_state_dict(self.module.causal, [], options=_FULL_STATE)
-        metrics = pl.DataFrame(self.metrics, schema=METRICS)
+        metrics = pl.DataFrame(self.metrics, schema=METRIC_SCHEMA)
         best = self._best_step()
         best_state = load_best(spec.work_dir, best) if self.world.leads and best not in (None, self.steps) else None
         return Trained(
@@ -231,7 +222,7 @@ class _Run:
         self, step: int, loss: float | None, heldout: float | None, rate: float | None, norm: float | None
     ) -> None:
         values = (step, self.tokens_read, loss, heldout, rate, norm)
-        for name, value in zip(METRICS, values, strict=True):
+        for name, value in zip(METRIC_SCHEMA, values, strict=True):
             self.metrics[name].append(value)
         if heldout is not None and self.world.leads:
             logger.info("%s: step %d/%d · held-out loss %.4f", self.spec.name, step, self.steps, heldout)

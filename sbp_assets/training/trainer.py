@@ -1,4 +1,4 @@
-"""The training launcher: a training run in processes of its own, as a resource that another may replace."""
+"""The training launcher: the resource through which assets start training runs in processes of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole stage through Dagster on the tiny profile, every check green, over IO-managed artifacts."""
+"""The corpus stage materialises through Dagster on the tiny profile, and every check passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS: tuple[tuple[bool, tuple[str, ...]], ...] = (
 )
 
 
-def test_the_stage_materialises_with_every_check_green(tmp_path: Path) -> None:
+def test_the_stage_materialises_and_every_check_passes(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     defined = load_checks(checks, settings)
     members = [*load_assets(assets, settings), *defined]

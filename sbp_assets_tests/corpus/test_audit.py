@@ -1,4 +1,4 @@
-"""Every check's function goes red on the defect it is there for."""
+"""Every function of the audit reports the defect that it is there for."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ TOKENIZER = train_tokenizer(iter(DOCUMENTS["text"]), 300)
 
 
 def test_ids_and_rows() -> None:
-    assert audit.bad_ids(pl.Series(["a", "b"])) == []
-    assert sorted(audit.bad_ids(pl.Series(["a", "a", "", None]))) == ["", "None", "a"]
+    assert audit.invalid_ids(pl.Series(["a", "b"])) == []
+    assert sorted(audit.invalid_ids(pl.Series(["a", "a", "", None]))) == ["", "None", "a"]
     assert audit.unaccounted_rows(5, 3, 2) == 0
     assert audit.unaccounted_rows(5, 3, 1) == 1
 
@@ -52,10 +52,10 @@ def test_a_generated_shard_without_a_row_is_missed() -> None:
 def test_unusable_documents(change: dict[str, object]) -> None:
     manifest = pl.DataFrame({"file": ["of-shard-0", "of-shard-1"], "shard": [0, 1]})
     raw = pl.DataFrame({"id": ["a", "b"], "text": ["x", "y"], "file": ["of-shard-0"] * 2, "line": [1, 2]})
-    assert audit.unusable(raw, manifest, 0) == []
+    assert audit.invalid_documents(raw, manifest, 0) == []
     row = pl.int_range(pl.len()) == 1
     changed = {name: pl.when(row).then(pl.lit(value)).otherwise(name) for name, value in change.items()}
-    assert audit.unusable(raw.with_columns(**changed), manifest, 0) == ["b"]
+    assert audit.invalid_documents(raw.with_columns(**changed), manifest, 0) == ["b"]
 
 
 def sign(documents: pl.DataFrame) -> pl.DataFrame:
@@ -66,20 +66,22 @@ def sign(documents: pl.DataFrame) -> pl.DataFrame:
 def test_signatures_of_other_texts() -> None:
     raw = DOCUMENTS.select("id", "text")
     signed = sign(raw)
-    assert audit.unsigned(signed, raw, Dedup()) == []
-    assert audit.unsigned(signed[1:], raw, Dedup()) == ["d0"]
-    assert audit.unsigned(signed.reverse(), raw, Dedup()) == ["(order)"]
-    assert set(audit.unsigned(signed, raw.with_columns(text=pl.col("text").reverse()), Dedup())) == set(IDS)
-    assert set(audit.unsigned(signed.with_columns(bands=pl.col("bands").list.head(3)), raw, Dedup())) == set(IDS)
+    assert audit.wrong_signatures(signed, raw, Dedup()) == []
+    assert audit.wrong_signatures(signed[1:], raw, Dedup()) == ["d0"]
+    assert audit.wrong_signatures(signed.reverse(), raw, Dedup()) == ["(order)"]
+    assert set(audit.wrong_signatures(signed, raw.with_columns(text=pl.col("text").reverse()), Dedup())) == set(IDS)
+    assert set(audit.wrong_signatures(signed.with_columns(bands=pl.col("bands").list.head(3)), raw, Dedup())) == set(
+        IDS
+    )
 
 
 def test_altered_documents() -> None:
     kept = DOCUMENTS.filter(pl.col("id") != "d3")
     raw = DOCUMENTS.select("id", "text").with_columns(url=pl.lit(None, pl.String))
     kept = kept.with_columns(url=pl.lit(None, pl.String))
-    assert audit.altered(raw, kept) == []
+    assert audit.altered_documents(raw, kept) == []
     swapped = kept.with_columns(text=pl.col("text").gather((pl.int_range(pl.len()) + 1) % pl.len()))
-    assert audit.altered(raw, swapped) == kept["id"].to_list()
+    assert audit.altered_documents(raw, swapped) == kept["id"].to_list()
 
 
 TWINS = ["one two three four five six", "one two three four five six", "one two three four five seven", "x y"]
@@ -94,11 +96,11 @@ TWIN_DUPLICATES = pl.DataFrame(
 )
 def test_untrue_duplicates(change: dict[str, object]) -> None:
     raw, settings = {"00000": TWIN_RAW.lazy()}, Dedup(threshold=0.3)
-    assert audit.untrue_duplicates(TWIN_DUPLICATES, raw, settings) == []
-    assert audit.untrue_duplicates(TWIN_DUPLICATES.clear(), raw, settings) == []
+    assert audit.incorrect_duplicates(TWIN_DUPLICATES, raw, settings) == []
+    assert audit.incorrect_duplicates(TWIN_DUPLICATES.clear(), raw, settings) == []
     row = pl.col("id") == "c"
     changed = {name: pl.when(row).then(pl.lit(value)).otherwise(name) for name, value in change.items()}
-    assert set(audit.untrue_duplicates(TWIN_DUPLICATES.with_columns(**changed), raw, settings)) == {"c"}
+    assert set(audit.incorrect_duplicates(TWIN_DUPLICATES.with_columns(**changed), raw, settings)) == {"c"}
 
 
 def test_missed_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +115,13 @@ def test_missed_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reconciliation() -> None:
-    assert audit.unreconciled(RAW, NONE, DOCUMENTS, 0, SPLIT) == []
-    assert audit.unreconciled(RAW, DROPPED, DOCUMENTS, 1, SPLIT) == []
-    assert audit.unreconciled(RAW, DROPPED, DOCUMENTS, 0, SPLIT) == ["d0"]
-    assert audit.unreconciled(RAW, NONE, DOCUMENTS[1:], 0, SPLIT) == ["d0"]
+    assert audit.misassigned_documents(RAW, NONE, DOCUMENTS, 0, SPLIT) == []
+    assert audit.misassigned_documents(RAW, DROPPED, DOCUMENTS, 1, SPLIT) == []
+    assert audit.misassigned_documents(RAW, DROPPED, DOCUMENTS, 0, SPLIT) == ["d0"]
+    assert audit.misassigned_documents(RAW, NONE, DOCUMENTS[1:], 0, SPLIT) == ["d0"]
     moved = DOCUMENTS.with_columns(split=pl.lit("unique"))
-    assert audit.unreconciled(RAW, NONE, moved, 0, SPLIT)
-    assert audit.unreconciled(RAW[1:], DROPPED, DOCUMENTS[1:], 0, SPLIT) == ["d0"]
+    assert audit.misassigned_documents(RAW, NONE, moved, 0, SPLIT)
+    assert audit.misassigned_documents(RAW[1:], DROPPED, DOCUMENTS[1:], 0, SPLIT) == ["d0"]
 
 
 def test_duplicates_that_dangle_or_chain() -> None:
@@ -150,21 +152,21 @@ def test_tokens(tmp_path: Path) -> None:
     encoded = encode_documents(TOKENIZER, DOCUMENTS["text"].to_list())
     write_token_arrays(tmp_path / "good", DOCUMENTS.select("id", "split"), encoded, 300)
     good = TokenArrays.load(tmp_path / "good")
-    assert audit.bad_token_documents(good, DOCUMENTS, TOKENIZER) == []
-    assert audit.undecodable(good, DOCUMENTS, TOKENIZER) == []
-    assert audit.bad_token_documents(good, DOCUMENTS[1:], TOKENIZER) == ["d0"]
-    assert audit.bad_token_documents(good, DOCUMENTS.reverse(), TOKENIZER) == ["(order)"]
+    assert audit.wrong_token_documents(good, DOCUMENTS, TOKENIZER) == []
+    assert audit.undecodable_documents(good, DOCUMENTS, TOKENIZER) == []
+    assert audit.wrong_token_documents(good, DOCUMENTS[1:], TOKENIZER) == ["d0"]
+    assert audit.wrong_token_documents(good, DOCUMENTS.reverse(), TOKENIZER) == ["(order)"]
     encoded[3], encoded[4] = encoded[3][:-1], np.zeros(0, dtype=np.int64)
     write_token_arrays(tmp_path / "bad", DOCUMENTS.select("id", "split"), encoded, 300)
     bad = TokenArrays.load(tmp_path / "bad")
-    assert audit.bad_token_documents(bad, DOCUMENTS, TOKENIZER) == ["d3", "d4"]
-    assert audit.undecodable(bad, DOCUMENTS, TOKENIZER) == ["d3", "d4"]
+    assert audit.wrong_token_documents(bad, DOCUMENTS, TOKENIZER) == ["d3", "d4"]
+    assert audit.undecodable_documents(bad, DOCUMENTS, TOKENIZER) == ["d3", "d4"]
     twice = [np.tile(ids, 2) for ids in encode_documents(TOKENIZER, DOCUMENTS["text"].to_list())]
     write_token_arrays(tmp_path / "twice", DOCUMENTS.select("id", "split"), twice, 300)
-    assert audit.bad_token_documents(TokenArrays.load(tmp_path / "twice"), DOCUMENTS, TOKENIZER) == ["(tokens)"]
+    assert audit.wrong_token_documents(TokenArrays.load(tmp_path / "twice"), DOCUMENTS, TOKENIZER) == ["(tokens)"]
     write_token_arrays(tmp_path / "none", DOCUMENTS.select("id", "split").clear(), [], 300)
-    assert audit.bad_token_documents(TokenArrays.load(tmp_path / "none"), DOCUMENTS.clear(), TOKENIZER) == []
-    assert audit.undecodable(TokenArrays.load(tmp_path / "none"), DOCUMENTS.clear(), TOKENIZER) == []
+    assert audit.wrong_token_documents(TokenArrays.load(tmp_path / "none"), DOCUMENTS.clear(), TOKENIZER) == []
+    assert audit.undecodable_documents(TokenArrays.load(tmp_path / "none"), DOCUMENTS.clear(), TOKENIZER) == []
 
 
 def test_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:

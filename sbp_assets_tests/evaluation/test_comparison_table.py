@@ -13,3 +13,10 @@ def test_rendered_tables_show_every_row() -> None:
     text, markdown = render_table(table), render_markdown(table)
     assert "Held-out documents" in text and "SciQ" in text and "early-stopped" in text and "1 seed." in text
     assert markdown.count("\n") == 1 + len(table)
+
+
+def test_dashes_are_explained_where_there_are_any() -> None:
+    same = models(**{arm: [scores([1.0, 2.0])] for arm in ARMS})
+    assert "–: not defined" in render_table(compare(same)), "the same scores have no share of a gain"
+    gains = {"baseline": 3.0, "early_stopped": 2.5, "sbp": 2.0, "oracle": 1.5}
+    assert "–" not in render_table(compare(models(**{arm: [scores([value] * 4)] for arm, value in gains.items()})))

@@ -167,12 +167,14 @@ class Deployment:
         self._processes.append(process)
         return process
 
-    def start_daemon(self) -> subprocess.Popen[bytes]:
-        """dagster-daemon: queue, backfills, sensors, schedules, run monitoring. Returns when its heart beats."""
+    def start_daemon(self, reload_seconds: float = 600) -> subprocess.Popen[bytes]:
+        """dagster-daemon: queue, backfills, sensors, schedules, run monitoring. Returns when its heart beats.
+
+        It looks for work every second, and loads the code again after `reload_seconds` (prompt_daemon.py).
+        """
         known = time.time()
-        process = self.start(
-            sys.executable, "-m", "dagster._daemon", "run", "-w", str(CHECKOUT / "workspace.yaml"), log="daemon.log"
-        )
+        program = (sys.executable, "-m", "sbp_assets_tests.operations.prompt_daemon", str(reload_seconds))
+        process = self.start(*program, "run", "-w", str(CHECKOUT / "workspace.yaml"), log="daemon.log")
 
         def beats(instance: dg.DagsterInstance) -> bool:
             assert process.poll() is None, self.log("daemon.log")

@@ -23,7 +23,7 @@ def test_a_database_that_goes_away_and_comes_back(postgres: PostgresServer, fini
     with Deployment(tmp_path, overrides) as deployment:
         undisturbed = deployment.versions()
         deployment.sbp("env")  # makes the schema of the records
-        daemon, webserver = deployment.start_daemon(), deployment.start_webserver()
+        daemon, webserver = deployment.start_daemon(reload_seconds=20), deployment.start_webserver()
         victim = VICTIMS["pretraining"]
         forget(deployment, victim)
         run_id = deployment.launch(victim.job, victim.partition)

@@ -66,7 +66,7 @@ def test_records_of_a_finished_store_are_taken_along_from_sqlite(
                 assert sorted(map(repr, copied)) == sorted(map(repr, log)), "none is lost or there twice"
             assert {key: instance.get_latest_materialization_event(key) for key in instance.get_asset_keys()} == assets
         assert "nothing to do" in deployment.sbp("run").stdout
-        assert "0 damaged" in deployment.sbp("verify", "pair").stdout, "new events follow the copied ones"
+        assert "0 corrupted" in deployment.sbp("verify", "pair").stdout, "new events follow the copied ones"
         again = deployment.sbp("to-postgres", check=False)
         assert again.returncode == 2 and "already has rows in" in again.stderr
         assert postgres.PASSWORD not in again.stderr
@@ -78,7 +78,7 @@ def test_records_that_cannot_be_copied_are_told_and_none_is(
     with Deployment(tmp_path) as deployment:
         assert "set $SBP_POSTGRES_URL" in deployment.sbp("to-postgres", check=False).stderr
         deployment.overrides |= overrides
-        assert "no records in SQLite" in deployment.sbp("to-postgres", check=False).stderr
+        assert "no run storage in SQLite" in deployment.sbp("to-postgres", check=False).stderr
         deployment.overrides.clear()
         with deployment.instance() as instance:
             run = dg.DagsterRun(job_name="ingest", status=dg.DagsterRunStatus.STARTED)

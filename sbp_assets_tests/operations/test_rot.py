@@ -60,7 +60,7 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment)
     lines = found.stdout.splitlines()
     assert any(line.startswith(f"pair {SHARD}: ") and "neighbor_pairs:artifact_is_intact" in line for line in lines)
     assert "pretrain_baseline 0: pretraining/baseline_model:artifact_is_intact" in lines
-    assert lines[-1].startswith("4 partitions looked at, 2 damaged")
+    assert lines[-1].startswith("4 partitions checked, 2 corrupted")
     assert any("corrupted or changed" in line for line in lines) and "Traceback" not in found.stderr
     with deployment.instance() as instance:
         assert tonight(instance) == {"pairing/neighbor_pairs"}

@@ -108,7 +108,7 @@ def test_artifacts_are_taken_along_from_a_local_store(s3: S3Server, finished: Pa
         (file,) = bucket.glob("tiny/corpus/tokens/00000.*/tokens.npy")
         s3.remove(f"moved/{file.relative_to(bucket)}")
         verified = deployment.sbp("verify", "tokenise", check=False)
-        assert verified.returncode == 1 and "2 partitions looked at, 1 damaged" in verified.stdout
+        assert verified.returncode == 1 and "2 partitions checked, 1 corrupted" in verified.stdout
         assert "[   done] Tokenise" in deployment.sbp("run", "--until", "tokenise").stderr
         assert "nothing to do" in deployment.sbp("run").stdout
         assert versions(bucket / "tiny") == versions_before

@@ -1,4 +1,4 @@
-"""The stage under Dagster: two shards of the tiny profile, real engines, every check green."""
+"""The stage under Dagster: two shards of the tiny profile, real engines, and every check passes."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sbp_assets_tests.tiny import tiny_settings
 
 
 def stub_documents(settings: Settings) -> dg.AssetsDefinition:
-    """Stands in for the corpus stage."""
+    """Return an asset that takes the place of the corpus stage."""
 
     @dg.asset(key=["corpus", "documents"], partitions_def=shards(settings), io_manager_key="parquet")
     def documents(context: dg.AssetExecutionContext) -> dg.MaterializeResult:

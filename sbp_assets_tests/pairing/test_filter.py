@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.pairing.filter import (
-    PAIRS_SCHEMA,
+    PAIR_SCHEMA,
     d2_places,
     filter_pairs,
     histogram,
     histogram_markdown,
 )
-from sbp_assets.pairing.search import CANDIDATES_SCHEMA
+from sbp_assets.pairing.search import CANDIDATE_SCHEMA
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
 
@@ -20,7 +20,7 @@ Row = tuple[str, str, str, float, int]
 
 
 def tables(rows: dict[str, list[Row]]) -> dict[str, pl.LazyFrame]:
-    return {s: pl.DataFrame(part, schema=CANDIDATES_SCHEMA, orient="row").lazy() for s, part in rows.items()}
+    return {s: pl.DataFrame(part, schema=CANDIDATE_SCHEMA, orient="row").lazy() for s, part in rows.items()}
 
 
 def texts(shards: dict[str, dict[str, str]]) -> dict[str, pl.LazyFrame]:
@@ -36,7 +36,7 @@ def run(
     for shard in candidates:
         with Progress("filter", "pairs") as progress:
             pairs[shard], counts[shard] = filter_pairs(tables(candidates), texts(documents), shard, pairing, progress)
-        assert pairs[shard].schema == PAIRS_SCHEMA
+        assert pairs[shard].schema == PAIR_SCHEMA
     return pairs, counts
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sbp_assets.pairing.embed import embeddings_frame, vectors_of
 from sbp_assets.pairing.index import KeyShard, build_index, write_index
-from sbp_assets.pairing.search import CANDIDATES_SCHEMA, exact_neighbors, merge, reading_order, recall, search
+from sbp_assets.pairing.search import CANDIDATE_SCHEMA, exact_neighbors, merge, reading_order, recall, search
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.pairing.test_index import unit
 
@@ -118,9 +118,9 @@ def test_real_documents_find_their_subject_whatever_the_sharding(
 def test_empty_query_and_key_shards(store: Path, embeddings: dict[str, pl.DataFrame]) -> None:
     keys = write_shards(store, embeddings)
     none = find(embeddings["00002"], keys, 5)
-    assert none.is_empty() and none.schema == CANDIDATES_SCHEMA
+    assert none.is_empty() and none.schema == CANDIDATE_SCHEMA
     alone = find(embeddings["00000"][:1], write_shards(store / "one", {"00000": embeddings["00000"][:1]}), 5)
-    assert alone.is_empty() and alone.schema == CANDIDATES_SCHEMA
+    assert alone.is_empty() and alone.schema == CANDIDATE_SCHEMA
 
 
 def test_every_shard_is_read_once_from_its_own_start() -> None:

@@ -11,7 +11,7 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.definitions import build_resources
 from sbp_assets.pairing import assets, checks
-from sbp_assets.pairing.truth import OVERALL, SCHEMA, not_above_chance, pair_truth, truth_problems
+from sbp_assets.pairing.truth import OVERALL, PAIR_TRUTH_SCHEMA, not_above_chance, pair_truth, truth_problems
 from sbp_assets.settings import ConceptsSource, FilesSource, load_settings
 from sbp_assets_tests.tiny import only, tiny_settings
 
@@ -114,7 +114,7 @@ def test_asset_records_the_shares_as_numbers(known: bool, tmp_path: Path) -> Non
     [event] = result.asset_materializations_for_node("pair_truth")
     metadata = {key: value.value for key, value in event.metadata.items()}
     table = pl.read_parquet(tmp_path / "data_dir" / "pairing" / "pair_truth.parquet")
-    assert dict(table.schema) == SCHEMA
+    assert dict(table.schema) == PAIR_TRUTH_SCHEMA
     if known:
         assert metadata["precision"] == metadata["recall"] == 1 > metadata["chance_precision"] > 0
         assert table["shard"].to_list() == [FIRST, SECOND, OVERALL]

@@ -70,7 +70,7 @@ def test_an_arm_refuses_a_budget_of_other_tokens(world: World) -> None:
         table.write_parquet(path)
     assert not result.success
     (failure,) = result.get_step_failure_events()
-    assert "materialise pretraining/token_budget again" in str(failure.step_failure_data.error)
+    assert "re-materialise pretraining/token_budget" in str(failure.step_failure_data.error)
 
 
 @pytest.mark.parametrize("folder", ["", "best"])

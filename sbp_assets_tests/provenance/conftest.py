@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sbp_assets.corpus.ingest import DOCUMENT_SCHEMA
+from sbp_assets.corpus.ingest import RAW_DOCUMENT_SCHEMA
 from sbp_assets.definitions import build_definitions
 from sbp_assets.pretraining.budget import ARMS, arm_rows, plan_arm
 from sbp_assets.provenance.records import graph_of
@@ -63,8 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> Path
         names = ids(shard)
         rows = [(name, f"Text of {name}\x1b[31m", None, "shelf", file, n + 1) for n, name in enumerate(names)]
         copy = (f"copy-{index}", "A copy", None, "shelf", file, len(names) + 1)
-        write(f"corpus/raw_documents/{shard}", [*rows, copy], DOCUMENT_SCHEMA)
-        kept = pl.DataFrame(rows, schema=DOCUMENT_SCHEMA, orient="row").with_columns(split=pl.Series(SPLITS))
+        write(f"corpus/raw_documents/{shard}", [*rows, copy], RAW_DOCUMENT_SCHEMA)
+        kept = pl.DataFrame(rows, schema=RAW_DOCUMENT_SCHEMA, orient="row").with_columns(split=pl.Series(SPLITS))
         write(f"corpus/documents/{shard}", kept)
         # Every document is made of a token of its own, so that a reader of the stream knows whose it is.
         numbers = range(special + index * 100, special + index * 100 + len(names))

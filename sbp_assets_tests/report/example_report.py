@@ -19,7 +19,8 @@ from sbp_assets.pairing.truth import pair_truth
 from sbp_assets.report import samples as report_samples
 from sbp_assets.settings import ConceptsSource, load_settings
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesis.posterior import Learner, Seed, grade, posterior_table
+from sbp_assets.synthesis.posterior import Learner, Seed, grade
+from sbp_assets.synthesis.posterior_table import posterior_table
 
 SETTINGS = load_settings("demo", {}).experiment
 WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=6))

@@ -6,7 +6,8 @@ import fsspec
 import polars as pl
 import pytest
 
-from sbp_assets.storage.column_metadata import LINEAGE, lineage
+from sbp_assets.storage.column_metadata import LINEAGE, column_metadata
+from sbp_assets.storage.columns import Column
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
 
@@ -23,7 +24,7 @@ def pipeline(shards: int, tmp_path: Path, base: str | None = None):
         partitions_def=partitions,
         io_manager_key="directory",
         ins={"table": dg.AssetIn(["s", "table"])},
-        metadata=lineage({"s/table": ("x",)}, total="s/table.x"),
+        metadata=column_metadata([Column("x", pl.Int64, "", "s/table"), Column("total", pl.Int64, "", "s/table.x")]),
     )
     def folder(context: dg.AssetExecutionContext, table: pl.LazyFrame):
         made = tmp_path / "staging" / context.partition_key

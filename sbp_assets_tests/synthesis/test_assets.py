@@ -16,7 +16,7 @@ from sbp_assets.definitions import build_resources
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets.storage.token_arrays import write_token_arrays
-from sbp_assets.synthesis import assets, checks
+from sbp_assets.synthesis import assets, checks, quality_assets
 from sbp_assets.synthesis.engine import Engines, EngineSpec, Generator
 from sbp_assets.synthesis.quality import expected_rows
 from sbp_assets_tests.synthesis.conftest import CONTEXT
@@ -88,6 +88,7 @@ def definitions_of(settings: Settings, upstream: InPlace, generator: Generator) 
         assets=[
             *(source.with_io_manager_key("in_place") for source in sources),
             *load_assets(assets, settings),
+            *load_assets(quality_assets, settings),
         ],
         asset_checks=load_checks(checks, settings),
         resources=build_resources(settings) | {"in_place": upstream, "generator": generator},
@@ -108,7 +109,7 @@ def definitions_of(settings: Settings, upstream: InPlace, generator: Generator) 
 
 @pytest.fixture
 def instance(upstream: InPlace) -> Iterator[dg.DagsterInstance]:
-    """Its records know the version of the checkpoint, nothing else."""
+    """Its event storage knows the version of the checkpoint, and nothing else."""
     with dg.DagsterInstance.ephemeral() as instance:
         model = upstream.values["checkpoint", None]
         made = {"dagster/data_version": content_version(model)}  # type: ignore[arg-type]
@@ -147,7 +148,7 @@ def test_two_shards_through_dagster(
     assert metadata["tokens"] >= metadata["token_budget"] > 0
     assert metadata["engine"].startswith("vllm 0.")
     assert metadata["share_stop"] + metadata["share_length"] == pytest.approx(1)
-    assert "Document number 0" in metadata["preview"] and "synthesis 2" in metadata["preview"]
+    assert "Document number 0" in metadata["preview"] and "synthetic document 2" in metadata["preview"]
     tokens = np.load(tmp_path / "data_dir" / "synthesis" / "synthetic_tokens" / FULL / "tokens.npy")
     assert len(tokens) == rows["n_tokens"].sum()
 
@@ -177,15 +178,15 @@ def test_a_shard_is_finished_by_the_engine_that_began_it(
         result = definitions.resolve_job_def("shard").execute_in_process(
             instance=instance, partition_key=FULL, raise_on_error=raises
         )
-        red = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
-        assert red <= {"synthetic_documents_are_not_truncated"}, "random weights seldom end a text"
+        failed = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
+        assert failed <= {"synthetic_documents_are_not_truncated"}, "random weights seldom end a text"
         events = result.asset_materializations_for_node("synthetic_documents") if result.success else []
         metadata = {key: value.value for event in events for key, value in event.metadata.items()}
         return pl.read_parquet(tmp_path / f"data_dir/synthesis/synthetic_documents/{FULL}.parquet"), metadata, result
 
     begun, metadata, _ = materialise("transformers")
     assert set(begun["engine"]) == {"transformers"} and metadata["engine"].startswith("transformers 5.")
-    # As a kill leaves it: vLLM, which is installed here, is not what goes on.
+    # As a kill leaves it: vLLM, though it is installed here, does not resume the shard.
     [ledgers] = (tmp_path / "work_dir" / "synthesis" / FULL).iterdir()
     for path in ledgers.glob("*.jsonl"):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))

@@ -25,6 +25,7 @@ from sbp_assets.synthesis.engine import (
     Request,
     Sampling,
     default_engine,
+    head_size_problem,
 )
 from sbp_assets.synthesis.generate import Outcome, generate_shard
 from sbp_assets.synthesis.ledger import Ledger
@@ -125,7 +126,7 @@ def test_killed_worker_loses_and_repeats_nothing(
 
     killer = threading.Thread(target=kill_once_some_are_done)
     killer.start()
-    with pytest.raises(EngineError, match=rf"engine process \({kind}\) died.*run this partition again"):
+    with pytest.raises(EngineError, match=rf"engine process \({kind}\) died.*re-materialise this partition"):
         shard(generator, directory, spec, budget)
     killer.join()
     before = {}
@@ -210,3 +211,14 @@ def test_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:
         parent.kill()
     psutil.wait_procs([worker], timeout=10)
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_head_sizes_that_vllm_lacks_are_named_for_vllm_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = head_size_problem(48, "vllm", "cpu")
+    assert problem and "model.head_dim 48" in problem and "32, 64, 80" in problem
+    assert head_size_problem(64, "vllm", "cpu") is None
+    assert head_size_problem(48, "transformers", "cpu") is None
+    assert head_size_problem(48, "vllm", "cuda") is None
+    for engine, refused in (("vllm", True), ("transformers", False)):
+        monkeypatch.setattr(engine_module, "default_engine", lambda engine=engine: engine)
+        assert bool(head_size_problem(48, "auto", "cpu")) is refused

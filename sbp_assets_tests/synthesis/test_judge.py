@@ -16,7 +16,7 @@ from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.judge import (
     API_KEY,
     GIVE_UP_AFTER,
-    SCHEMA,
+    JUDGEMENT_SCHEMA,
     Endpoint,
     judge,
     judged_rows,
@@ -36,7 +36,7 @@ JUDGEMENTS = pl.DataFrame(
         {"id": "a", "corpus": SYNTHETIC, "metric": "pair_irrelevance", "verdict": False, "unjudged": None, **NOTHING},
         {"id": "r", "corpus": REAL, "metric": "non_factual", "verdict": False, "unjudged": None, **NOTHING},
     ],
-    schema=SCHEMA,
+    schema=JUDGEMENT_SCHEMA,
 )
 
 Reply = tuple[int, dict[str, str], str]
@@ -127,7 +127,7 @@ def ask(
 def test_answers_are_counted_with_their_cost_and_kept(serve: Callable, tmp_path: Path) -> None:
     server = serve(lambda prompt, n: FALSE if "cold" in prompt else FACTUAL)
     table, counts = ask(asked("The sun is cold.", "Water is wet.", "Salt is salty."), server.url, tmp_path / "l.jsonl")
-    assert dict(table.schema) == SCHEMA
+    assert dict(table.schema) == JUDGEMENT_SCHEMA
     assert table["verdict"].to_list() == [True, False, False] and table["unjudged"].null_count() == 3
     assert table["answer"][0].startswith("The sun is not cold.")
     assert {name: counts[name] for name in ("judged", "unjudged", "resumed", "requests")} == {

@@ -18,18 +18,15 @@ from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.definitions import build_resources
 from sbp_assets.settings import ConceptsSource, FilesSource
 from sbp_assets.storage.token_arrays import write_token_arrays
-from sbp_assets.synthesis import assets, checks
-from sbp_assets.synthesis.posterior import (
+from sbp_assets.synthesis import checks, quality_assets
+from sbp_assets.synthesis.posterior import Learner, Seed, grade, mode_accuracy
+from sbp_assets.synthesis.posterior_table import (
     DEFINITIONS,
-    SCHEMA,
+    POSTERIOR_SCHEMA,
     UNKNOWN,
-    Learner,
-    Seed,
     bootstrap_stderr,
     copying_problems,
-    grade,
     leak_problems,
-    mode_accuracy,
     p_above_chance,
     posterior_over_shards,
     posterior_table,
@@ -325,7 +322,7 @@ def test_the_asset_and_its_checks(artifacts: Path, knows: str):
     metadata = {key: value.value for key, value in materialization.metadata.items()}
     assert metadata["new_known_accuracy"] == row(table, "new_known")["accuracy"]
     assert metadata["preview"] == table_preview(table)
-    [spec] = assets.posterior_predictive(tiny_settings(artifacts)).specs
+    [spec] = quality_assets.posterior_predictive(tiny_settings(artifacts)).specs
     columns = spec.metadata["dagster/column_schema"].columns
     assert [column.name for column in columns] == table.columns
 
@@ -336,7 +333,7 @@ def test_without_a_known_truth_the_table_is_empty(artifacts: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pl.DataFrame({"seed_id": [f"{shard}-0"], "text": ["Some text."]}).write_parquet(path)
     result, table = materialise(artifacts, FilesSource(path="here"))
-    assert table.is_empty() and table.schema == SCHEMA
+    assert table.is_empty() and table.schema == POSTERIOR_SCHEMA
     assert all(e.passed for e in result.get_asset_check_evaluations())
 
 
@@ -352,7 +349,7 @@ def materialise(store: Path, source: ConceptsSource | FilesSource) -> tuple[dg.E
                 upstream("corpus", "tokens", "directory", shards(settings)),
                 upstream("corpus", "tokenizer", "directory", None),
                 upstream("synthesis", "synthetic_documents", "parquet", shards(settings)),
-                *only(assets, checks, settings, "posterior_predictive"),
+                *only(quality_assets, checks, settings, "posterior_predictive"),
             ],
             instance=instance,
             resources=build_resources(settings),

@@ -21,8 +21,8 @@ from sbp_assets.synthesis.quality import (
     JUDGE,
     METRICS,
     NEEDS_A_JUDGE,
+    QUALITY_SCHEMA,
     REAL,
-    SCHEMA,
     SYNTHETIC,
     duplicate_flags,
     duplicates_over_shards,
@@ -39,7 +39,7 @@ from sbp_assets_tests.synthesis.test_judge import JUDGEMENTS
 WORLD = ConceptWorld(ConceptsSource(documents=50, concepts=10))
 PLAIN = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 BACKWARDS = " ".join(reversed(PLAIN.split()))
-NO_JUDGE = pl.DataFrame(schema=SCHEMA)
+NO_JUDGE = pl.DataFrame(schema=QUALITY_SCHEMA)
 
 
 def fact(concept: int, colour: str) -> str:

@@ -12,7 +12,7 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.definitions import build_resources
 from sbp_assets.settings import ConceptsSource, FilesSource, Judge
-from sbp_assets.synthesis import assets, checks
+from sbp_assets.synthesis import checks, quality_assets
 from sbp_assets.synthesis.quality import REAL, SYNTHETIC, expected_rows
 from sbp_assets_tests.synthesis.test_judge import FACTUAL, FALSE, KEY, Reply, completion, failure, serve
 from sbp_assets_tests.tiny import only, tiny_settings
@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         ]
         everything = [
             *sources,
-            *only(assets, checks, settings, "quality", "judgements", "quality_table"),
+            *only(quality_assets, checks, settings, "quality", "judgements", "quality_table"),
         ]
         results = [
             dg.materialize(everything, selection=dg.AssetSelection.assets(QUALITY), partition_key=shard, **parts)

@@ -9,7 +9,7 @@ import pytest
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis import verify
-from sbp_assets.synthesis.generate import SCHEMA, sampling_seed
+from sbp_assets.synthesis.generate import DOCUMENT_SCHEMA, sampling_seed
 from sbp_assets.synthesis.quality import expected_rows, quality_rows
 from sbp_assets_tests.synthesis.test_judge import JUDGEMENTS
 
@@ -32,7 +32,7 @@ def rows(*keys: tuple[str, int]) -> pl.DataFrame:
             }
             for seed_id, rollout in keys
         ],
-        schema=SCHEMA,
+        schema=DOCUMENT_SCHEMA,
     )
 
 

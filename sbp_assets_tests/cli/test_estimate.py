@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sbp_assets.cli.plan import Plan, plan, render
-from sbp_assets.settings import PROFILES_DIR, Model, Settings, load_settings
+from sbp_assets.cli.estimate import Plan, plan, render, tokens_per_word
+from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.corpus.tokenizer import train_tokenizer
+from sbp_assets.settings import PROFILES_DIR, ConceptsSource, Model, Settings, load_settings
 
 PROFILES = sorted(path.stem for path in PROFILES_DIR.glob("*.yaml"))
 ASSETS = {"corpus/documents": 4, "pretraining/token_budget": 1}
@@ -68,7 +70,7 @@ def test_every_arm_reads_the_same_whole_steps(profile: str) -> None:
     assert {sum(sources.values()) for sources in estimate.arms.values()} == {estimate.budget}
     synthetic = estimate.arms["sbp"]["synthetic"]
     assert synthetic == pytest.approx(settings.synthetic_share * estimate.budget, rel=0.05)
-    assert estimate.passes["sbp"]["synthetic"] == 1
+    assert estimate.epochs["sbp"]["synthetic"] == 1
     assert all(size > 0 for size in estimate.bytes.values())
 
 
@@ -82,7 +84,7 @@ def test_the_paper_at_both_scales() -> None:
         assert made.parameters == pytest.approx(3.2e9, rel=0.05)
         assert made.estimate.budget == pytest.approx(budget, rel=1e-3)
         assert made.estimate.arms["sbp"]["synthetic"] == pytest.approx(synthetic, rel=1e-3)
-        assert made.estimate.passes["oracle"]["oracle"] == pytest.approx(oracle_passes, rel=0.02)
+        assert made.estimate.epochs["oracle"]["oracle"] == pytest.approx(oracle_passes, rel=0.02)
         baseline = next(work for work in made.estimate.work if work.name == "baseline")
         # 6 N D without attention is a floor, and attention at 4,096 tokens adds less than a third to it.
         assert 6 * made.parameters * budget < baseline.flops * 1.001 < 8 * made.parameters * budget
@@ -123,3 +125,27 @@ def test_a_files_source_is_measured_on_its_first_file(tmp_path: Path):
     assert made.estimate is not None
     assert made.estimate.unique_documents == pytest.approx(200, rel=0.05)
     assert made.estimate.unique_tokens == pytest.approx(200 * 100, rel=0.05)
+
+
+@pytest.mark.parametrize("profile", ["tiny", "demo"])
+def test_tokens_per_word_are_about_those_of_the_trained_tokenizer(profile: str):
+    corpus, estimate = settings_of(profile).experiment.corpus, plan_of(profile).estimate
+    assert isinstance(corpus.source, ConceptsSource) and estimate is not None
+    world = ConceptWorld(corpus.source)
+    texts = [world.document(number)["text"] for number in range(estimate.unique_documents)]
+    tokenizer = train_tokenizer(texts, corpus.tokenizer.vocab_size)
+    tokens = sum(len(ids) + 2 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+    assert estimate.unique_tokens == pytest.approx(tokens, rel=0.1)
+    assert "tokens each with this vocabulary" in render(plan_of(profile))
+
+
+def test_tokens_per_word_are_interpolated_between_vocabularies():
+    assert tokens_per_word(512) == pytest.approx(2.4)
+    assert tokens_per_word(724) == pytest.approx(2.0, rel=0.01), "half-way from 512 to 1,024 in logarithms"
+    assert (tokens_per_word(8), tokens_per_word(100_000)) == (5.2, 1.2)
+
+
+def test_counts_and_units_are_one_space_apart():
+    text = render(plan_of("tiny"))
+    assert " in 80 documents (" in text and "kFLOP per training token" in text
+    assert re.search(r"corpus/tokens +\d+(\.\d+)? kB$", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Every check goes red on the fault that it is there for."""
+"""Every function of the audit reports the defect that it is there for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sbp_assets.pairing.checks import (
+from sbp_assets.pairing.audit import (
     check_candidates,
     check_embeddings,
     check_index,
@@ -17,7 +17,7 @@ from sbp_assets.pairing.checks import (
     check_texts,
 )
 from sbp_assets.pairing.embed import Embedder, embeddings_frame, vectors_of
-from sbp_assets.pairing.filter import PAIRS_SCHEMA, filter_pairs
+from sbp_assets.pairing.filter import PAIR_SCHEMA, filter_pairs
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.pairing.test_search import find, write_shards
@@ -110,14 +110,14 @@ def test_pairs(documents: Tables, row: tuple[object, ...], fault: str) -> None:
             ("bread-02", "bread-04", "00000", 0.7, 0.1),
             ("chess-02", "bread-01", "00001", 0.6, 0.0),
         ],
-        schema=PAIRS_SCHEMA,
+        schema=PAIR_SCHEMA,
         orient="row",
     )
     frames = {shard: table.lazy() for shard, table in documents.items()}
     assert check_pairs(good, frames, "00000", PAIRING)[0]
     assert check_pairs(good[:0], frames, "00000", PAIRING)[0]
     passed, metadata = check_pairs(
-        pl.concat([good, pl.DataFrame([row], schema=PAIRS_SCHEMA, orient="row")]), frames, "00000", PAIRING
+        pl.concat([good, pl.DataFrame([row], schema=PAIR_SCHEMA, orient="row")]), frames, "00000", PAIRING
     )
     assert not passed and metadata[fault]
 

@@ -1,0 +1,62 @@
+"""`sbp ui` and `sbp env`: Dagster's own programs on the profile's instance."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from sbp_assets.cli.profile import DIRECTORIES, ENV_PROFILE, OF_THE_PROFILE, Profile, activate, other_profile_of_shell
+from sbp_assets.instance.branch import branch_environment, branch_of, overrides
+from sbp_assets.instance.home import dagster_environment
+from sbp_assets.instance.storage import DRIVER, POSTGRES_URL, schema
+from sbp_assets.settings import load_settings, variable
+
+
+def ui(profile: Profile = None, port: Annotated[int, typer.Option(help="Port of the webserver.")] = 3000) -> None:
+    """Open the Dagster UI and start the daemon on the profile's instance, on loopback."""
+    activate(profile)
+    workspace = os.environ["SBP_WORKSPACE"]
+    os.environ["PYTHONSAFEPATH"] = "1"  # another checkout in the current directory is not this one
+    command = [sys.executable, "-m", "dagster", "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)]
+    os.execv(sys.executable, command)
+
+
+def env(
+    profile: Profile = None,
+    branch: Annotated[str | None, typer.Option(help="Act on this branch of the profile's store.")] = None,
+) -> None:
+    """Print export lines for bare `dagster` commands: eval "$(sbp env)"."""
+    if profile:
+        os.environ["SBP_PROFILE"] = profile
+    left = _leave_other_profile()
+    settings = activate(None)
+    if branch:
+        os.environ.update(branch_environment(settings, branch))
+        settings = load_settings()
+    variables = dagster_environment(settings)
+    variables[ENV_PROFILE] = variables["SBP_PROFILE"]
+    variables |= {name: value for name, value in os.environ.items() if name.startswith("SBP_") and "__" in name}
+    variables |= {variable("deployment", key): getattr(settings.deployment, key) for key in DIRECTORIES}
+    if os.environ.get(POSTGRES_URL):
+        variables[variable("deployment", "postgres_schema")] = schema(settings)
+    for name in sorted(left - variables.keys()):
+        typer.echo(f"unset {name}")
+    for name, value in variables.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+    if os.environ.get(POSTGRES_URL):
+        # Its value stays where it is: it holds a password.
+        typer.echo(f'export {POSTGRES_URL}="{DRIVER}:${{{POSTGRES_URL}#*:}}"')
+
+
+def _leave_other_profile() -> set[str]:
+    """Remove from this process what `sbp env` exported for another profile or a branch of it; returns the names."""
+    if not other_profile_of_shell():
+        return set()
+    names = {ENV_PROFILE, *OF_THE_PROFILE}
+    if branch := branch_of(os.environ.get(variable("deployment", "data_dir"), "")):
+        names |= overrides(branch.changes).keys()
+    return {name for name in names if os.environ.pop(name, None) is not None}

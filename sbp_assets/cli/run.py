@@ -1,0 +1,100 @@
+"""`sbp run`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sbp_assets.cli.errors import CommandError
+from sbp_assets.cli.profile import Profile, activate, command_line
+from sbp_assets.instance.branch import branch_of
+from sbp_assets.instance.storage import exclusive_instance
+from sbp_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from sbp_assets.orchestration.display import StepState
+
+
+def run(
+    profile: Profile = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this step (a job's name).")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Look for new and changed source files first.")] = False,
+) -> None:
+    """Materialise every missing or stale asset, then print the comparison and the report's path."""
+    settings = activate(profile)
+    started = time.monotonic()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars would tear the display
+    import dagster as dg
+
+    from sbp_assets.definitions import build_definitions
+    from sbp_assets.orchestration.pipeline import PIPELINE
+    from sbp_assets.orchestration.runner import end_killed_runs, run_pipeline
+    from sbp_assets.pairing.embed import Embedder
+    from sbp_assets.synthesis.engine import Generator, head_size_problem
+
+    names = [step.name for step in PIPELINE]
+    if until and until not in names:
+        raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
+    # Known from the settings, but the engines would say so only after three models have been trained.
+    if until is None or names.index(until) >= names.index("synthesise"):
+        deployment, head_size = settings.deployment, settings.experiment.model.head_dim
+        if problem := head_size_problem(head_size, deployment.generation_engine, deployment.device):
+            raise CommandError(problem)
+    embedder, generator = Embedder(), Generator()
+    defs = build_definitions(settings, {"embedder": embedder, "generator": generator})
+    with ExitStack() as stack:
+        stack.callback(embedder.close)
+        stack.callback(generator.close)
+        stack.enter_context(exclusive_instance(settings, "running `sbp run`"))
+        instance = stack.enter_context(dg.DagsterInstance.get())
+        end_killed_runs(instance)
+        engines = {"embed": embedder.close, "synthesise": generator.close}
+        states = run_pipeline(defs, instance, engines, until, refresh)
+    typer.echo("\n" + step_table(states, time.monotonic() - started))
+    if not until:
+        typer.echo(results(settings))
+
+
+def step_table(states: Sequence[StepState], wall_seconds: float) -> str:
+    """Return what each step that did something took, as a plain-text table, with the sum of it over `wall_seconds`."""
+    from sbp_assets.orchestration.display import StepStatus
+
+    done = [state for state in states if state.status is StepStatus.DONE]
+    width = max([len("step"), *(len(state.step.title) for state in done)]) + 1
+    lines = [f"{'step':<{width}}{'partitions':>11}{'seconds':>9}{'own work':>10}"] if done else []
+    for state in done:
+        share = f"{state.own_seconds / max(state.seconds, 1e-9):.0%}"
+        lines.append(f"{state.step.title:<{width}}{len(state.partitions):>11}{state.seconds:>9.1f}{share:>10}")
+    if own := sum(state.own_seconds for state in states):
+        lines.append(f"{'all':<{width}}{'':>11}{wall_seconds:>9.1f}{own / wall_seconds:>10.0%}")
+        lines.append("own work: the assets' wall_seconds; the rest is Dagster's event storage, checks and start-up")
+    else:
+        lines.append("nothing to do: everything is up to date")
+    return "\n".join(lines)
+
+
+def results(settings: Settings) -> str:
+    """Return the comparison of a finished run and where its report and its runs are seen, as plain text."""
+    import polars as pl
+
+    from sbp_assets.evaluation.comparison_table import render_table
+    from sbp_assets.storage.remote import root, url
+
+    data = root(settings.deployment.data_dir)
+    lines = ["", render_table(pl.read_parquet((data / "evaluation/comparison.parquet").read_bytes()))]
+    if settings.note:
+        lines += ["", f"note: {settings.note}"]
+    lines += ["", f"report: {url(data / 'evaluation/report')}/index.html", f"runs: {how_to_open(settings)}"]
+    return "\n".join(lines)
+
+
+def how_to_open(settings: Settings) -> str:
+    """Return the command that opens this instance in Dagster's UI, as a line for people."""
+    if branch := branch_of(settings.deployment.data_dir):
+        return f'after eval "$({command_line("env", "--branch", branch.name)})", `sbp ui` opens this branch\'s instance'
+    return f"`{command_line('ui')}`, with the same environment, opens this instance in Dagster's UI"

@@ -1,0 +1,91 @@
+"""`sbp verify`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from sbp_assets.cli.errors import FAILED, CommandError, refused_on
+from sbp_assets.cli.profile import Profile, activate, command_line
+from sbp_assets.cli.progress import tracked
+from sbp_assets.instance.storage import exclusive_instance, exists, prepare
+
+
+def verify(
+    steps: Annotated[list[str] | None, typer.Argument(help="Steps (jobs' names) to check; default: all.")] = None,
+    profile: Profile = None,
+) -> None:
+    """Evaluate every check on the artifacts as they lie in the store, materialising nothing.
+
+    Finds what was corrupted, changed or lost since it was materialised. `sbp run` then re-materialises it.
+    """
+    settings = activate(profile, instance=False)
+    deployment = settings.deployment
+    nothing = CommandError(
+        f"nothing to verify: the instance {deployment.instance_dir} has no materialisations of "
+        f"{', '.join(steps or ['any step'])} in {deployment.data_dir}. Are these the right directories? "
+        f"`{command_line('run')}` materialises what is missing"
+    )
+    if not exists(settings):  # and none is created by looking
+        raise nothing
+    prepare(settings)
+    import dagster as dg
+
+    from sbp_assets.dagster_support.preview import printable
+    from sbp_assets.dagster_support.stage import io_manager_keys
+    from sbp_assets.definitions import build_definitions
+    from sbp_assets.orchestration import runner
+    from sbp_assets.orchestration.pipeline import PIPELINE
+    from sbp_assets.orchestration.staleness import Staleness
+    from sbp_assets.storage.io_managers import ArtifactStore
+
+    defs = build_definitions(settings)
+    known = {step.name: step for step in PIPELINE}
+    if wrong := [name for name in steps or () if name not in known]:
+        raise typer.BadParameter(f"{wrong[0]!r} is not a step; steps are {', '.join(known)}", param_hint="STEPS")
+    corrupted = crashed = 0
+    with ExitStack() as stack:
+        stack.enter_context(exclusive_instance(settings, "running `sbp verify`"))
+        instance = stack.enter_context(dg.DagsterInstance.get())
+        runner.end_killed_runs(instance)
+        staleness = Staleness(defs.resolve_asset_graph(), instance)
+        materialised = []
+        for step in (known[name] for name in steps or known):
+            versions = [staleness.versions(key) for key in step.keys]
+            materialised += [
+                (step, name) for name in runner.step_partitions(defs, step) if all(name in found for found in versions)
+            ]
+        if not materialised:
+            raise nothing
+        # Failed checks are recorded, and what fails is re-materialised: not for a mistyped setting or a disk that is
+        # not mounted.
+        managers = ArtifactStore(deployment.data_dir, deployment).managers(io_manager_keys(defs))
+        keys = [key for step in PIPELINE for key in step.keys]
+        with refused_on(RuntimeError):
+            there = any(managers[key].etag(key, name) for key in keys for name in [*staleness.versions(key)][:1])
+        if not there:
+            raise CommandError(
+                f"{deployment.data_dir} holds none of the artifacts that the run and event storage knows; is it the "
+                "right data_dir?"
+            )
+        for step, partition in tracked(materialised, "checking"):
+            result = runner.verify(defs, instance, step, partition)
+            corrupted += result.outcome is runner.Outcome.FAILED
+            crashed += result.outcome is runner.Outcome.CRASHED
+            name = " ".join(filter(None, (step.name, partition)))
+            if result.outcome is runner.Outcome.FAILED:
+                typer.secho(f"{name}: {', '.join(result.names)}", fg="red")
+                for line in (line for reason in result.failed.values() for line in reason.splitlines()):
+                    typer.echo(f"  {printable(line)}")
+            elif result.outcome is runner.Outcome.CRASHED:
+                typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(result.names)}", fg="red")
+    summary = f"{len(materialised)} partitions checked, {corrupted} corrupted"
+    if corrupted:
+        summary += f"; `{command_line('run')}` re-materialises them"
+    if crashed:
+        summary += f"; {crashed} could not be checked"
+    typer.echo(summary)
+    if corrupted or crashed:
+        raise typer.Exit(FAILED)
