@@ -137,7 +137,7 @@ def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
 
 
 def png(table: pl.DataFrame) -> bytes:
-    """The plot as the bytes of a PNG on white."""
+    """Return the plot as the bytes of a PNG on white."""
     figure = plot(table)
     figure.patch.set(alpha=1, facecolor="white")
     buffer = io.BytesIO()
