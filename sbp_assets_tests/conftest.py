@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 os.environ["SBP_PROFILE"] = "tiny"
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -13,6 +14,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 _root = tempfile.mkdtemp(prefix="sbp-tests-")
 for _name in ("data_dir", "work_dir", "instance_dir"):
     os.environ[f"SBP_DEPLOYMENT__{_name.upper()}"] = f"{_root}/{_name}"
+
+
+# How long an example takes says nothing on a machine that is busy.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
