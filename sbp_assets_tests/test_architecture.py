@@ -44,6 +44,7 @@ PLAIN = {
         if path.name not in ("pipes.py", "trainer.py")
     ),
     "dagster_support/preview.py",
+    *(f"provenance/{name}.py" for name in ("lookup", "scores", "store", "training_reads", "view", "walk")),
     "instance/home.py",
     "instance/storage.py",
     "instance/branch.py",

@@ -182,7 +182,7 @@ def test_evaluation_tasks_that_others_wrote_are_not_run(model_dir: Path, tmp_pat
     path.parent.mkdir(exist_ok=True)
     before = path.read_text() if path.exists() else ""
     path.write_text(before + (evil_module(mark) if name.endswith(".py") else "\nprocess_docs: !function evil.docs\n"))
-    with pytest.raises(ValueError, match=f"{re.escape(name)} not as this project writes them"):
+    with pytest.raises(ValueError, match=f"{re.escape(name)} did not come from this project"):
         suite.evaluate(model_dir, directory, device="cpu")
 
 

@@ -157,7 +157,7 @@ def negative_control_shows_no_gain(
             source, measured.lengths.tolist(), settings.experiment.pretraining.heldout_tokens
         ),
     )
-    return check_result(passed=not verdict.problems, metadata={**verdict.numbers, "problems": verdict.problems})
+    return problems_result(verdict.problems, dg.AssetCheckSeverity.ERROR, **verdict.numbers)
 
 
 @dg.asset_check(
@@ -230,5 +230,5 @@ def listed_documents_contain_ngrams(
     synthetic_documents: dict[str, pl.LazyFrame],
 ) -> dg.AssetCheckResult:
     listed = contaminated_items.collect()
-    wrong = misplaced(listed, training_documents(documents, synthetic_documents))
-    return problems_result(wrong[:SHOWN], items=len(listed), wrong=len(wrong))
+    documents_read = training_documents(documents, synthetic_documents)
+    return problems_result(misplaced(listed, documents_read), items=len(listed))

@@ -232,7 +232,7 @@ def values_unlike_scores(table: pl.DataFrame, scores: Mapping[str, Mapping[str, 
     columns = ["task", "metric", "against", *ARMS, "delta_sbp", "delta_oracle", "share_of_oracle_gain", "seeds"]
     again = compare(scores, resamples=2).select(columns)
     if not table.select(columns[:3]).equals(again.select(columns[:3])):
-        return [f"the {len(table)} rows are not the {len(again)} that the scores give"]
+        return [f"the scores give other rows: {len(again)}, the table has {len(table)}"]
     return [
         f"{row['task']} {row['metric']} against {row['against']}: {name} is {row[name]}, of the scores {expected[name]}"
         for row, expected in zip(table.iter_rows(named=True), again.iter_rows(named=True), strict=True)

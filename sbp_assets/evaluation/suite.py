@@ -71,7 +71,7 @@ def evaluate(
     """
     if foreign := foreign_files(tasks_dir):
         raise ValueError(
-            f"{tasks_dir}: this project did not write {', '.join(foreign)}, and lm-eval would run what they hold; "
+            f"{tasks_dir}: {', '.join(foreign)} did not come from this project, and lm-eval would run what they hold; "
             "re-materialise evaluation/tasks"
         )
     manifest = Tasks.load(tasks_dir)

@@ -1,7 +1,4 @@
-"""What the parts of a trace share: the artifacts that are read, queries on them, and the records passed through.
-
-No dagster.
-"""
+"""What the parts of a trace share: the names of artifacts, queries on them, and the records that a trace passes."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ BUDGET, COMPARISON = "pretraining/token_budget", "evaluation/comparison"
 EARLY_STOPPED = "early_stopped"
 
 Trace = dict[str, Any]
-# State of an artifact by asset and partition, as Dagster's instance has it.
+# Returns the latest materialisation of an artifact, given asset and partition (`records.Records`).
 RecordOf = Callable[[str, str | None], dict[str, Any]]
 
 
@@ -52,7 +49,7 @@ class Lookup:
         return rows[0]["n"] if rows else 0
 
     def sampled_model(self) -> tuple[str, str | None]:
-        """The model that synthesis samples from, and its partition."""
+        """Return the model that synthesis samples from, and its partition."""
         parents = self.store.assets[SYNTHETIC_DOCUMENTS].parents
         model = next(key for key in parents if key.endswith(("checkpoint", "_model")))
         return model, self.settings.experiment.seed_keys[0] if self.store.assets[model].partitions else None
@@ -60,7 +57,7 @@ class Lookup:
     def passed(
         self, assets: list[str], shards: list[str] | None = None, readers: list[dict[str, Any]] | None = None
     ) -> dict[str, Any]:
-        """Records of the artifacts that a trace passes through, and what of them is not in the store.
+        """Return the records of the artifacts that a trace passes through, and what of them is not in the store.
 
         `shards` are those passed of a sharded asset (None: all). `readers` adds the models that read the document, and
         their scores.
@@ -81,14 +78,14 @@ class Lookup:
         }
 
     def closures(self, asset: str) -> dict[str, Any]:
-        """Records of everything that an asset is made from, and the assets made from it."""
+        """Return the records of everything upstream of an asset, and the names of the assets downstream of it."""
         assets = self.store.assets
-        above, below, order = {asset}, {asset}, list(assets)  # in topological order
+        upstream, downstream, order = {asset}, {asset}, list(assets)  # in topological order
         for key in reversed(order):
-            if key in above:
-                above.update(assets[key].parents)
+            if key in upstream:
+                upstream.update(assets[key].parents)
         for key in order:
-            if below.intersection(assets[key].parents):
-                below.add(key)
-        rests_on = [key for key in order if key in above - {asset}]
-        return {"used_by": [key for key in order if key in below - {asset}], **self.passed(rests_on)}
+            if downstream.intersection(assets[key].parents):
+                downstream.add(key)
+        rests_on = [key for key in order if key in upstream - {asset}]
+        return {"used_by": [key for key in order if key in downstream - {asset}], **self.passed(rests_on)}

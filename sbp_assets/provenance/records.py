@@ -15,7 +15,7 @@ DATA_VERSION = "dagster/data_version"
 
 
 def graph_of(defs: dg.Definitions) -> dict[str, Asset]:
-    """The asset graph in the order of the data flow: what the store is read by."""
+    """Return the assets of `defs` by name, in topological order, as `Store` needs them."""
     graph = defs.resolve_asset_graph()
     jobs = {key: step.name for step in PIPELINE for key in step.assets}
     assets = {}

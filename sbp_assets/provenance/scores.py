@@ -1,4 +1,4 @@
-"""Traces of assets, of their partitions, and of scores. No dagster."""
+"""Traces of assets, of their partitions, and of scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from sbp_assets.provenance.store import NotMaterialisedError, Store
 
 
 def artifact_traces(lookup: Lookup, name: str) -> Iterator[Trace]:
-    """An asset, a partition of it, or a score in its table."""
+    """Yield the traces of what `name` may mean: an asset, a partition of it, or a score in its table.
+
+    Raises NotMaterialisedError when that is not in the store, and UnknownIdError when its table has no such score.
+    """
     for asset, partition, task, metric in _addressed(lookup.store, name):
         partitions = [partition] if partition else lookup.store.present(asset)
         if not partitions or (partition and partition not in lookup.store.present(asset)):
@@ -98,7 +101,7 @@ def _score_traces(
 
 
 def _addressed(store: Store, name: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
-    """Asset, partition, task and metric that a name may mean."""
+    """Yield the asset, partition, task and metric that a name may mean."""
     for key, asset in store.assets.items():
         for known in (key, key.rpartition("/")[2]):
             if name == known:
@@ -117,7 +120,7 @@ def _addressed(store: Store, name: str) -> Iterator[tuple[str, str | None, str |
 
 
 def _run_record(store: Store, model: str, seed: str, best: bool) -> dict[str, Any]:
-    """What the model's records say of its training, up to its last weights or those of its lowest held-out loss."""
+    """Return what the model's files record of its training, up to its last weights or to its lowest held-out loss."""
     if seed not in store.present(model):
         return {}
     directory = store.directory(model, seed)

@@ -1,4 +1,4 @@
-"""Rows of artifacts, read where they lie: DuckDB over Parquet under any fsspec URL, columns and filters pushed down."""
+"""Queries rows of artifacts in place: DuckDB over Parquet under any fsspec URL, columns and filters pushed down."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sbp_assets.storage.remote import RemoteStore, is_local, root, url
 
 @dataclass(frozen=True)
 class Asset:
-    """What an asset is made of: `parents` are asset keys, `partitions` is None where it has none."""
+    """An asset of the graph: `parents` are asset keys, `partitions` is None where it has none."""
 
     key: str
     partitions: tuple[str, ...] | None
     parents: tuple[str, ...]
     job: str
-    """The job (and step of `sbp run --until`) that makes it."""
+    """The job (and step of `sbp run --until`) that materialises it."""
     directory: bool
     """Whether an artifact is a directory rather than one Parquet file."""
 
 
 class NotMaterialisedError(LookupError):
-    """An artifact that is needed is not in the store; the message names the asset and the job that makes it."""
+    """An artifact that is needed is not in the store; the message names the asset and the job that materialises it."""
 
 
 # The table of an artifact that is a directory of token arrays.
@@ -53,7 +53,7 @@ class Store:
     ) -> None:
         self.base, self.assets, self._profile = root(base), assets, profile
         self.looked_in: dict[str, str] = {}
-        """What was searched so far: asset -> '3 of 4 partitions'."""
+        """What was searched so far, by asset: '3 of 4 partitions'."""
         self._remote = None
         if not is_local(self.base):
             self._remote = RemoteStore(self.base, Path(cache), cache_gb * 1e9, patience)
@@ -63,10 +63,11 @@ class Store:
             self._db.register_filesystem(self.base.fs)
 
     def close(self) -> None:
+        """Close the database connection."""
         self._db.close()
 
     def present(self, asset: str) -> list[str | None]:
-        """Partitions of `asset` that are in the store, in order; [None] for an unpartitioned one that is there."""
+        """Return the partitions of `asset` that are in the store, in order; [None] for an unpartitioned one."""
         if asset not in self._present:
             partitions = self.assets[asset].partitions
             # A directory of a remote store is there when its listing is.
@@ -83,7 +84,7 @@ class Store:
         return self._present[asset]
 
     def missing(self, asset: str) -> str | None:
-        """What of `asset` is not in the store, and the job that makes it; None where all of it is there."""
+        """Return what of `asset` is missing in the store, and the job that materialises it; None where nothing is."""
         found, total = len(self.present(asset)), len(self.assets[asset].partitions or [None])
         if found == total:
             return None
@@ -95,9 +96,9 @@ class Store:
     def rows(
         self, asset: str, query: str, parameters: Sequence[object] = (), partition: str | None = None
     ) -> list[dict[str, Any]]:
-        """Rows of `query` over the table of `asset` (or of one partition), which it calls `rows`.
+        """Return the rows of `query` over the table of `asset` (or of one partition), which the query calls `rows`.
 
-        `rows` has a column `partition` beside the asset's own. No rows where nothing is materialised.
+        `rows` has a column `partition` beside the asset's own. The result is empty where nothing is materialised.
         """
         partitions = [key for key in self.present(asset) if partition is None or key == partition]
         if not partitions:
@@ -113,9 +114,9 @@ class Store:
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def directory(self, asset: str, partition: str | None) -> Path:
-        """Local directory of a directory artifact; one of a remote store is copied to the cache first.
+        """Return the local directory of a directory artifact; one of a remote store is copied to the cache first.
 
-        Raises NotMaterialisedError where it is not in the store.
+        Raises NotMaterialisedError when it is not in the store.
         """
         if partition not in self.present(asset):
             raise NotMaterialisedError(self.missing(asset))

@@ -1,4 +1,4 @@
-"""How often training reads a document or a tuning example, counted along the training order itself. No dagster."""
+"""How often training reads a document or a tuning example, counted along the training order itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TrainingReads:
         self._plans: dict[Arm, ArmPlan | None] = {}
 
     def readers(self, asset: str, split: str | None, shard: str, name: str) -> list[dict[str, Any]]:
-        """Per arm and training seed: how often a document is read, how many of its tokens, and at which steps."""
+        """Return per arm and training seed how often a document is read, how many of its tokens, and at which steps."""
         if shard not in self.store.present(asset):
             return []
         readers = []
@@ -58,7 +58,7 @@ class TrainingReads:
         return readers
 
     def example(self, name: str) -> dict[str, Any] | None:
-        """The tuning example of a pair: its split, and how often synthesizer-tuning reads it."""
+        """Return a pair's tuning example: its split and how often synthesizer-tuning reads it; None without one."""
         if (example := self._examples.get(name)) is None:
             return None
         split, prompt_tokens, cut, number = example
@@ -67,7 +67,7 @@ class TrainingReads:
 
     @cached_property
     def _examples(self) -> dict[str, tuple[str, int, bool, int]]:
-        """Tuning examples by id: split, prompt tokens, cut, number among those of its split."""
+        """Return the tuning examples by id: split, prompt tokens, cut, number among those of its split."""
         if not self.store.present(EXAMPLES):
             return {}
         columns = ["id", "split", "prompt_tokens", "cut"]
@@ -82,7 +82,7 @@ class TrainingReads:
         return ExamplesOrder(data, self.experiment.model.context_length, self.experiment.first_seed, pad=0)
 
     def _plan(self, arm: Arm) -> ArmPlan | None:
-        """What an arm reads; None where what it reads is not all there, or is no budget."""
+        """Return what an arm reads; None where some of it is missing, or does not suffice for the token budget."""
         if arm not in self._plans:
             plan = None
             needed = (TOKENS, SYNTHETIC_TOKENS) if arm == "sbp" else (TOKENS,)
@@ -99,7 +99,7 @@ class TrainingReads:
 
 
 def _number(plan: ArmPlan, directory: Path, split: str | None, name: str) -> tuple[int | None, int | None]:
-    """A document's number in the arm's reading order, and its tokens; None where the arm does not read its source."""
+    """Return a document's number in the arm's reading order and its tokens; None if the arm does not read it."""
     before = 0
     for source in [*plan.data.repeated, *plan.data.once]:
         arrays = TokenArrays.load(source.directory)

@@ -1,4 +1,4 @@
-"""Traces for people: plain tables for a terminal. Text of documents is untrusted and printed without markup."""
+"""Prints traces as plain tables for a terminal. Text of documents is untrusted and printed without markup."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDED = ("state", "task", "metric", "at steps")
 
 def show(trace: Trace, console: Console) -> None:
     """Print one trace."""
-    {"document": _document, "synthesis": _synthesis, "pair": _pair, "score": _score, "artifact": _artifact}[
+    {"document": _document, "synthesis": _synthetic_document, "pair": _pair, "score": _score, "artifact": _artifact}[
         trace["kind"]
     ](trace, console)
     _records(trace, console)
@@ -48,16 +48,16 @@ def _document(trace: Trace, console: Console) -> None:
         _pairs(console, "Pairs with it as seed (d1)", trace["pairs_as_seed"])
         _pairs(console, "Pairs with it as related document (d2)", trace["pairs_as_related"])
         rows = [(row["id"], row["rollout"], row["n_tokens"], row["finish_reason"]) for row in trace["syntheses"]]
-        _table(console, "Synthesised from it", ("id", "rollout", "tokens", "finish"), rows)
+        _table(console, "Synthetic documents from it", ("id", "rollout", "tokens", "finish"), rows)
     _readers(console, trace["readers"])
 
 
-def _synthesis(trace: Trace, console: Console) -> None:
+def _synthetic_document(trace: Trace, console: Console) -> None:
     _title(console, trace["id"], "synthetic document")
     _text(console, trace["text"])
     for key in ("seed_id", "rollout", "sampling_seed", "n_tokens", "finish_reason", "shard"):
         _fact(console, key.replace("_", " ").replace("seed id", "seed document"), trace[key])
-    current = {True: "the present one", False: "not the present one: it is stale", None: "no record to compare with"}
+    current = {True: "the current one", False: "not the current one: it is stale", None: "no record to compare with"}
     version = f"{trace['synthesizer_version']} ({current[trace['synthesizer_is_current']]})"
     _fact(console, "synthesizer", f"{trace['synthesizer']} {version}")
     _fact(console, "engine", trace["engine"] or "not recorded")
@@ -82,7 +82,7 @@ def _pair(trace: Trace, console: Console) -> None:
     ]
     _table(console, "Nearest neighbours it comes from", ("document", "neighbour", "rank", "similarity"), rows)
     _fact(console, "tuning", _tuning(trace["tuning"]))
-    _fact(console, "syntheses of d1", f"{trace['syntheses_of_d1']:,}")
+    _fact(console, "synthetic of d1", f"{trace['syntheses_of_d1']:,}")
 
 
 def _score(trace: Trace, console: Console) -> None:
@@ -104,7 +104,7 @@ def _score(trace: Trace, console: Console) -> None:
          f"{row['tokens_read']:,}")
         for row in trace["data"]
     ]  # fmt: skip
-    _table(console, "What the model read", ("source", "documents", "tokens", "passes", "tokens read"), rows)
+    _table(console, "What the model read", ("source", "documents", "tokens", "epochs", "tokens read"), rows)
     for row in trace["synthesizer_versions"]:
         _fact(console, "synthesizer", f"{row['synthesizer_version']} wrote {row['documents']:,} documents")
     if trace["pairs"] is not None:
@@ -147,7 +147,7 @@ def _readers(console: Console, readers: Sequence[dict[str, Any]]) -> None:
 
 
 def _records(trace: Trace, console: Console) -> None:
-    _record_table(console, "Rests on" if "used_by" in trace else "Passes through", trace["artifacts"])
+    _record_table(console, "Upstream" if "used_by" in trace else "Passes through", trace["artifacts"])
     for line in trace["missing"]:
         console.print(Text(line, "yellow"))
     console.print()
@@ -164,18 +164,18 @@ def _record_table(console: Console, title: str, records: Sequence[dict[str, Any]
         one = len(members) == 1
         shown = (last["partition"] or "") if one else f"{len(members)} partitions"
         version = (last["data_version"] or "") if one else ""
-        made = (last["materialised"] or "").replace("T", " ").removesuffix("+00:00")
+        materialised = (last["materialised"] or "").replace("T", " ").removesuffix("+00:00")
         rows.append(
             (
                 asset,
                 shown,
                 version,
-                made,
+                materialised,
                 (last["run_id"] or "")[:8],
                 f"stale: {reasons}" if state == "stale" else reasons or state,
             )
         )
-    _table(console, title, ("asset", "partition", "version", "made (UTC)", "run", "state"), rows, limit=None)
+    _table(console, title, ("asset", "partition", "version", "materialised (UTC)", "run", "state"), rows, limit=None)
 
 
 def _origin(console: Console, source: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Where a document, a synthetic document, a pair or a score comes from, and what it went into: behind `sbp trace`.
 
-A trace is a JSON-ready dict whose `kind` says which of the functions below made it: those of documents, synthetic
-documents and pairs are here, those of assets and scores in `provenance.scores`. No dagster.
+A trace is a JSON-ready dict whose `kind` names what it is about: traces of documents, synthetic documents and pairs are
+built here, those of assets and scores in `provenance.scores`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ PAIR = "->"
 
 
 def trace(identifier: str, settings: Settings, store: Store, record: RecordOf) -> list[Trace]:
-    """Traces of everything that has this id: nearly always one.
+    """Return the traces of everything that has this id: nearly always one.
 
     An id is a document's, a synthetic document's, a pair's ('d1->d2'), a score's ('task/metric/arm/seed') or an asset's
-    ('sbp_scores', 'pretraining/sbp_model/0'). Raises UnknownIdError where nothing has it.
+    ('sbp_scores', 'pretraining/sbp_model/0'). Raises UnknownIdError when nothing has it.
     """
     walk = _Walk(Lookup(settings, store, record))
     found: list[Trace] = [*walk.documents(identifier), *walk.synthetic_documents(identifier)]
@@ -62,7 +62,7 @@ class _Walk:
     # What has an id.
 
     def documents(self, name: str) -> Iterator[Trace]:
-        """A source document by its id; shards may share an id, of which de-duplication keeps one document."""
+        """Yield source documents by their id; shards may share an id, of which de-duplication keeps one document."""
         for row in self._raw(name):
             shard = row["partition"]
             kept = self.lookup.rows(DOCUMENTS, "select split from rows where id = ?", [name], shard)
@@ -107,7 +107,7 @@ class _Walk:
             }
 
     def synthetic_documents(self, name: str) -> Iterator[Trace]:
-        """A synthetic document by its id."""
+        """Yield the synthetic document of this id."""
         query = f"select * replace (text[:{EXCERPT_CHARS}] as text) from rows where id = ?"
         for row in self.lookup.rows(SYNTHETIC_DOCUMENTS, query, [name]):
             shard = row.pop("partition")
@@ -142,7 +142,7 @@ class _Walk:
             }
 
     def pairs(self, name: str) -> Iterator[Trace]:
-        """A pair 'd1->d2', kept or not, wherever both are documents: ids may hold '->' themselves."""
+        """Yield the pairs 'd1->d2', kept or not, wherever both are documents: ids may hold '->' themselves."""
         parts = name.split(PAIR)
         for cut in range(1, len(parts)):
             d1, d2 = PAIR.join(parts[:cut]), PAIR.join(parts[cut:])
@@ -176,7 +176,7 @@ class _Walk:
             }
 
     def unknown(self, name: str) -> str:
-        """The message for an id that nothing has."""
+        """Return the message for an id that nothing has."""
         lines = [f"nothing has the id {name!r}. Looked for it"]
         for asset in (RAW, SYNTHETIC_DOCUMENTS):
             lines.append(f"  in {asset}, {self.lookup.count(asset):,} rows in {self.store.looked_in[asset]}")
@@ -204,7 +204,7 @@ class _Walk:
         return self.lookup.rows(RAW, f"select {columns} from rows where id = ?", [name])
 
     def _source(self, row: dict[str, Any]) -> dict[str, Any]:
-        """File, line and the file's pinned digest of a row of raw_documents."""
+        """Return file, line and the file's pinned digest of a row of raw_documents."""
         manifest = self.lookup.rows(
             MANIFEST, "select bytes, sha256, modified from rows where file = ? and shard = ?",
             [row["file"], int(row["partition"])],
@@ -214,7 +214,7 @@ class _Walk:
         return {"root": path, "name": row["source"], **{key: row[key] for key in ("file", "line", "url")}, **facts}
 
     def _summary(self, name: str, shard: str | None = None) -> dict[str, Any] | None:
-        """The document of the corpus that has this id: the one that de-duplication kept."""
+        """Return the document of the corpus that has this id: the one that de-duplication kept."""
         columns = f"id, partition as shard, split, file, line, text[:{EXCERPT_CHARS}] as text"
         rows = self.lookup.rows(DOCUMENTS, f"select {columns} from rows where id = ?", [name], shard)
         return rows[0] if rows else None
@@ -234,7 +234,7 @@ class _Walk:
         ]
 
     def _scored(self, name: str) -> bool:
-        """Whether a held-out document is among those scored: task_files.sample_heldout takes the lowest digests."""
+        """Return whether a held-out document is among those scored: `sample_heldout` takes the lowest digests."""
         before = self.lookup.rows(
             DOCUMENTS, "select count(*) as n from rows where split = ? and sha256(id) < sha256(?)", [HELDOUT, name]
         )[0]["n"]

@@ -1,4 +1,4 @@
-"""Whether a finished page is complete and self-contained, judged by its HTML alone."""
+"""Finds out whether a finished page is complete and self-contained, from its HTML alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SECTIONS = ("found", "results", "dynamics", "quality", "bayes", "pairs", "sample
 
 
 def page_problems(page: str) -> list[str]:
-    """Every section that is missing or empty, and everything that would run a script or load something from elsewhere.
+    """Return a sentence for each section that is missing or empty, and for each way to run a script or load anything.
 
     The list is empty for a page that is complete and self-contained.
     """

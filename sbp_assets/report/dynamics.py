@@ -33,10 +33,10 @@ LABELS = {"baseline": "baseline", "sbp": "SBP", "oracle": "oracle"}
 
 
 def collect(models: Mapping[str, Mapping[str, Path]]) -> pl.DataFrame:
-    """Held-out losses measured along training, in nats per token, from {arm: {seed: model directory}}.
+    """Return the held-out losses measured along training, in nats per token, from {arm: {seed: model directory}}.
 
-    One row per arm, seed and measurement, with the columns of SCHEMA, read from each directory's metrics.parquet.
-    Raises FileNotFoundError where a directory has none.
+    The table (COLUMNS) has a row per arm, seed and measurement, read from each directory's metrics.parquet. Raises
+    FileNotFoundError when a directory has none.
     """
     frames = []
     for arm, seeds in models.items():
@@ -57,7 +57,7 @@ def collect(models: Mapping[str, Mapping[str, Path]]) -> pl.DataFrame:
 
 
 def dynamics_problems(table: pl.DataFrame) -> list[str]:
-    """Why the curves cannot be compared: an arm is absent, token counts differ, or a loss is not finite."""
+    """Return why the curves cannot be compared: an arm is absent, token counts differ, or a loss is not finite."""
     problems = [f"no measurements of {arm}" for arm in ARMS if arm not in set(table["arm"])]
     ends = (
         table.group_by("arm", "seed").agg(first=pl.col("tokens").min(), last=pl.col("tokens").max()).sort("arm", "seed")
@@ -74,9 +74,9 @@ def dynamics_problems(table: pl.DataFrame) -> list[str]:
 
 
 def over_seeds(table: pl.DataFrame) -> pl.DataFrame:
-    """Mean, lowest and highest loss over the seeds, in nats per token, in order of arm and tokens.
+    """Return the mean, lowest and highest loss over the seeds, in nats per token, in order of arm and tokens.
 
-    Columns: arm, tokens, seeds (their number), mean, low, high.
+    The columns are arm, tokens, seeds (their number), mean, low and high.
     """
     loss = pl.col("heldout_loss")
     return (
@@ -87,7 +87,7 @@ def over_seeds(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def early_stops(table: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `table` at which early stopping would keep the baseline: each seed's lowest loss, the first of equals."""
+    """Return the rows at which early stopping would keep the baseline: each seed's lowest loss, the first of equals."""
     return (
         table.filter(arm="baseline")
         .sort("heldout_loss", "tokens")
@@ -97,9 +97,9 @@ def early_stops(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
-    """Held-out loss (nats per token) against tokens: means over seeds, in bands from the lowest seed to the highest.
+    """Return a plot of held-out loss (nats per token) against tokens: means over seeds, bands from lowest to highest.
 
-    Rings are where early stopping would keep the baseline, one per seed. `ink` draws text and axes.
+    Rings are where early stopping would keep the baseline, one per seed. `ink` is the colour of text and axes.
     """
     # The object interface draws without pyplot's global state or a display.
     from matplotlib.figure import Figure
@@ -137,7 +137,7 @@ def plot(table: pl.DataFrame, ink: str = "#333333") -> Figure:
 
 
 def png(table: pl.DataFrame) -> bytes:
-    """The plot as the bytes of a PNG on white."""
+    """Return the plot as the bytes of a PNG on white."""
     figure = plot(table)
     figure.patch.set(alpha=1, facecolor="white")
     buffer = io.BytesIO()
@@ -146,7 +146,7 @@ def png(table: pl.DataFrame) -> bytes:
 
 
 def svg(table: pl.DataFrame) -> str:
-    """The plot as an SVG element: transparent, ink in the page's text colour, arms in its CSS colours --arm-*.
+    """Return the plot as an SVG element: transparent, ink in the page's text colour, arms in its CSS colours --arm-*.
 
     The text is the same for the same table. It names no external address.
     """

@@ -1,4 +1,4 @@
-"""What a run found, and what kind of run it is, in sentences; plain also where SBP loses or nothing can be said."""
+"""Says in sentences what a run found and what kind of run it is, also where SBP loses or nothing can be said."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SYNTHESIZER_STARTS = {
 
 
 def departures(experiment: Experiment) -> list[tuple[str, str]]:
-    """Name and meaning of every setting that makes this run a control, a placebo or an ablation."""
+    """Return name and meaning of every setting that makes this run a control, a placebo or an ablation."""
     found = [NEGATIVE_CONTROL] if experiment.corpus.source.kind == "five_tokens" else []
     if not experiment.conditional:  # No synthesizer is used, however it is set.
         return [*found, UNCONDITIONAL]
@@ -54,7 +54,7 @@ def departures(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def verdict(comparison: pl.DataFrame) -> list[str]:
-    """What was found on held-out documents: a sentence or two against each of the two baselines."""
+    """Return what was found on held-out documents: a sentence or two against each of the two baselines."""
     rows = [_heldout_perplexity(comparison, against) for against in AGAINST]
     if any(row is None or None in (row["baseline"], row["sbp"], row["oracle"]) for row in rows):
         return ["The held-out perplexity of one of the arms is missing, so nothing can be said yet."]
@@ -96,20 +96,20 @@ def _finding(row: dict[str, Any]) -> str:
 
 
 def clear_of_zero(row: dict[str, Any], arm: str) -> bool | None:
-    """Whether zero lies outside the 95% interval of the arm's delta; None where there is no interval."""
+    """Return whether zero lies outside the 95% interval of the arm's delta; None where there is no interval."""
     low, high = row[f"delta_{arm}_low"], row[f"delta_{arm}_high"]
     return None if low is None else not low <= 0 <= high
 
 
 def tone(row: dict[str, Any], arm: str) -> str:
-    """'good' or 'bad' where the arm's delta is clear of zero, else ''; also the CSS class that shows it."""
+    """Return 'good' or 'bad' where the arm's delta is clear of zero, else ''; also the CSS class that shows it."""
     if not clear_of_zero(row, arm):
         return ""
     return "good" if (row[f"delta_{arm}"] > 0) == row["higher_is_better"] else "bad"
 
 
 def caveats(comparison: pl.DataFrame) -> list[str]:
-    """What the verdict leaves out: the results on the other tasks, and what the intervals do not cover."""
+    """Return what the verdict leaves out: the results on the other tasks, and what the intervals do not cover."""
     found = []
     for against in AGAINST:
         compared = comparison.filter(pl.col("against") == against, pl.col("delta_sbp").is_not_null())
@@ -141,7 +141,7 @@ def caveats(comparison: pl.DataFrame) -> list[str]:
 
 
 def contamination_found(contamination: pl.DataFrame) -> list[str]:
-    """What the search for evaluation items in the training documents found, in a sentence or two."""
+    """Return what the search for evaluation items in the training documents found, in a sentence or two."""
     if contamination.is_empty():
         return ["The evaluation items were not looked for in the training documents."]
     words = int(contamination["words"][0])
@@ -174,7 +174,7 @@ def contamination_found(contamination: pl.DataFrame) -> list[str]:
 
 
 def overfitting(dynamics: pl.DataFrame) -> str | None:
-    """Where along training the baseline was best, and how much it lost after that; None without measurements."""
+    """Return where along training the baseline was best and how much it lost later; None without measurements."""
     stops = early_stops(dynamics)
     if stops.is_empty():
         return None

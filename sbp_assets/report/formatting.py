@@ -9,7 +9,7 @@ EXCERPT_CHARS = 1200
 
 
 def quantity(value: float | None) -> str:
-    """A count or a cost in three digits: 1,234 · 12.3 K · 4.56 M · 1.2e18; a dash for None."""
+    """Return a count or a cost in three digits: 1,234 · 12.3 K · 4.56 M · 1.2e18; a dash for None."""
     if value is None:
         return "–"
     if abs(value) >= 1e15:
@@ -21,28 +21,28 @@ def quantity(value: float | None) -> str:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction (1 is 100%) in percent with `digits` decimals; a dash for None."""
+    """Return a fraction (1 is 100%) in percent with `digits` decimals; a dash for None."""
     return "–" if fraction is None else f"{fraction:.{digits}%}".replace("-", "−")
 
 
 def decimal(value: float) -> str:
-    """A score with three decimals, or one from 100 on."""
+    """Return a score with three decimals, or one from 100 on."""
     return f"{value:.{3 if abs(value) < 100 else 1}f}".replace("-", "−")
 
 
 def signed(value: float) -> str:
-    """A difference of scores, as `decimal` shows it, with its sign."""
+    """Return a difference of scores, as `decimal` shows it, with its sign."""
     return ("+" if value > 0 else "") + decimal(value)
 
 
 def excerpt(text: str) -> str:
-    """The first EXCERPT_CHARS characters of a document, cut between words, without control characters."""
+    """Return the first EXCERPT_CHARS characters of a document, cut between words, without control characters."""
     cleaned = "".join(character for character in text if character >= " " or character in "\n\t").strip()
     return cleaned if len(cleaned) <= EXCERPT_CHARS else cleaned[:EXCERPT_CHARS].rsplit(" ", 1)[0] + " …"
 
 
 def publishable(value: Any) -> Any:
-    """Settings (any JSON value) with absolute paths and URLs cut to their last part: it names data, not a machine.
+    """Return settings (any JSON value) with absolute paths and URLs cut to the last part: it names data, not a machine.
 
     Nothing remains of a URL without a path, nor of the query of any URL.
     """

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page about the experiment, rendered with autoescape from a Jinja2 template."""
+"""Renders the report: one self-contained HTML page about the experiment, from a Jinja2 template with autoescape."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def render(
     pairs: Sequence[Pair],
     synthetic: SyntheticSample | None,
 ) -> str:
-    """The page as HTML text, the same for the same arguments.
+    """Return the page as HTML text, the same for the same arguments.
 
     Frames have the columns of the assets of the same names; `similarities`, `pairs` and `synthetic` are what
     `samples.similarity_counts`, `example_pairs` and `example_synthetic_documents` return.

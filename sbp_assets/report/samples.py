@@ -1,4 +1,4 @@
-"""What the page shows of the corpus: similarities of all pairs and a few texts, without loading the corpus."""
+"""Selects what the page shows of the corpus: similarities of all pairs and a few texts, without loading the corpus."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class SyntheticSample:
 
 
 def similarity_counts(pairs: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
-    """Number of pairs per bin of cosine similarity, over `pairs` by shard (with a column `similarity`).
+    """Return the number of pairs per bin of cosine similarity, over `pairs` by shard (with a column `similarity`).
 
-    Columns `low` (the bin's lower edge) and `count`, in order of `low`; empty bins inside the range are included.
+    The columns are `low` (the bin's lower edge) and `count`, in order of `low`. Empty bins inside the range are
+    included.
     """
     per_shard = [
         frame.select(bin=(pl.col("similarity") / BIN_WIDTH + 1e-6).floor().cast(pl.Int64))
@@ -57,7 +58,7 @@ def similarity_counts(pairs: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
 def example_pairs(
     pairs: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], count: int = 3
 ) -> list[Pair]:
-    """At most `count` pairs spread over the range of similarities, most similar first, no document shown twice.
+    """Return at most `count` pairs over the range of similarities, most similar first, no document shown twice.
 
     `pairs` (d1, d2, similarity) and `documents` (id, text) are given by shard. A deterministic draw of 200 pairs per
     shard stands for all of them, so that memory does not grow with the corpus.
@@ -91,7 +92,7 @@ def example_pairs(
 def example_synthetic_documents(
     synthetic: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], rollouts: int = 2
 ) -> SyntheticSample | None:
-    """A seed document with at most `rollouts` complete synthetic documents written from it; None where there are none.
+    """Return a seed document with at most `rollouts` complete synthetic documents written from it; None without any.
 
     `synthetic` (id, seed_id, rollout, text, finish_reason) and `documents` (id, text) are given by shard. Of the seed
     documents with the most complete ones the lowest SHA-256 of the id is chosen.
@@ -119,7 +120,7 @@ def example_synthetic_documents(
 
 
 def texts_of(ids: set[str], documents: Mapping[str, pl.LazyFrame]) -> dict[str, str]:
-    """Text by id of the documents with these ids; ids of no document are left out."""
+    """Return the texts of the documents with these ids, by id; ids of no document are left out."""
     found: dict[str, str] = {}
     for frame in documents.values():
         rows = frame.filter(pl.col("id").is_in(sorted(ids))).select("id", "text").collect(engine="streaming")

@@ -1,4 +1,4 @@
-"""Rows of the page's tables and plots, made of the frames that the assets hold."""
+"""Builds the rows of the page's tables and plots from the tables of the assets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BELIEFS = {
 
 
 def result_groups(comparison: pl.DataFrame) -> list[list[dict[str, Any]]]:
-    """Rows of `comparison` as strings (`display_rows`), one list per task, in order.
+    """Return the rows of `comparison` as strings (`display_rows`), one list per task, in order.
 
     Each has also the tone of either delta (`findings.tone`), and `share_plot`: where in a small plot the share of the
     oracle's gain and the ends of its interval lie, from 0 (left) to 1.
@@ -52,12 +52,12 @@ def result_groups(comparison: pl.DataFrame) -> list[list[dict[str, Any]]]:
 
 
 def _clamp(share: float | None, low: float = -0.5, high: float = 1.5) -> float | None:
-    """Where a share lies between `low` (0) and `high` (1)."""
+    """Return where a share lies between `low` (0) and `high` (1)."""
     return None if share is None else (min(max(share, low), high) - low) / (high - low)
 
 
 def with_average(comparison: pl.DataFrame) -> pl.DataFrame:
-    """`comparison` (rows against one baseline) with a row of the mean accuracy of the six QA tasks, if all were scored.
+    """Return `comparison` (of one baseline) with a row of the six QA tasks' mean accuracy, if all were scored.
 
     The first accuracy of each task counts. The row has no standard error, as the published one has none.
     """
@@ -75,7 +75,7 @@ def with_average(comparison: pl.DataFrame) -> pl.DataFrame:
 
 
 def published_rows() -> list[tuple[str, str, list[tuple[float, float, float, float | None]]]]:
-    """The paper's results: name, arrow of the better direction, and per scale the three figures and SBP's share."""
+    """Return the paper's results: name, arrow of the better direction, per scale the three figures and SBP's share."""
     return [
         (
             row.name,
@@ -90,7 +90,7 @@ def published_rows() -> list[tuple[str, str, list[tuple[float, float, float, flo
 
 
 def quality_rows(quality: pl.DataFrame, judged: bool) -> list[dict[str, Any]]:
-    """One row per metric and method: the synthetic and the real documents' value with its count, and the published.
+    """Return a row per metric and method: the synthetic and real documents' values with counts, and the published.
 
     `judged` says whether a judge is configured, which decides how a missing value of a judge is explained.
     """
@@ -119,7 +119,7 @@ def quality_rows(quality: pl.DataFrame, judged: bool) -> list[dict[str, Any]]:
 
 
 def belief_rows(posterior: pl.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the posterior table whose group is one of BELIEFS, with its name."""
+    """Return the rows of the posterior table whose group is one of BELIEFS, with its name."""
     return [
         {**row, "name": BELIEFS[row["group"]]}
         for row in posterior.filter(pl.col("group").is_in(BELIEFS)).iter_rows(named=True)
@@ -127,7 +127,7 @@ def belief_rows(posterior: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def histogram(counts: pl.DataFrame, width: int = 640, height: int = 150) -> dict[str, Any] | None:
-    """Bars and ticks of `samples.similarity_counts` as an SVG of this size (user units); None without pairs."""
+    """Return bars and ticks of `samples.similarity_counts` for an SVG of this size (user units); None without pairs."""
     if counts.is_empty():
         return None
     top, step = max(counts["count"]), width / len(counts)
@@ -145,7 +145,7 @@ def histogram(counts: pl.DataFrame, width: int = 640, height: int = 150) -> dict
 
 
 def budget(token_budget: pl.DataFrame) -> dict[str, Any]:
-    """Rows and totals of the arms, the rows of tuning and generation, and these as a share of one arm's FLOPs."""
+    """Return rows and totals of the arms, the rows of tuning and generation, and these as a share of an arm's FLOPs."""
     rows = token_budget.to_dicts()
     arms = {arm: [row for row in rows if row["arm"] == arm] for arm in ARMS}
     arms = {arm: own for arm, own in arms.items() if own}
@@ -165,12 +165,12 @@ def budget(token_budget: pl.DataFrame) -> dict[str, Any]:
 
 
 def parameters(experiment: Experiment, token_budget: pl.DataFrame) -> int | None:
-    """Number of the model's parameters, from the FLOPs per token that the budget counts; None without a budget."""
+    """Return the number of the model's parameters, from the budget's FLOPs per token; None without a budget."""
     rows = token_budget.filter(arm="baseline")
     if rows.is_empty():
         return None
     model = experiment.model
     per_token = sum(rows["flops"].to_list()) / sum(rows["tokens_read"].to_list())
-    # FLOPs per token are linear in the vocabulary, the one thing about the model that no setting tells.
+    # FLOPs per token are linear in the vocabulary, which is the one size of the model that is not a setting.
     slope = model.flops_per_token(1) - model.flops_per_token(0)
     return model.parameters(round((per_token - model.flops_per_token(0)) / slope))

@@ -39,7 +39,7 @@ class Cache:
             fill(temporary / name)
             with self._locked():
                 if not entry.exists():
-                    temporary.rename(self._made("copies") / key)
+                    temporary.rename(self._subfolder("copies") / key)
                     self._added += bytes_on_disk(entry)
         if self._added > self._limit / 20:
             self._evict()
@@ -48,7 +48,7 @@ class Cache:
     @contextmanager
     def temporary(self) -> Iterator[Path]:
         """Yield an empty folder for the block; what a killed process left in one is removed after a day."""
-        with tempfile.TemporaryDirectory(dir=self._made("partial"), ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(dir=self._subfolder("partial"), ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     def release(self) -> None:
@@ -59,7 +59,7 @@ class Cache:
 
     def _claim(self, key: str) -> None:
         if not self._claims:
-            self._claims = (self._made("in-use") / uuid.uuid4().hex).open("a+")
+            self._claims = (self._subfolder("in-use") / uuid.uuid4().hex).open("a+")
             fcntl.flock(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._claims.write(f"{key}\n")
         self._claims.flush()
@@ -68,37 +68,38 @@ class Cache:
         self._added = 0
         with self._locked():
             kept = self._in_use()
-            entries = sorted(((p.stat().st_mtime, p) for p in self._made("copies").iterdir()), reverse=True)
+            entries = sorted(((p.stat().st_mtime, p) for p in self._subfolder("copies").iterdir()), reverse=True)
             total = 0
             for _, entry in entries:
                 total += bytes_on_disk(entry)
                 if total > self._limit and entry.name not in kept:
                     total -= bytes_on_disk(entry)
                     shutil.rmtree(entry, ignore_errors=True)
-            for partial in self._made("partial").iterdir():
+            for partial in self._subfolder("partial").iterdir():
                 if time.time() - partial.stat().st_mtime > ABANDONED:
                     shutil.rmtree(partial, ignore_errors=True)
 
     def _in_use(self) -> set[str]:
         keys: set[str] = set()
-        for path in self._made("in-use").iterdir():
+        for path in self._subfolder("in-use").iterdir():
             with path.open() as claims:
                 if self._claims and os.path.sameopenfile(claims.fileno(), self._claims.fileno()):
                     keys.update(claims.read().split())
                     continue
                 try:
                     fcntl.flock(claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()  # whoever claimed is gone
+                    path.unlink()  # the process that claimed is gone
                 except BlockingIOError:
                     keys.update(claims.read().split())
         return keys
 
-    def _made(self, name: str) -> Path:
+    def _subfolder(self, name: str) -> Path:
+        """Return a folder of the cache, which is created where it is missing."""
         (self._folder / name).mkdir(parents=True, exist_ok=True)
         return self._folder / name
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self._made(".") / "lock").open("a") as lock:
+        with (self._subfolder(".") / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -1,7 +1,7 @@
-"""The check that every artifact has: what lies in the store is what its asset made, byte for byte.
+"""The check that every artifact has: the store holds what the last materialisation wrote, byte for byte.
 
-And what checks of one shard read of all shards: Dagster (1.13) gives a partitioned check only its own partition of an
-input, whatever the partition mapping.
+Also what a check of one shard reads of all shards: Dagster (1.13) gives a partitioned check only its own partition of
+an input, whatever the partition mapping.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from sbp_assets.dagster_support.check_results import check_result, last_version
+from sbp_assets.dagster_support.check_results import last_version, problems_result
 from sbp_assets.storage.io_managers import ArtifactIOManager
 from sbp_assets.storage.remote import CorruptedArtifactError
 
@@ -17,10 +17,10 @@ NAME = "artifact_is_intact"
 
 
 def artifact_is_intact(asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None):
-    """Check of `asset` that reads its artifact back through `io_manager` and compares content versions.
+    """Return the check of `asset` that reads its artifact back through `io_manager` and compares content versions.
 
-    In the run that makes the artifact this finds an upload that was cut short; run alone (`sbp verify`), a file that
-    rotted, was changed or is gone.
+    In the run that materialises the artifact it finds an upload that was cut short; run alone (`sbp verify`), a file
+    that is corrupted, was changed or is gone.
     """
 
     @dg.asset_check(
@@ -33,22 +33,22 @@ def artifact_is_intact(asset: dg.AssetKey, io_manager: str, partitions: dg.Parti
     )
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         partition = context.partition_key if partitions else None
-        made = last_version(context.instance, asset, partition)
+        recorded = last_version(context.instance, asset, partition)
         try:
             stored = getattr(context.op_execution_context.resources, io_manager).stored_version(asset, partition)
         except (FileNotFoundError, CorruptedArtifactError) as error:
             stored = str(error)
         problem = (
-            "The store holds other content than was made: it rotted or was changed since. `sbp run` makes it again."
+            "The store holds other content than the last materialisation wrote: it was corrupted or changed since. "
+            "`sbp run` re-materialises it."
         )
-        problems = [] if stored == made else [problem]
-        return check_result(stored == made, {"problems": problems, "made": str(made), "stored": stored})
+        return problems_result([] if stored == recorded else [problem], recorded=str(recorded), stored=stored)
 
     return check
 
 
 def stored_checks(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetChecksDefinition]:
-    """`artifact_is_intact` of every asset of `assets`."""
+    """Return the check `artifact_is_intact` of every asset of `assets`."""
     return [
         artifact_is_intact(spec.key, asset.get_io_manager_key_for_asset_key(spec.key), spec.partitions_def)
         for asset in assets

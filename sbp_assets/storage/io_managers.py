@@ -1,4 +1,4 @@
-"""How artifacts are kept: tables as Parquet files, everything else as directories, under any fsspec URL.
+"""Store artifacts: tables as Parquet files, everything else as directories, under any fsspec URL.
 
 Both managers write atomically, give each artifact a content-based data version, and hand an input annotated `dict`
 to the asset as {partition key: artifact} even when there is exactly one partition.
@@ -23,7 +23,7 @@ from sbp_assets.storage.remote import RemoteStore, is_local, root
 
 
 class ArtifactIOManager(dg.UPathIOManager):
-    """Common part: local staging, atomic publication, data version, dict inputs."""
+    """What both managers share: local staging, atomic publication, data versions and dict inputs."""
 
     def __init__(self, base: str, cache: str, cache_gb: float = 50, patience: float = 60) -> None:
         super().__init__(base_path=root(base))
@@ -35,6 +35,7 @@ class ArtifactIOManager(dg.UPathIOManager):
 
     @property
     def is_local(self) -> bool:
+        """Return whether the store is on a file system of this machine."""
         return is_local(self._base_path)
 
     @property
@@ -47,11 +48,11 @@ class ArtifactIOManager(dg.UPathIOManager):
         raise NotImplementedError
 
     def read(self, path: Path) -> Any:
-        """Artifact at the local `path`, as the asset receives it."""
+        """Return the artifact at the local `path` as an asset receives it."""
         raise NotImplementedError
 
     def make_directory(self, path: UPath) -> None:
-        """Object stores have no directories, and s3fs would make a bucket of a mistyped name."""
+        """Create a local directory. Object stores have none, and s3fs would create a bucket for a mistyped name."""
         if self.is_local:
             super().make_directory(path)
 
@@ -86,21 +87,21 @@ class ArtifactIOManager(dg.UPathIOManager):
         return self.read(self._fetch(context.asset_key, path))
 
     def load(self, key: dg.AssetKey, partition: str | None = None) -> Any:
-        """The artifact of `key` as an asset's input would be: Dagster gives a partitioned check its own shard alone."""
+        """Return the artifact of `key` as an asset's input: Dagster gives a partitioned check its own shard alone."""
         return self.read(self.fetch(key, partition))
 
     def stored_version(self, key: dg.AssetKey, partition: str | None = None) -> str:
-        """Content version of what now lies in the store; FileNotFoundError where nothing does."""
+        """Return the content version of what the store holds now; raise FileNotFoundError when it holds nothing."""
         return content_version(self.fetch(key, partition))
 
     def fetch(self, key: dg.AssetKey, partition: str | None = None) -> Path:
-        """Local path of the artifact as it lies in the store, or of a copy; FileNotFoundError where there is none."""
+        """Return the local path of the artifact or of a copy; raise FileNotFoundError when the store has none."""
         return self._fetch(key, self._path_of(key, partition))
 
     def put(self, key: dg.AssetKey, partition: str | None, artifact: Path, version: str) -> None:
-        """Put `artifact`, made elsewhere, in the store as it is; whoever reads sees all of it or what was there.
+        """Put the file or directory `artifact` in the store unchanged; `version` is its content version.
 
-        `version` is its content version.
+        A reader sees either all of it or what was there before.
         """
         path = self._path_of(key, partition)
         if self._remote:
@@ -133,16 +134,16 @@ class ArtifactIOManager(dg.UPathIOManager):
             self._remote.release()
 
     def _path_of(self, key: dg.AssetKey, partition: str | None) -> UPath:
-        """Where the artifact lies, as dg.UPathIOManager derives it from a run's context.
+        """Return the artifact's path, the one that dg.UPathIOManager derives from a run's context.
 
-        From key and partition alone: `build_input_context` makes an ephemeral instance with two databases, 48 ms of
-        processor time for each shard that a check or an index looks at.
+        It is derived from key and partition alone: `build_input_context` creates an ephemeral instance with two
+        databases, 48 ms of processor time for each shard that a check or an index reads.
         """
         path = self._base_path.joinpath(*key.path)
         return self._with_extension(self.make_safe_partition_path(path, partition) if partition else path)
 
     def _fetch(self, key: dg.AssetKey, path: UPath) -> Path:
-        """Local path of an artifact: its own, or that of a fresh copy in the cache."""
+        """Return the local path of an artifact: its own, or that of a fresh copy in the cache."""
         local = Path(path.path)
         try:
             if self._remote:

@@ -127,7 +127,7 @@ class RemoteStore:
         self._retry("write", prefix, lambda: self.fs.put(sources, targets))
         arrived = self._retry("read", prefix, lambda: self._found(prefix))
         if {name: info["size"] for name, info in arrived.items()} != files:
-            raise StorageError(f"{self._url(prefix)} differs from what was uploaded ({local}); materialise it again")
+            raise StorageError(f"{self._url(prefix)} differs from what was uploaded ({local}); re-materialise it")
         listing = json.dumps({"prefix": prefix.rpartition("/")[2], "files": files}).encode()
         self._retry("write", f"{path}.json", lambda: self.fs.pipe_file(f"{path}.json", listing))
         self._remove_unlisted(path, keep=prefix, replaced=before and before[0])
@@ -146,7 +146,7 @@ class RemoteStore:
         # Twice: it may be replaced while it is looked at.
         copy = self._get_directory(path) or self._get_directory(path)
         if copy is None:
-            raise CorruptedArtifactError(f"{self._url(path)} is not what was uploaded; materialise it again")
+            raise CorruptedArtifactError(f"{self._url(path)} is not what was uploaded; re-materialise it")
         return copy
 
     def _get_directory(self, path: str) -> Path | None:
@@ -206,7 +206,7 @@ class RemoteStore:
             if not inside or not re.fullmatch(_PREFIX.format(name=re.escape(name)), prefix):
                 raise ValueError
         except (ValueError, KeyError, TypeError):
-            raise CorruptedArtifactError(f"{self._url(path)}.json is no list of files; materialise it again") from None
+            raise CorruptedArtifactError(f"{self._url(path)}.json is no list of files; re-materialise it") from None
         return f"{parent}/{prefix}", files
 
     def _found(self, prefix: str) -> dict[str, dict[str, Any]]:

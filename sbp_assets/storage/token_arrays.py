@@ -28,12 +28,12 @@ class TokenArrays:
             tokens = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
             offsets = np.load(directory / "offsets.npy", allow_pickle=False)
         except ValueError as error:
-            raise ValueError(f"{directory} does not hold token arrays ({error}); materialise it again") from error
+            raise ValueError(f"{directory} does not hold token arrays ({error}); re-materialise it") from error
         documents = pl.read_parquet(directory / "documents.parquet")
         if len(offsets) != len(documents) + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
             raise ValueError(
                 f"{directory}: {len(documents)} documents, {len(offsets)} offsets ending at {offsets[-1]} and "
-                f"{len(tokens)} tokens do not belong together; materialise it again"
+                f"{len(tokens)} tokens do not belong together; re-materialise it"
             )
         return cls(tokens, offsets, documents)
 

@@ -152,7 +152,7 @@ def test_values_that_the_scores_do_not_give(name: str) -> None:
     table = compare(of)
     assert not values_unlike_scores(table, of)
     assert name in values_unlike_scores(table.with_columns(pl.col(name) * -2), of)[0]
-    assert values_unlike_scores(table[1:], of) == ["1 rows, the scores give 2, or others"]
+    assert values_unlike_scores(table[1:], of) == ["the scores give other rows: 2, the table has 1"]
 
 
 def test_a_model_without_scores_is_an_error() -> None:

@@ -255,4 +255,4 @@ def test_traces_print_without_what_a_document_could_smuggle_in(one, name: str):
     show(one(name), Console(file=out, width=200))
     assert name.split("/")[-1].split("->")[0] in out.getvalue() or "sbp" in out.getvalue()
     assert "\x1b" not in out.getvalue()
-    assert "Passes through" in out.getvalue() or "Rests on" in out.getvalue()
+    assert "Passes through" in out.getvalue() or "Upstream" in out.getvalue()

@@ -71,7 +71,7 @@ def test_what_was_replaced_or_corrupted_is_never_served_from_the_cache(store: Re
     store.put_directory(folder(tmp_path, "first"), model, "v")
     store.get(model, directory=True)
     store.fs.rm(f"{url(store.base / 's/model')}/deep/file.txt")
-    with pytest.raises(CorruptedArtifactError, match=r"s/model is not what was uploaded.*materialise it again"):
+    with pytest.raises(CorruptedArtifactError, match=r"s/model is not what was uploaded.*re-materialise it"):
         store.get(model, directory=True)
     store.fs.rm(f"{model}.json")
     for missing, directory in ((model, True), (path_of(store, "s/none"), False)):
