@@ -30,10 +30,12 @@ from sbp_assets.storage.checks import all_partitions
 from sbp_assets.storage.io_managers import DirectoryIOManager
 from sbp_assets.training.spec import Source
 
-BUDGET = dg.AssetKey(["pretraining", "token_budget"])
 
-
-@dg.asset_check(asset=BUDGET, blocking=True, description="The three arms train on exactly equal numbers of tokens.")
+@dg.asset_check(
+    asset=["pretraining", "token_budget"],
+    blocking=True,
+    description="The three arms train on exactly equal numbers of tokens.",
+)
 def arms_train_on_equal_tokens(token_budget: pl.LazyFrame) -> dg.AssetCheckResult:
     table = token_budget.collect()
     per_arm = table.filter(pl.col("arm").is_in(ARMS)).group_by("arm").agg(pl.col("tokens_read").sum())
@@ -41,7 +43,7 @@ def arms_train_on_equal_tokens(token_budget: pl.LazyFrame) -> dg.AssetCheckResul
 
 
 @dg.asset_check(
-    asset=BUDGET,
+    asset=["pretraining", "token_budget"],
     blocking=True,
     additional_ins={"synthetic_tokens": ALL_SYNTHETIC_TOKENS},
     description="The SBP arm reads no synthetic document twice: none is begun twice, and no two have the same id.",
@@ -59,7 +61,7 @@ def synthetic_documents_are_read_once(
 
 
 @dg.asset_check(
-    asset=BUDGET,
+    asset=["pretraining", "token_budget"],
     blocking=True,
     additional_ins={"tokens": ALL_TOKENS, "synthetic_tokens": ALL_SYNTHETIC_TOKENS},
     description="No arm trains on a held-out document, nor on a synthetic document sampled from one: every seed "
@@ -93,7 +95,7 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
         """Return the decorator of a blocking check of each seed's model."""
         return for_settings(
             lambda settings: dg.asset_check(
-                asset=dg.AssetKey(["pretraining", f"{arm}_model"]),
+                asset=["pretraining", f"{arm}_model"],
                 partitions_def=seeds(settings),
                 blocking=True,
                 description=description,
@@ -111,11 +113,11 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
         additional_ins={"tokenizer": TOKENIZER},
     )
     def model_loads(model: Path, tokenizer: Path) -> dg.AssetCheckResult:
-        return problems_result(model_problems(model, tokenizer)[:10])
+        return problems_result(model_problems(model, tokenizer))
 
     @model_check("Every weight is a finite number, also those of the lowest held-out loss.")
     def weights_are_finite(model: Path) -> dg.AssetCheckResult:
-        return problems_result(weight_problems(model)[:10])
+        return problems_result(weight_problems(model))
 
     @model_check(
         "The model was trained on exactly the tokens of the budget, step by step.",

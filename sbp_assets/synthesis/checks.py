@@ -1,6 +1,5 @@
-"""The checks of the synthetic documents, their tokens and their quality."""
+"""The checks of the synthetic documents, their tokens and their quality; `audit` does the work."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,55 +9,41 @@ import polars as pl
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import decode, encode_documents, load_tokenizer
 from sbp_assets.dagster_support.check_results import check_result, last_version, problems_result
-from sbp_assets.dagster_support.partitions import shards
-from sbp_assets.dagster_support.stage import ForSettings, for_settings
+from sbp_assets.dagster_support.partitions import shard_check, shards
+from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pretraining.assets import TOKENIZER
 from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
-from sbp_assets.synthesis import verify
+from sbp_assets.synthesis import audit
 from sbp_assets.synthesis.assets import SYNTHETIC_DOCUMENTS, TOKENS, sampled_key
 from sbp_assets.synthesis.generate import shard_budget
 from sbp_assets.synthesis.posterior_table import LEVEL, UNKNOWN, copying_problems, leak_problems, table_problems
 from sbp_assets.synthesis.quality import expected_rows
 
-JUDGEMENTS = dg.AssetKey(["synthesis", "judgements"])
-POSTERIOR = dg.AssetKey(["synthesis", "posterior_predictive"])
 VALUES = "Every metric once per corpus and method, its value flagged / scored, or null where nothing was scored."
 
 
-def shard_check(
-    asset: str,
-    description: str,
-    blocking: bool = True,
-    **ins: dg.AssetIn,
-) -> Callable[..., ForSettings[dg.AssetChecksDefinition]]:
-    """Return the decorator of a check of each shard of the stage's `asset`, which reads `ins` beside it."""
-    return for_settings(
-        lambda settings: dg.asset_check(
-            asset=dg.AssetKey(["synthesis", asset]),
-            partitions_def=shards(settings),
-            blocking=blocking,
-            additional_ins=ins,
-            description=description,
-        )
-    )
-
-
 @shard_check(
-    "synthetic_documents",
-    "Ids are unique, and every seed is a document of D in this shard, so none is held out.",
-    tokens=TOKENS,
+    asset=["synthesis", "synthetic_documents"],
+    additional_ins={"tokens": TOKENS},
+    blocking=True,
+    description="Ids are unique, and every seed is a document of D in this shard, so none is held out.",
 )
 def ids_are_unique_and_seeds_in_unique_split(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id").collect()
-    repeated, foreign = verify.repeated_ids(rows), verify.foreign_seeds(rows, _unique_ids(tokens))
+    repeated, foreign = audit.repeated_ids(rows), audit.foreign_seeds(rows, _unique_ids(tokens))
     return check_result(
         passed=not repeated and not foreign,
         metadata={"rows": len(rows), "repeated_ids": repeated, "seeds_outside_unique": foreign},
     )
 
 
-@shard_check("synthetic_documents", "The shard's token budget is reached, and by the last document.", tokens=TOKENS)
+@shard_check(
+    asset=["synthesis", "synthetic_documents"],
+    additional_ins={"tokens": TOKENS},
+    blocking=True,
+    description="The shard's token budget is reached, and by the last document.",
+)
 def synthetic_tokens_reach_budget(
     settings: dg.ResourceParam[Settings], synthetic_documents: pl.LazyFrame, tokens: Path
 ) -> dg.AssetCheckResult:
@@ -68,24 +53,23 @@ def synthetic_tokens_reach_budget(
     budget = shard_budget(
         seed_tokens, settings.experiment.pretraining.repetitions, settings.experiment.pretraining.synthetic_share
     )
-    return problems_result(
-        verify.budget_problems(rows, budget), tokens=int(rows["n_tokens"].sum()), token_budget=budget
-    )
+    return problems_result(audit.budget_problems(rows, budget), tokens=int(rows["n_tokens"].sum()), token_budget=budget)
 
 
 @shard_check(
-    "synthetic_documents",
-    "Text is not blank, the finish reason is stop or length, and the id is made of seed and rollout.",
+    asset=["synthesis", "synthetic_documents"],
+    blocking=True,
+    description="Text is not blank, the finish reason is stop or length, and the id is made of seed and rollout.",
 )
 def rows_are_valid(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
     rows = synthetic_documents.collect()
-    bad = verify.bad_rows(rows)
+    bad = audit.bad_rows(rows)
     return check_result(passed=not bad, metadata={"rows": len(rows), "bad_ids": bad})
 
 
 @for_settings(
     lambda settings: dg.asset_check(
-        asset=dg.AssetKey(["synthesis", "synthetic_documents"]),
+        asset=["synthesis", "synthetic_documents"],
         partitions_def=shards(settings),
         blocking=True,
         additional_ins={"tokenizer": TOKENIZER},
@@ -106,9 +90,9 @@ def rows_match_requests(
         sampled_key(settings),
         None if settings.experiment.conditional else settings.experiment.seed_keys[0],
     )
-    others = verify.other_requests(rows, settings.experiment.synthesis.salt, version)
-    engines = verify.other_engines(rows)
-    miscounted = verify.miscounted(rows, lambda texts: [len(ids) for ids in encode_documents(loaded, texts)])
+    others = audit.other_requests(rows, settings.experiment.synthesis.salt, version)
+    engines = audit.other_engines(rows)
+    miscounted = audit.miscounted(rows, lambda texts: [len(ids) for ids in encode_documents(loaded, texts)])
     return check_result(
         passed=not others and not engines and not miscounted,
         metadata={
@@ -122,82 +106,87 @@ def rows_match_requests(
 
 
 @shard_check(
-    "synthetic_documents",
-    "No (seed, rollout) occurs twice, rows are in request order, and few places of that order were empty documents.",
-    tokens=TOKENS,
+    asset=["synthesis", "synthetic_documents"],
+    additional_ins={"tokens": TOKENS},
+    blocking=True,
+    description="No (seed, rollout) occurs twice, rows are in request order, and few places of that order were empty "
+    "documents.",
 )
 def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id", "rollout").collect()
-    allowed = verify.allowed_empty(len(rows))
-    problems = verify.rollout_problems(rows, _unique_ids(tokens), allowed)
+    allowed = audit.allowed_empty(len(rows))
+    problems = audit.rollout_problems(rows, _unique_ids(tokens), allowed)
     return problems_result(problems, rows=len(rows), allowed_empty=allowed)
 
 
 @shard_check(
-    "synthetic_documents",
-    f"At most {verify.MAX_LENGTH_SHARE:.0%} of the synthetic documents were cut off by the context.",
-    blocking=False,
+    asset=["synthesis", "synthetic_documents"],
+    description=f"At most {audit.MAX_LENGTH_SHARE:.0%} of the synthetic documents were cut off by the context.",
 )
 def synthetic_documents_are_not_truncated(synthetic_documents: pl.LazyFrame) -> dg.AssetCheckResult:
-    share = verify.length_share(synthetic_documents.select("finish_reason").collect())
+    share = audit.length_share(synthetic_documents.select("finish_reason").collect())
     return check_result(
-        passed=share <= verify.MAX_LENGTH_SHARE,
+        passed=share <= audit.MAX_LENGTH_SHARE,
         # Sampling again would give the same: a person has to decide.
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"share_length": share, "bound": verify.MAX_LENGTH_SHARE},
+        metadata={"share_length": share, "bound": audit.MAX_LENGTH_SHARE},
     )
 
 
 @shard_check(
-    "synthetic_tokens",
-    "There is one token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
-    synthetic_documents=SYNTHETIC_DOCUMENTS,
-    tokenizer=TOKENIZER,
+    asset=["synthesis", "synthetic_tokens"],
+    additional_ins={"synthetic_documents": SYNTHETIC_DOCUMENTS, "tokenizer": TOKENIZER},
+    blocking=True,
+    description="There is one token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
 )
 def synthetic_tokens_match_documents(
     synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, tokenizer: Path
 ) -> dg.AssetCheckResult:
     arrays, rows, loaded = TokenArrays.load(synthetic_tokens), synthetic_documents.collect(), load_tokenizer(tokenizer)
-    problems = verify.token_problems(rows, arrays, partial(decode, loaded), loaded.bos_token_id, loaded.eos_token_id)
+    problems = audit.token_problems(rows, arrays, partial(decode, loaded), loaded.bos_token_id, loaded.eos_token_id)
     return problems_result(problems, rows=len(rows))
 
 
-@shard_check("quality", VALUES)
+@shard_check(
+    asset=["synthesis", "quality"],
+    blocking=True,
+    description=VALUES,
+)
 def quality_is_valid(settings: dg.ResourceParam[Settings], quality: pl.LazyFrame) -> dg.AssetCheckResult:
     expected = expected_rows(settings.experiment.truth is not None, judged=False)
-    return problems_result(verify.quality_problems(quality.collect(), expected))
+    return problems_result(audit.quality_problems(quality.collect(), expected))
 
 
 @dg.asset_check(
-    asset=JUDGEMENTS,
+    asset=["synthesis", "judgements"],
     blocking=True,
     description="Each question occurs once, with a verdict or a reason for none; there are no rows without a judge.",
 )
 def judgements_are_valid(settings: dg.ResourceParam[Settings], judgements: pl.LazyFrame) -> dg.AssetCheckResult:
     rows, configured = judgements.collect(), settings.experiment.synthesis.judge is not None
-    problems = verify.judgement_problems(rows) if configured else [] if rows.is_empty() else ["rows without a judge"]
+    problems = audit.judgement_problems(rows) if configured else [] if rows.is_empty() else ["rows without a judge"]
     return problems_result(problems, judge_configured=configured, rows=len(rows))
 
 
 @dg.asset_check(
-    asset=JUDGEMENTS,
+    asset=["synthesis", "judgements"],
     # Blocks nothing: the rest is asked again by the next run.
-    description=f"At least {verify.MIN_JUDGED_SHARE:.0%} of the questions have a verdict.",
+    description=f"At least {audit.MIN_JUDGED_SHARE:.0%} of the questions have a verdict.",
 )
 def judge_answered_most_questions(judgements: pl.LazyFrame) -> dg.AssetCheckResult:
     rows = judgements.collect()
-    return problems_result(verify.unjudged_problems(rows), judged=rows["verdict"].count())
+    return problems_result(audit.unjudged_problems(rows), judged=rows["verdict"].count())
 
 
-@dg.asset_check(asset=dg.AssetKey(["synthesis", "quality_table"]), blocking=True, description=VALUES)
+@dg.asset_check(asset=["synthesis", "quality_table"], blocking=True, description=VALUES)
 def quality_table_is_valid(settings: dg.ResourceParam[Settings], quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
     judged = settings.experiment.synthesis.judge is not None
     expected = expected_rows(settings.experiment.truth is not None, judged)
-    return problems_result(verify.quality_problems(quality_table.collect(), expected))
+    return problems_result(audit.quality_problems(quality_table.collect(), expected))
 
 
 @dg.asset_check(
-    asset=POSTERIOR,
+    asset=["synthesis", "posterior_predictive"],
     blocking=True,
     description="Every group occurs once, with shares that lie in [0, 1] and as many statements as its parts; there "
     "are no rows where the ground truth is not known.",
@@ -212,7 +201,7 @@ def posterior_table_is_valid(
 
 
 @dg.asset_check(
-    asset=POSTERIOR,
+    asset=["synthesis", "posterior_predictive"],
     description="Facts that D states nowhere are right no more often than by chance "
     f"(randomisation test at {LEVEL:.1%} over both groups of them): no text outside D has reached the synthesizer.",
 )
@@ -223,7 +212,7 @@ def unknown_facts_are_at_chance(posterior_predictive: pl.LazyFrame) -> dg.AssetC
 
 
 @dg.asset_check(
-    asset=POSTERIOR,
+    asset=["synthesis", "posterior_predictive"],
     description=f"Facts of d1 are restated right more often than by chance (randomisation test at {LEVEL:.1%}).",
 )
 def restated_facts_are_above_chance(posterior_predictive: pl.LazyFrame) -> dg.AssetCheckResult:
