@@ -59,7 +59,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
     """Return what the assets work with, by resource key. Embedder and generator hold engines until they are closed."""
     return {
         "settings": settings,
-        **ArtifactStore(settings.deployment.data_dir, settings.deployment).resources,
+        **ArtifactStore(settings.deployment).resources,
         "embedder": Embedder(),
         "trainer": LocalTrainer(),
         "generator": Generator(),

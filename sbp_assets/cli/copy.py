@@ -52,8 +52,8 @@ def copy_artifacts(
         name = hashlib.sha256(f"{deployment.data_dir} {there.data_dir}".encode()).hexdigest()[:16]
         ledger = Path(deployment.work_dir) / "copied" / f"{name}.jsonl"
         keys = io_manager_keys(defs)
-        source = ArtifactStore(deployment.data_dir, deployment).managers(keys)
-        target = ArtifactStore(there.data_dir, there).managers(keys)
+        source = ArtifactStore(deployment).managers(keys)
+        target = ArtifactStore(there).managers(keys)
         copied = copy.copy_artifacts(
             materialised, source, target, ledger, lambda artifacts: tracked(artifacts, "copying artifacts")
         )

@@ -61,7 +61,7 @@ def verify(
             raise nothing
         # Failed checks are recorded, and what fails is re-materialised: not for a mistyped setting or a disk that is
         # not mounted.
-        managers = ArtifactStore(deployment.data_dir, deployment).managers(io_manager_keys(defs))
+        managers = ArtifactStore(deployment).managers(io_manager_keys(defs))
         keys = [key for step in PIPELINE for key in step.keys]
         with refused_on(RuntimeError):
             there = any(managers[key].etag(key, name) for key in keys for name in [*staleness.versions(key)][:1])

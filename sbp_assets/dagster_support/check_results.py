@@ -5,9 +5,9 @@ from typing import Any
 
 import dagster as dg
 
+from sbp_assets.dagster_support.internals import DATA_VERSION_TAG
 from sbp_assets.dagster_support.preview import escape, printable
 
-DATA_VERSION = "dagster/data_version"
 SHOWN = 5  # Entries of a list in a result's description.
 LISTED, PROBLEM_CHARS = 20, 300  # Problems in a result's metadata, and characters of each.
 
@@ -55,4 +55,4 @@ def last_materialization(
 def last_version(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> str | None:
     """Return the content version that the last materialisation of an asset (or its partition) recorded, if any."""
     materialization = last_materialization(instance, asset, partition)
-    return (materialization.tags or {}).get(DATA_VERSION) if materialization else None
+    return (materialization.tags or {}).get(DATA_VERSION_TAG) if materialization else None

@@ -69,16 +69,16 @@ def display(states: Sequence[StepState]) -> Iterator[Callable[[StepState], None]
     # Bound to the stream and asked once: while Live runs, sys.stderr is a proxy of its own and no terminal.
     console = Console(file=sys.stderr)
     live = console.is_terminal
-    current: list[StepState] = []
+    handler = _ProgressHandler(console, live)
     started = time.monotonic()
 
     def listen(state: StepState) -> None:
-        current[:] = [state]
+        handler.state = state
         if not live and state.status is not StepStatus.WAITING:
             note = f"{state.seconds:.1f} s" if state.seconds else ""
             print(f"[{state.status:>7}] {state.step.title} {state.count} {note}".rstrip(), file=sys.stderr, flush=True)
 
-    logger, handler = logging.getLogger(DISPLAY_LOGGER), _ProgressHandler(console, live, current)
+    logger = logging.getLogger(DISPLAY_LOGGER)
     logger.propagate = False
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -111,9 +111,10 @@ def _table(states: Sequence[StepState], seconds: float) -> Group:
 class _ProgressHandler(logging.Handler):
     """Prints warnings; of messages that report progress (they hold ' · '), shows the last one beside its step."""
 
-    def __init__(self, console: Console, live: bool, current: Sequence[StepState]) -> None:
+    def __init__(self, console: Console, live: bool) -> None:
         super().__init__()
-        self._console, self._live, self._current = console, live, current
+        self._console, self._live = console, live
+        self.state: StepState | None = None  # of the step that runs
         self._last_printed = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -121,9 +122,9 @@ class _ProgressHandler(logging.Handler):
         message = str(meta.get("orig_message", ""))
         if record.levelno == logging.WARNING:  # errors are reported once, by PipelineError
             self._console.print(f"[yellow]{record.levelname.lower()}[/] ", Text(printable(message)))
-        if " · " not in message or not self._current:
+        if " · " not in message or self.state is None:
             return
-        self._current[-1].line = message
+        self.state.line = message
         if not self._live and time.monotonic() - self._last_printed >= SECONDS_BETWEEN_LINES:
             self._last_printed = time.monotonic()
             print(f"  {message}", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ import dagster as dg
 
 from sbp_assets.corpus.ingest import source_changes
 from sbp_assets.dagster_support.internals import NOT_FINISHED_STATUSES
-from sbp_assets.orchestration import webhook as notify
+from sbp_assets.orchestration import webhook
 from sbp_assets.orchestration.materialisations import StalenessCache
 from sbp_assets.orchestration.nightly import default_status
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
@@ -156,13 +156,13 @@ def failure_sensor(deployment: Deployment) -> dg.SensorDefinition:
 
     @dg.run_failure_sensor(
         name="failed_runs",
-        default_status=default_status(bool(os.environ.get(notify.URL_VARIABLE))),
-        description=f"Posts a JSON message about each failed run to ${notify.URL_VARIABLE}.",
+        default_status=default_status(bool(os.environ.get(webhook.URL_VARIABLE))),
+        description=f"Posts a JSON message about each failed run to ${webhook.URL_VARIABLE}.",
     )
     def failed_runs(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
-        webhook = os.environ.get(notify.URL_VARIABLE)
-        if not webhook:
-            return dg.SkipReason(f"${notify.URL_VARIABLE} is not set where the code runs.")
+        url = os.environ.get(webhook.URL_VARIABLE)
+        if not url:
+            return dg.SkipReason(f"${webhook.URL_VARIABLE} is not set where the code runs.")
         if context.dagster_run.tags.get("dagster/will_retry") == "true":
             return dg.SkipReason("The daemon retries this run; only the last attempt is reported.")
         run, step, error = context.dagster_run, None, context.failure_event.message or ""
@@ -172,16 +172,16 @@ def failure_sensor(deployment: Deployment) -> dg.SensorDefinition:
                 return dg.SkipReason("The run was terminated on request.")
             step, error = event.step_key, cause.message if cause else error
             break
-        message = notify.failure_message(
+        message = webhook.failure_message(
             run.run_id,
             run.job_name,
             run.tags.get("dagster/partition"),
             step,
-            error.replace(webhook, f"${notify.URL_VARIABLE}"),
+            error.replace(url, f"${webhook.URL_VARIABLE}"),
             f"{deployment.webserver_url.rstrip('/')}/runs/{run.run_id}",
         )
-        if reason := notify.post(webhook, message):
-            context.log.warning("run %s was not posted to ${%s}: %s", run.run_id, notify.URL_VARIABLE, reason)
+        if reason := webhook.post(url, message):
+            context.log.warning("run %s was not posted to ${%s}: %s", run.run_id, webhook.URL_VARIABLE, reason)
         return None
 
     return failed_runs

@@ -7,16 +7,17 @@ from typing import Any
 
 import dagster as dg
 
+from sbp_assets.dagster_support.internals import DATA_VERSION_TAG
+from sbp_assets.dagster_support.stage import io_manager_keys
 from sbp_assets.orchestration.pipeline import PIPELINE
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.provenance.store import Asset
-
-DATA_VERSION = "dagster/data_version"
 
 
 def graph_of(defs: dg.Definitions) -> dict[str, Asset]:
     """Return the assets of `defs` by name, in topological order, as `Store` needs them."""
     graph = defs.resolve_asset_graph()
+    managers = io_manager_keys(defs)
     jobs = {key: step.name for step in PIPELINE for key in step.assets}
     assets = {}
     for key in graph.toposorted_asset_keys:
@@ -27,7 +28,7 @@ def graph_of(defs: dg.Definitions) -> dict[str, Asset]:
             partitions=tuple(partitions.get_partition_keys()) if partitions else None,
             parents=tuple(sorted(parent.to_user_string() for parent in node.parent_keys)),
             job=jobs[name],
-            directory=node.assets_def.get_io_manager_key_for_asset_key(key) == "directory",
+            directory=managers[key] == "directory",
         )
     return assets
 
@@ -57,9 +58,7 @@ class Records:
         event, status = found[0], self._staleness.status(key, partition)
         materialisation = event.asset_materialization
         return row | {
-            "data_version": materialisation.tags.get(DATA_VERSION)
-            if materialisation and materialisation.tags
-            else None,
+            "data_version": (materialisation.tags or {}).get(DATA_VERSION_TAG) if materialisation else None,
             "run_id": event.run_id,
             "materialised": datetime.fromtimestamp(event.timestamp, UTC).isoformat(timespec="seconds"),
             "state": "stale" if status.is_stale else status.status.value,

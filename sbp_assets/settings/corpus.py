@@ -49,7 +49,7 @@ class FilesSource(Section):
     files_per_shard: PositiveInt | None = Field(
         None,
         description="Files of a shard, in the order of their names, so that files keep their shard as others are "
-        "added; null: all files are dealt over the shards.",
+        "added; null: all files are assigned to the shards in turn.",
     )
 
 

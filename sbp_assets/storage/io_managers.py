@@ -197,9 +197,9 @@ class DirectoryIOManager(ArtifactIOManager):
 class ArtifactStore:
     """An artifact store: its IO managers, which share one place and one cache."""
 
-    def __init__(self, data_dir: str, deployment: Deployment) -> None:
-        """Open the store `data_dir`, a path or fsspec URL, with the cache of `deployment`."""
-        settings = data_dir, f"{deployment.work_dir}/cache", deployment.cache_gb, deployment.storage_patience
+    def __init__(self, deployment: Deployment) -> None:
+        """Open the store of `deployment`, whose data_dir is a path or fsspec URL."""
+        settings = deployment.data_dir, f"{deployment.work_dir}/cache", deployment.cache_gb, deployment.storage_patience
         self.parquet, self.directory = ParquetIOManager(*settings), DirectoryIOManager(*settings)
 
     @property

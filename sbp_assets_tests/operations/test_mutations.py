@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -21,27 +20,19 @@ from sbp_assets.storage.checks import NAME as STORED
 from sbp_assets_tests.operations.damage import DAMAGES, SHARD, Damage
 from sbp_assets_tests.operations.deployment import Deployment
 
-SETTINGS = load_settings()
-defs = build_definitions(SETTINGS)
-GRAPH = defs.resolve_asset_graph()
+GRAPH = build_definitions(load_settings("tiny", {})).resolve_asset_graph()
 ASSETS = {key.to_user_string() for key in GRAPH.get_all_asset_keys()}
-
-
-@contextmanager
-def placed(finished: Path, home: Path) -> Iterator[Deployment]:
-    """A copy of the finished store where this process' settings look for it."""
-    with Deployment(home, finished=finished) as copy:
-        store = Path(SETTINGS.deployment.data_dir)
-        store.parent.mkdir(parents=True, exist_ok=True)
-        store.symlink_to(copy.artifacts)
-        yield copy
-        store.unlink()
 
 
 @pytest.fixture(scope="module")
 def deployment(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with placed(finished, tmp_path_factory.mktemp("mutations")) as copy:
+    with Deployment(tmp_path_factory.mktemp("mutations"), finished=finished) as copy:
         yield copy
+
+
+@pytest.fixture(scope="module")
+def defs(deployment: Deployment) -> dg.Definitions:
+    return build_definitions(load_settings(environ=deployment.environ))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +42,7 @@ def instance(deployment: Deployment) -> Iterator[dg.DagsterInstance]:
 
 
 def run(
-    instance: dg.DagsterInstance, checked: str, downstream: str | None, partition: str | None
+    defs: dg.Definitions, instance: dg.DagsterInstance, checked: str, downstream: str | None, partition: str | None
 ) -> dg.ExecuteInProcessResult:
     """One run of the checks of `checked` and of the asset `downstream`, in which nothing else is made."""
     key, wanted = dg.AssetKey(checked.split("/")), dg.AssetKey((downstream or "").split("/"))
@@ -93,8 +84,8 @@ def test_every_kind_of_artifact_is_damaged():
 
 
 @pytest.mark.parametrize("checked", sorted({damage.checked for damage in DAMAGES}))
-def test_undamaged_artifacts_pass(instance: dg.DagsterInstance, checked: str):
-    result = run(instance, checked, None, next(d.partition for d in DAMAGES if d.checked == checked))
+def test_undamaged_artifacts_pass(defs: dg.Definitions, instance: dg.DagsterInstance, checked: str):
+    result = run(defs, instance, checked, None, next(d.partition for d in DAMAGES if d.checked == checked))
     assert not red(result)
 
 
@@ -104,23 +95,25 @@ CHEAP = {"corpus/minhash_signatures", "corpus/documents", "corpus/tokens", "pair
 
 
 @pytest.mark.parametrize("downstream", sorted(CHEAP))
-def test_what_follows_an_undamaged_artifact_is_made(instance: dg.DagsterInstance, downstream: str):
+def test_what_follows_an_undamaged_artifact_is_made(
+    defs: dg.Definitions, instance: dg.DagsterInstance, downstream: str
+):
     damage = next(d for d in DAMAGES if d.downstream == downstream)
-    result = run(instance, damage.checked, downstream, damage.partition)
+    result = run(defs, instance, damage.checked, downstream, damage.partition)
     assert result.success
     assert made(result) == {downstream}
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: f"{d.artifact}: {d.what}".replace("/", "."))
 def test_damage_goes_red_and_stops_what_follows(
-    instance: dg.DagsterInstance, deployment: Deployment, tmp_path: Path, damage: Damage
+    defs: dg.Definitions, instance: dg.DagsterInstance, deployment: Deployment, tmp_path: Path, damage: Damage
 ):
     path = damage.path(deployment.artifacts)
     sound = tmp_path / path.name
     (shutil.copytree if path.is_dir() else shutil.copy)(path, sound)
     try:
         damage.harm(path)
-        result = run(instance, damage.checked, damage.downstream, damage.partition)
+        result = run(defs, instance, damage.checked, damage.downstream, damage.partition)
     finally:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         sound.rename(path)

@@ -14,10 +14,10 @@ from sbp_assets.definitions import build_definitions
 from sbp_assets.orchestration.nightly import NIGHTLY
 from sbp_assets.orchestration.pipeline import PIPELINE
 from sbp_assets.orchestration.runner import Outcome, PipelineError, pending_partitions, run_pipeline, verify
+from sbp_assets.settings import Settings, load_settings
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets_tests.operations.damage import SHARD, shuffled_pairs
 from sbp_assets_tests.operations.deployment import Deployment
-from sbp_assets_tests.operations.test_mutations import SETTINGS, defs, placed
 
 STEPS = {step.name: step for step in PIPELINE}
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -25,8 +25,18 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 @pytest.fixture
 def deployment(finished: Path, tmp_path: Path) -> Iterator[Deployment]:
-    with placed(finished, tmp_path) as copy:
+    with Deployment(tmp_path, finished=finished) as copy:
         yield copy
+
+
+@pytest.fixture
+def settings(deployment: Deployment) -> Settings:
+    return load_settings(environ=deployment.environ)
+
+
+@pytest.fixture
+def defs(settings: Settings) -> dg.Definitions:
+    return build_definitions(settings)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -35,7 +45,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def tonight(instance: dg.DagsterInstance) -> set[str]:
+def tonight(defs: dg.Definitions, instance: dg.DagsterInstance) -> set[str]:
     """What the nightly automation requests just after its tick."""
     evaluated = None
     for now in (NOON, NOON + timedelta(hours=14, minutes=1)):
@@ -50,7 +60,9 @@ def tonight(instance: dg.DagsterInstance) -> set[str]:
     return {r.key.to_user_string() for r in evaluated.results if evaluated.get_requested_partitions(r.key)}
 
 
-def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment):
+def test_verify_finds_what_rotted_and_run_makes_it_again(
+    deployment: Deployment, defs: dg.Definitions, settings: Settings
+):
     before = deployment.versions()
     pairs = deployment.artifacts / f"pairing/neighbor_pairs/{SHARD}.parquet"
     flip_a_bit(pairs)
@@ -64,11 +76,11 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(deployment: Deployment)
     assert lines[-1].startswith("4 partitions checked, 2 corrupted")
     assert any("corrupted or changed" in line for line in lines) and "Traceback" not in found.stderr
     with deployment.instance() as instance:
-        assert tonight(instance) == {"pairing/neighbor_pairs"}
+        assert tonight(defs, instance) == {"pairing/neighbor_pairs"}
         made = len(instance.get_run_ids())
         states = run_pipeline(defs, instance, {}, until="format_examples")
         done = {state.step.name: state.finished for state in states if state.status == "done"}
-        assert done == {"pair": len(SETTINGS.experiment.shard_keys)}
+        assert done == {"pair": len(settings.experiment.shard_keys)}
         assert len(instance.get_run_ids()) == made + 1, "one shard, and nothing that follows"
         assert verify(defs, instance, STEPS["pair"], SHARD).outcome is Outcome.PASSED
         assert pending_partitions(defs, instance, STEPS["pretrain_baseline"]) == ["0"], "trained again when asked for"
@@ -87,13 +99,13 @@ def test_a_store_that_is_not_there_makes_no_check_red(deployment: Deployment):
     assert "nothing to do" in deployment.sbp("run").stdout
 
 
-def test_a_lost_artifact_is_found(deployment: Deployment):
+def test_a_lost_artifact_is_found(deployment: Deployment, defs: dg.Definitions):
     (deployment.artifacts / f"corpus/documents/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
         assert "corpus/documents:artifact_is_intact" in verify(defs, instance, STEPS["split"], SHARD).names
         assert pending_partitions(defs, instance, STEPS["split"]) == [SHARD]
-        assert "corpus/documents" in tonight(instance)
-        assert "corpus/tokens" not in tonight(instance)
+        assert "corpus/documents" in tonight(defs, instance)
+        assert "corpus/tokens" not in tonight(defs, instance)
 
 
 class ShufflesPairs(ParquetIOManager):
@@ -103,13 +115,13 @@ class ShufflesPairs(ParquetIOManager):
         super().write(shuffled_pairs(obj) if "neighbor_pairs" in str(path) else obj, path)
 
 
-def test_a_step_that_writes_damage_stops_the_run(deployment: Deployment):
-    manager = ShufflesPairs(SETTINGS.deployment.data_dir, f"{SETTINGS.deployment.work_dir}/cache")
+def test_a_step_that_writes_damage_stops_the_run(deployment: Deployment, defs: dg.Definitions, settings: Settings):
+    manager = ShufflesPairs(settings.deployment.data_dir, f"{settings.deployment.work_dir}/cache")
     (deployment.artifacts / f"pairing/neighbor_pairs/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
         assert verify(defs, instance, STEPS["pair"], SHARD).failed
         runs = instance.get_run_ids()
         with pytest.raises(PipelineError, match="pairs_match_candidates"):
-            run_pipeline(build_definitions(SETTINGS, {"parquet": manager}), instance, {})
+            run_pipeline(build_definitions(settings, {"parquet": manager}), instance, {})
         assert len(instance.get_run_ids()) == len(runs) + 1, "no later step has begun"
-        assert "synthesizer/tuning_examples" not in tonight(instance)
+        assert "synthesizer/tuning_examples" not in tonight(defs, instance)

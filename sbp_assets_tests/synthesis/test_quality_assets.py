@@ -132,10 +132,10 @@ def test_another_corpus_with_a_judge_that_answers_most(run: Callable, serve: Cal
     }, "two of eighteen have no verdict"  # fmt: skip
     assert KEY not in str(found)
 
-    mended = run(truth=False, judge=judge, url=serve(lambda prompt, n: FACTUAL).url)
-    assert mended["judgements"]["resumed"] == 14 and mended["judgements"]["judged"] == 18
-    assert mended["passed"]["judge_answered_most_questions"]
-    assert mended["quality_table"]["non_factual_synthetic_judge"] == 1 / 6
+    answered = run(truth=False, judge=judge, url=serve(lambda prompt, n: FACTUAL).url)
+    assert answered["judgements"]["resumed"] == 14 and answered["judgements"]["judged"] == 18
+    assert answered["passed"]["judge_answered_most_questions"]
+    assert answered["quality_table"]["non_factual_synthetic_judge"] == 1 / 6
 
 
 def test_another_corpus_without_a_judge_has_no_value_instead_of_zero(run: Callable) -> None:
