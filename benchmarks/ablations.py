@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import Any
 
 import polars as pl
 
+from benchmarks.arguments import parser_with_profile
 from benchmarks.headline import quality, share_text
 from sbp_assets.instance.branch import run_branch
 from sbp_assets.settings import load_settings
@@ -75,4 +75,7 @@ def _markdown(found: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "headline", sys.argv[2:])
+    taking = parser_with_profile(__doc__, "headline")
+    taking.add_argument("names", nargs="*", metavar="NAME", help=f"ablations (default: all): {', '.join(ABLATIONS)}")
+    given = taking.parse_args()
+    main(given.profile, given.names)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from benchmarks.arguments import parser_with_profile
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.evaluation.scores import bootstrap_stderr
@@ -71,4 +71,4 @@ def main(profile: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "headline")
+    main(parser_with_profile(__doc__, "headline").parse_args().profile)

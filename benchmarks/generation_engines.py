@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 import time
 from itertools import islice
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import parser_with_profile
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer, related_id
 from sbp_assets.settings import load_settings
@@ -86,4 +86,4 @@ def main(profile: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    main(parser_with_profile(__doc__, None).parse_args().profile)

@@ -22,6 +22,7 @@ from typing import Any
 
 import polars as pl
 
+from benchmarks.arguments import parser_with_profile
 from sbp_assets.evaluation.comparison import SCORED, compare
 from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, METRIC_NAMES, TASK_NAMES
 from sbp_assets.evaluation.scores import ACCURACIES
@@ -146,4 +147,4 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "headline")
+    main(parser_with_profile(__doc__, "headline").parse_args().profile)

@@ -1,4 +1,4 @@
-"""How large a leak the posterior table finds: python -m benchmarks.leak_power, on a finished run of $SBP_PROFILE.
+"""How large a leak the posterior table finds: python -m benchmarks.leak_power [PROFILE], on a finished run.
 
 The learner is given only a random share of D's documents, so that the rest is text which the synthesizer should not
 have read and has. The last line printed is one JSON object: per share, over random choices of documents, how often
@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from benchmarks.arguments import parser_with_profile
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.tokenizer import load_tokenizer
 from sbp_assets.settings import load_settings
@@ -26,8 +27,8 @@ SHARES = (1.0, 0.95, 0.9, 0.75, 0.5)
 CHOICES = 10
 
 
-def main() -> None:
-    settings = load_settings()
+def main(profile: str | None) -> None:
+    settings = load_settings(profile)
     experiment, data = settings.experiment, Path(settings.deployment.data_dir)
     if not experiment.truth:
         raise SystemExit(f"profile {settings.profile}: the truth is known of source concepts alone")
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parser_with_profile(__doc__, None).parse_args().profile)

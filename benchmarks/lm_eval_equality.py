@@ -8,7 +8,6 @@ both values of each. The exit status is 1 where any differs or is not there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from benchmarks.arguments import parser
 from sbp_assets.evaluation.readme import command
 from sbp_assets.evaluation.suite import evaluate
 from sbp_assets.evaluation.tasks import Task, Tasks
@@ -27,12 +27,12 @@ from sbp_assets.training.device import resolve_device
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face model directory")
-    parser.add_argument("--tasks", type=Path, required=True, help="artifact evaluation/tasks")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch-size", type=int, default=1)
-    arguments = parser.parse_args()
+    taking = parser(__doc__)
+    taking.add_argument("--model", type=Path, required=True, help="Hugging Face model directory")
+    taking.add_argument("--tasks", type=Path, required=True, help="artifact evaluation/tasks")
+    taking.add_argument("--device", default="cpu")
+    taking.add_argument("--batch-size", type=int, default=1)
+    arguments = taking.parse_args()
     found = compare(arguments.model, arguments.tasks, device=arguments.device, batch_size=arguments.batch_size)
     print(json.dumps(found))
     return 1 if found["different"] or found["not_scored"] else 0

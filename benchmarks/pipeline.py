@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.arguments import parser_with_profile
 
 
 def main(profile: str) -> None:
@@ -56,4 +57,4 @@ def main(profile: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    main(parser_with_profile(__doc__, "demo").parse_args().profile)

@@ -33,6 +33,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.arguments import parser
 from sbp_assets_tests.operations.deployment import Deployment, wait_for
 from sbp_assets_tests.operations.pages import Ui, chromium
 
@@ -300,4 +301,6 @@ def main(counts: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]] or [2, 2000])
+    taking = parser(__doc__)
+    taking.add_argument("shards", nargs="*", type=int, default=[2, 2000], help="numbers of shards (default: 2 2000)")
+    main(taking.parse_args().shards)
