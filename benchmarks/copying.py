@@ -3,8 +3,9 @@
 Reads a finished run on the concepts corpus. A fact that d1 states can be copied, however rare; one that D states in
 many documents can be recalled, whatever d1 says. So statements about the concept of d1 are counted by the number of
 documents of D that state the fact (5: five or more), and by whether d1 does. Prints a table and, as its last line, one
-JSON object: per group the facts, the syntheses' statements about them, the share that is right with its standard error
-(bootstrap over facts, whose statements stand or fall together), and the share of facts that most statements have right.
+JSON object: per group the facts, the synthetic documents' statements about them, the share that is right with its
+standard error (bootstrap over facts, whose statements stand or fall together), and the share of facts that most
+statements have right.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ Fact = tuple[int, str]  # concept, attribute
 def main(profile: str) -> None:
     os.environ["SBP_PROFILE"] = profile
     settings = load_settings()
-    if not (source := settings.experiment.truth):
-        raise SystemExit(f"profile {profile}: the truth is known of source concepts alone")
+    if not (source := settings.experiment.ground_truth):
+        raise SystemExit(f"profile {profile}: the ground truth is known of source concepts alone")
     world, data = ConceptWorld(source), Path(settings.deployment.data_dir)
     stated_by: dict[str, set[Fact]] = {}
     about: dict[str, int | None] = {}
@@ -44,10 +45,10 @@ def main(profile: str) -> None:
     # {(documents of D, whether d1 states it): {fact: values stated}}
     found: dict[tuple[int, bool], dict[Fact, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for shard in settings.experiment.shard_keys:
-        syntheses = pl.read_parquet(
+        synthetic = pl.read_parquet(
             data / f"synthesis/synthetic_documents/{shard}.parquet", columns=["seed_id", "text"]
         )
-        for seed_id, text in syntheses.iter_rows():
+        for seed_id, text in synthetic.iter_rows():
             for statement in world.statements(text):
                 if statement.concept != about[seed_id]:
                     continue

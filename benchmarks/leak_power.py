@@ -30,24 +30,24 @@ CHOICES = 10
 def main(profile: str | None) -> None:
     settings = load_settings(profile)
     experiment, data = settings.experiment, Path(settings.deployment.data_dir)
-    if not experiment.truth:
-        raise SystemExit(f"profile {settings.profile}: the truth is known of source concepts alone")
-    world, tokenizer = ConceptWorld(experiment.truth), load_tokenizer(data / "corpus/tokenizer")
+    if not experiment.ground_truth:
+        raise SystemExit(f"profile {settings.profile}: the ground truth is known of source concepts alone")
+    world, tokenizer = ConceptWorld(experiment.ground_truth), load_tokenizer(data / "corpus/tokenizer")
     world.statements = cache(world.statements)  # type: ignore[method-assign]  # The texts are the same each time.
     seeds: dict[str, Any] = {}
-    syntheses = []
+    synthetic = []
     for shard in experiment.shard_keys:
         arrays = TokenArrays.load(data / "corpus/tokens" / shard)
         seeds |= seed_documents(arrays, tokenizer, experiment.max_document_tokens, experiment.conditional)
         path = data / f"synthesis/synthetic_documents/{shard}.parquet"
-        syntheses.append(pl.read_parquet(path, columns=["seed_id", "text"]))
+        synthetic.append(pl.read_parquet(path, columns=["seed_id", "text"]))
     found = {}
     for share in SHARES:
         tables = []
         for choice in range(CHOICES if share < 1 else 1):
             learner, rng = Learner(world), random.Random(choice)
             learner.read(seed.text for seed in seeds.values() if rng.random() < share)
-            tables.append(posterior_table([grade(learner, seeds, pl.concat(syntheses))], world))
+            tables.append(posterior_table([grade(learner, seeds, pl.concat(synthetic))], world))
         unknown = pl.concat(tables).filter(pl.col("group").is_in(UNKNOWN)).group_by("group", maintain_order=True)
         medians = unknown.agg(pl.col("statements", "facts", "accuracy", "p_above_chance").median())
         caught = sum(bool(leak_problems(table)) for table in tables)

@@ -9,8 +9,8 @@ For each number of shards (default: 2, for reference, and 2000), profile tiny wi
 - pages: seconds from opening a page in Chromium until what it is for is seen, with the real webserver: the first visit,
   in which Dagster computes the state of all partitions, and the median of those after it; and the processor seconds
   of webserver, code server and browser together in one of these;
-- night: one evaluation of the nightly automation: by day; at the tick, with nothing to do, first and again in the same
-  process; and at the tick when a setting has made every shard of a stage stale;
+- nightly: one evaluation of the nightly automation: by day; at the tick, with nothing to do, first and again in the
+  same process; and at the tick when a setting has made every shard of a stage stale;
 - backfill: of all shards of one asset, with a daemon: seconds until its runs are queued and the page while it runs.
 
 The last line printed is one JSON object.
@@ -97,7 +97,7 @@ with dg.DagsterInstance.get() as instance:
                 target_materialization_data=looked_at))
 """
 
-NIGHT = """
+EVALUATE = """
 import datetime, json, sys, time
 import dagster as dg
 from sbp_assets.definitions import build_definitions
@@ -184,19 +184,25 @@ def _insert(database: sqlite3.Connection, table: str, row: dict[str, Any], shard
     database.execute(f"insert into {table} ({names}) values ({', '.join('?' * len(row))})", values)
 
 
-def measure_night(deployment: Deployment, shards: int) -> dict[str, Any]:
-    """RuntimeError where what is requested is not what there is to do: then something else was measured."""
+def measure_nightly_automation(deployment: Deployment, shards: int) -> dict[str, Any]:
+    """Return the measurements; raise RuntimeError where what is requested is not what there is to do."""
 
     def evaluations(**settings: str) -> dict[str, Any]:
         done = subprocess.run(
-            [sys.executable, "-c", NIGHT], env=deployment.environ | settings, capture_output=True, text=True, check=True
+            [sys.executable, "-c", EVALUATE],
+            env=deployment.environ | settings,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return json.loads(done.stdout)
 
     found = {"fresh": evaluations(), "stale": evaluations(SBP_EXPERIMENT__PAIRING__MIN_SIMILARITY="0.61")}
     requested = [found[state]["at_the_tick"]["requested"] for state in found]
     if requested[0] != 0 or requested[1] < shards:
-        raise RuntimeError(f"of {shards} shards, none and then all of them stale, the night requested {requested}")
+        raise RuntimeError(
+            f"of {shards} shards, none and then all of them stale, the nightly automation requested {requested}"
+        )
     return found
 
 
@@ -282,7 +288,7 @@ def measure(shards: int) -> dict[str, Any]:
             found: dict[str, Any] = {"shards": shards, "load": measure_load(deployment)}
             print(found, file=sys.stderr, flush=True)
             found["events"] = fill(deployment, shards)
-            found["night"] = measure_night(deployment, shards)
+            found["nightly"] = measure_nightly_automation(deployment, shards)
             print(found, file=sys.stderr, flush=True)
             started = time.monotonic()
             deployment.start_webserver()

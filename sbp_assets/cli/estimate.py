@@ -95,7 +95,7 @@ class Plan:
 
 
 def corpus_size(experiment: Experiment) -> tuple[int, int, str] | None:
-    """Expected tokens and documents of D before de-duplication, and where they come from; None where nothing says so.
+    """Return the expected tokens and documents of D before de-duplication, and their basis; None where nothing says.
 
     corpus.expected_unique_tokens decides. Else `concepts` documents are counted as words of a generated sample,
     `five_tokens` by their mean length, a `hub` source with max_documents as documents of DCLM's mean length, and
@@ -138,7 +138,7 @@ def tokens_per_word(vocab_size: int) -> float:
 
 
 def _files_size(corpus: Corpus, source: FilesSource) -> tuple[int, int, str] | None:
-    """D of a files source: the first is read, the others are taken to be alike; None if unreadable."""
+    """Return corpus_size of a files source, by its first file, which stands for all; None where that is unreadable."""
     from sbp_assets.corpus.errors import CorpusError
     from sbp_assets.corpus.readers import Document, Fields, cut_at_word, read_rows
     from sbp_assets.corpus.source_files import Root
@@ -163,7 +163,7 @@ def _files_size(corpus: Corpus, source: FilesSource) -> tuple[int, int, str] | N
 
 
 def plan(settings: Settings, assets: Mapping[str, int]) -> Plan:
-    """Plan of `settings`. assets: number of partitions by asset key, as the caller reads it from its Definitions."""
+    """Return the plan of `settings`; `assets` is the number of partitions by asset key, as the definitions have it."""
     experiment = settings.experiment
     tokenizer = experiment.corpus.tokenizer
     vocab_size = NAMED_VOCABULARY if tokenizer.name else tokenizer.vocab_size
@@ -248,7 +248,7 @@ def _work(name: str, tokens: float, flops: float, mfu: float) -> Work:
 
 
 def render(plan: Plan) -> str:
-    """The plan as plain text for a terminal."""
+    """Return the plan as plain text for a terminal."""
     lines = [
         f"profile {plan.profile}: {plan.shards:,} shards, {plan.seeds} training seed{'s' * (plan.seeds != 1)}",
         f"model: {_si(plan.parameters)} parameters ({plan.parameters:,}) with a vocabulary of {plan.vocab_size:,}; "
@@ -294,7 +294,7 @@ def render(plan: Plan) -> str:
 
 
 def _si(value: float, unit: str = "") -> str:
-    """Three digits, a decimal prefix and the unit: 8.4 M, 80, 3.2 kB."""
+    """Return three digits, a decimal prefix and the unit: 8.4 M, 80, 3.2 kB."""
     prefixes = ("", "k", "M", "G", "T", "P", "E", "Z")
     for prefix in prefixes:
         if abs(value) < 999.5 or prefix == prefixes[-1]:

@@ -12,7 +12,7 @@ import typer
 from sbp_assets.cli.profile import DIRECTORIES, ENV_PROFILE, OF_THE_PROFILE, Profile, activate, other_profile_of_shell
 from sbp_assets.instance.branch import branch_environment, branch_of, overrides
 from sbp_assets.instance.home import dagster_environment
-from sbp_assets.instance.storage import DRIVER, POSTGRES_URL, schema
+from sbp_assets.instance.storage import DRIVER, POSTGRES_URL, schema_name
 from sbp_assets.settings import load_settings, variable
 
 
@@ -42,7 +42,7 @@ def env(
     variables |= {name: value for name, value in os.environ.items() if name.startswith("SBP_") and "__" in name}
     variables |= {variable("deployment", key): getattr(settings.deployment, key) for key in DIRECTORIES}
     if os.environ.get(POSTGRES_URL):
-        variables[variable("deployment", "postgres_schema")] = schema(settings)
+        variables[variable("deployment", "postgres_schema")] = schema_name(settings)
     for name in sorted(left - variables.keys()):
         typer.echo(f"unset {name}")
     for name, value in variables.items():

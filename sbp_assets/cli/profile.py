@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from sbp_assets.cli.errors import CommandError
-from sbp_assets.instance.home import activate as activate_instance
-from sbp_assets.instance.home import portable_profile
-from sbp_assets.instance.storage import prepare
+from sbp_assets.instance.home import activate_instance, portable_profile
+from sbp_assets.instance.storage import prepare_instance
 from sbp_assets.settings import DEFAULT_PROFILE, Settings, load_settings, variable
 
 Profile = Annotated[
@@ -41,7 +40,7 @@ def activate(profile: str | None, instance: bool = True) -> Settings:
     settings = load_settings()
     activate_instance(settings)
     if instance:
-        prepare(settings)
+        prepare_instance(settings)
     return settings
 
 

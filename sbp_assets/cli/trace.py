@@ -10,7 +10,7 @@ import typer
 
 from sbp_assets.cli.errors import FAILED, CommandError
 from sbp_assets.cli.profile import Profile, activate, profile_name
-from sbp_assets.instance.storage import exists
+from sbp_assets.instance.storage import instance_exists
 
 
 def trace(
@@ -41,7 +41,7 @@ def trace(
 
     deployment, defs = settings.deployment, build_definitions(settings)
     with ExitStack() as stack:
-        there = exists(settings)  # an instance that is not there is not created by looking
+        there = instance_exists(settings)  # an instance that is not there is not created by looking
         instance = stack.enter_context(dg.DagsterInstance.get()) if there else None
         store = Store(
             deployment.data_dir,

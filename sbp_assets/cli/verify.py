@@ -10,7 +10,7 @@ import typer
 from sbp_assets.cli.errors import FAILED, CommandError, refused_on
 from sbp_assets.cli.profile import Profile, activate, command_line
 from sbp_assets.cli.progress import tracked
-from sbp_assets.instance.storage import exclusive_instance, exists, prepare
+from sbp_assets.instance.storage import exclusive_instance, instance_exists
 
 
 def verify(
@@ -28,9 +28,8 @@ def verify(
         f"{', '.join(steps or ['any step'])} in {deployment.data_dir}. Are these the right directories? "
         f"`{command_line('run')}` materialises what is missing"
     )
-    if not exists(settings):  # and none is created by looking
+    if not instance_exists(settings):  # and none is created by looking
         raise nothing
-    prepare(settings)
     import dagster as dg
 
     from sbp_assets.dagster_support.preview import printable

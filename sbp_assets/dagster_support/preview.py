@@ -14,15 +14,15 @@ _AUTOLINK = re.compile(r"(?i)(?:https?|ftp|mailto):|www(?=\.)|@")
 
 
 def printable(text: str) -> str:
-    """`text` without control characters, and without those that hide or reorder others; a space stands for each.
+    """Return `text` with a space for each control character and each that hides or reorders others.
 
-    So that a document neither steers a terminal nor shows other than it is. Line breaks go, too.
+    A document then neither steers a terminal nor shows other than it is. Line breaks become spaces, too.
     """
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def escape(text: str, max_chars: int = 300) -> str:
-    """One line of plain text, safe inside a markdown table cell, cut to `max_chars` characters."""
+    """Return `text` as one line that is safe inside a markdown table cell, cut to `max_chars` characters."""
     line = " ".join(printable(text).split())
     cut = line if len(line) <= max_chars else line[: max_chars - 1] + "…"
     # A zero-width space keeps GitHub-flavoured markdown from making links of bare addresses.
@@ -31,7 +31,7 @@ def escape(text: str, max_chars: int = 300) -> str:
 
 
 def table_preview(rows: pl.DataFrame, max_chars: int = 300) -> str:
-    """Markdown table of `rows` (take a head or a sample first); text cells are escaped and cut, nulls left empty."""
+    """Return `rows`, a head or a sample of a table, in markdown; text is escaped and cut, nulls are left empty."""
 
     def cell(value: Any) -> str:
         if value is None:

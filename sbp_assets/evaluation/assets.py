@@ -43,7 +43,7 @@ def configured_tasks(settings: Settings) -> list[str]:
 
 def concept_questions(settings: Settings) -> list[dict[str, str | int | list[str]]]:
     """Return the configured questions about the corpus' own facts; none where the ground truth is not known."""
-    count, source = settings.experiment.evaluation.concept_questions, settings.experiment.truth
+    count, source = settings.experiment.evaluation.concept_questions, settings.experiment.ground_truth
     return ConceptWorld(source).questions(count, seed=SEED) if count and source else []
 
 
@@ -85,7 +85,7 @@ def tasks(
             "tasks": len(written.tasks),
             **{f"{task.name}_documents": task.documents for task in written.tasks},
             **progress.metadata(),
-            "tasks_not_made": list(written.problems),
+            "tasks_not_prepared": list(written.problems),
             "notes": list(written.notes),
             "preview": dg.MetadataValue.md((directory / README).read_text(encoding="utf-8")),
         },

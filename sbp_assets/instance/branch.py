@@ -27,12 +27,12 @@ RECORD = "branch.json"  # the settings that the branch changes
 
 
 def overrides(changes: Mapping[str, Any]) -> dict[str, str]:
-    """Environment variables that set the experiment's settings `changes`, {dotted key: value}."""
+    """Return the environment variables that set the experiment's settings `changes`, {dotted key: value}."""
     return {variable("experiment", *key.split(".")): as_text(value) for key, value in changes.items()}
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, str]:
-    """{dotted key: text} of `key=text` arguments; a text is read as an environment variable's is.
+    """Return {dotted key: text} of `key=text` arguments; a text is read as an environment variable's is.
 
     Raises SettingsError where an argument has no key or no equals sign.
     """
@@ -95,7 +95,10 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
 
 
 def branch_environment(settings: Settings, name: str) -> dict[str, str]:
-    """Environment variables under which every command acts on branch `name`; raises SettingsError where it is none."""
+    """Return the environment variables of branch `name`, under which every command acts on it.
+
+    Raises SettingsError where there is no such branch.
+    """
     home = _home(settings, name)
     if not home.exists():
         known = sorted(path.name for path in home.parent.glob("[!.]*")) if home.parent.is_dir() else []
@@ -119,7 +122,7 @@ def run_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> Pat
 
 
 def _changed(changes: Mapping[str, Any]) -> Experiment:
-    """The profile's experiment with `changes`; SettingsError where they are impossible."""
+    """Return the profile's experiment with `changes`; raise SettingsError where they are impossible."""
     try:
         return load_settings(environ={**os.environ, **overrides(changes)}).experiment
     except SettingsError as error:

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sbp_assets.instance.storage import POSTGRES_URL, schema, with_driver
+from sbp_assets.instance.storage import POSTGRES_URL, schema_name, with_driver
 from sbp_assets.settings import Settings, SettingsError
 
 
 def project_file(name: str) -> Path:
-    """Path of the file `name` at the top of the project; in a wheel, of the copy that the build put into the package.
+    """Return the path of the file `name` at the top of the project, in a wheel that of its copy in the package.
 
     Raises SettingsError where the installation has no such file.
     """
@@ -30,7 +30,7 @@ def portable_profile(name: str) -> str:
 
 
 def dagster_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment variables under which Dagster's own commands use this profile's instance; none is a secret.
+    """Return the environment variables under which Dagster's own commands use this profile's instance; none is secret.
 
     `environ` is the process's environment unless another is given. Raises SettingsError where the installation lacks
     one of the files that the variables name.
@@ -51,11 +51,11 @@ def dagster_environment(settings: Settings, environ: Mapping[str, str] | None = 
     if environ.get(POSTGRES_URL):
         # Read by libpq itself; Dagster's tables have no schema in their names, so they are looked for here.
         others = re.sub(r"\s*-c search_path=\S+", "", environ.get("PGOPTIONS", ""))
-        variables["PGOPTIONS"] = f"{others} -c search_path={schema(settings)}".strip()
+        variables["PGOPTIONS"] = f"{others} -c search_path={schema_name(settings)}".strip()
     return variables
 
 
-def activate(settings: Settings) -> None:
+def activate_instance(settings: Settings) -> None:
     """Put the variables that Dagster reads into this process's environment.
 
     They replace what is there: left over from another profile's `sbp env`, it would mix the runs of two experiments.

@@ -29,7 +29,7 @@ _WRONG = (  # never with its value
 
 
 def with_driver(url: str) -> str:
-    """`url` with the driver that dagster-postgres is written for; SQLAlchemy 2.1 takes another by default.
+    """Return `url` with the driver that dagster-postgres is written for; SQLAlchemy 2.1 takes another by default.
 
     Raises SettingsError where `url` is no URL of a PostgreSQL database.
     """
@@ -39,15 +39,15 @@ def with_driver(url: str) -> str:
     return f"{DRIVER}:{rest}"
 
 
-def schema(settings: Settings) -> str:
-    """Name of the PostgreSQL schema that belongs to this profile's artifact store, the same on every machine."""
+def schema_name(settings: Settings) -> str:
+    """Return the name of the PostgreSQL schema of this profile's artifact store, the same on every machine."""
     if settings.deployment.postgres_schema:
         return settings.deployment.postgres_schema
     store = hashlib.sha256(settings.deployment.data_dir.encode()).hexdigest()[:8]
     return f"sbp_{re.sub(r'[^a-z0-9_]', '_', settings.profile.lower())[:40]}_{store}"
 
 
-def prepare(settings: Settings) -> None:
+def prepare_instance(settings: Settings) -> None:
     """Create what the instance needs and does not create itself: its folder, and its schema in PostgreSQL.
 
     Raises SettingsError where the database cannot be used.
@@ -58,32 +58,32 @@ def prepare(settings: Settings) -> None:
         from sqlalchemy.schema import CreateSchema
 
         with _database() as connection:
-            if _has_schema(connection, schema(settings)):
+            if _has_schema(connection, schema_name(settings)):
                 return
             try:
-                connection.execute(CreateSchema(schema(settings), if_not_exists=True))
+                connection.execute(CreateSchema(schema_name(settings), if_not_exists=True))
             except ProgrammingError as error:
-                if not _has_schema(connection, schema(settings)):  # otherwise another process was faster
+                if not _has_schema(connection, schema_name(settings)):  # otherwise another process was faster
                     raise SettingsError(
                         f"${POSTGRES_URL}: {str(error.orig).strip()}. Let someone who may run, in that database: "
-                        f"CREATE SCHEMA {schema(settings)} AUTHORIZATION the user of the URL"
+                        f"CREATE SCHEMA {schema_name(settings)} AUTHORIZATION the user of the URL"
                     ) from None
 
 
-def exists(settings: Settings) -> bool:
-    """Whether the profile has an instance; raises SettingsError where the database cannot be used."""
+def instance_exists(settings: Settings) -> bool:
+    """Return whether the profile has an instance; raise SettingsError where the database cannot be used."""
     if os.environ.get(POSTGRES_URL):
         with _database() as connection:
-            return _has_schema(connection, schema(settings))
+            return _has_schema(connection, schema_name(settings))
     return Path(settings.deployment.instance_dir).is_dir()
 
 
 @contextmanager
 def exclusive_instance(settings: Settings, what: str) -> Iterator[None]:
-    """Context manager that holds the instance while the caller is doing `what`, a phrase for the others' message.
+    """Hold the instance for the block, which does `what`, a phrase for the others' message.
 
-    Raises RuntimeError if another process holds it, on whatever machine; SettingsError where the database cannot be
-    used.
+    Raises RuntimeError where another process holds it, on whatever machine, and SettingsError where the database cannot
+    be used.
     """
     with exclusive(Path(settings.deployment.instance_dir), what):
         if not os.environ.get(POSTGRES_URL):
@@ -93,9 +93,11 @@ def exclusive_instance(settings: Settings, what: str) -> Iterator[None]:
 
         with _database() as connection:
             # Held by the connection: it ends with the process.
-            if not connection.scalar(select(func.pg_try_advisory_lock(func.hashtextextended(schema(settings), 0)))):
+            if not connection.scalar(
+                select(func.pg_try_advisory_lock(func.hashtextextended(schema_name(settings), 0)))
+            ):
                 raise RuntimeError(
-                    f"a process on another machine is at work in schema {schema(settings)} of the database; "
+                    f"a process on another machine is at work in schema {schema_name(settings)} of the database; "
                     "wait for it or stop it"
                 )
             yield

@@ -22,8 +22,8 @@ EVENTS_PER_QUERY = 500
 Partition = str | None  # None: the whole of an unpartitioned asset
 
 
-class InstanceFacts:
-    """What events of one instance say, by asset or check, then partition, with the event's id."""
+class KnownEvents:
+    """What the events read so far of one instance say, by asset or check, then partition, with the event's id."""
 
     def __init__(self) -> None:
         self.provenance: defaultdict[dg.AssetKey, dict[Partition, tuple[int, dg.DataProvenance | None]]]
@@ -40,9 +40,9 @@ class StalenessCache:
     """
 
     def __init__(self) -> None:
-        self._by_storage: defaultdict[str, InstanceFacts] = defaultdict(InstanceFacts)
+        self._by_storage: defaultdict[str, KnownEvents] = defaultdict(KnownEvents)
 
-    def facts(self, instance: dg.DagsterInstance) -> InstanceFacts:
+    def known_events(self, instance: dg.DagsterInstance) -> KnownEvents:
         """Return what is known of `instance`, which the id of its SQL storage identifies."""
         storage: Any = instance.run_storage
         return self._by_storage[storage.get_run_storage_id()]
@@ -56,10 +56,10 @@ class LatestMaterialisations:
         instance: dg.DagsterInstance,
         key: dg.AssetKey,
         partitions: dg.PartitionsDefinition | None,
-        facts: InstanceFacts,
+        known: KnownEvents,
     ) -> None:
         self._instance, self._key, self._definition = instance, key, partitions
-        self._provenance = facts.provenance[key]
+        self._provenance = known.provenance[key]
         self._row_versions: dict[int, Mapping[str, str] | None] = {}
         self._all: tuple[str, ...] | None = None
         self.storage_ids: Mapping[Partition, int] = {}

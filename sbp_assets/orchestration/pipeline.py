@@ -50,7 +50,7 @@ class Step:
 
     @cached_property
     def job(self) -> dg.UnresolvedAssetJobDefinition:
-        """The Dagster job; it runs in one process, so that an engine loaded for one asset serves the next."""
+        """Return the Dagster job, which runs in one process: an engine loaded for one asset serves the next."""
         return dg.define_asset_job(
             self.name,
             selection=dg.AssetSelection.assets(*self.keys),

@@ -22,16 +22,16 @@ class LocalRunLauncher(dg.DefaultRunLauncher):
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """Asks run monitoring to call check_run_worker_health."""
+        """Return True: run monitoring is to call check_run_worker_health."""
         return True
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        """Launch, and note on which host."""
+        """Launch the run of `context`, and tag it with the name of this host."""
         self._instance.add_run_tags(context.dagster_run.run_id, {HOST_TAG: platform.node()})
         super().launch_run(context)
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """FAILED where the run is of this host and its process is gone, RUNNING otherwise."""
+        """Return FAILED where the run is of this host and its process is gone, and RUNNING otherwise."""
         if run.tags.get(HOST_TAG) != platform.node():
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not a run of this host: nothing is known about it")
         events = self._instance.event_log_storage.get_logs_for_run(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)

@@ -40,7 +40,7 @@ class Staleness:
         self, graph: BaseAssetGraph, instance: dg.DagsterInstance, cache: StalenessCache | None = None
     ) -> None:
         self.graph, self.instance = graph, instance
-        self._facts = (cache or StalenessCache()).facts(instance)
+        self._known = (cache or StalenessCache()).known_events(instance)
         self._pending: dict[dg.AssetKey, dict[Partition, PartitionStatus]] = {}
         self._materialisations: dict[dg.AssetKey, LatestMaterialisations] = {}
         self._checks: dict[dg.AssetKey, dict[Partition, dict[dg.AssetCheckKey, AssetCheckPartitionInfo]]] = {}
@@ -107,7 +107,7 @@ class Staleness:
     def _latest(self, key: dg.AssetKey) -> LatestMaterialisations:
         if key not in self._materialisations:
             partitions = self.graph.get(key).partitions_def
-            self._materialisations[key] = LatestMaterialisations(self.instance, key, partitions, self._facts)
+            self._materialisations[key] = LatestMaterialisations(self.instance, key, partitions, self._known)
         return self._materialisations[key]
 
     def _materialisation_status(self, key: dg.AssetKey, partition: Partition) -> PartitionStatus:
@@ -173,7 +173,7 @@ class Staleness:
         return self._checks[key].get(partition, {})
 
     def _check_status(self, key: dg.AssetKey, partition: Partition) -> PartitionStatus:
-        """The check that matters most: blocking ones first, and what has failed before what crashed.
+        """Return the status of the check that matters most: blocking ones first, what has failed before what crashed.
 
         Of a lost artifact most checks crash.
         """
@@ -205,7 +205,7 @@ class Staleness:
 
     def _only_warns(self, check: dg.AssetCheckKey, partition: Partition, event: int) -> bool:
         """Whether the failure that `event` records is a warning: that is in the evaluation alone, read once."""
-        known = self._facts.warns[check]
+        known = self._known.warns[check]
         if known.get(partition, (0, False))[0] != event:
             record: AssetCheckExecutionRecord | None = (
                 self.instance.event_log_storage.get_latest_asset_check_execution_by_key(

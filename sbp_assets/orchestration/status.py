@@ -29,17 +29,17 @@ class PartitionStatus:
 
     @property
     def is_pending(self) -> bool:
-        """Whether anything is to be done, be it only to run a check."""
+        """Return whether anything is to be done, be it only to run a check."""
         return self.status is not Status.FRESH
 
     @property
     def needs_materialisation(self) -> bool:
-        """Whether the partition is to be materialised; what is only unchecked needs no more than its checks run."""
+        """Return whether the partition is to be materialised; what is only unchecked needs its checks run, no more."""
         return self.status not in (Status.FRESH, Status.UNCHECKED)
 
     @property
     def is_stale(self) -> bool:
-        """Whether the partition was materialised by other code or settings, or from other inputs."""
+        """Return whether the partition was materialised by other code or settings, or from other inputs."""
         return self.status in (Status.CODE_CHANGED, Status.INPUT_CHANGED)
 
     def describe(self) -> str:

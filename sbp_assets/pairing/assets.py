@@ -10,7 +10,7 @@ from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
-from sbp_assets.pairing import truth
+from sbp_assets.pairing import ground_truth
 from sbp_assets.pairing.embed import EMBEDDING_COLUMNS, Embedder, embed, embeddings_frame, vectors_of
 from sbp_assets.pairing.filter import PAIR_COLUMNS, filter_pairs, histogram, histogram_markdown, texts_of
 from sbp_assets.pairing.index import INDEX_COLUMNS, build_index, write_index
@@ -191,7 +191,7 @@ def neighbor_pairs(
             "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
         },
         code_version=settings.experiment.version("1", "truth", "pairing.max_pairs_per_document"),
-        metadata=column_metadata(truth.PAIR_TRUTH_COLUMNS),
+        metadata=column_metadata(ground_truth.PAIR_TRUTH_COLUMNS),
     )
 )
 def pair_truth(
@@ -201,16 +201,16 @@ def pair_truth(
 
     It is empty for every source but `concepts`, the only one whose ground truth is known.
     """
-    concepts = settings.experiment.truth
+    concepts = settings.experiment.ground_truth
     with Progress("pair_truth", "shards", len(neighbor_pairs)) as progress:
         if concepts:
             cap = settings.experiment.pairing.max_pairs_per_document
-            table = truth.pair_truth(neighbor_pairs, documents, ConceptWorld(concepts), cap)
+            table = ground_truth.pair_truth(neighbor_pairs, documents, ConceptWorld(concepts), cap)
         else:
-            table = pl.DataFrame(schema=truth.PAIR_TRUTH_SCHEMA)
+            table = pl.DataFrame(schema=ground_truth.PAIR_TRUTH_SCHEMA)
         progress.advance(len(neighbor_pairs))
-    overall = table.filter(shard=truth.OVERALL).select(list(truth.SHARES)).to_dicts()
-    definitions = "\n".join(f"- **{name}**: {text}" for name, text in truth.DEFINITIONS.items())
+    overall = table.filter(shard=ground_truth.OVERALL).select(list(ground_truth.SHARES)).to_dicts()
+    definitions = "\n".join(f"- **{name}**: {text}" for name, text in ground_truth.DEFINITIONS.items())
     metadata: dict[str, dg.RawMetadataValue] = {
         "dagster/row_count": len(table),
         **{name: value for row in overall for name, value in row.items() if value is not None},

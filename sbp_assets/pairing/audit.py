@@ -31,12 +31,15 @@ SIMILARITY_TOLERANCE = 0.02
 EMBEDDED_SAMPLE = 8
 PAIRS_SAMPLE, PAIRS_SHARDS = 100, 8
 
-# Whether the property that a function names in its docstring holds, and the metadata of the check.
+# Whether the property that a function's docstring names holds, and the metadata of the check.
 Result = tuple[bool, dict[str, int | float | str]]
 
 
 def check_embeddings(embeddings: pl.DataFrame, document_ids: pl.Series) -> Result:
-    """Every vector is finite and of unit length, and each document of D in the shard has exactly one."""
+    """Return whether all vectors are finite and of unit length, and each document of D in the shard has exactly one.
+
+    `embeddings` has EMBEDDING_COLUMNS; `document_ids` are the ids of those documents.
+    """
     vectors = vectors_of(embeddings)
     norms = np.linalg.norm(vectors, axis=1)
     wrong = ~(np.abs(norms - 1) <= NORM_TOLERANCE)  # also true of NaN
@@ -56,7 +59,10 @@ def check_embeddings(embeddings: pl.DataFrame, document_ids: pl.Series) -> Resul
 def check_texts(
     embeddings: pl.DataFrame, documents: pl.LazyFrame, engine: Engine, settings: Pairing, batch_size: int
 ) -> Result:
-    """A sample of vectors, computed again from their documents' texts, has the stored directions."""
+    """Return whether a sample of vectors, computed again from their documents' texts, has the stored directions.
+
+    Raises ValueError where the model returns a vector without direction.
+    """
     sample = embeddings.sample(min(EMBEDDED_SAMPLE, len(embeddings)), seed=0)
     texts = texts_of(sample["id"], documents)
     sample = sample.filter(pl.col("id").is_in(list(texts)))
@@ -75,7 +81,7 @@ def check_texts(
 
 
 def check_index(directory: Path, embeddings: pl.DataFrame, nprobe: int) -> Result:
-    """The index has the ids of the embeddings, in order, and the nearest key of a document is itself."""
+    """Return whether the index has the ids of the embeddings, in order, and a document's nearest key is itself."""
     key = KeyShard.load(directory, nprobe)
     same = key.ids.equals(embeddings["id"])
     found = self_recall(key.index, vectors_of(embeddings), SELF_RECALL_SAMPLE) if same else 0.0
@@ -90,9 +96,10 @@ def check_index(directory: Path, embeddings: pl.DataFrame, nprobe: int) -> Resul
 def check_candidates(
     candidates: pl.DataFrame, queries: pl.DataFrame, embeddings: Mapping[str, pl.LazyFrame], k: int
 ) -> Result:
-    """Ranks are 1 … k, no document is its own neighbour, ids are known, and similarities fall with the rank.
+    """Return whether ranks are 1 … k, none is its own neighbour, ids are known, and similarities fall with the rank.
 
-    On a sample, recall@k and similarities are compared with those of exact search.
+    On a sample, recall@k and similarities are compared with those of exact search. `embeddings` are tables by shard,
+    `queries` that of the candidates' own shard.
     """
     ranks = candidates.group_by("query_id").agg(n=pl.len(), ranks=pl.col("rank").sort())
     total = sum(frame.select(pl.len()).collect().item() for frame in embeddings.values())
@@ -140,7 +147,7 @@ def check_candidates(
 
 
 def check_pairs(pairs: pl.DataFrame, documents: Mapping[str, pl.LazyFrame], shard: str, settings: Pairing) -> Result:
-    """Similarities and shared shingles are within bounds, pairs are distinct and of D, and both caps are kept."""
+    """Return whether similarities and shared shingles are in bounds, pairs distinct and of D, and both caps kept."""
     cap = settings.max_pairs_per_document
     outside = pairs.filter(~pl.col("similarity").is_between(settings.min_similarity, settings.max_similarity))
     copies = pairs.filter(pl.col("shared_shingles") > settings.max_shared_shingles)
@@ -178,7 +185,10 @@ def check_origin(
     shard: str,
     settings: Pairing,
 ) -> Result:
-    """A sample of pairs, with d2 in a few shards, are candidates of their similarity and share what they state."""
+    """Return whether a sample of pairs, with d2 in a few shards, are candidates and have the stated figures.
+
+    The figures, similarity and shared shingles, are those of the candidates and of the documents' texts.
+    """
     others = pairs["d2_shard"].unique().sort()
     few = others.sample(min(PAIRS_SHARDS, len(others)), seed=0)
     sample = pairs.filter(pl.col("d2_shard").is_in(few.implode()))

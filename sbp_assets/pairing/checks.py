@@ -10,7 +10,7 @@ from sbp_assets.dagster_support.check_results import check_result, problems_resu
 from sbp_assets.dagster_support.partitions import shard_check, shards
 from sbp_assets.pairing import audit
 from sbp_assets.pairing.embed import Embedder
-from sbp_assets.pairing.truth import not_above_chance, truth_problems
+from sbp_assets.pairing.ground_truth import not_above_chance, truth_problems
 from sbp_assets.settings import Settings
 from sbp_assets.storage.checks import all_partitions
 from sbp_assets.storage.io_managers import ParquetIOManager

@@ -19,9 +19,13 @@ FOLDED = ("state", "task", "metric", "at steps")
 
 def show(trace: Trace, console: Console) -> None:
     """Print one trace."""
-    {"document": _document, "synthesis": _synthetic_document, "pair": _pair, "score": _score, "artifact": _artifact}[
-        trace["kind"]
-    ](trace, console)
+    {
+        "document": _document,
+        "synthetic_document": _synthetic_document,
+        "pair": _pair,
+        "score": _score,
+        "artifact": _artifact,
+    }[trace["kind"]](trace, console)
     _records(trace, console)
 
 
@@ -47,7 +51,9 @@ def _document(trace: Trace, console: Console) -> None:
     if trace["split"] == "unique":
         _pairs(console, "Pairs with it as seed (d1)", trace["pairs_as_seed"])
         _pairs(console, "Pairs with it as related document (d2)", trace["pairs_as_related"])
-        rows = [(row["id"], row["rollout"], row["n_tokens"], row["finish_reason"]) for row in trace["syntheses"]]
+        rows = [
+            (row["id"], row["rollout"], row["n_tokens"], row["finish_reason"]) for row in trace["synthetic_documents"]
+        ]
         _table(console, "Synthetic documents from it", ("id", "rollout", "tokens", "finish"), rows)
     _readers(console, trace["readers"])
 
@@ -82,7 +88,7 @@ def _pair(trace: Trace, console: Console) -> None:
     ]
     _table(console, "Nearest neighbours it comes from", ("document", "neighbour", "rank", "similarity"), rows)
     _fact(console, "tuning", _tuning(trace["tuning"]))
-    _fact(console, "synthetic of d1", f"{trace['syntheses_of_d1']:,}")
+    _fact(console, "synthetic of d1", f"{trace['synthetic_documents_of_d1']:,}")
 
 
 def _score(trace: Trace, console: Console) -> None:
@@ -154,7 +160,7 @@ def _records(trace: Trace, console: Console) -> None:
 
 
 def _record_table(console: Console, title: str, records: Sequence[dict[str, Any]]) -> None:
-    """One line per artifact; partitions of one asset in one state are counted together."""
+    """Print one line per artifact; partitions of one asset in one state are counted together."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for record in records:
         groups.setdefault((record["asset"], record["state"], "; ".join(record["reasons"])), []).append(record)

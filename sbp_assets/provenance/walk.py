@@ -87,7 +87,7 @@ class _Walk:
                 ),
                 "pairs_as_seed": self._pairs("d1", name, shard),
                 "pairs_as_related": self._pairs("d2", name),
-                "syntheses": self.lookup.rows(
+                "synthetic_documents": self.lookup.rows(
                     SYNTHETIC_DOCUMENTS,
                     "select id, rollout, n_tokens, finish_reason from rows where seed_id = ? order by rollout",
                     [name],
@@ -114,7 +114,7 @@ class _Walk:
             model, partition = self.lookup.sampled_model()
             now = self.lookup.record(model, partition)["data_version"]
             yield {
-                "kind": "synthesis",
+                "kind": "synthetic_document",
                 "engine": None,  # of a shard from before it was recorded
                 **row,
                 "shard": shard,
@@ -168,7 +168,7 @@ class _Walk:
                     [d1, d2, d2, d1],
                 ),
                 "tuning": self.reads.example(name),
-                "syntheses_of_d1": self.lookup.count(SYNTHETIC_DOCUMENTS, "seed_id = ?", [d1], shard),
+                "synthetic_documents_of_d1": self.lookup.count(SYNTHETIC_DOCUMENTS, "seed_id = ?", [d1], shard),
                 **self.lookup.passed(
                     [MANIFEST, DOCUMENTS, CANDIDATES, PAIRS, EXAMPLES, self.lookup.sampled_model()[0]],
                     [shard, related["shard"]],

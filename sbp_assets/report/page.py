@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from sbp_assets.evaluation.comparison import AGAINST, seed_count
 from sbp_assets.evaluation.comparison_table import BASELINE_NAMES
-from sbp_assets.pairing.truth import DEFINITIONS as PAIR_DEFINITIONS
-from sbp_assets.pairing.truth import OVERALL
+from sbp_assets.pairing.ground_truth import DEFINITIONS as PAIR_DEFINITIONS
+from sbp_assets.pairing.ground_truth import OVERALL
 from sbp_assets.report import findings, tables
 from sbp_assets.report.dynamics import svg
 from sbp_assets.report.formatting import excerpt, percent, publishable, quantity

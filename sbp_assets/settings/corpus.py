@@ -140,7 +140,8 @@ class Corpus(Section):
     tokenizer: Tokenizer = Field(Tokenizer(), description="Tokenizer of all models.")
     expected_unique_tokens: PositiveInt | None = Field(
         None,
-        description="Tokens that D is expected to hold; null: unknown. For `sbp plan` alone; it enters no version.",
+        description="Tokens that D is expected to hold; null: unknown. For `sbp plan` alone: it enters no version but "
+        "the report's, which prints all settings.",
     )
     expected_unique_documents: PositiveInt | None = Field(
         None,

@@ -40,17 +40,17 @@ OTHER_VARIABLES = {
 
 
 def variable(*path: str) -> str:
-    """Name of the environment variable that sets the setting at `path`, e.g. ("experiment", "corpus", "shards")."""
+    """Return the environment variable that sets the setting at `path`, e.g. ("experiment", "corpus", "shards")."""
     return ENV_PREFIX + ENV_SEPARATOR.join(path).upper()
 
 
 def as_text(value: Any) -> str:
-    """Text of an environment variable that is read back as `value`, for a setting of that value's type."""
+    """Return the text of an environment variable that is read back as `value`, for a setting of that value's type."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def setting_types(section: type[BaseModel], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[Any]]:
-    """Every setting of `section` and of the sections in it: {path: the types that its value may have}.
+    """Return every setting of `section` and of the sections in it: {path: the types that its value may have}.
 
     Where a section is one of several kinds (`corpus.source`), the settings of all kinds are included.
     """
@@ -98,7 +98,7 @@ def apply_environment(values: dict[str, Any], environ: Mapping[str, str], settin
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """The one of the `known` variables that `name` was probably meant to be."""
+    """Return the one of the `known` variables that `name` was probably meant to be."""
     # One whose last part is the same comes first: mostly it is the section that was forgotten or mistaken.
     last = name.removeprefix(ENV_PREFIX).split(ENV_SEPARATOR)[-1]
     same = [other for other in known if other.endswith((ENV_PREFIX + last, ENV_SEPARATOR + last))]
@@ -106,7 +106,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _read(text: str, types: list[Any]) -> Any:
-    """Value of a variable for a setting of one of `types`; ValueError where it has to be JSON and is not."""
+    """Return a variable's value for a setting of one of `types`; raise ValueError where it must be JSON and is not."""
     if text == "null" and NoneType in types:
         return None
     if any(_is_section(kind) or get_origin(kind) in (tuple, list, dict) for kind in types):
@@ -119,7 +119,7 @@ def _is_section(kind: Any) -> bool:
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """Types of a union, without the metadata that Annotated adds."""
+    """Yield the types of a union, without the metadata that Annotated adds."""
     if get_origin(annotation) is Annotated:
         yield from _alternatives(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):

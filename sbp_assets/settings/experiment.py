@@ -70,14 +70,14 @@ class Model(Section):
         return self
 
     def parameters(self, vocab_size: int) -> int:
-        """Trainable parameters of the model with this vocabulary; equals the built model's count (tested)."""
+        """Return the number of trainable parameters of the built model with a vocabulary of `vocab_size` tokens."""
         attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads) + 2 * self.head_dim
         layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
         embeddings = vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         return self.layers * layer + embeddings + self.hidden_size
 
     def flops_per_token(self, vocab_size: int) -> float:
-        """Training FLOPs per token: 6 per matmul parameter plus attention (PaLM, appendix B)."""
+        """Return the training FLOPs per token: 6 per matmul parameter plus attention (PaLM, appendix B)."""
         matmul = self.parameters(vocab_size) - (0 if self.tie_embeddings else vocab_size * self.hidden_size)
         return 6 * matmul + 12 * self.layers * self.heads * self.head_dim * self.context_length
 
@@ -252,41 +252,48 @@ class Experiment(Section):
 
     @property
     def max_document_tokens(self) -> int:
-        """Tokens of d1 and of d2 that a tuning example or a prompt may hold, without special tokens."""
+        """Return the tokens of d1 and of d2 that a tuning example or a prompt may hold, without special tokens."""
         return self.synthesizer.max_document_tokens or (self.model.context_length - 3) // 2
 
     @property
     def pair_tokens(self) -> int:
-        """Tokens of the longest tuning example: <bos> d1 <related> d2 <eos>."""
+        """Return the tokens of the longest tuning example: <bos> d1 <related> d2 <eos>."""
         return 2 * self.max_document_tokens + 3
 
     @cached_property
     def shard_keys(self) -> list[str]:
-        """Partition keys of the corpus shards: '00000', '00001', …"""
+        """Return the partition keys of the corpus shards: '00000', '00001', …"""
         return [f"{shard:05d}" for shard in range(self.corpus.shards)]
 
     @property
-    def truth(self) -> ConceptsSource | None:
-        """The source where it comes with the ground truth of every sentence; None for all other sources."""
+    def ground_truth(self) -> ConceptsSource | None:
+        """Return the source where it comes with the ground truth of every sentence; None for all other sources."""
         return self.corpus.source if isinstance(self.corpus.source, ConceptsSource) else None
 
     @property
+    def truth(self) -> ConceptsSource | None:
+        """Return `ground_truth`, under the key by which code versions name it."""
+        # A code version is a digest of keys and values. With another key, tasks, pair_truth, quality and
+        # posterior_predictive would be stale in every finished store.
+        return self.ground_truth
+
+    @property
     def conditional(self) -> bool:
-        """Whether synthetic documents are conditioned on a seed document, as in SBP; False for the placebo."""
+        """Return whether synthetic documents are conditioned on a seed document, as in SBP; False for the placebo."""
         return self.synthesis.condition == "seed"
 
     @property
     def first_seed(self) -> int:
-        """The training seed whose baseline the synthesizer starts from."""
+        """Return the training seed whose baseline the synthesizer starts from."""
         return self.pretraining.seeds[0]
 
     @cached_property
     def seed_keys(self) -> list[str]:
-        """Partition keys of the training seeds: '0', …"""
+        """Return the partition keys of the training seeds: '0', …"""
         return [str(seed) for seed in self.pretraining.seeds]
 
     def version(self, code: str, *keys: str) -> str:
-        """Code version of an asset: its own `code` revision and a digest of the settings `keys` it depends on.
+        """Return an asset's code version: its own `code` revision and a digest of the settings `keys` it depends on.
 
         Keys are dotted ('corpus.dedup'); a key that does not exist raises AttributeError.
         """

@@ -38,7 +38,7 @@ class Settings(Section):
 
 
 def profile_path(profile: str) -> Path:
-    """File of a profile that is given by its name or by its path; raises SettingsError, with the known names."""
+    """Return the file of a profile, given by name or path; raise SettingsError, with the known names, for others."""
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES_DIR / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES_DIR.glob("*.yaml")))
@@ -49,7 +49,7 @@ def profile_path(profile: str) -> Path:
 
 
 def load_settings(profile: str | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings of `profile` (default: $SBP_PROFILE, then 'demo') with the overrides of `environ` applied.
+    """Return the settings of `profile` (default: $SBP_PROFILE, then 'demo') with the overrides of `environ` applied.
 
     `environ` is the process's environment unless another is given; `sbp_assets.settings.environment` says how its
     values are read: `SBP_EXPERIMENT__PRETRAINING__REPETITIONS=4`. Raises SettingsError, whose message names every key
@@ -82,7 +82,7 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
 
 
 def _where(location: tuple[int | str, ...], environ: Mapping[str, str]) -> str:
-    """Dotted key of a validation error, and the environment variable that set it or could."""
+    """Return the dotted key of a validation error, and the environment variable that set it or could."""
     # The source's kind stands in the location as pydantic's tag of the union; it is no key of the profile.
     keys = [part for index, part in enumerate(location) if not (index and location[index - 1] == "source")]
     dotted = ".".join(map(str, keys))
@@ -95,14 +95,14 @@ def _where(location: tuple[int | str, ...], environ: Mapping[str, str]) -> str:
 
 
 def _reason(error: ErrorDetails) -> str:
-    """Why a value is wrong, without the value."""
+    """Return why a value is wrong, without the value."""
     if error["type"] == "union_tag_invalid":  # the one message of pydantic's that quotes it
         return f"{error['ctx']['discriminator']} is none of {error['ctx']['expected_tags']}"
     return error["msg"]
 
 
 def _fault(error: yaml.YAMLError) -> str:
-    """What is wrong and where, without the text that is: PyYAML's own message quotes it."""
+    """Return what is wrong and where, without the text that is: PyYAML's own message quotes it."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return type(error).__name__
     return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"

@@ -25,7 +25,7 @@ class Artifact(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the artifact, as in `sbp trace`: stage/name/partition."""
+        """Return the artifact's name, as in `sbp trace`: stage/name/partition."""
         return "/".join([*self.key.path, *filter(None, [self.partition])])
 
 

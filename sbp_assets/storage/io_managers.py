@@ -204,7 +204,7 @@ class ArtifactStore:
 
     @property
     def resources(self) -> dict[str, ArtifactIOManager]:
-        """The IO managers by resource key."""
+        """Return the IO managers by resource key."""
         return {"parquet": self.parquet, "directory": self.directory}
 
     def managers(self, io_manager_keys: Mapping[dg.AssetKey, str]) -> dict[dg.AssetKey, ArtifactIOManager]:

@@ -41,7 +41,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units per second since the start, without those that an earlier run had done."""
+        """Return the units per second since the start, without those that an earlier run had done."""
         return (self.done - self._resumed_at) / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, count: int = 1, note: str = "") -> None:

@@ -39,7 +39,7 @@ class TokenArrays:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per document, (documents,) int64."""
+        """Return the tokens per document, (documents,) int64."""
         return np.diff(self.offsets)
 
 

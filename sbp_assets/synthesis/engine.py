@@ -154,12 +154,12 @@ class Engines:
 
     @property
     def alive(self) -> bool:
-        """Whether the engines have not been stopped."""
+        """Return whether the engines have not been stopped."""
         return bool(self._pools)
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of the engines."""
+        """Return the process ids of the engines."""
         return list(self._pids)
 
     def stop(self) -> None:

@@ -77,7 +77,7 @@ def quality(
             samples[REAL],
             settings.experiment.corpus.dedup,
             settings.experiment.pairing.shingle_tokens,
-            ConceptWorld(settings.experiment.truth) if settings.experiment.truth else None,
+            ConceptWorld(settings.experiment.ground_truth) if settings.experiment.ground_truth else None,
             staging(settings.deployment.work_dir, "quality", context.partition_key),
             settings.deployment.memory_limit,
         )
@@ -236,7 +236,7 @@ def posterior_predictive(
     d1 states them, D does, or neither (nobody who read only D can know those), and by whether they are about d1's
     concept. There are no rows where the ground truth is not known.
     """
-    source, table = settings.experiment.truth, pl.DataFrame(schema=POSTERIOR_SCHEMA)
+    source, table = settings.experiment.ground_truth, pl.DataFrame(schema=POSTERIOR_SCHEMA)
     with Progress("posterior_predictive", "shards", len(tokens)) as progress:
         if source:
             table = posterior_over_shards(

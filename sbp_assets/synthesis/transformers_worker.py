@@ -206,7 +206,7 @@ class _Cache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by the attention layers: writes one token per row, returns all that the rows attend to."""
+        """Write one token per row and return all that the rows attend to; the attention layers call this."""
         used = len(self.places)
         keys, values = self.held[layer_idx]
         keys[self.rows[:used], :, self.places] = key_states[:, :, 0]
@@ -234,7 +234,7 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The library's attention, except that the one query of a head joins those that share its keys.
+    """Compute the library's attention, except that the one query of a head joins those that share its keys.
 
     Where there is a mask, the library copies all keys and values for each of these heads at every token: attention
     takes three to six times as long with two heads to a key.

@@ -24,7 +24,7 @@ class CheckpointMismatch(ValueError):
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines 'field: old → new' of the fingerprint fields that differ."""
+    """Return the fingerprint fields that differ, as lines 'field: old → new'."""
     fields = sorted(old.keys() | new.keys())
     return [f"{field}: {old.get(field)} → {new.get(field)}" for field in fields if old.get(field) != new.get(field)]
 
@@ -38,7 +38,7 @@ def save_checkpoint(work_dir: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load_checkpoint(work_dir: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
-    """Checkpoint in `work_dir`, None where there is none; CheckpointMismatch where it cannot be used."""
+    """Return the checkpoint in `work_dir`, None where there is none; raise CheckpointMismatch where it is unusable."""
     path = work_dir / _CHECKPOINT
     if not path.exists():
         return None
@@ -53,7 +53,7 @@ def load_checkpoint(work_dir: Path, fingerprint: dict[str, Any]) -> dict[str, An
 
 
 def finished(output_dir: Path, fingerprint: dict[str, Any]) -> bool:
-    """Whether `output_dir` is the finished model of this run. One of another run counts as absent and is replaced."""
+    """Return whether `output_dir` is the finished model of this run; one of another run counts as absent."""
     record = output_dir / RUN_RECORD
     if not record.exists():
         return False
@@ -64,7 +64,7 @@ def finished(output_dir: Path, fingerprint: dict[str, Any]) -> bool:
 
 
 def best_model(model: Path) -> Path:
-    """Directory of the weights of a trained baseline's lowest held-out loss: its own where those are the last."""
+    """Return the directory of a baseline's weights of lowest held-out loss: its own where those are the last."""
     best = model / BEST_DIRECTORY
     return best if best.is_dir() else model
 
@@ -90,7 +90,7 @@ def prune_best(work_dir: Path, step: int | None) -> None:
 
 
 def load_best(work_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    """The weights kept after `step`; CheckpointMismatch where they are missing or unreadable."""
+    """Return the weights kept after `step`; raise CheckpointMismatch where they are missing or unreadable."""
     path = _best(work_dir, step)
     if not path.exists():
         raise CheckpointMismatch(

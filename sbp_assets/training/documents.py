@@ -41,12 +41,12 @@ class Documents:
         return len(self.lengths)
 
     def read(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Tokens start:stop of a document."""
+        """Return tokens start:stop of a document, (stop - start,), in the integer type of its array."""
         offset = self._starts[document]
         return self._arrays[self._owner[document]].tokens[offset + start : offset + stop]
 
     def digest(self, vocab_size: int) -> str:
-        """SHA-256 of the arrays and the selection; ValueError where a token id is outside the vocabulary."""
+        """Return the SHA-256 of arrays and selection, in hex; raise ValueError for a token outside the vocabulary."""
         digest = hashlib.sha256()
         for arrays, selected in zip(self._arrays, self._selected, strict=True):
             digest.update(f"{arrays.tokens.dtype}{len(arrays.tokens)}".encode())

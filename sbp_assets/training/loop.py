@@ -68,13 +68,13 @@ class Trained:
 
 
 def train(spec: TrainingSpec, world: World) -> Trained | None:
-    """Train `spec`'s model, from its checkpoint where there is one; None where `output_dir` already holds it.
+    """Train the model of `spec`, from its checkpoint if any, and return it; None where `output_dir` already holds it.
 
-    After SIGTERM or SIGINT, as sent when a run is cancelled or the machine is reclaimed, it writes a checkpoint after
-    the step and raises TrainingEnded. To be called in the main thread.
+    Every process of the run must call this, in its main thread. After SIGTERM or SIGINT, as sent when a run is
+    cancelled or the machine is reclaimed, it writes a checkpoint after the step and raises TrainingEnded.
 
     Raises ValueError for data, tokenizers or initial models that do not fit, CheckpointMismatch for a checkpoint of
-    another run, TrainingDiverged where the loss is no longer finite. Every process must call this.
+    another run, and TrainingDiverged where the loss is no longer finite.
     """
     tokenizer = load_training_tokenizer(spec.tokenizer_dir)
     order = make_order(spec, cast(int, tokenizer.pad_token_id))
@@ -147,7 +147,7 @@ class _Run:
         )
 
     def _optimize(self, rate: float) -> tuple[float, float]:
-        """One optimizer step: loss per supervised token of the global batch, gradient norm before clipping."""
+        """Take an optimizer step; return its loss, nats per supervised token, and the gradient norm before clipping."""
         spec, rows_per_step = self.spec, self.spec.rows_per_step
         batch = self.order.rows(self.step * rows_per_step, (self.step + 1) * rows_per_step)
         self.tokens_read += batch.input_ids.size
@@ -228,7 +228,7 @@ class _Run:
             logger.info("%s: step %d/%d · held-out loss %.4f", self.spec.name, step, self.steps, heldout)
 
     def _best_step(self) -> int | None:
-        """Trained step of the lowest held-out loss so far, the first of equals; None where none is to be kept."""
+        """Return the trained step of the lowest held-out loss so far, the first of equals; None where none is kept."""
         # From the record, so that a resumed run continues from what the one before had found.
         measured = [
             (loss, step)
@@ -261,7 +261,7 @@ class _Run:
 
     @contextmanager
     def _ending_on_request(self) -> Iterator[None]:
-        """Signals that would end the process are noted for the block, and heard with the step under way.
+        """Note signals that would end the process during the block, which heeds them after the step under way.
 
         After ENDING_SECONDS the process ends with what it last saved: nobody waits for it any longer.
         """

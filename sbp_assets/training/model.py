@@ -14,7 +14,7 @@ from sbp_assets.training.spec import TrainingSpec
 
 
 def model_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
-    """Config of `model` for the tokenizer's vocabulary and special tokens; ValueError where one is missing."""
+    """Return the config of `model` with the tokenizer's vocabulary; raise ValueError where it lacks a special token."""
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(tokenizer, name) is None:
             raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no {name}: training needs bos, eos and pad")
@@ -40,21 +40,21 @@ def model_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> Qwen3Confi
 
 
 def build_model(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
-    """Randomly initialised float32 model on the CPU; the same seed gives the same weights."""
+    """Return a randomly initialised float32 model on the CPU; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen3ForCausalLM._from_config(model_config(model, tokenizer), attn_implementation="sdpa")
 
 
 def load_model(directory: Path) -> Qwen3ForCausalLM:
-    """Float32 model of a saved directory, on the CPU; OSError where its weights are no safetensors."""
+    """Return the float32 model of a saved directory, on the CPU; raise OSError where its weights are no safetensors."""
     return Qwen3ForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
     )
 
 
 def initial_weights(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
-    """Model to start from; ValueError where `initial_model` has another geometry or vocabulary than the spec."""
+    """Return the model to start from; raise ValueError where `initial_model` has another geometry or vocabulary."""
     if spec.initial_model is None:
         return build_model(spec.model, tokenizer, spec.seed)
     model = load_model(spec.initial_model)
@@ -67,7 +67,7 @@ def initial_weights(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Q
 
 
 def load_training_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Tokenizer of a directory; OSError where it holds none."""
+    """Return the tokenizer of a directory; raise OSError where it holds none."""
     return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
 
 

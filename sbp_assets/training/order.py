@@ -17,23 +17,23 @@ from sbp_assets.training.documents import Documents
 from sbp_assets.training.rows import IGNORED, Rows, positions_within
 from sbp_assets.training.spec import ExamplesData, StreamData
 
-_ONCE_ORDER, _PASS_ORDER = 0, 1  # Keep the two kinds of permutation independent under one seed.
+_ONCE_ORDER, _EPOCH_ORDER = 0, 1  # Keep the two kinds of permutation independent under one seed.
 
 
 class DataOrder(Protocol):
     """Rows of any step, and a digest of everything that is read."""
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Global rows start:stop; row r belongs to step r // rows_per_step."""
+        """Return the global rows start:stop, (stop - start, context); row r belongs to step r // rows_per_step."""
         ...
 
     @property
     def total_rows(self) -> int | None:
-        """Rows until the data ends; None: never."""
+        """Return the number of rows until the data ends; None where it never does."""
         ...
 
     def digest(self, vocab_size: int) -> str:
-        """SHA-256 of the data; ValueError where a token id is outside the vocabulary."""
+        """Return the SHA-256 of the data, in hex; raise ValueError where a token id is outside the vocabulary."""
         ...
 
 
@@ -46,40 +46,43 @@ class StreamOrder:
 
     def __init__(self, data: StreamData, context: int, seed: int) -> None:
         self._repeated, self._once = Documents(data.repeated), Documents(data.once)
-        self._context, self._seed, self._passes = context, seed, data.passes
+        self._context, self._seed, self._epochs = context, seed, data.passes
         self._repeated_tokens = int(self._repeated.lengths.sum())
         self._once_order = np.random.default_rng([seed, _ONCE_ORDER]).permutation(len(self._once))
         self._cuts = np.linspace(0, len(self._once), data.passes + 1).astype(np.int64)
         read = np.concatenate([[0], np.cumsum(self._once.lengths[self._once_order])])[self._cuts]
-        # First token of each pass, and of the first pass after them.
-        self._pass_starts = read + self._repeated_tokens * np.arange(data.passes + 1)
-        if not self._pass_starts[-1]:
+        # First token of each epoch, and of the first epoch after them.
+        self._epoch_starts = read + self._repeated_tokens * np.arange(data.passes + 1)
+        if not self._epoch_starts[-1]:
             raise ValueError(f"no tokens to train on in {[str(s.directory) for s in [*data.repeated, *data.once]]}")
-        # Two passes: a row may span the end of one and the start of the next.
-        self._pass = lru_cache(maxsize=2)(self._make_pass)
+        # Two epochs: a row may span the end of one and the start of the next.
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     @property
     def total_rows(self) -> int | None:
-        """Rows until the data ends; None with repeated documents, which never end."""
-        return None if self._repeated_tokens else int(self._pass_starts[-1]) // self._context
+        """Return the number of rows until the data ends; None with repeated documents, which never end."""
+        return None if self._repeated_tokens else int(self._epoch_starts[-1]) // self._context
 
-    def pass_documents(self, number: int) -> np.ndarray:
-        """Documents in reading order of pass `number`: repeated ones by index, once ones numbered after them."""
-        # Slicing past the last cut gives none: further passes read the repeated documents alone.
-        first, last = self._cuts[min(number, self._passes)], self._cuts[min(number + 1, self._passes)]
+    def epoch_documents(self, number: int) -> np.ndarray:
+        """Return the documents of epoch `number` in reading order, (documents,) int64.
+
+        Repeated documents are numbered from 0, and once documents after them.
+        """
+        # Slicing past the last cut gives none: further epochs read the repeated documents alone.
+        first, last = self._cuts[min(number, self._epochs)], self._cuts[min(number + 1, self._epochs)]
         once = self._once_order[first:last] + len(self._repeated)
         documents = np.concatenate([np.arange(len(self._repeated)), once])
-        return np.random.default_rng([self._seed, _PASS_ORDER, number]).permutation(documents)
+        return np.random.default_rng([self._seed, _EPOCH_ORDER, number]).permutation(documents)
 
     def reading(self, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """What the stream's first `tokens` tokens are, pass by pass, in reading order.
+        """Yield what the stream's first `tokens` tokens are, epoch by epoch, in reading order.
 
-        Per pass: the documents begun, the place in the stream of each one's first token, and the tokens read of each
-        (all of them, but of the last document). Three arrays (documents,).
+        Each item is three arrays, (documents,) int64: the documents begun in the epoch, the place in the stream of each
+        one's first token, and the tokens read of each (all of them, but of the last document).
         """
         lengths = np.concatenate([self._repeated.lengths, self._once.lengths])
         number = read = 0
-        while read < tokens and len(documents := self.pass_documents(number)):
+        while read < tokens and len(documents := self.epoch_documents(number)):
             ends = read + np.cumsum(lengths[documents])
             begun = slice(int(np.searchsorted(ends, tokens)) + 1)
             starts = (ends - lengths[documents])[begun]
@@ -87,24 +90,24 @@ class StreamOrder:
             number, read = number + 1, int(ends[-1])
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows start:stop of the stream; ValueError past the end of data that has one."""
+        """Return rows start:stop of the stream; raise ValueError past the end of data that has one."""
         first, last = start * self._context, stop * self._context + 1
         ids = np.zeros(last - first, np.int64)
         begins = np.zeros(last - first, bool)
         filled = first
         while filled < last:
             try:
-                pass_start, documents, ends = self._locate(filled)
+                epoch_start, documents, ends = self._locate(filled)
             except IndexError:
                 if filled < last - 1:
                     raise ValueError(f"the data ends after {filled} tokens, before row {stop}") from None
                 begins[-1] = True  # Nothing follows the stream's last token.
                 break
-            within = filled - pass_start
+            within = filled - epoch_start
             at = int(np.searchsorted(ends, within, side="right"))
             while filled < last and at < len(documents):
                 document_start = int(ends[at - 1]) if at else 0
-                begin = filled - pass_start - document_start
+                begin = filled - epoch_start - document_start
                 stop_at = min(int(ends[at]) - document_start, begin + last - filled)
                 source, document = self._owner(int(documents[at]))
                 ids[filled - first : filled - first + stop_at - begin] = source.read(document, begin, stop_at)
@@ -117,8 +120,8 @@ class StreamOrder:
         return Rows(ids[:-1].reshape(shape), positions_within(begins[:-1].reshape(shape)), labels)
 
     def digest(self, vocab_size: int) -> str:
-        """SHA-256 of the documents read and how they are mixed."""
-        parts = f"stream {self._passes} {self._repeated.digest(vocab_size)} {self._once.digest(vocab_size)}"
+        """Return the SHA-256 of the documents read and how they are mixed, in hex, as Documents.digest does."""
+        parts = f"stream {self._epochs} {self._repeated.digest(vocab_size)} {self._once.digest(vocab_size)}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def _owner(self, document: int) -> tuple[Documents, int]:
@@ -126,19 +129,19 @@ class StreamOrder:
         return (self._repeated, document) if once < 0 else (self._once, once)
 
     def _locate(self, token: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """First token of the pass that holds `token`, its documents in order, and where each ends in the pass."""
-        if token < self._pass_starts[-1]:
-            number = int(np.searchsorted(self._pass_starts, token, side="right")) - 1
-            start = int(self._pass_starts[number])
+        """Return the first token of the epoch that holds `token`, its documents in order, and where each ends in it."""
+        if token < self._epoch_starts[-1]:
+            number = int(np.searchsorted(self._epoch_starts, token, side="right")) - 1
+            start = int(self._epoch_starts[number])
         elif self._repeated_tokens:
-            further = (token - int(self._pass_starts[-1])) // self._repeated_tokens
-            number, start = self._passes + further, int(self._pass_starts[-1]) + further * self._repeated_tokens
+            further = (token - int(self._epoch_starts[-1])) // self._repeated_tokens
+            number, start = self._epochs + further, int(self._epoch_starts[-1]) + further * self._repeated_tokens
         else:
             raise IndexError(token)
-        return start, *self._pass(number)
+        return start, *self._epoch(number)
 
-    def _make_pass(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        documents = self.pass_documents(number)
+    def _make_epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        documents = self.epoch_documents(number)
         lengths = np.concatenate([self._repeated.lengths, self._once.lengths])[documents]
         return documents, np.cumsum(lengths)
 
@@ -173,20 +176,20 @@ class ExamplesOrder:
 
     @property
     def total_rows(self) -> int:
-        """Rows of all epochs."""
+        """Return the number of rows of all epochs."""
         return int(self._row_starts[-1])
 
     def epoch_examples(self, number: int) -> np.ndarray:
-        """Examples in reading order of epoch `number`."""
-        order = np.random.default_rng([self._seed, _PASS_ORDER, number]).permutation(len(self._documents))
+        """Return the examples of epoch `number` in reading order, (examples,) int64."""
+        order = np.random.default_rng([self._seed, _EPOCH_ORDER, number]).permutation(len(self._documents))
         return order[: self._counts[number]]
 
     def reads(self, example: int) -> int:
-        """Times that `example` is read in all epochs."""
+        """Return how often `example` is read in all epochs."""
         return sum(example in self.epoch_examples(number) for number in range(len(self._counts)))
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows start:stop; rows past the end are padding without loss."""
+        """Return rows start:stop, (stop - start, context); rows past the end are padding without loss."""
         shape = (stop - start, self._context)
         ids = np.full(shape, self._pad, np.int64)
         positions = np.broadcast_to(np.arange(self._context), shape).copy()
@@ -210,7 +213,7 @@ class ExamplesOrder:
         return Rows(ids, positions, labels)
 
     def digest(self, vocab_size: int) -> str:
-        """SHA-256 of the examples and how much of them is read."""
+        """Return the SHA-256 of the examples and how much of them is read, in hex, as Documents.digest does."""
         parts = f"examples {self._counts} {self._documents.digest(vocab_size)}"
         return hashlib.sha256(parts.encode()).hexdigest()
 

@@ -25,7 +25,10 @@ class PackedLoss(nn.Module):
         self.causal = causal
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Scalar sum of -log p(label) over labels that are not IGNORED; all arguments (rows, context)."""
+        """Return the scalar sum of -log p(label), in nats, over labels that are not IGNORED.
+
+        All arguments are (rows, context) int64.
+        """
         hidden = self.causal.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         # Logits only where there is a label: a third to a half of a tuning example has none.
         supervised = labels != IGNORED

@@ -31,7 +31,7 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process logs and writes."""
+        """Return whether this process is the one that logs and writes."""
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:

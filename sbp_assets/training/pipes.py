@@ -41,7 +41,7 @@ class WholeLinesMessageReader(dg.PipesTempFileMessageReader):
 
     @contextmanager
     def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
-        """As in Dagster: read in a thread for as long as the block runs."""
+        """Read messages in a thread for as long as the block runs, and yield what the process needs, as in Dagster."""
         with tempfile.TemporaryDirectory() as folder:
             reader = _WholeLines(str(Path(folder) / "messages"), self._include_stdio_in_messages)
             with reader.read_messages(handler) as params:

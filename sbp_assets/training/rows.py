@@ -21,11 +21,11 @@ class Rows:
     labels: np.ndarray  # the next token, or IGNORED
 
     def part(self, start: int, stop: int) -> Rows:
-        """Rows start:stop."""
+        """Return rows start:stop of the batch."""
         return Rows(self.input_ids[start:stop], self.position_ids[start:stop], self.labels[start:stop])
 
     def padded(self, rows: int) -> Rows:
-        """At least `rows` rows: the missing ones hold token 0 without loss."""
+        """Return the batch with at least `rows` rows: the missing ones hold token 0 without loss."""
         missing = rows - len(self.input_ids)
         if missing <= 0:
             return self
@@ -39,7 +39,7 @@ class Rows:
 
     @property
     def supervised(self) -> int:
-        """Positions that count in the loss."""
+        """Return the number of positions that count in the loss."""
         return int((self.labels != IGNORED).sum())
 
 
@@ -48,6 +48,8 @@ def heldout_rows(sources: list[Source], context: int, max_tokens: int) -> Rows:
 
     Documents follow one another across rows, as in pretraining. Examples (documents with `prompt_tokens`) stay whole in
     a row where they fit, and only what follows the prompt is a label: the loss is that of d2 given d1.
+
+    Raises ValueError where the sources hold no token.
     """
     documents = Documents(sources)
     prompts = documents.prompt_tokens

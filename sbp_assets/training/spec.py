@@ -28,13 +28,14 @@ class Source(SpecPart):
 class StreamData(SpecPart):
     """Documents concatenated and cut into rows of the context length, for pretraining.
 
-    Pass k reads a fresh permutation of all `repeated` documents mixed with the k-th of `passes` equal slices of one
-    permutation of the `once` documents. Further passes read `repeated` alone. Reading stops after the run's steps.
+    Epoch k reads a fresh permutation of all `repeated` documents mixed with the k-th of `passes` equal slices of one
+    permutation of the `once` documents. Further epochs read `repeated` alone. Reading stops after the run's steps.
     """
 
     kind: Literal["stream"] = "stream"
     repeated: list[Source] = []
     once: list[Source] = []
+    # Epochs that share the `once` documents. The name stays: run.json, in every trained model's directory, has it.
     passes: PositiveInt = 1
 
 
@@ -95,16 +96,16 @@ class TrainingSpec(SpecPart):
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of context_length tokens in one optimizer step, over all processes."""
+        """Return the rows of context_length tokens in one optimizer step, over all processes."""
         return self.optimizer.tokens_per_step // self.model.context_length
 
     @classmethod
     def read(cls, path: Path) -> TrainingSpec:
-        """Spec of a JSON file; pydantic's ValidationError names every key that is wrong."""
+        """Return the spec of a JSON file; raise ValidationError, which names every key that is wrong."""
         return cls.model_validate_json(path.read_text())
 
     def write(self, path: Path) -> Path:
-        """Write the spec as JSON, creating parent directories; returns `path`."""
+        """Write the spec as JSON, creating parent directories, and return `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.model_dump_json(indent=1))
         return path

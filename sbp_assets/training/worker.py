@@ -130,7 +130,11 @@ def leave_with_launcher(seconds: float = 1.0) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0 after success; 1 with one readable message for a run that cannot continue; 143 for an ended one."""
+    """Train what the spec file of `arguments` describes, and return the exit status.
+
+    It is 0 after success, 1 after one readable message for a run that cannot continue, 2 for other arguments than one
+    file, and 143 where the process was asked to end.
+    """
     if len(arguments) != 1:
         print("usage: python -m sbp_assets.training.worker SPEC.json", file=sys.stderr)
         return 2

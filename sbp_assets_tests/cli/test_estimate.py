@@ -12,6 +12,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from sbp_assets.cli.estimate import Plan, plan, render, tokens_per_word
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.tokenizer import train_tokenizer
+from sbp_assets.definitions import build_definitions
 from sbp_assets.settings import PROFILES_DIR, ConceptsSource, Model, Settings, load_settings
 
 PROFILES = sorted(path.stem for path in PROFILES_DIR.glob("*.yaml"))
@@ -90,18 +91,22 @@ def test_the_paper_at_both_scales() -> None:
         assert 6 * made.parameters * budget < baseline.flops * 1.001 < 8 * made.parameters * budget
 
 
-def test_expected_tokens_set_the_scale_and_leave_versions_alone() -> None:
+def test_expected_tokens_set_the_scale() -> None:
     small = plan_of("tiny", corpus__expected_unique_tokens="100000").estimate
     large = plan_of("tiny", corpus__expected_unique_tokens="200000").estimate
     assert small is not None and large is not None
     assert large.budget == pytest.approx(2 * small.budget, rel=0.01)
     assert large.work[1].flops == pytest.approx(2 * small.work[1].flops, rel=0.01)
-    # Assets name single settings of `corpus`, never the section, which holds the expectation.
-    keys = ("corpus.source", "corpus.split")
-    other = settings_of("tiny", corpus__expected_unique_tokens="7").experiment
-    assert settings_of("tiny").experiment.version("1", *keys) == other.version("1", *keys)
-    modules = [path.read_text() for path in PROFILES_DIR.parent.glob("*/assets.py")]
-    assert not any(re.search(r"version\([^)]*\"corpus\"", text) for text in modules)
+
+
+def test_expected_tokens_and_documents_enter_no_code_version_but_the_reports() -> None:
+    def code_versions(**expected: str) -> dict[str, str | None]:
+        graph = build_definitions(settings_of("tiny", **expected)).resolve_asset_graph()
+        return {key.to_user_string(): graph.get(key).code_version for key in graph.get_all_asset_keys()}
+
+    small = code_versions(corpus__expected_unique_tokens="100000", corpus__expected_unique_documents="1000")
+    large = code_versions(corpus__expected_unique_tokens="200000", corpus__expected_unique_documents="2000")
+    assert {key for key in small | large if small[key] != large[key]} == {"evaluation/report"}
 
 
 def test_more_seeds_cost_more_training() -> None:

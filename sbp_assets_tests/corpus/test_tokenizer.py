@@ -7,38 +7,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.corpus import tokenizer as t
+from sbp_assets.corpus import tokenizer
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.settings import Split
 
 TEXTS = ["the red fox runs over the red bridge", "a letter about the fox and the bridge"] * 5
-TOKENIZER = t.train_tokenizer(iter(TEXTS), 300)
+TOKENIZER = tokenizer.train_tokenizer(iter(TEXTS), 300)
 
 
 @given(st.text(st.characters(codec="utf-8")))
 def test_law_any_text_survives_without_special_tokens(text: str) -> None:
-    (ids,) = t.encode_texts(TOKENIZER, [text])
-    assert t.decode(TOKENIZER, ids) == text
+    (ids,) = tokenizer.encode_texts(TOKENIZER, [text])
+    assert tokenizer.decode(TOKENIZER, ids) == text
     assert not set(ids.tolist()) & set(TOKENIZER.all_special_ids)
 
 
 def test_special_names_in_text_are_ordinary_text_and_documents_are_framed() -> None:
-    text = f"x {t.EOS}{t.RELATED} {t.BOS}"
-    (ids,) = t.encode_documents(TOKENIZER, [text])
+    text = f"x {tokenizer.EOS}{tokenizer.RELATED} {tokenizer.BOS}"
+    (ids,) = tokenizer.encode_documents(TOKENIZER, [text])
     specials = [i for i in ids.tolist() if i in TOKENIZER.all_special_ids]
     assert specials == [TOKENIZER.bos_token_id, TOKENIZER.eos_token_id] == [ids[0], ids[-1]]
-    assert t.decode(TOKENIZER, ids[1:-1]) == text
-    assert t.encode_documents(TOKENIZER, []) == []
+    assert tokenizer.decode(TOKENIZER, ids[1:-1]) == text
+    assert tokenizer.encode_documents(TOKENIZER, []) == []
 
 
 def test_saved_tokenizer_is_the_same_and_training_is_deterministic(tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path / "one")
-    t.train_tokenizer(iter(TEXTS), 300).save_pretrained(tmp_path / "two")
+    tokenizer.train_tokenizer(iter(TEXTS), 300).save_pretrained(tmp_path / "two")
     assert (tmp_path / "one/tokenizer.json").read_bytes() == (tmp_path / "two/tokenizer.json").read_bytes()
-    loaded = t.load_tokenizer(tmp_path / "one")
-    assert t.encode_documents(loaded, TEXTS)[1].tolist() == t.encode_documents(TOKENIZER, TEXTS)[1].tolist()
+    loaded = tokenizer.load_tokenizer(tmp_path / "one")
+    assert (
+        tokenizer.encode_documents(loaded, TEXTS)[1].tolist()
+        == tokenizer.encode_documents(TOKENIZER, TEXTS)[1].tolist()
+    )
     assert len(loaded) <= 300
-    assert t.related_id(loaded) == loaded.convert_tokens_to_ids(t.RELATED)
+    assert tokenizer.related_id(loaded) == loaded.convert_tokens_to_ids(tokenizer.RELATED)
 
 
 def test_named_tokenizer_gets_what_it_lacks_and_keeps_its_own(tmp_path: Path) -> None:
@@ -46,12 +49,12 @@ def test_named_tokenizer_gets_what_it_lacks_and_keeps_its_own(tmp_path: Path) ->
 
     bare = PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="<|eos|>")
     bare.save_pretrained(tmp_path / "bare")
-    named = t.named_tokenizer(str(tmp_path / "bare"))
-    assert (named.bos_token, named.eos_token, named.pad_token) == (t.BOS, "<|eos|>", t.PAD)
+    named = tokenizer.named_tokenizer(str(tmp_path / "bare"))
+    assert (named.bos_token, named.eos_token, named.pad_token) == (tokenizer.BOS, "<|eos|>", tokenizer.PAD)
     named.save_pretrained(tmp_path / "full")
-    assert t.related_id(t.load_tokenizer(tmp_path / "full")) == t.related_id(named)
+    assert tokenizer.related_id(tokenizer.load_tokenizer(tmp_path / "full")) == tokenizer.related_id(named)
     with pytest.raises(CorpusError, match=r"corpus\.tokenizer\.name"):
-        t.named_tokenizer(str(tmp_path / "nothing"))
+        tokenizer.named_tokenizer(str(tmp_path / "nothing"))
 
 
 def frames(*splits: str) -> dict[str, pl.LazyFrame]:
@@ -68,15 +71,15 @@ def frames(*splits: str) -> dict[str, pl.LazyFrame]:
 )
 def test_a_split_that_is_too_small_is_refused_by_name(splits: list[str], named: str) -> None:
     with pytest.raises(CorpusError, match=rf"split '{named}' holds .* raise corpus\.split\.{named}"):
-        t.require_splits(frames(*splits), Split(unique=0.5, oracle=0.2, heldout=0.1))
+        tokenizer.require_splits(frames(*splits), Split(unique=0.5, oracle=0.2, heldout=0.1))
 
 
 def test_no_oracle_is_fine_when_none_is_asked_for() -> None:
-    counts = t.require_splits(frames("unique", "unique", "heldout"), Split(unique=0.5, oracle=0, heldout=0.1))
+    counts = tokenizer.require_splits(frames("unique", "unique", "heldout"), Split(unique=0.5, oracle=0, heldout=0.1))
     assert counts == {"unique": 2, "oracle": 0, "heldout": 1}
 
 
 def test_less_than_one_optimizer_step_is_refused() -> None:
-    t.require_tokens(TOKENIZER, frames("unique"), 3)
+    tokenizer.require_tokens(TOKENIZER, frames("unique"), 3)
     with pytest.raises(CorpusError, match=r"less than one optimizer step .*1000"):
-        t.require_tokens(TOKENIZER, frames("unique", "unique"), 1000)
+        tokenizer.require_tokens(TOKENIZER, frames("unique", "unique"), 1000)

@@ -31,8 +31,8 @@ def settings(tmp_path: Path) -> Settings:
 def data(settings: Settings, model_dir: Path) -> Path:
     """An artifact store with every artifact that evaluation and report read."""
     store = Path(settings.deployment.data_dir)
-    assert settings.experiment.truth
-    world = ConceptWorld(settings.experiment.truth)
+    assert settings.experiment.ground_truth
+    world = ConceptWorld(settings.experiment.ground_truth)
     rows = [{**world.document(n), "split": "heldout" if n % 2 else "unique"} for n in range(12)]
     documents = pl.DataFrame([{key: row[key] for key in ("id", "text", "split")} for row in rows])
     ids = documents["id"].to_list()

@@ -8,7 +8,7 @@ from dagster._core.instance.config import dagster_instance_config
 
 from sbp_assets.definitions import build_definitions
 from sbp_assets.instance.home import dagster_environment, project_file
-from sbp_assets.instance.storage import POSTGRES_URL, schema
+from sbp_assets.instance.storage import POSTGRES_URL, schema_name
 from sbp_assets.settings import load_settings
 
 FILES = [project_file("dagster.yaml"), project_file("deploy/postgres/dagster.yaml")]
@@ -61,4 +61,4 @@ def test_profiles_and_stores_have_schemas_of_their_own(monkeypatch: pytest.Monke
     assert "PGOPTIONS" not in dagster_environment(settings, {})
     # Other options stay; an earlier profile's schema, left in the environment by `sbp env`, does not.
     again = dagster_environment(settings, {POSTGRES_URL: url, "PGOPTIONS": "-c work_mem=8MB -c search_path=sbp_old_1"})
-    assert again["PGOPTIONS"] == f"-c work_mem=8MB -c search_path={schema(settings)}"
+    assert again["PGOPTIONS"] == f"-c work_mem=8MB -c search_path={schema_name(settings)}"

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sbp_assets.instance.storage import POSTGRES_URL, exists, prepare
+from sbp_assets.instance.storage import POSTGRES_URL, instance_exists, prepare_instance
 from sbp_assets.settings import SettingsError, load_settings
 
 
@@ -22,7 +22,7 @@ from sbp_assets.settings import SettingsError, load_settings
 def test_an_unusable_database_is_refused_without_its_password(url: str, says: str, monkeypatch: pytest.MonkeyPatch):
     settings = load_settings("tiny", dict(os.environ))
     monkeypatch.setenv(POSTGRES_URL, url)
-    for use in (prepare, exists):
+    for use in (prepare_instance, instance_exists):
         with pytest.raises(SettingsError, match=says) as raised:
             use(settings)
         assert "planted-password" not in str(raised.value)

@@ -22,7 +22,7 @@ import s3fs
 import yaml
 from sqlalchemy import create_engine, text
 
-from sbp_assets.instance.storage import schema, with_driver
+from sbp_assets.instance.storage import schema_name, with_driver
 from sbp_assets.settings import load_settings
 from sbp_assets_tests.operations.deployment import CHECKOUT, Deployment, free_port, wait_for
 from sbp_assets_tests.operations.servers import PostgresServer, postgres_programs
@@ -230,7 +230,7 @@ def test_a_run_in_the_containers_keeps_artifacts_and_records_where_they_belong(
         endpoint_url=environ["AWS_ENDPOINT_URL"],
     )
     assert store.exists("sbp/tiny/corpus/source_manifest.parquet")
-    name = schema(load_settings(environ=containers.deployment.environ))
+    name = schema_name(load_settings(environ=containers.deployment.environ))
     with create_engine(with_driver(environ["SBP_POSTGRES_URL"])).connect() as connection:
         assert connection.scalar(text(f"select count(*) from {name}.runs")) > 0
 

@@ -155,7 +155,7 @@ def test_a_database_that_is_away_is_told_in_a_line(overrides: dict[str, str], tm
 
 
 def test_profile_names_are_safe_as_schemas(tmp_path: Path):
-    from sbp_assets.instance.storage import schema
+    from sbp_assets.instance.storage import schema_name
 
     settings = load_settings("tiny", dict(os.environ)).model_copy(update={"profile": 'a"b; drop schema public'})
-    assert schema(settings).replace("_", "").isalnum()
+    assert schema_name(settings).replace("_", "").isalnum()

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from sbp_assets.orchestration import webhook as notify
+from sbp_assets.orchestration import webhook
 from sbp_assets.orchestration.sensors import failure_sensor
 from sbp_assets.settings import Deployment
 
@@ -52,9 +52,9 @@ class Webhook:
 
 
 @pytest.fixture
-def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     hook = Webhook()
-    monkeypatch.setenv(notify.URL_VARIABLE, hook.url)
+    monkeypatch.setenv(webhook.URL_VARIABLE, hook.url)
     yield hook
     hook.close()
 
@@ -81,12 +81,12 @@ def fail_a_run(message: str) -> dg.RunFailureSensorContext:
     ).for_run_failure()
 
 
-def test_a_failed_run_is_reported_to_the_webhook(webhook: Webhook):
+def test_a_failed_run_is_reported_to_the_webhook(server: Webhook):
     context = fail_a_run("two\nlines and <!channel>")
     sensor = failure_sensor(Deployment(webserver_url="https://dagster.example/"))
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
     sensor(context)
-    (body,) = webhook.received
+    (body,) = server.received
     run = context.dagster_run
     assert body == {
         "run_id": run.run_id,
@@ -102,27 +102,27 @@ def test_a_failed_run_is_reported_to_the_webhook(webhook: Webhook):
 
 
 def test_the_sensor_is_off_and_silent_without_a_webhook(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(notify.URL_VARIABLE, raising=False)
+    monkeypatch.delenv(webhook.URL_VARIABLE, raising=False)
     sensor = failure_sensor(Deployment())
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
     assert isinstance(sensor(fail_a_run("no")), dg.SkipReason)
 
 
 def test_a_webhook_that_is_down_breaks_nothing_and_its_url_is_in_no_log(
-    webhook: Webhook, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    server: Webhook, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ):
-    context = fail_a_run(f"could not reach {webhook.url}")
-    webhook.close()
+    context = fail_a_run(f"could not reach {server.url}")
+    server.close()
     with caplog.at_level(logging.DEBUG):
         failure_sensor(Deployment())(context)
     written = caplog.text + "".join(capfd.readouterr())
     assert context.dagster_run.run_id in written
-    assert SECRET not in written.replace(f"could not reach {webhook.url}", "")  # what the run itself has logged
+    assert SECRET not in written.replace(f"could not reach {server.url}", "")  # what the run itself has logged
 
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(webhook, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("no_waiting")
@@ -139,7 +139,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_message_is_sent_again_when_that_can_help(codes: tuple[int, ...], requests: int, reason: str):
     hook = Webhook(*codes)
-    assert notify.post(hook.url, {"text": "é"}) == reason
+    assert webhook.post(hook.url, {"text": "é"}) == reason
     assert hook.requests == requests
     assert hook.received == ([] if reason or 204 in codes else [{"text": "é"}])
     hook.close()
@@ -151,7 +151,7 @@ def test_the_url_is_in_no_log_of_the_http_client(codes: tuple[int, ...], caplog:
     hook = Webhook(*codes)
     before = logging.getLogger("httpx").filters[:]
     with caplog.at_level(logging.DEBUG):
-        notify.post(hook.url, {})
+        webhook.post(hook.url, {})
         logging.getLogger("httpx").info("another client's request")
     assert "another client's request" in caplog.text
     assert SECRET not in caplog.text
@@ -160,26 +160,26 @@ def test_the_url_is_in_no_log_of_the_http_client(codes: tuple[int, ...], caplog:
 
 
 def test_only_http_is_posted_to(tmp_path: Path):
-    assert notify.post(f"file://{tmp_path}/x", {}) == "$SBP_WEBHOOK_URL is no http or https URL"
+    assert webhook.post(f"file://{tmp_path}/x", {}) == "$SBP_WEBHOOK_URL is no http or https URL"
 
 
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("url", [f"http://no such host/{SECRET}", f"http://[::1/{SECRET}", f"http://x:port/{SECRET}"])
 def test_a_malformed_url_is_reported_without_showing_it(url: str):
-    reason = notify.post(url, {})
+    reason = webhook.post(url, {})
     assert reason and SECRET not in reason
 
 
 def test_a_malformed_proxy_fails_no_sensor(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HTTP_PROXY", "nonsense://proxy")
-    assert notify.post(f"http://hooks.example/{SECRET}", {}) == "ValueError"
+    assert webhook.post(f"http://hooks.example/{SECRET}", {}) == "ValueError"
 
 
 @pytest.mark.usefixtures("no_waiting")
 def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(notify, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(webhook, "TIMEOUT_SECONDS", 0.1)
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as silent:  # accepts, and is never served
-        assert notify.post(f"http://127.0.0.1:{silent.server_port}/", {}) == "ReadTimeout, 3 times"
+        assert webhook.post(f"http://127.0.0.1:{silent.server_port}/", {}) == "ReadTimeout, 3 times"
 
 
 @pytest.mark.parametrize("status", [200, 404])
@@ -203,12 +203,12 @@ def test_the_body_of_an_answer_is_not_read(status: int):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        reason = notify.post(f"http://127.0.0.1:{server.server_port}/", {})
+        reason = webhook.post(f"http://127.0.0.1:{server.server_port}/", {})
         assert reason == ("" if status == 200 else "it answered 404")
         assert hung_up.wait(10)
         server.shutdown()
 
 
 def test_a_long_error_is_cut():
-    message = notify.failure_message("r", "ingest", None, None, "x" * 10_000 + "\n" * 50, "u")
-    assert len(message["error"] or "") == notify.ERROR_CHARS
+    message = webhook.failure_message("r", "ingest", None, None, "x" * 10_000 + "\n" * 50, "u")
+    assert len(message["error"] or "") == webhook.ERROR_CHARS

@@ -40,14 +40,17 @@ def one(settings: Settings, store: Store, record):
     return only
 
 
-def test_a_document_leads_to_its_line_its_pairs_and_its_syntheses(one):
+def test_a_document_leads_to_its_line_its_pairs_and_its_synthetic_documents(one):
     found = one("d1-2")
     assert (found["kind"], found["shard"], found["split"]) == ("document", "00001", "unique")
     source = found["source"]
     assert (source["file"], source["line"], source["sha256"], source["bytes"]) == ("b.jsonl", 3, "bb" * 32, 800)
     assert [row["document"] for row in found["pairs_as_seed"]] == ["d0-3"]
     assert [row["document"] for row in found["pairs_as_related"]] == ["d0-1"]
-    assert [(row["id"], row["rollout"]) for row in found["syntheses"]] == [("syn-d1-2-0", 0), ("syn-d1-2-1", 1)]
+    assert [(row["id"], row["rollout"]) for row in found["synthetic_documents"]] == [
+        ("syn-d1-2-0", 0),
+        ("syn-d1-2-1", 1),
+    ]
     passed = {row["asset"] for row in found["artifacts"]}
     assert {
         "corpus/raw_documents",
@@ -62,7 +65,7 @@ def test_a_document_leads_to_its_line_its_pairs_and_its_syntheses(one):
 def test_times_read_are_those_of_the_stream_that_training_reads(one, folder: Path, settings: Settings, name: str):
     """Counted again from the rows of tokens themselves: every document is made of a token of its own."""
     found = one(name)
-    synthetic = found["kind"] == "synthesis"
+    synthetic = found["kind"] == "synthetic_document"
     asset = "synthesis/synthetic_tokens" if synthetic else "corpus/tokens"
     arrays = TokenArrays.load(folder / asset / found["shard"])
     number = arrays.documents["id"].to_list().index(name)
@@ -128,7 +131,7 @@ def test_a_pair_leads_to_both_lines_its_ranks_and_its_example(one):
     assert [(found[side]["file"], found[side]["line"]) for side in ("d1", "d2")] == [("a.jsonl", 1), ("b.jsonl", 2)]
     assert [(row["query_id"], row["rank"]) for row in found["candidates"]] == [("d0->0", 1)]
     assert found["tuning"]["split"] in ("train", "heldout")
-    assert found["syntheses_of_d1"] == 2
+    assert found["synthetic_documents_of_d1"] == 2
     # One epoch and a half: read once or twice, never if held out.
     assert found["tuning"]["reads"] in ((0,) if found["tuning"]["split"] == "heldout" else (1, 2))
 

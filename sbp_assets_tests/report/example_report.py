@@ -15,8 +15,8 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.evaluation import contamination
 from sbp_assets.evaluation.comparison import SCORED, compare
 from sbp_assets.evaluation.scores import ACCURACIES, SAMPLES_SCHEMA, SCORES_SCHEMA, estimate, with_samples
-from sbp_assets.pairing.truth import pair_truth
-from sbp_assets.report import samples as report_samples
+from sbp_assets.pairing.ground_truth import pair_truth
+from sbp_assets.report.samples import example_pairs, example_synthetic_documents, similarity_counts
 from sbp_assets.settings import ConceptsSource, load_settings
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.posterior import Learner, Seed, grade
@@ -173,7 +173,7 @@ def _inputs(injected: str) -> dict[str, Any]:
         "posterior": posterior(documents).with_columns(pl.col("definition") + injected),
         "pair_truth": pair_truth(pair_shards, shards, WORLD, cap=8),
         "contamination": contaminated,
-        "similarities": report_samples.similarity_counts(pair_shards),
-        "pairs": report_samples.example_pairs(pair_shards, shards),
-        "synthetic": report_samples.example_synthetic_documents({"00000": synthetic.lazy()}, shards),
+        "similarities": similarity_counts(pair_shards),
+        "pairs": example_pairs(pair_shards, shards),
+        "synthetic": example_synthetic_documents({"00000": synthetic.lazy()}, shards),
     }

@@ -52,7 +52,7 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def start(truth: bool, judge: Judge | None, url: str | None = None) -> dict[str, Any]:
         """Metadata of the judgements and the table; the table; whether each check passed."""
         changes = {"experiment.synthesis.judge": judge, "deployment.judge_url": url, "deployment.judge_retries": 0}
-        source = tiny_settings(tmp_path).experiment.truth
+        source = tiny_settings(tmp_path).experiment.ground_truth
         assert source
         if not truth:
             changes["experiment.corpus.source"] = FilesSource(path="x")

@@ -14,11 +14,11 @@ from sbp_assets_tests.training.conftest import LENGTHS, write_documents
 CONTEXT = 16
 
 
-def stream(tmp: Path, repeated: list[int], once: list[int], passes: int, seed: int = 0) -> StreamOrder:
+def stream(tmp: Path, repeated: list[int], once: list[int], epochs: int, seed: int = 0) -> StreamOrder:
     data = StreamData(
         repeated=[write_documents(tmp / "repeated", repeated, 100)] if repeated else [],
         once=[write_documents(tmp / "once", once, 1000)] if once else [],
-        passes=passes,
+        passes=epochs,
     )
     return StreamOrder(data, CONTEXT, seed)
 
@@ -27,33 +27,33 @@ def equal(a: Rows, b: Rows) -> bool:
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("input_ids", "position_ids", "labels"))
 
 
-@given(repeated=LENGTHS, once=LENGTHS, passes=st.integers(1, 4), seed=st.integers(0, 5))
-def test_passes_read_repeated_documents_once_each_and_once_documents_once_overall(
-    tmp_path_factory, repeated, once, passes, seed
+@given(repeated=LENGTHS, once=LENGTHS, epochs=st.integers(1, 4), seed=st.integers(0, 5))
+def test_epochs_read_repeated_documents_once_each_and_once_documents_once_overall(
+    tmp_path_factory, repeated, once, epochs, seed
 ):
-    order = stream(tmp_path_factory.mktemp("order"), repeated, once, passes, seed)
-    tokens = passes * sum(repeated) + sum(once)
+    order = stream(tmp_path_factory.mktemp("order"), repeated, once, epochs, seed)
+    tokens = epochs * sum(repeated) + sum(once)
     read = order.rows(0, -(-tokens // CONTEXT)).input_ids.ravel()
-    expected = {100 + i: passes * n for i, n in enumerate(repeated)} | {1000 + i: n for i, n in enumerate(once)}
+    expected = {100 + i: epochs * n for i, n in enumerate(repeated)} | {1000 + i: n for i, n in enumerate(once)}
     assert Counter(read[:tokens].tolist()) == expected
-    # The once documents are spread over the passes, in equal slices.
-    slices = [sum(i >= len(repeated) for i in order.pass_documents(k)) for k in range(passes + 1)]
+    # The once documents are spread over the epochs, in equal slices.
+    slices = [sum(i >= len(repeated) for i in order.epoch_documents(k)) for k in range(epochs + 1)]
     assert max(slices[:-1]) - min(slices[:-1]) <= 1 and slices[-1] == 0
-    for k in range(passes + 2):
-        assert sorted(i for i in order.pass_documents(k) if i < len(repeated)) == list(range(len(repeated)))
+    for k in range(epochs + 2):
+        assert sorted(i for i in order.epoch_documents(k) if i < len(repeated)) == list(range(len(repeated)))
 
 
 @given(
     repeated=LENGTHS,
     once=LENGTHS,
-    passes=st.integers(1, 4),
+    epochs=st.integers(1, 4),
     seed=st.integers(0, 5),
     tokens=st.integers(1, 2000),
 )
 def test_reading_tells_which_document_every_token_of_the_rows_is_from(
-    tmp_path_factory, repeated, once, passes, seed, tokens
+    tmp_path_factory, repeated, once, epochs, seed, tokens
 ):
-    order = stream(tmp_path_factory.mktemp("order"), repeated, once, passes, seed)
+    order = stream(tmp_path_factory.mktemp("order"), repeated, once, epochs, seed)
     ids = order.rows(0, -(-tokens // CONTEXT)).input_ids.ravel()[:tokens]
     told = np.zeros(tokens, np.int64)
     for documents, starts, counts in order.reading(tokens):
@@ -83,7 +83,7 @@ def test_stream_labels_are_the_next_token_of_the_same_document_and_positions_res
     count = -(-3 * sum(repeated) // CONTEXT)
     rows = order.rows(0, count)
     # The document each token belongs to, numbered along the stream.
-    stream_lengths = [repeated[i] for k in range(4 + CONTEXT) for i in order.pass_documents(k)]
+    stream_lengths = [repeated[i] for k in range(4 + CONTEXT) for i in order.epoch_documents(k)]
     owner = np.repeat(np.arange(len(stream_lengths)), stream_lengths)[: count * CONTEXT + 1]
     within = np.concatenate([np.arange(n) for n in stream_lengths])[: count * CONTEXT]
     flat = order.rows(0, count + 1).input_ids.ravel()[: count * CONTEXT + 1]
@@ -94,7 +94,7 @@ def test_stream_labels_are_the_next_token_of_the_same_document_and_positions_res
 
 def test_every_pass_has_its_own_order(tmp_path: Path):
     order = stream(tmp_path, [5] * 12, [], 3)
-    assert not np.array_equal(order.pass_documents(0), order.pass_documents(1))
+    assert not np.array_equal(order.epoch_documents(0), order.epoch_documents(1))
 
 
 def test_finite_stream_ends_with_an_error(tmp_path: Path):

@@ -11,7 +11,7 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.definitions import build_resources
 from sbp_assets.pairing import assets, checks
-from sbp_assets.pairing.truth import OVERALL, PAIR_TRUTH_SCHEMA, not_above_chance, pair_truth, truth_problems
+from sbp_assets.pairing.ground_truth import OVERALL, PAIR_TRUTH_SCHEMA, not_above_chance, pair_truth, truth_problems
 from sbp_assets.settings import ConceptsSource, FilesSource, load_settings
 from sbp_assets_tests.tiny import only, tiny_settings
 
@@ -78,7 +78,7 @@ class Upstream(dg.IOManager):
     """Documents of the world of profile tiny, and every pair of one concept as neighbours."""
 
     def __init__(self) -> None:
-        source = load_settings("tiny", {}).experiment.truth
+        source = load_settings("tiny", {}).experiment.ground_truth
         assert source
         world = ConceptWorld(source)
         rows = [world.document(number) for number in range(30)]
