@@ -92,7 +92,7 @@ def test_stream_labels_are_the_next_token_of_the_same_document_and_positions_res
     assert np.array_equal(rows.position_ids.ravel(), np.minimum(within, columns))
 
 
-def test_every_pass_has_its_own_order(tmp_path: Path):
+def test_every_epoch_has_its_own_order(tmp_path: Path):
     order = stream(tmp_path, [5] * 12, [], 3)
     assert not np.array_equal(order.epoch_documents(0), order.epoch_documents(1))
 
@@ -105,10 +105,10 @@ def test_finite_stream_ends_with_an_error(tmp_path: Path):
         order.rows(2, 3)
 
 
-def test_a_far_step_costs_one_pass_not_all_before_it(tmp_path: Path):
+def test_a_far_step_costs_one_epoch_not_all_before_it(tmp_path: Path):
     order = stream(tmp_path, [7] * 50, [9] * 30, 4)
     order.rows(1_000_000, 1_000_001)
-    assert order._pass.cache_info().misses <= 2
+    assert order._epoch.cache_info().misses <= 2
 
 
 @given(counts=st.lists(st.integers(2, CONTEXT), min_size=1, max_size=15), epochs=st.sampled_from([0.5, 1, 1.4, 3]))
