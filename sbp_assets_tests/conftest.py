@@ -1,20 +1,18 @@
-"""What processes that tests start find in their environment: profile tiny, with directories of this test session."""
+"""The environment of the tests, and of processes that they start: profile tiny, with directories of this session."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-os.environ["SBP_PROFILE"] = "tiny"
-os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-_root = tempfile.mkdtemp(prefix="sbp-tests-")
-for _name in ("data_dir", "work_dir", "instance_dir"):
-    os.environ[f"SBP_DEPLOYMENT__{_name.upper()}"] = f"{_root}/{_name}"
-
+ENVIRONMENT = {
+    "SBP_PROFILE": "tiny",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 # How long an example takes says nothing on a machine that is busy.
 settings.register_profile("busy", deadline=None)
@@ -23,6 +21,18 @@ settings.load_profile("busy")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="A test that is skipped has failed: for the gate.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment before test modules are imported, and restore it when the session ends."""
+    environment = pytest.MonkeyPatch()
+    config.add_cleanup(environment.undo)
+    root = tempfile.TemporaryDirectory(prefix="sbp-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(root.cleanup)
+    for name, value in ENVIRONMENT.items():
+        environment.setenv(name, value)
+    for name in ("data_dir", "work_dir", "instance_dir"):
+        environment.setenv(f"SBP_DEPLOYMENT__{name.upper()}", f"{root.name}/{name}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

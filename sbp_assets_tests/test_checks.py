@@ -3,42 +3,49 @@
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
+from sbp_assets.dagster_support.internals import BaseAssetGraph
 from sbp_assets.definitions import build_definitions
 from sbp_assets.settings import load_settings
 from sbp_assets.storage.checks import NAME as STORED
 from sbp_assets_tests.operations.damage import DAMAGES, table_of_checks, table_of_damage
 
-GRAPH = build_definitions(load_settings("tiny")).resolve_asset_graph()
+HINT = "`python -m sbp_assets_tests.operations.damage` prints the tables of docs/checks.md"
 DOCS = (Path(__file__).parents[1] / "docs/checks.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def graph() -> BaseAssetGraph:
+    return build_definitions(load_settings("tiny", {})).resolve_asset_graph()
+
+
 def test_the_docs_list_every_check_and_every_damage():
-    assert table_of_checks() in DOCS, "SBP_PROFILE=tiny python -m sbp_assets_tests.operations.damage prints the tables"
-    assert table_of_damage() in DOCS, "SBP_PROFILE=tiny python -m sbp_assets_tests.operations.damage prints the tables"
+    assert table_of_checks() in DOCS, HINT
+    assert table_of_damage() in DOCS, HINT
 
 
-def test_every_artifact_is_read_back_and_looked_into():
-    for asset in GRAPH.get_all_asset_keys():
-        checks = [GRAPH.get(key) for key in GRAPH.asset_check_keys if key.asset_key == asset]
+def test_every_artifact_has_the_integrity_check_and_a_check_of_its_content(graph: BaseAssetGraph):
+    for asset in graph.get_all_asset_keys():
+        checks = [graph.get(key) for key in graph.asset_check_keys if key.asset_key == asset]
         assert any(check.key.name == STORED and check.blocking for check in checks), asset
         assert any(check.key.name != STORED for check in checks), asset
 
 
-def test_every_check_can_run_alone_on_its_own_partition():
-    for key in GRAPH.asset_check_keys:
-        assert isinstance(GRAPH.assets_def_for_key(key), dg.AssetChecksDefinition), key
-        assert GRAPH.get(key).partitions_def == GRAPH.get(key.asset_key).partitions_def, key
+def test_every_check_can_run_alone_on_its_own_partition(graph: BaseAssetGraph):
+    for key in graph.asset_check_keys:
+        assert isinstance(graph.assets_def_for_key(key), dg.AssetChecksDefinition), key
+        assert graph.get(key).partitions_def == graph.get(key.asset_key).partitions_def, key
 
 
-def test_whatever_is_made_of_an_artifact_waits_for_a_check_of_its_content():
-    for asset in GRAPH.get_all_asset_keys():
-        blocking = [key.name for key in GRAPH.asset_check_keys if key.asset_key == asset and GRAPH.get(key).blocking]
-        if GRAPH.get(asset).child_keys:
-            # Rejected rows are counted by a check of the documents, with which they are made.
+def test_assets_downstream_wait_for_a_check_of_the_artifacts_content(graph: BaseAssetGraph):
+    for asset in graph.get_all_asset_keys():
+        blocking = [key.name for key in graph.asset_check_keys if key.asset_key == asset and graph.get(key).blocking]
+        if graph.get(asset).child_keys:
+            # Rejected rows are counted by a check of the documents, which are materialised with them.
             assert set(blocking) > {STORED} or asset.path[-1] == "rejected_rows", asset
 
 
-def test_damages_name_checks_that_exist():
-    checks = {key.to_user_string() for key in GRAPH.asset_check_keys}
+def test_damages_name_checks_that_exist(graph: BaseAssetGraph):
+    checks = {key.to_user_string() for key in graph.asset_check_keys}
     assert {damage.check for damage in DAMAGES} <= checks

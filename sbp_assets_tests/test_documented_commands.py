@@ -1,4 +1,4 @@
-"""Commands of README.md and docs/ have the subcommands and options that the installed command lines know."""
+"""Commands in the documentation have the subcommands and options that the installed command lines know."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dagster_webserver.cli import dagster_webserver
 from sbp_assets.cli import app
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+PAGES = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 COMMANDS = {
     "sbp": typer.main.get_command(app),
     "dagster": create_dagster_cli(),
@@ -55,7 +55,7 @@ def test_documented_commands_exist(page: Path):
     assert [found for found in map(problem, commands(page)) if found] == []
 
 
-def test_the_pages_are_read_and_what_does_not_exist_is_found():
+def test_commands_are_found_and_unknown_ones_are_refused():
     assert sum(len(commands(page)) for page in PAGES) > 50
     assert problem("dagster asset materialize -m sbp_assets.definitions --select a") is None
     assert problem("dagster asset materialize -w workspace.yaml --select a")

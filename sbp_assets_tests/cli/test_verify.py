@@ -1,4 +1,4 @@
-"""`sbp verify` where there is nothing to verify; what it finds is in operations/test_rot.py."""
+"""`sbp verify` where there is nothing to verify; what it finds is in operations/test_corruption.py."""
 
 from pathlib import Path
 

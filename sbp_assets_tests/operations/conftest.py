@@ -26,8 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Home of a deployment in which `sbp run -p tiny` has finished; to be copied, never changed.
 
-    Secrets stood in its environment (PLANTED), and what the command said is in said.log. Made once for all workers of
-    pytest-xdist. $SBP_FINISHED_STORE names one from an earlier session, kept for work on these tests.
+    Its environment held secrets (PLANTED), and the output of the command is in said.log. All workers of pytest-xdist
+    share it. $SBP_FINISHED_STORE names one from an earlier session, kept for work on these tests.
     """
     if kept := os.environ.get("SBP_FINISHED_STORE"):
         home = Path(kept)

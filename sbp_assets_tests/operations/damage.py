@@ -1,6 +1,6 @@
-"""Ways in which each kind of artifact can be wrong, each with the check that has to see it.
+"""Ways in which each kind of artifact can be wrong, each with the check that has to find it.
 
-`SBP_PROFILE=tiny python -m sbp_assets_tests.operations.damage` prints the tables of docs/checks.md.
+`python -m sbp_assets_tests.operations.damage` prints the tables of docs/checks.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ A_HELDOUT, AN_ORACLE_DOCUMENT, ANOTHER = "concepts-0000114", "concepts-0000000",
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with an artifact, which check ("stage/name:check") sees it, and what is then not made of it."""
+    """What is wrong with an artifact, the check ("stage/name:check") that fails, and the asset that it stops."""
 
     what: str
     artifact: str
@@ -204,7 +204,7 @@ def a_leak(rows: pl.DataFrame) -> pl.DataFrame:
 DAMAGES = [
     *of("corpus/source_manifest", None, "corpus/raw_documents",
         ("a file is missing", table(lambda rows: rows[1:]), "shard_assignment_is_correct"),
-        ("files stand in other shards", column(shard=pl.col("shard").reverse()), "shard_assignment_is_correct")),
+        ("files are in other shards", column(shard=pl.col("shard").reverse()), "shard_assignment_is_correct")),
     *of("corpus/raw_documents", SHARD, "corpus/minhash_signatures",
         ("rows dropped", dropped, "every_row_is_accounted_for"),
         ("an id twice", column(id=pl.col("id").gather((pl.int_range(pl.len()) - 1).clip(0))),
@@ -298,7 +298,7 @@ DAMAGES = [
     *of("pretraining/token_budget", None, "pretraining/sbp_model",
         ("an arm with another budget", where(pl.col("arm") == "sbp", "tokens_read", pl.col("tokens_read") // 2),
          "arms_train_on_equal_tokens"),
-        ("syntheses read twice", where(pl.col("source") == "synthetic", "most_reads", 2),
+        ("synthetic documents read twice", where(pl.col("source") == "synthetic", "most_reads", 2),
          "synthetic_documents_are_read_once")),
     *of("evaluation/tasks", None, "evaluation/contamination",
         ("questions dropped", questions(lambda rows: rows[1:]), "task_data_matches_corpus"),
@@ -333,7 +333,7 @@ DAMAGES = [
 
 
 def table_of_checks() -> str:
-    """Every check of the active profile, in the order of the data flow."""
+    """Return the Markdown table of every check of profile `tiny`, in the order of the data flow."""
     from sbp_assets.definitions import build_definitions
     from sbp_assets.settings import load_settings
     from sbp_assets.storage.checks import NAME
@@ -353,12 +353,13 @@ def table_of_checks() -> str:
 
 
 def table_of_damage() -> str:
-    """Every damage, the check that sees it, and what is then not made."""
-    lines = ["| artifact | damage | check that goes red | not made |", "|---|---|---|---|"]
+    """Return the Markdown table of every damage, the check that fails, and the asset that is then not materialised."""
+    lines = ["| artifact | damage | check that fails | not materialised |", "|---|---|---|---|"]
     for damage in DAMAGES:
         of_own = damage.checked == damage.artifact
         check = damage.check.split(":")[1] if of_own else damage.check
-        lines.append(f"| `{damage.artifact}` | {damage.what} | `{check}` | {damage.downstream or 'nothing follows'} |")
+        stopped = damage.downstream or "nothing is downstream"
+        lines.append(f"| `{damage.artifact}` | {damage.what} | `{check}` | {stopped} |")
     return "\n".join(lines)
 
 

@@ -34,7 +34,8 @@ BACKFILL_FINISHED = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "CANC
 # The tests wait for conditions, never for a time; this only ends a test that hangs, also on a busy machine.
 PATIENCE = 300.0
 
-# Secrets, by the variable that holds them, with which the finished store is made; what is written is searched for them.
+# Secrets, by the variable that holds them, in the environment of the run that finishes the store; what is written is
+# searched for them.
 PLANTED = {
     name: f"planted{hashlib.sha256(name.encode()).hexdigest()[:24]}"
     for name in (
@@ -322,7 +323,7 @@ class Deployment:
         }
 
     def wait_step(self, run_id: str) -> psutil.Process:
-        """The process that executes the run, once its first asset is being made."""
+        """The process that executes the run, once its first asset is being materialised."""
 
         def begun(instance: dg.DagsterInstance) -> bool:
             if instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START):

@@ -13,7 +13,7 @@ from sbp_assets_tests.operations.deployment import Deployment, wait_for
 
 @dataclass(frozen=True)
 class Victim:
-    """A job to kill, and what it makes.
+    """A job to kill, and what it materialises.
 
     `evidence` is a file below work/ that shows it in the midst of its work; without one, its first step has begun.
     """
@@ -26,7 +26,7 @@ class Victim:
     resumed: str = ""  # what the next run says of the work that it found done
 
 
-# None reads what another makes, but for synthesis: the next run of one goes on while another is killed.
+# But for synthesis none reads what another materialises: the next run of one goes on while another is killed.
 VICTIMS = {
     "synthesizer": Victim(
         "tune_synthesizer",
@@ -59,7 +59,7 @@ VICTIMS = {
 
 
 def forget(deployment: Deployment, victim: Victim) -> None:
-    """Remove what the job has made, so that it must be made anew."""
+    """Remove what the job has materialised and its unfinished work, so that it starts from the beginning."""
     artifacts, work = deployment.artifacts, deployment.home / "work"
     for path in [*(artifacts / name for name in victim.artifacts), *(work / name for name in victim.work)]:
         if path.is_dir():
@@ -77,8 +77,8 @@ def in_the_midst(deployment: Deployment, victim: Victim, run_id: str) -> psutil.
     return process
 
 
-def make_again(deployment: Deployment, *names: str) -> None:
-    """Have `sbp run` make assets anew: wipe their records, as the UI can, and remove their artifacts."""
+def clear(deployment: Deployment, *names: str) -> None:
+    """Have `sbp run` re-materialise assets: wipe their materialisations, as the UI can, and remove their artifacts."""
     with deployment.instance() as instance:
         instance.wipe_assets([dg.AssetKey(name.split("/")) for name in names])
     for name in names:

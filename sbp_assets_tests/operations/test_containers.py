@@ -85,7 +85,7 @@ class Containers:
         return re.sub(r"^/app(?=/)", str(CHECKOUT), re.sub(r"^/buckets", f"{self.deployment.home}/buckets", value))
 
     def environ(self, service: str) -> dict[str, str]:
-        """All that the service gets, and the ports of programs that are not told theirs."""
+        """All that the service gets, and the ports of programs that are given none."""
         folders = [str(PROGRAMS), *filter(None, [str(postgres_programs() or "")]), "/usr/bin", "/bin"]
         return {
             "PATH": ":".join(folders),
@@ -154,7 +154,7 @@ def containers(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactor
     [["hadolint", str(DOCKERFILE)], ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)]],
     ids=lambda command: command[0],
 )
-def test_lint(command: list[str]):
+def test_the_linters_pass(command: list[str]):
     program = shutil.which(command[0], path=str(PROGRAMS))
     if program is None:
         pytest.skip(f"{command[0]} is not installed")
@@ -171,7 +171,7 @@ def test_only_the_webserver_is_published_and_on_loopback_alone():
     assert instruction("USER")[-1] != "0" and int(instruction("USER")[-1])
 
 
-def test_no_secret_stands_in_the_files_and_none_may_be_missing():
+def test_the_files_hold_no_secret_and_each_has_to_be_given():
     for name in SECRETS:
         with pytest.raises(AssertionError, match=rf"{name}: set it in deploy/\.env"):
             read(COMPOSE, {**SECRETS, name: ""})
@@ -218,7 +218,7 @@ def test_the_images_first_command_runs(containers: Containers):
     assert done.returncode == 0 and "corpus/source_manifest" in done.stdout, done.stderr
 
 
-def test_a_run_in_the_containers_keeps_artifacts_and_records_where_they_belong(
+def test_a_run_in_the_containers_keeps_artifacts_and_events_where_they_belong(
     containers: Containers, postgres: PostgresServer
 ):
     done = containers.call("code", "sbp", "run", "--until", "manifest")

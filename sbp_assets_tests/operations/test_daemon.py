@@ -1,6 +1,6 @@
 """The nightly automation, the failure sensor and backfills from the command line: a real daemon on a real instance.
 
-Here every minute is a night.
+The nightly automation ticks every minute here.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from sbp_assets_tests.operations.deployment import BACKFILL_FINISHED, CHECKOUT, 
 
 SIGNATURES = dg.AssetKey(["corpus", "minhash_signatures"])
 BOTH = ["00000", "00001"]
-NIGHTS = {
+EVERY_MINUTE = {
     "SBP_DEPLOYMENT__AUTOMATION": "true",
     "SBP_DEPLOYMENT__NIGHTLY": "* * * * *",
     "SBP_DEPLOYMENT__NIGHTLY_UNTIL": "null",
@@ -56,33 +56,33 @@ def backfills(deployment: Deployment) -> list[PartitionBackfill]:
         return list(instance.get_backfills())
 
 
-def made(deployment: Deployment) -> set[str]:
+def materialised(deployment: Deployment) -> set[str]:
     with deployment.instance() as instance:
         return instance.get_materialized_partitions(SIGNATURES)
 
 
-def test_nights_fill_in_what_is_missing_and_try_again_what_failed(
+def test_the_nightly_automation_materialises_what_is_missing_and_retries_what_failed(
     finished: Path, tmp_path: Path, webhook: tuple[str, list[dict[str, str]]]
 ):
     url, received = webhook
-    with Deployment(tmp_path, {**NIGHTS, "SBP_WEBHOOK_URL": url}, finished) as deployment:
+    with Deployment(tmp_path, {**EVERY_MINUTE, "SBP_WEBHOOK_URL": url}, finished) as deployment:
         before = deployment.versions()
         with deployment.instance() as instance:
             earlier = {run.run_id for run in instance.get_runs()}
             instance.wipe_assets([SIGNATURES])
-        # One of the two shards cannot be made: what it is made from is gone.
+        # One of the two shards cannot be materialised: its input is gone.
         source, aside = deployment.artifacts / "corpus/raw_documents/00001.parquet", tmp_path / "aside.parquet"
         shutil.move(source, aside)
 
         deployment.start_daemon()
-        wait_for(lambda: made(deployment) == {"00000"} and received, "the first night", every=1)
+        wait_for(lambda: materialised(deployment) == {"00000"} and received, "the first nightly tick", every=1)
         message = received[0]
         assert (message["partition"], message["step"]) == ("00001", "minhash_signatures")
         assert "00001.parquet does not exist" in message["error"]
         assert message["url"].endswith(f"/runs/{message['run_id']}")
 
         shutil.move(aside, source)
-        wait_for(lambda: made(deployment) == set(BOTH), "a later night", every=1)
+        wait_for(lambda: materialised(deployment) == set(BOTH), "a later nightly tick", every=1)
         first, *_ = wait_for(
             lambda: [one for one in backfills(deployment) if one.status.value in BACKFILL_FINISHED], "the backfill"
         )
@@ -90,7 +90,7 @@ def test_nights_fill_in_what_is_missing_and_try_again_what_failed(
 
         with deployment.instance() as instance:
             runs = [run for run in instance.get_runs() if run.run_id not in earlier]
-        # What follows the signatures is made of the same content, so there is no more to do, and no model ever.
+        # The signatures have the content of before, so nothing downstream is stale; and no model is ever trained.
         assert {key for run in runs for key in run.asset_selection or ()} == {SIGNATURES} <= set(NIGHTLY)
         assert deployment.versions() == before
         assert url not in deployment.log("daemon.log")
@@ -116,8 +116,8 @@ def test_a_backfill_from_the_command_line(finished: Path, tmp_path: Path):
         assert deployment.versions() == before
 
 
-def test_what_no_check_has_seen_is_checked_alone(finished: Path, tmp_path: Path):
-    """As after an upgrade that brings a check."""
+def test_an_unchecked_artifact_is_checked_and_not_materialised(finished: Path, tmp_path: Path):
+    """As after an upgrade that adds a check."""
     with Deployment(tmp_path, {"SBP_DEPLOYMENT__AUTOMATION": "true"}, finished) as deployment:
         before = deployment.versions()
         check = dg.AssetCheckKey(dg.AssetKey(["pairing", "neighbor_pairs"]), "artifact_is_intact")

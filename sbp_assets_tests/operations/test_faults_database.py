@@ -1,4 +1,4 @@
-"""The database that goes away under a daemon, a webserver and a run, and comes back."""
+"""The database that crashes under a daemon, a webserver and a run, and is started again."""
 
 import contextlib
 import shutil
@@ -13,16 +13,16 @@ from sbp_assets_tests.operations.faults import VICTIMS, forget, in_the_midst
 from sbp_assets_tests.operations.servers import PostgresServer
 
 # Long enough that nothing only waits until it is over: Dagster tries to connect for a second.
-AWAY_SECONDS = 15
+OUTAGE_SECONDS = 15
 
 
-def test_a_database_that_goes_away_and_comes_back(postgres: PostgresServer, finished: Path, tmp_path: Path):
+def test_a_database_that_crashes_and_is_started_again(postgres: PostgresServer, finished: Path, tmp_path: Path):
     for folder in (FOLDERS["data_dir"], FOLDERS["work_dir"]):
         shutil.copytree(finished / folder, tmp_path / folder)
     overrides = {"SBP_POSTGRES_URL": postgres.url, "SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.005"}
     with Deployment(tmp_path, overrides) as deployment:
         undisturbed = deployment.versions()
-        deployment.sbp("env")  # makes the schema of the records
+        deployment.sbp("env")  # makes the schema of runs and events
         daemon, webserver = deployment.start_daemon(reload_seconds=20), deployment.start_webserver()
         victim = VICTIMS["pretraining"]
         forget(deployment, victim)
@@ -34,7 +34,7 @@ def test_a_database_that_goes_away_and_comes_back(postgres: PostgresServer, fini
         # The run cannot record what it has done, and ends.
         _, survivors = psutil.wait_procs(tree, timeout=300)
         assert survivors == []
-        time.sleep(max(0.0, AWAY_SECONDS - (time.monotonic() - gone_at)))
+        time.sleep(max(0.0, OUTAGE_SECONDS - (time.monotonic() - gone_at)))
         postgres.start()
 
         assert deployment.wait_run(run_id) == "FAILURE"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sbp_assets_tests.operations.deployment import FOLDERS, Deployment
-from sbp_assets_tests.operations.faults import make_again
+from sbp_assets_tests.operations.faults import clear
 
 
 class Disk:
@@ -54,13 +54,13 @@ def refused(deployment: Deployment, until: str) -> str:
     return done.stderr
 
 
-def test_a_full_disk_is_named_and_the_next_run_goes_on(disks: dict[str, Disk], finished: Path, tmp_path: Path):
+def test_a_full_disk_is_named_and_the_next_run_resumes(disks: dict[str, Disk], finished: Path, tmp_path: Path):
     often = {"SBP_DEPLOYMENT__CHECKPOINT_MINUTES": "0.005"}  # every 0.3 s
     store, work = disks["data_dir"], disks["work_dir"]
     with Deployment(tmp_path, often, finished) as deployment:
         undisturbed = deployment.versions()
         made = ("corpus/tokens", "pretraining/oracle_model", "synthesis/synthetic_documents")
-        make_again(deployment, *made)
+        clear(deployment, *made)
         for left in ("oracle_model", "staging/oracle_model", "synthesis"):
             shutil.rmtree(work.path / left)
         there = deployment.versions()
@@ -87,10 +87,10 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(disks: dict[str, Disk], f
 
 
 def test_a_disk_that_holds_everything_runs_full(finished: Path, tmp_path: Path):
-    """Dagster's records are on it too, so that not even the failure can be recorded."""
+    """Run and event storage are on it too, so that not even the failure can be recorded."""
     with Disk(tmp_path, 64) as disk, Deployment(tmp_path, finished=finished) as deployment:
         undisturbed = deployment.versions()
-        make_again(deployment, "corpus/tokens")
+        clear(deployment, "corpus/tokens")
         disk.fill(spare=2**15)
         said = refused(deployment, "tokenise")
         assert "disk" in said and "full" in said

@@ -1,4 +1,4 @@
-"""Runs that are killed, cancelled or doubled, by a real daemon: what is left, and what the next one makes of it.
+"""Runs that are killed, cancelled or launched twice, by a real daemon: what is left, and how the next run ends.
 
 One deployment for all; docs/faults.md is the table of faults and outcomes.
 """
@@ -71,7 +71,9 @@ def outcomes(deployment: Deployment, undisturbed: dict[str, str]) -> dict[str, O
 
 
 @pytest.mark.parametrize("stage", VICTIMS)
-def test_a_killed_worker(stage: str, outcomes: dict[str, Outcome], undisturbed: dict[str, str], deployment: Deployment):
+def test_a_killed_run_is_retried(
+    stage: str, outcomes: dict[str, Outcome], undisturbed: dict[str, str], deployment: Deployment
+):
     """kill -9 of the run's process in the midst of its work."""
     outcome, victim = outcomes[stage], VICTIMS[stage]
     assert outcome.status == "FAILURE"
@@ -83,7 +85,7 @@ def test_a_killed_worker(stage: str, outcomes: dict[str, Outcome], undisturbed: 
     assert deployment.versions(*victim.artifacts) == {name: undisturbed[name] for name in victim.artifacts}
 
 
-def test_killed_workers_hold_no_pool_and_damage_nothing_else(
+def test_killed_runs_hold_no_pool_and_damage_nothing_else(
     outcomes: dict[str, Outcome], undisturbed: dict[str, str], deployment: Deployment
 ):
     wait_for(lambda: not deployment.slot_holders(), "the slots to be free")
@@ -109,10 +111,10 @@ def test_a_run_cancelled_in_training_is_resumed(deployment: Deployment, undistur
 
 
 def test_two_backfills_of_the_same_shard_at_once(deployment: Deployment, undisturbed: dict[str, str]):
-    made = ("pairing/embeddings/00000.parquet", "pairing/ann_index/00000")
-    forget(deployment, Victim("", "00000", made))
+    artifacts = ("pairing/embeddings/00000.parquet", "pairing/ann_index/00000")
+    forget(deployment, Victim("", "00000", artifacts))
     began = time.time()
-    assets = [name.rsplit("/", 1)[0] for name in made]
+    assets = [name.rsplit("/", 1)[0] for name in artifacts]
     backfills = [deployment.backfill(assets, ["00000"]) for _ in range(2)]
     assert [deployment.wait_backfill(backfill) for backfill in backfills] == ["COMPLETED_SUCCESS"] * 2
     with deployment.instance() as instance:
@@ -123,7 +125,7 @@ def test_two_backfills_of_the_same_shard_at_once(deployment: Deployment, undistu
     assert deployment.versions() == undisturbed
 
 
-OVER_AND_OVER = """
+MATERIALISE_REPEATEDLY = """
 import sys
 import dagster as dg
 from sbp_assets.definitions import build_definitions
@@ -137,13 +139,13 @@ with dg.DagsterInstance.get() as instance:
 """
 
 
-def test_two_processes_that_make_the_same_artifact_over_and_over(
+def test_two_processes_that_materialise_the_same_artifact_at_once(
     deployment: Deployment, undisturbed: dict[str, str], tmp_path: Path
 ):
     """Without a queue between them: each writes, publishes and checks while the other does."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", OVER_AND_OVER],
+            [sys.executable, "-c", MATERIALISE_REPEATEDLY],
             env=deployment.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

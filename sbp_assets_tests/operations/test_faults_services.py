@@ -27,11 +27,11 @@ def backfill_runs(deployment: Deployment, backfill: str) -> list[dg.DagsterRun]:
         return list(instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill})))
 
 
-def test_restarts_in_mid_backfill(deployment: Deployment):
+def test_a_backfill_survives_restarts_of_daemon_and_webserver(deployment: Deployment):
     """Two layers of two shards: the second waits for all of the first.
 
-    While the first is made, the webserver is killed and the daemon ended (SIGTERM); while the second is, the daemon is
-    killed. What they have started goes on without them.
+    While the first is materialised, the webserver is killed and the daemon ended (SIGTERM); while the second is, the
+    daemon is killed. The runs that they have started go on without them.
     """
     undisturbed = deployment.versions()
     assets = ["pairing/embeddings", "pairing/ann_index", "pairing/neighbor_candidates"]
@@ -67,7 +67,7 @@ def test_restarts_in_mid_backfill(deployment: Deployment):
     assert not deployment.slot_holders()
 
 
-def test_a_machine_that_goes_down(deployment: Deployment):
+def test_a_run_is_retried_after_its_machine_went_down(deployment: Deployment):
     """kill -9 of run, code servers, daemon and webserver at once; nobody is left to report the run as failed."""
     undisturbed = deployment.versions()
     victim = VICTIMS["pretraining"]

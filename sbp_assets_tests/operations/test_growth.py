@@ -1,4 +1,4 @@
-"""A corpus that grows: `sbp run` makes the new shards, and nothing that has not changed."""
+"""A corpus that grows: `sbp run` materialises the new shards, and nothing that has not changed."""
 
 import json
 from pathlib import Path
@@ -18,14 +18,14 @@ def write_file(corpus: Path, number: int) -> None:
     (corpus / f"part-{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def made(deployment: Deployment, earlier: set[str]) -> set[tuple[str, str | None]]:
+def partitions_run(deployment: Deployment, earlier: set[str]) -> set[tuple[str, str | None]]:
     with deployment.instance() as instance:
         runs = [run for run in instance.get_runs() if run.run_id not in earlier]
         earlier.update(run.run_id for run in runs)
     return {(run.job_name, run.tags.get("dagster/partition")) for run in runs}
 
 
-def test_more_files_and_shards_make_exactly_the_new_work(tmp_path: Path):
+def test_a_corpus_that_grows_materialises_only_what_is_new_or_changed(tmp_path: Path):
     corpus, earlier = tmp_path / "corpus", set[str]()
     corpus.mkdir()
     for number in range(2):
@@ -34,20 +34,20 @@ def test_more_files_and_shards_make_exactly_the_new_work(tmp_path: Path):
     with Deployment(tmp_path, {"SBP_EXPERIMENT__CORPUS__SOURCE": json.dumps(source)}) as deployment:
         deployment.sbp("run", "--until", "split")
         shards = {(step, shard) for step in ("ingest", "split") for shard in ("00000", "00001")}
-        assert made(deployment, earlier) == {("manifest", None), ("deduplicate", None), *shards}
+        assert partitions_run(deployment, earlier) == {("manifest", None), ("deduplicate", None), *shards}
 
         write_file(corpus, 2)
         deployment.overrides["SBP_EXPERIMENT__CORPUS__SHARDS"] = "3"
         deployment.sbp("run", "--until", "split")
-        assert made(deployment, earlier) == {
+        assert partitions_run(deployment, earlier) == {
             ("manifest", None), ("ingest", "00002"), ("deduplicate", None), ("split", "00002"),
         }  # fmt: skip
 
-        # The document that a shard repeats is dropped there: that shard alone is split anew.
+        # The document that a shard repeats is dropped there: that shard alone is split again.
         first = (corpus / "part-0.jsonl").read_text().splitlines()[0]
         with (corpus / "part-1.jsonl").open("a") as file:
             file.write(json.dumps({**json.loads(first), "id": "repeated"}) + "\n")
         deployment.sbp("run", "--refresh", "--until", "split")
-        assert made(deployment, earlier) == {
+        assert partitions_run(deployment, earlier) == {
             ("manifest", None), ("ingest", "00001"), ("deduplicate", None), ("split", "00001"),
         }  # fmt: skip

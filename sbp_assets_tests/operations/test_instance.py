@@ -42,7 +42,7 @@ def test_a_pool_lets_one_step_in_at_a_time_though_its_runs_are_processes_of_thei
 
 
 def test_a_run_that_crashes_is_started_again(deployment: Deployment):
-    made = deployment.versions("pairing/embeddings")
+    before = deployment.versions("pairing/embeddings")
     run_id = deployment.launch("embed", SHARDS[0], retried=True)
     deployment.wait_step(run_id).kill()
     assert deployment.wait_run(run_id) == "FAILURE"
@@ -53,10 +53,10 @@ def test_a_run_that_crashes_is_started_again(deployment: Deployment):
         return runs[0].run_id if runs else ""
 
     assert deployment.wait_run(wait_for(retry, "the retry")) == "SUCCESS"
-    assert deployment.versions("pairing/embeddings") == made
+    assert deployment.versions("pairing/embeddings") == before
 
 
-def test_a_run_whose_asset_fails_is_not(deployment: Deployment):
+def test_a_run_whose_asset_fails_is_not_started_again(deployment: Deployment):
     shutil.rmtree(deployment.artifacts / "corpus/tokenizer")
     run_id = deployment.launch("tokenise", SHARDS[0], retried=True)
     assert deployment.wait_run(run_id) == "FAILURE"
@@ -71,7 +71,7 @@ def test_a_run_whose_asset_fails_is_not(deployment: Deployment):
         assert any("materialise corpus/tokenizer first" in str(entry) for entry in instance.all_logs(run_id))
 
 
-def test_nobody_is_shown_the_databases_password(deployment: Deployment, postgres: PostgresServer):
+def test_the_databases_password_is_shown_nowhere(deployment: Deployment, postgres: PostgresServer):
     shown = json.dumps(deployment.graphql("{ instance { info } version }"))
     assert "PostgresRunStorage" in shown
     assert postgres.PASSWORD not in shown + deployment.log("daemon.log") + deployment.log("webserver.log")

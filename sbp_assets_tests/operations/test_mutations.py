@@ -1,4 +1,4 @@
-"""Every kind of artifact is damaged in turn: a check, by name, goes red, and what follows is not made.
+"""Every kind of artifact is damaged in turn: the named check fails, and nothing downstream is materialised.
 
 The project's own definitions run on a copy of a finished store, real checks and real assets. A damaged artifact is what
 a broken asset would have left: it lies in the store when the run starts in which its checks and an asset that reads it
@@ -44,7 +44,7 @@ def instance(deployment: Deployment) -> Iterator[dg.DagsterInstance]:
 def run(
     defs: dg.Definitions, instance: dg.DagsterInstance, checked: str, downstream: str | None, partition: str | None
 ) -> dg.ExecuteInProcessResult:
-    """One run of the checks of `checked` and of the asset `downstream`, in which nothing else is made."""
+    """Run the checks of `checked` and materialise the asset `downstream`, and nothing else."""
     key, wanted = dg.AssetKey(checked.split("/")), dg.AssetKey((downstream or "").split("/"))
     # The content version is not the matter here: a broken asset records that of what it broke.
     checks = {check for check in GRAPH.asset_check_keys if check.asset_key == key and check.name != STORED}
@@ -57,8 +57,8 @@ def run(
     return job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
 
 
-def red(result: dg.ExecuteInProcessResult) -> set[str]:
-    """Names of checks that failed as errors, or could not so much as read what they look at."""
+def failed_checks(result: dg.ExecuteInProcessResult) -> set[str]:
+    """Names of checks that failed as errors, or that could not read their artifact."""
     evaluations = result.get_asset_check_evaluations()
     failed = {e.check_name for e in evaluations if not e.passed and e.severity == dg.AssetCheckSeverity.ERROR}
     broken = {event.step_key for event in result.get_step_failure_events()}
@@ -71,7 +71,7 @@ def planned(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> 
     return {r.dagster_event.asset_key.to_user_string() for r in records if r.dagster_event}
 
 
-def made(result: dg.ExecuteInProcessResult) -> set[str]:
+def materialised(result: dg.ExecuteInProcessResult) -> set[str]:
     return {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
 
 
@@ -86,7 +86,7 @@ def test_every_kind_of_artifact_is_damaged():
 @pytest.mark.parametrize("checked", sorted({damage.checked for damage in DAMAGES}))
 def test_undamaged_artifacts_pass(defs: dg.Definitions, instance: dg.DagsterInstance, checked: str):
     result = run(defs, instance, checked, None, next(d.partition for d in DAMAGES if d.checked == checked))
-    assert not red(result)
+    assert not failed_checks(result)
 
 
 CHEAP = {"corpus/minhash_signatures", "corpus/documents", "corpus/tokens", "pairing/ann_index",
@@ -95,32 +95,32 @@ CHEAP = {"corpus/minhash_signatures", "corpus/documents", "corpus/tokens", "pair
 
 
 @pytest.mark.parametrize("downstream", sorted(CHEAP))
-def test_what_follows_an_undamaged_artifact_is_made(
+def test_assets_downstream_of_an_undamaged_artifact_are_materialised(
     defs: dg.Definitions, instance: dg.DagsterInstance, downstream: str
 ):
     damage = next(d for d in DAMAGES if d.downstream == downstream)
     result = run(defs, instance, damage.checked, downstream, damage.partition)
     assert result.success
-    assert made(result) == {downstream}
+    assert materialised(result) == {downstream}
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: f"{d.artifact}: {d.what}".replace("/", "."))
-def test_damage_goes_red_and_stops_what_follows(
+def test_damage_fails_its_check_and_stops_what_is_downstream(
     defs: dg.Definitions, instance: dg.DagsterInstance, deployment: Deployment, tmp_path: Path, damage: Damage
 ):
     path = damage.path(deployment.artifacts)
-    sound = tmp_path / path.name
-    (shutil.copytree if path.is_dir() else shutil.copy)(path, sound)
+    intact = tmp_path / path.name
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, intact)
     try:
         damage.harm(path)
         result = run(defs, instance, damage.checked, damage.downstream, damage.partition)
     finally:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        sound.rename(path)
-    assert damage.check.split(":")[1] in red(result)
+        intact.rename(path)
+    assert damage.check.split(":")[1] in failed_checks(result)
     if damage.downstream:
         assert damage.downstream in planned(instance, result)
-    assert not made(result)
-    # It stopped before what follows was begun: nothing but checks may have stumbled over the damage.
+    assert not materialised(result)
+    # The run stopped before the asset downstream began: only steps of checks may have failed.
     checks = {GRAPH.assets_def_for_key(key).node_def.name for key in GRAPH.asset_check_keys}
     assert {event.step_key for event in result.get_step_failure_events()} <= checks

@@ -1,4 +1,4 @@
-"""The recipes of docs/operating.md, run as they stand: the shell blocks below a heading, then what they promise."""
+"""The recipes of docs/operating.md, run as written: the shell blocks below a heading, then what they promise."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_new_files_in_a_new_shard_leave_the_old_shards_documents_alone(files: De
     assert jobs_run(output)["Split documents"]
 
 
-def test_a_changed_setting_makes_only_what_depends_on_it(finished: Path, tmp_path: Path) -> None:
+def test_a_changed_setting_materialises_only_what_depends_on_it(finished: Path, tmp_path: Path) -> None:
     deployment = Deployment(tmp_path / "home", finished=finished)
     before = deployment.versions()
     output = follow(deployment, recipe("A changed setting"))

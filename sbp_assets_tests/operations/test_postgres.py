@@ -46,11 +46,11 @@ def test_a_run_is_recorded_in_the_profiles_own_schema_and_the_next_finds_it_fres
         assert "[   done] Find source files" in two.sbp("run", "--until", "manifest").stderr
         assert len(schemas(postgres)) == 2
         assert rows(postgres, f"select count(*) from {schema}.runs") == recorded
-        # Records are in the database alone.
+        # Runs and events are in the database alone.
         assert not [path for path in (tmp_path / "one/instance").rglob("*.db") if path.name != "index.db"]
 
 
-def test_records_of_a_finished_store_are_taken_along_from_sqlite(
+def test_runs_and_events_of_a_finished_store_are_copied_from_sqlite(
     postgres: PostgresServer, overrides: dict[str, str], finished: Path, tmp_path: Path
 ):
     with Deployment(tmp_path, {}, finished) as deployment:
@@ -72,7 +72,7 @@ def test_records_of_a_finished_store_are_taken_along_from_sqlite(
         assert postgres.PASSWORD not in again.stderr
 
 
-def test_records_that_cannot_be_copied_are_told_and_none_is(
+def test_a_copy_that_is_refused_says_why_and_copies_nothing(
     postgres: PostgresServer, overrides: dict[str, str], tmp_path: Path
 ):
     with Deployment(tmp_path) as deployment:
@@ -141,7 +141,7 @@ def test_two_runs_of_a_store_exclude_each_other_across_machines(
         two.sbp("run", "--until", "manifest")
 
 
-def test_a_database_that_is_away_is_told_in_a_line(overrides: dict[str, str], tmp_path: Path):
+def test_an_unreachable_database_is_a_one_line_error(overrides: dict[str, str], tmp_path: Path):
     with Deployment(
         tmp_path, {"SBP_POSTGRES_URL": "postgresql://tests:planted-password@127.0.0.1:1/none"}
     ) as deployment:

@@ -52,7 +52,7 @@ def remote(s3: S3Server, bucket: Path, tmp_path_factory: pytest.TempPathFactory)
         yield deployment
 
 
-def test_a_run_makes_byte_for_byte_what_a_local_one_makes(
+def test_a_run_on_s3_materialises_the_same_bytes_as_a_local_one(
     remote: Deployment, bucket: Path, s3: S3Server, finished: Path, tmp_path: Path
 ):
     with Deployment(tmp_path, finished=finished) as local:
@@ -70,7 +70,7 @@ def test_a_run_makes_byte_for_byte_what_a_local_one_makes(
     assert prefixes == {f"{name.rpartition('/')[0]}/{prefix}" for name, prefix in named.items()}
 
 
-def test_another_machine_finds_everything_fresh_traces_it_and_goes_on(remote: Deployment, bucket: Path, tmp_path: Path):
+def test_another_machine_finds_everything_fresh_and_continues(remote: Deployment, bucket: Path, tmp_path: Path):
     """Another machine: nothing local but the instance."""
     remote.overrides[WORK_DIR] = str(tmp_path / "work")
     before = {path: path.stat().st_mtime_ns for path in bucket.rglob("*")}
@@ -81,14 +81,14 @@ def test_another_machine_finds_everything_fresh_traces_it_and_goes_on(remote: De
     for name in (document, "heldout/perplexity/sbp/0", "pretraining/sbp_model/0"):
         traced = json.loads(remote.sbp("trace", name, "--json").stdout)["traces"]
         assert len(traced) == 1 and not traced[0].get("missing")
-    made = versions(bucket / "tiny")
+    versions_before = versions(bucket / "tiny")
     remote.overrides["SBP_EXPERIMENT__PAIRING__MAX_PAIRS_PER_DOCUMENT"] = "1"
     assert "[   done] Filter to pairs" in remote.sbp("run", "--until", "pair").stderr
-    changed = {name for name, version in versions(bucket / "tiny").items() if made[name] != version}
+    changed = {name for name, version in versions(bucket / "tiny").items() if versions_before[name] != version}
     assert changed == {"pairing/neighbor_pairs/00000.parquet", "pairing/neighbor_pairs/00001.parquet"}
 
 
-def test_artifacts_are_taken_along_from_a_local_store(s3: S3Server, finished: Path, tmp_path: Path):
+def test_artifacts_are_copied_from_a_local_store(s3: S3Server, finished: Path, tmp_path: Path):
     bucket = s3.bucket("moved")
     with Deployment(tmp_path, s3.environ, finished) as deployment:
         versions_before = deployment.versions()
@@ -104,7 +104,7 @@ def test_artifacts_are_taken_along_from_a_local_store(s3: S3Server, finished: Pa
         deployment.overrides[DATA_DIR] = "s3://moved/tiny"
         shutil.rmtree(deployment.artifacts)
         assert "nothing to do" in deployment.sbp("run").stdout
-        # A file of a directory is lost: that is found, and made again.
+        # A file of a directory is lost: verify finds it, and the next run re-materialises the directory.
         (file,) = bucket.glob("tiny/corpus/tokens/00000.*/tokens.npy")
         s3.remove(f"moved/{file.relative_to(bucket)}")
         verified = deployment.sbp("verify", "tokenise", check=False)
@@ -133,12 +133,14 @@ def test_the_corpus_itself_may_be_on_s3(s3: S3Server, tmp_path: Path):
         assert manifest["file"].to_list() == ["a.jsonl", "b.jsonl"] and manifest["modified"].null_count() == 0
 
 
-def test_a_bucket_that_is_not_there_is_told_in_a_line_and_not_made(s3: S3Server, tmp_path: Path):
+def test_a_missing_bucket_is_a_one_line_error_and_is_not_created(s3: S3Server, tmp_path: Path):
     with Deployment(tmp_path, {**s3.environ, DATA_DIR: "s3://mistyped/tiny"}) as deployment:
         done = deployment.sbp("run", "--until", "manifest", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    told = "s3://mistyped/tiny/corpus/source_manifest.parquet: The specified bucket does not exist. Create the bucket"
-    assert told in " ".join(done.stderr.split())
+    message = (
+        "s3://mistyped/tiny/corpus/source_manifest.parquet: The specified bucket does not exist. Create the bucket"
+    )
+    assert message in " ".join(done.stderr.split())
     assert S3Server.SECRET_KEY not in done.stdout + done.stderr
     assert not (s3.folder / "buckets/mistyped").exists()
 
@@ -152,7 +154,7 @@ def test_a_bucket_that_is_not_there_is_told_in_a_line_and_not_made(s3: S3Server,
     ],
     ids=["wrong key", "no key", "nobody there"],
 )
-def test_a_store_that_cannot_be_used_is_told_with_what_to_do(
+def test_the_error_of_an_unusable_store_says_what_to_do(
     environ: dict[str, str | None], says: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name, value in {**s3.environ, **environ}.items():

@@ -140,7 +140,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, trap: ThreadingHTTPServer)
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, finished: Path, trap: ThreadingHTTPServer) -> Iterator[Deployment]:
-    """Deployment of the finished store to which a judge has been added: its verdicts and what follows are made."""
+    """Deployment of the finished store to which a judge has been added, with its verdicts and their downstream."""
     judge = {
         "SBP_EXPERIMENT__SYNTHESIS__JUDGE": '{"model": "echo", "documents": 4}',
         "SBP_DEPLOYMENT__JUDGE_URL": f"{address(trap)}/v1",
@@ -191,7 +191,7 @@ def leaks(home: Path) -> set[str]:
 
 
 def test_no_secret_is_written_by_a_whole_run(finished: Path, judged: Deployment, trap: ThreadingHTTPServer) -> None:
-    assert (finished / "said.log").is_file(), "the finished store was not made by its fixture"
+    assert (finished / "said.log").is_file(), "its fixture did not materialise the finished store"
     assert leaks(finished) == set()
     assert leaks(judged.home) == set()
     # The judge was given its key, and repeated it.
@@ -213,8 +213,8 @@ def test_errors_and_prints_repeat_no_secret(hostile: Deployment, trap: Threading
         f"http://user:{TYPED}@127.0.0.1/a.jsonl", f"{corpus}?token={TYPED}", f"zip://*.jsonl::s3://k:{TYPED}@b/a.zip"
     ):  # fmt: skip
         refused("credentials are given", SBP_EXPERIMENT__CORPUS__SOURCE__PATH=path)
-    refused("SBP_POSTGRES_URL cannot be used", SBP_POSTGRES_URL=f"postgresql://me:{TYPED}@127.0.0.1:1/records")
-    refused("SBP_POSTGRES_URL is no postgresql://", SBP_POSTGRES_URL=f"postgresql://me:a@{TYPED}@127.0.0.1:1/records")
+    refused("SBP_POSTGRES_URL cannot be used", SBP_POSTGRES_URL=f"postgresql://me:{TYPED}@127.0.0.1:1/dagster")
+    refused("SBP_POSTGRES_URL is no postgresql://", SBP_POSTGRES_URL=f"postgresql://me:a@{TYPED}@127.0.0.1:1/dagster")
     refused("judge_api_key (from SBP_DEPLOYMENT__JUDGE_API_KEY)", SBP_DEPLOYMENT__JUDGE_API_KEY=TYPED)
     refused("not JSON", SBP_EXPERIMENT__PRETRAINING__SEEDS=f"[{TYPED}")
     for command in ("plan", "env"):

@@ -1,13 +1,10 @@
 """A random-initialised model with a byte-level tokenizer, and one start of either engine for the whole folder."""
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets.synthesis.engine import Engines, EngineSpec, Generator

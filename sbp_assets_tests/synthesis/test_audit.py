@@ -50,12 +50,12 @@ def test_good_rows_and_an_empty_shard_pass() -> None:
         assert audit.length_share(table) == 0
 
 
-def test_ids_and_seeds() -> None:
+def test_ids_are_unique_and_seeds_are_of_the_shard() -> None:
     assert audit.repeated_ids(pl.concat([GOOD, GOOD[:1]])) == ["syn-a-0"]
     assert audit.foreign_seeds(GOOD, ["a"]) == ["b"]
 
 
-def test_budget() -> None:
+def test_the_budget_is_reached_and_by_the_last_row() -> None:
     assert audit.budget_problems(GOOD, 16) == ["15 tokens of 16"]
     assert audit.budget_problems(GOOD, 11) == []
     assert "without the last row" in audit.budget_problems(GOOD, 10)[0]
@@ -65,12 +65,12 @@ def test_budget() -> None:
 @pytest.mark.parametrize(
     "broken", [{"finish_reason": "abort"}, {"finish_reason": None}, {"text": " \n"}, {"id": "syn-a-9"}]
 )
-def test_bad_rows(broken: dict[str, str | None]) -> None:
+def test_a_row_has_a_text_an_end_and_the_id_of_its_seed_and_rollout(broken: dict[str, str | None]) -> None:
     table = GOOD.with_columns([pl.lit(value, dtype=pl.String).alias(name) for name, value in broken.items()])
     assert audit.bad_rows(table)
 
 
-def test_rollouts() -> None:
+def test_rollouts_occur_once_in_order_and_leave_few_gaps() -> None:
     assert "repeated" in audit.rollout_problems(rows(("a", 0), ("a", 0)), SEEDS, 9)[0]
     assert "out of order" in audit.rollout_problems(rows(("b", 0), ("a", 0)), SEEDS, 9)[0]
     assert "1 places" in audit.rollout_problems(rows(("a", 0), ("a", 1)), SEEDS, 0)[0]
@@ -78,7 +78,7 @@ def test_rollouts() -> None:
     assert audit.allowed_empty(3) == 1 and audit.allowed_empty(1000) == 100
 
 
-def test_tokens(tmp_path: Path) -> None:
+def test_tokens_are_those_of_their_documents(tmp_path: Path) -> None:
     def arrays(name: str, encoded: list[list[int]]) -> TokenArrays:
         write_token_arrays(tmp_path / name, GOOD.select("id", "seed_id"), [np.array(ids) for ids in encoded], 300)
         return TokenArrays.load(tmp_path / name)
@@ -94,7 +94,7 @@ def test_tokens(tmp_path: Path) -> None:
     assert "not <bos>" in problems(GOOD, arrays("bos", [[*b"xabc", 1], good, good]))[0]
 
 
-def test_rows_of_other_requests() -> None:
+def test_rows_of_other_requests_are_found() -> None:
     seeds = pl.Series([sampling_seed("salt", *key) for key in GOOD["seed_id", "rollout"].iter_rows()])
     good = GOOD.with_columns(sampling_seed=seeds)
     assert audit.other_requests(good, "salt", "v") == audit.other_requests(NONE, "salt", "v") == []
@@ -103,7 +103,7 @@ def test_rows_of_other_requests() -> None:
     assert audit.other_requests(good.with_columns(rollout=pl.col("rollout") + 1), "salt", "v") == good["id"].to_list()
 
 
-def test_rows_of_other_engines() -> None:
+def test_rows_of_other_engines_are_found() -> None:
     ids = GOOD["id"].to_list()
     assert audit.other_engines(GOOD) == audit.other_engines(NONE) == []
     assert audit.other_engines(GOOD.with_columns(engine=pl.lit("transformers"))) == []
@@ -115,7 +115,7 @@ def test_rows_of_other_engines() -> None:
     assert audit.other_engines(GOOD.drop("engine")) == ids, "of a version that recorded none"
 
 
-def test_miscounted_texts() -> None:
+def test_miscounted_texts_are_found() -> None:
     def count(texts: list[str]) -> list[int]:
         return [len(text) + 2 for text in texts]
 
@@ -123,11 +123,11 @@ def test_miscounted_texts() -> None:
     assert audit.miscounted(GOOD.with_columns(text=pl.lit("abcd")), count) == GOOD["id"].to_list()
 
 
-def test_length_share() -> None:
+def test_the_share_of_cut_documents_is_counted() -> None:
     assert audit.length_share(GOOD.with_columns(finish_reason=pl.lit("length"))) == 1 > audit.MAX_LENGTH_SHARE
 
 
-def test_quality(tmp_path: Path) -> None:
+def test_quality_rows_are_complete_and_follow_from_their_counts(tmp_path: Path) -> None:
     texts = pl.DataFrame({"text": ["a b c"], "seed_text": ["d"]})
     expected = expected_rows(False, judged=False)
     table = quality_rows(texts, texts.select("text"), Dedup(), 13, None, tmp_path, "1GB")
@@ -142,7 +142,7 @@ def test_quality(tmp_path: Path) -> None:
     assert audit.quality_problems(table.with_columns(documents=pl.col("sample") + 1), expected)
 
 
-def test_judgements() -> None:
+def test_each_question_has_one_verdict_or_a_reason_for_none() -> None:
     judged = JUDGEMENTS.filter(pl.col("verdict").is_not_null())
     assert not audit.judgement_problems(judged)
     assert not audit.judgement_problems(JUDGEMENTS)

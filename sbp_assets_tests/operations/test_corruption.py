@@ -1,4 +1,4 @@
-"""What happens to an artifact after it was made: it is found, nothing is made of it, and `sbp run` makes it again."""
+"""Artifacts that are corrupted or lost after they were materialised: they are found, and nothing is built on them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def tonight(defs: dg.Definitions, instance: dg.DagsterInstance) -> set[str]:
-    """What the nightly automation requests just after its tick."""
+def nightly_requests(defs: dg.Definitions, instance: dg.DagsterInstance) -> set[str]:
+    """The assets that the nightly automation requests just after its tick."""
     evaluated = None
     for now in (NOON, NOON + timedelta(hours=14, minutes=1)):
         evaluated = dg.evaluate_automation_conditions(
@@ -60,7 +60,7 @@ def tonight(defs: dg.Definitions, instance: dg.DagsterInstance) -> set[str]:
     return {r.key.to_user_string() for r in evaluated.results if evaluated.get_requested_partitions(r.key)}
 
 
-def test_verify_finds_what_rotted_and_run_makes_it_again(
+def test_verify_finds_corrupted_artifacts_and_run_rematerialises_them(
     deployment: Deployment, defs: dg.Definitions, settings: Settings
 ):
     before = deployment.versions()
@@ -76,12 +76,12 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(
     assert lines[-1].startswith("4 partitions checked, 2 corrupted")
     assert any("corrupted or changed" in line for line in lines) and "Traceback" not in found.stderr
     with deployment.instance() as instance:
-        assert tonight(defs, instance) == {"pairing/neighbor_pairs"}
-        made = len(instance.get_run_ids())
+        assert nightly_requests(defs, instance) == {"pairing/neighbor_pairs"}
+        runs_before = len(instance.get_run_ids())
         states = run_pipeline(defs, instance, {}, until="format_examples")
         done = {state.step.name: state.finished for state in states if state.status == "done"}
         assert done == {"pair": len(settings.experiment.shard_keys)}
-        assert len(instance.get_run_ids()) == made + 1, "one shard, and nothing that follows"
+        assert len(instance.get_run_ids()) == runs_before + 1, "one shard, and nothing downstream"
         assert verify(defs, instance, STEPS["pair"], SHARD).outcome is Outcome.PASSED
         assert pending_partitions(defs, instance, STEPS["pretrain_baseline"]) == ["0"], "trained again when asked for"
     after = deployment.versions()
@@ -89,7 +89,7 @@ def test_verify_finds_what_rotted_and_run_makes_it_again(
     assert after == before
 
 
-def test_a_store_that_is_not_there_makes_no_check_red(deployment: Deployment):
+def test_a_missing_store_fails_no_check(deployment: Deployment):
     (deployment.artifacts).rename(deployment.home / "elsewhere")
     deployment.artifacts.mkdir()
     said = deployment.sbp("verify", "pair", check=False)
@@ -99,13 +99,13 @@ def test_a_store_that_is_not_there_makes_no_check_red(deployment: Deployment):
     assert "nothing to do" in deployment.sbp("run").stdout
 
 
-def test_a_lost_artifact_is_found(deployment: Deployment, defs: dg.Definitions):
+def test_a_lost_artifact_fails_its_check_and_is_requested(deployment: Deployment, defs: dg.Definitions):
     (deployment.artifacts / f"corpus/documents/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
         assert "corpus/documents:artifact_is_intact" in verify(defs, instance, STEPS["split"], SHARD).names
         assert pending_partitions(defs, instance, STEPS["split"]) == [SHARD]
-        assert "corpus/documents" in tonight(defs, instance)
-        assert "corpus/tokens" not in tonight(defs, instance)
+        assert "corpus/documents" in nightly_requests(defs, instance)
+        assert "corpus/tokens" not in nightly_requests(defs, instance)
 
 
 class ShufflesPairs(ParquetIOManager):
@@ -115,7 +115,9 @@ class ShufflesPairs(ParquetIOManager):
         super().write(shuffled_pairs(obj) if "neighbor_pairs" in str(path) else obj, path)
 
 
-def test_a_step_that_writes_damage_stops_the_run(deployment: Deployment, defs: dg.Definitions, settings: Settings):
+def test_a_step_that_writes_a_wrong_artifact_stops_the_run(
+    deployment: Deployment, defs: dg.Definitions, settings: Settings
+):
     manager = ShufflesPairs(settings.deployment.data_dir, f"{settings.deployment.work_dir}/cache")
     (deployment.artifacts / f"pairing/neighbor_pairs/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
@@ -124,4 +126,4 @@ def test_a_step_that_writes_damage_stops_the_run(deployment: Deployment, defs: d
         with pytest.raises(PipelineError, match="pairs_match_candidates"):
             run_pipeline(build_definitions(settings, {"parquet": manager}), instance, {})
         assert len(instance.get_run_ids()) == len(runs) + 1, "no later step has begun"
-        assert "synthesizer/tuning_examples" not in tonight(defs, instance)
+        assert "synthesizer/tuning_examples" not in nightly_requests(defs, instance)
