@@ -74,7 +74,7 @@ def test_definitions_of_other_settings_live_in_one_process(tmp_path: Path) -> No
     manifest = dg.AssetKey(["corpus", "source_manifest"])
     for defs, folder, rows in ((tiny, "one", 2), (other, "other", 3)):
         result = defs.resolve_job_def("manifest").execute_in_process(instance=dg.DagsterInstance.ephemeral())
-        [event] = result.asset_materializations_for_node("source_manifest")
+        [event] = result.asset_materializations_for_node("corpus__source_manifest")
         assert event.metadata["dagster/row_count"].value == rows and event.asset_key == manifest
         assert (tmp_path / folder / "data_dir/corpus/source_manifest.parquet").is_file()
 

@@ -138,6 +138,4 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
     return [training_loss_decreases, model_loads, weights_are_finite, training_tokens_match_budget]
 
 
-baseline_checks = _model_checks("baseline")
-sbp_checks = _model_checks("sbp")
-oracle_checks = _model_checks("oracle")
+MODEL_CHECKS = [check for arm in ARMS for check in _model_checks(arm)]

@@ -77,7 +77,7 @@ def test_nights_fill_in_what_is_missing_and_try_again_what_failed(
         deployment.start_daemon()
         wait_for(lambda: made(deployment) == {"00000"} and received, "the first night", every=1)
         message = received[0]
-        assert (message["partition"], message["step"]) == ("00001", "minhash_signatures")
+        assert (message["partition"], message["step"]) == ("00001", "corpus__minhash_signatures")
         assert "00001.parquet does not exist" in message["error"]
         assert message["url"].endswith(f"/runs/{message['run_id']}")
 

@@ -141,7 +141,7 @@ def test_two_shards_through_dagster(
     rows = pl.read_parquet(tmp_path / "data_dir" / "synthesis" / "synthetic_documents" / f"{FULL}.parquet")
     assert set(rows["seed_id"]) == {f"{FULL}-{i}" for i in range(4)} and rows["rollout"].max() > 0
     assert set(rows["engine"]) == {"vllm"}
-    [materialization] = results[FULL].asset_materializations_for_node("synthetic_documents")
+    [materialization] = results[FULL].asset_materializations_for_node("synthesis__synthetic_documents")
     metadata = {key: value.value for key, value in materialization.metadata.items()}
     # Reused where another test of this process has started the same engine.
     assert metadata["engine_reused"] == (metadata["engine_startup_seconds"] == 0)
@@ -180,7 +180,7 @@ def test_a_shard_is_finished_by_the_engine_that_began_it(
         )
         failed = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
         assert failed <= {"synthetic_documents_are_not_truncated"}, "random weights seldom end a text"
-        events = result.asset_materializations_for_node("synthetic_documents") if result.success else []
+        events = result.asset_materializations_for_node("synthesis__synthetic_documents") if result.success else []
         metadata = {key: value.value for event in events for key, value in event.metadata.items()}
         return pl.read_parquet(tmp_path / f"data_dir/synthesis/synthetic_documents/{FULL}.parquet"), metadata, result
 

@@ -78,7 +78,7 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         metadata = {
             key[-1]: {
                 name: value.value
-                for name, value in results[-1].asset_materializations_for_node(key[-1])[0].metadata.items()
+                for name, value in results[-1].asset_materializations_for_node("__".join(key))[0].metadata.items()
             }
             for key in (JUDGEMENTS, TABLE)
         }
