@@ -34,7 +34,10 @@ def read(environment, name, of=type(os.environ).__getitem__):
     return of(environment, name)
 
 sys.modules |= dict.fromkeys(("vllm", "vllm.inputs", "vllm.sampling_params"), mock.MagicMock())
+environment = dict(os.environ)
 import_all()
+os.environ.clear()
+os.environ.update(environment)
 for name in [name for name in sys.modules if name.split(".")[0] == "sbp_assets"]:
     del sys.modules[name]
 type(os.environ).__getitem__ = read
