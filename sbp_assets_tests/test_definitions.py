@@ -41,7 +41,8 @@ os.environ.update(environment)
 for name in [name for name in sys.modules if name.split(".")[0] == "sbp_assets"]:
     del sys.modules[name]
 type(os.environ).__getitem__ = read
-type(os.environ).__setitem__ = type(os.environ).__delitem__ = os.putenv = os.unsetenv = refuse
+type(os.environ).__setitem__ = type(os.environ).__delitem__ = type(os.environ).setdefault = refuse
+os.putenv = os.unsetenv = refuse
 logging.Logger.setLevel = logging.disable = logging.basicConfig = refuse
 warnings.filterwarnings = warnings.simplefilter = refuse
 filters = list(warnings.filters)

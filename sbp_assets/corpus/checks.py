@@ -203,7 +203,7 @@ def split_shares_match_settings(
     ]
     found_shares = {f"{name}_share": found for name, (found, _, _) in shares.items()}
     configured_shares = {f"{name}_configured": share for name, (_, share, _) in shares.items()}
-    return problems_result(problems, dg.AssetCheckSeverity.ERROR, kept=kept, **found_shares, **configured_shares)
+    return problems_result(problems, kept=kept, **found_shares, **configured_shares)
 
 
 @dg.asset_check(

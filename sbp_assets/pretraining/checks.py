@@ -106,7 +106,7 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
     @model_check("The training loss is finite at every step, and lower at the end than at the start.")
     def training_loss_decreases(model: Path) -> dg.AssetCheckResult:
         metrics = pl.read_parquet(model / "metrics.parquet")
-        return problems_result(loss_problems(metrics), dg.AssetCheckSeverity.ERROR, **loss_summary(metrics))
+        return problems_result(loss_problems(metrics), **loss_summary(metrics))
 
     @model_check(
         "The directory loads: every tensor has its shape, and the vocabulary is that of corpus/tokenizer.",
