@@ -173,9 +173,7 @@ def documents_match_raw_documents(
     blocking=True,
     description="No held-out text or id is in a training split of any shard.",
 )
-def heldout_documents_are_not_in_training_splits(
-    tokenizer: Path, documents: dict[str, pl.LazyFrame]
-) -> dg.AssetCheckResult:
+def heldout_documents_are_not_in_training_splits(documents: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
     return problems_result(audit.leaked_heldout(documents), shards=len(documents))
 
 
@@ -190,7 +188,6 @@ def heldout_documents_are_not_in_training_splits(
 )
 def split_shares_match_settings(
     settings: dg.ResourceParam[Settings],
-    tokenizer: Path,
     documents: dict[str, pl.LazyFrame],
     raw_documents: dict[str, pl.LazyFrame],
     duplicates: pl.LazyFrame,

@@ -69,7 +69,6 @@ def synthetic_documents_are_read_once(
 )
 def heldout_documents_are_not_trained_on(
     settings: dg.ResourceParam[Settings],
-    token_budget: pl.LazyFrame,
     tokens: dict[str, Path],
     synthetic_tokens: dict[str, Path],
 ) -> dg.AssetCheckResult:
@@ -124,7 +123,6 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
         additional_deps=[["corpus", "tokens"], *([["synthesis", "synthetic_tokens"]] if arm == "sbp" else [])],
     )
     def training_tokens_match_budget(
-        context: dg.AssetCheckExecutionContext,
         settings: dg.ResourceParam[Settings],
         directory: dg.ResourceParam[DirectoryIOManager],
         model: Path,
