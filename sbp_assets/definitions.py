@@ -29,8 +29,8 @@ from sbp_assets.pairing.embed import Embedder
 from sbp_assets.settings import FilesSource, Settings, load_settings
 from sbp_assets.storage.checks import stored_checks
 from sbp_assets.storage.io_managers import ArtifactStore
+from sbp_assets.synthesis.endpoint import OpenAIEndpoint
 from sbp_assets.synthesis.engine import Generator
-from sbp_assets.synthesis.judge import Endpoint
 from sbp_assets.training.trainer import LocalTrainer
 
 # In the order data flows through them.
@@ -63,7 +63,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "embedder": Embedder(),
         "trainer": LocalTrainer(),
         "generator": Generator(),
-        "judge_endpoint": Endpoint.of(settings.deployment),
+        "judge_endpoint": OpenAIEndpoint.of(settings.deployment),
     }
 
 

@@ -55,12 +55,15 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 
 def imports(path: Path) -> set[str]:
+    """Return the dotted names that a module imports: modules, and names from them."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path} has a relative import"
+            # `from sbp_assets import cli` imports a module, too.
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return names
 
 

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from sbp_assets.cli.errors import refused_on
 from sbp_assets.cli.profile import Profile, activate
 
 
@@ -22,5 +21,4 @@ def branch(
     settings = activate(profile, instance=False)
     from sbp_assets.instance.branch import parse_changes, run_branch
 
-    with refused_on(RuntimeError):  # another process holds the instance
-        run_branch(settings, name, parse_changes(changes))
+    run_branch(settings, name, parse_changes(changes))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sbp_assets.cli.errors import FAILED, CommandError, refused_on
+from sbp_assets.cli.errors import FAILED, CommandError
 from sbp_assets.cli.profile import Profile, activate
 from sbp_assets.cli.progress import tracked
 from sbp_assets.instance.storage import POSTGRES_URL, exclusive_instance
@@ -37,11 +37,7 @@ def copy_artifacts(
     there = load_settings(environ={**os.environ, "SBP_DEPLOYMENT__DATA_DIR": destination}).deployment
     if there.data_dir == deployment.data_dir:
         raise CommandError(f"{destination} is where the artifacts are: name another store")
-    with (
-        refused_on(RuntimeError, OSError),
-        exclusive_instance(settings, "copying artifacts"),
-        dg.DagsterInstance.get() as instance,
-    ):
+    with exclusive_instance(settings, "copying artifacts"), dg.DagsterInstance.get() as instance:
         graph = defs.resolve_asset_graph()
         staleness = Staleness(graph, instance)
         materialised = [
@@ -54,9 +50,12 @@ def copy_artifacts(
         keys = io_manager_keys(defs)
         source = ArtifactStore(deployment).managers(keys)
         target = ArtifactStore(there).managers(keys)
-        copied = copy.copy_artifacts(
-            materialised, source, target, ledger, lambda artifacts: tracked(artifacts, "copying artifacts")
-        )
+        try:
+            copied = copy.copy_artifacts(
+                materialised, source, target, ledger, lambda artifacts: tracked(artifacts, "copying artifacts")
+            )
+        except OSError as error:  # a disk is full, or a folder cannot be written to
+            raise CommandError(str(error), FAILED) from None
     typer.echo(f"copied {copied.now} artifacts to {there.data_dir}" + f", {copied.before} before" * bool(copied.before))
     if copied.corrupted:
         typer.secho(f"not copied, for their content is not what was made: {', '.join(copied.corrupted)}", fg="red")
@@ -73,7 +72,6 @@ def to_postgres(profile: Profile = None) -> None:
     from sbp_assets.instance.copy_records import copy_records
 
     with (
-        refused_on(RuntimeError),
         exclusive_instance(settings, "copying the run and event storage"),
         dg.DagsterInstance.get(),  # which creates the tables
     ):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from sbp_assets.instance.storage import InstanceInUseError
 from sbp_assets.settings import SettingsError
 
 FAILED = 1
@@ -23,15 +22,6 @@ class CommandError(Exception):
     def __init__(self, message: str, exit_code: int = REFUSED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-@contextmanager
-def refused_on(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn exceptions of these `kinds` into a CommandError with the same message and the exit code REFUSED."""
-    try:
-        yield
-    except kinds as error:
-        raise CommandError(str(error)) from None
 
 
 class ReportingGroup(TyperGroup):
@@ -48,14 +38,14 @@ class ReportingGroup(TyperGroup):
             raise
         except CommandError as error:
             raise _ended(error.exit_code, str(error)) from None
-        except SettingsError as error:
+        except (SettingsError, InstanceInUseError) as error:
             raise _ended(REFUSED, str(error)) from None
         except subprocess.CalledProcessError as error:
             raise typer.Exit(error.returncode) from None  # the command of the process has said why
         except KeyboardInterrupt:
             stopped = "Stopped. What is finished is kept, and the same command resumes from there."
             raise _ended(INTERRUPTED, stopped, "yellow") from None
-        except RuntimeError as error:  # a failed step, an instance in use, a store or an engine that cannot be used
+        except RuntimeError as error:  # a failed step, a store or an engine that cannot be used
             raise _ended(FAILED, str(error)) from None
         except Exception as error:
             from sqlalchemy.exc import DBAPIError

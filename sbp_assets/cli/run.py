@@ -48,9 +48,10 @@ def run(
     embedder, generator = Embedder(), Generator()
     defs = build_definitions(settings, {"embedder": embedder, "generator": generator})
     with ExitStack() as stack:
+        stack.enter_context(exclusive_instance(settings, "running `sbp run`"))
+        # Closed before another process may hold the instance, which would load engines of its own beside these.
         stack.callback(embedder.close)
         stack.callback(generator.close)
-        stack.enter_context(exclusive_instance(settings, "running `sbp run`"))
         instance = stack.enter_context(dg.DagsterInstance.get())
         end_killed_runs(instance)
         engines = {"embed": embedder.close, "synthesise": generator.close}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sbp_assets.cli.errors import FAILED, CommandError, refused_on
+from sbp_assets.cli.errors import FAILED, CommandError
 from sbp_assets.cli.profile import Profile, activate, command_line
 from sbp_assets.cli.progress import tracked
 from sbp_assets.instance.storage import exclusive_instance, instance_exists
@@ -62,8 +62,10 @@ def verify(
         # not mounted.
         managers = ArtifactStore(deployment).managers(io_manager_keys(defs))
         keys = [key for step in PIPELINE for key in step.keys]
-        with refused_on(RuntimeError):
+        try:
             there = any(managers[key].etag(key, name) for key in keys for name in [*staleness.versions(key)][:1])
+        except RuntimeError as error:  # the store cannot be reached
+            raise CommandError(str(error)) from None
         if not there:
             raise CommandError(
                 f"{deployment.data_dir} holds none of the artifacts that the run and event storage knows; is it the "

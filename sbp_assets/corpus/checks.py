@@ -173,9 +173,7 @@ def documents_match_raw_documents(
     blocking=True,
     description="No held-out text or id is in a training split of any shard.",
 )
-def heldout_documents_are_not_in_training_splits(
-    tokenizer: Path, documents: dict[str, pl.LazyFrame]
-) -> dg.AssetCheckResult:
+def heldout_documents_are_not_in_training_splits(documents: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
     return problems_result(audit.leaked_heldout(documents), shards=len(documents))
 
 
@@ -190,7 +188,6 @@ def heldout_documents_are_not_in_training_splits(
 )
 def split_shares_match_settings(
     settings: dg.ResourceParam[Settings],
-    tokenizer: Path,
     documents: dict[str, pl.LazyFrame],
     raw_documents: dict[str, pl.LazyFrame],
     duplicates: pl.LazyFrame,
@@ -203,7 +200,7 @@ def split_shares_match_settings(
     ]
     found_shares = {f"{name}_share": found for name, (found, _, _) in shares.items()}
     configured_shares = {f"{name}_configured": share for name, (_, share, _) in shares.items()}
-    return problems_result(problems, dg.AssetCheckSeverity.ERROR, kept=kept, **found_shares, **configured_shares)
+    return problems_result(problems, kept=kept, **found_shares, **configured_shares)
 
 
 @dg.asset_check(

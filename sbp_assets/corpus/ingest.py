@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import polars as pl
 
@@ -163,19 +163,22 @@ def _revision(source: HubSource) -> str:
 
 def _rows(source: Source, entry: dict[str, Any], shard: int, shards: int) -> Iterator[Document | Reject]:
     file = entry["file"]
-    if isinstance(source, FilesSource):
-        logger.info("reading %s", file)
-        fields = Fields(source.text_field, source.id_field, source.url_field)
-        yield from read_rows(Root(source.path), file, fields, entry["sha256"])
-    elif isinstance(source, ConceptsSource):
-        world = ConceptWorld(source)
-        for number in range(shard, source.documents, shards):
-            yield Document(**world.document(number), file=file, line=number + 1)
-    elif isinstance(source, FiveTokensSource):
-        for number in range(shard, source.documents, shards):
-            yield Document(**five_tokens.document(source, number), file=file, line=number + 1)
-    else:
-        yield from _hub(source, file, shard, shards)
+    match source:
+        case FilesSource():
+            logger.info("reading %s", file)
+            fields = Fields(source.text_field, source.id_field, source.url_field)
+            yield from read_rows(Root(source.path), file, fields, entry["sha256"])
+        case ConceptsSource():
+            world = ConceptWorld(source)
+            for number in range(shard, source.documents, shards):
+                yield Document(**world.document(number), file=file, line=number + 1)
+        case FiveTokensSource():
+            for number in range(shard, source.documents, shards):
+                yield Document(**five_tokens.document(source, number), file=file, line=number + 1)
+        case HubSource():
+            yield from _hub(source, file, shard, shards)
+        case _:
+            assert_never(source)
 
 
 def _hub(source: HubSource, file: str, shard: int, shards: int) -> Iterator[Document | Reject]:

@@ -32,7 +32,7 @@ def check_result(
 
 
 def problems_result(
-    problems: Sequence[str], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **numbers: float | str
+    problems: Sequence[str], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, /, **numbers: float | str
 ) -> dg.AssetCheckResult:
     """Return the result of a check that passes when there are no `problems`: sentences, or the ids of wrong rows.
 

@@ -53,8 +53,8 @@ def for_settings(
 def load_assets(module: ModuleType, settings: Settings) -> list[dg.AssetsDefinition]:
     """Return the assets that `module` declares, as they are under `settings`.
 
-    The stage, which is the module's package, gives its name to keys that have no prefix; prefixes give the groups, and
-    the deployment gives the owners.
+    The stage, which is the module's package, prefixes keys that have no prefix, and the names of their ops; prefixes
+    give the groups, and the deployment gives the owners.
     """
     return [
         _with_stage_defaults(asset, stage_of(module), settings)
@@ -73,24 +73,34 @@ def stage_of(module: ModuleType) -> str:
 
 
 def _load(module: ModuleType, settings: Settings, kind: type[Any]) -> Iterator[Any]:
-    seen: set[int] = set()
+    """Yield what `module` declares by name or in a list; what it imports from another module is that one's."""
     for value in vars(module).values():
         for declared in value if isinstance(value, list) else [value]:
-            # What another module has declared is imported to be used, not to be loaded twice.
-            foreign = isinstance(declared, ForSettings) and declared.__module__ != module.__name__
-            if foreign or id(declared) in seen:
-                continue
-            seen.add(id(declared))
-            defined = declared(settings) if isinstance(declared, ForSettings) else declared
-            # AssetChecksDefinition extends AssetsDefinition.
-            if type(defined) is kind:
-                yield defined
+            if _module_of(declared) == module.__name__:
+                defined = declared(settings) if isinstance(declared, ForSettings) else declared
+                # AssetChecksDefinition extends AssetsDefinition.
+                if type(defined) is kind:
+                    yield defined
+
+
+def _module_of(declared: object) -> str | None:
+    """Return the module of the function of an asset or check, and None for anything else."""
+    if isinstance(declared, ForSettings):
+        return declared.__module__
+    if isinstance(declared, dg.AssetsDefinition):
+        return getattr(declared.op.compute_fn, "decorated_fn", declared).__module__
+    return None
 
 
 def _with_stage_defaults(asset: dg.AssetsDefinition, stage: str, settings: Settings) -> dg.AssetsDefinition:
     prefixed = {key: key.with_prefix(stage) for key in asset.keys if len(key.path) == 1}
-    prefixed_asset = asset.with_attributes(asset_key_replacements=prefixed)
-    return prefixed_asset.map_asset_specs(
+    asset = asset.with_attributes(asset_key_replacements=prefixed)
+    if prefixed and len(asset.keys) == 1:
+        # An op, and so a run's step, is named after the key. Dagster has done that before the key had its prefix, and
+        # refuses two ops of one name in a job. The op of a multi-asset has a name of its own.
+        op = asset.op.with_replaced_properties(asset.key.to_python_identifier())
+        asset = dg.AssetsDefinition.dagster_internal_init(**{**asset.get_attributes_dict(), "node_def": op})
+    return asset.map_asset_specs(
         lambda spec: spec.replace_attributes(group_name=spec.key.path[0], owners=list(settings.deployment.owners))
     )
 

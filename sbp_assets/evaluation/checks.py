@@ -157,7 +157,7 @@ def negative_control_shows_no_gain(
             source, measured.lengths.tolist(), settings.experiment.pretraining.heldout_tokens
         ),
     )
-    return problems_result(verdict.problems, dg.AssetCheckSeverity.ERROR, **verdict.numbers)
+    return problems_result(verdict.problems, **verdict.numbers)
 
 
 @dg.asset_check(

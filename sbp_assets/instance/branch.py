@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sbp_assets.instance.storage import POSTGRES_URL
+from sbp_assets.instance.storage import POSTGRES_URL, exclusive_instance
 from sbp_assets.settings import Experiment, Settings, SettingsError, as_text, load_settings, variable
-from sbp_assets.storage.artifacts import exclusive
 
 RECORD = "branch.json"  # the settings that the branch changes
 
@@ -63,7 +62,7 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
     """Create branch `name` of the profile's store, with dotted `changes` of the experiment, unless it exists.
 
     Raises SettingsError where the changes are impossible, where an existing branch of that name has other settings, or
-    where the profile has no artifacts that can be linked; RuntimeError where `sbp run` is writing them.
+    where the profile has no artifacts that can be linked; InstanceInUseError where `sbp run` is writing them.
     """
     home, deployment = _home(settings, name), settings.deployment
     changed = _changed(changes)
@@ -76,7 +75,7 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
     if not Path(deployment.data_dir).is_dir():
         raise SettingsError(f"nothing to branch from in {deployment.data_dir}: first `sbp run -p {settings.profile}`")
     # It appears as a whole or not at all, and its artifacts and storage belong together.
-    with exclusive(Path(deployment.instance_dir), "making a branch"):
+    with exclusive_instance(settings, "making a branch"):
         temporary = home.parent / f".{name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
         try:

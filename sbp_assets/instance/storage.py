@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,10 @@ _WRONG = (  # never with its value
     f"${POSTGRES_URL} is no postgresql://user:password@host:port/database, with what is special in a password "
     "percent-encoded (@ as %40, / as %2F)"
 )
+
+
+class InstanceInUseError(RuntimeError):
+    """Another process holds the instance; the message says what to do about it."""
 
 
 def with_driver(url: str) -> str:
@@ -82,25 +86,25 @@ def instance_exists(settings: Settings) -> bool:
 def exclusive_instance(settings: Settings, what: str) -> Iterator[None]:
     """Hold the instance for the block, which does `what`, a phrase for the others' message.
 
-    Raises RuntimeError where another process holds it, on whatever machine, and SettingsError where the database cannot
+    Raises InstanceInUseError if another process holds it, on whatever machine; SettingsError where the database cannot
     be used.
     """
-    with exclusive(Path(settings.deployment.instance_dir), what):
-        if not os.environ.get(POSTGRES_URL):
-            yield
-            return
-        from sqlalchemy import func, select
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(Path(settings.deployment.instance_dir), what))
+        except RuntimeError as error:
+            raise InstanceInUseError(str(error)) from None
+        if os.environ.get(POSTGRES_URL):
+            from sqlalchemy import func, select
 
-        with _database() as connection:
+            connection = stack.enter_context(_database())
             # Held by the connection: it ends with the process.
-            if not connection.scalar(
-                select(func.pg_try_advisory_lock(func.hashtextextended(schema_name(settings), 0)))
-            ):
-                raise RuntimeError(
+            if not connection.scalar(select(func.pg_try_advisory_lock(func.hashtextextended(schema_name(settings), 0)))):
+                raise InstanceInUseError(
                     f"a process on another machine is at work in schema {schema_name(settings)} of the database; "
                     "wait for it or stop it"
                 )
-            yield
+        yield
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 
 import dagster as dg
 
@@ -59,7 +60,7 @@ class Staleness:
     def status(self, key: dg.AssetKey, partition: Partition) -> PartitionStatus:
         """Return the status of one partition; what is missing or stale is not asked for its checks."""
         status = self._materialisation_status(key, partition)
-        return self._check_status(key, partition) if status is FRESH else status
+        return self._check_status(key, partition) if status.status is Status.FRESH else status
 
     def blocked(self, key: dg.AssetKey) -> list[Partition]:
         """Return the partitions that nothing should be materialised from.
@@ -76,6 +77,16 @@ class Staleness:
         """Return the data version of each materialised partition of `key`, of those that the settings define."""
         versions = self._latest(key).versions
         return {partition: versions[partition] for partition in self._partitions(key) if partition in versions}
+
+    def materialisations(self, key: dg.AssetKey, partitions: Sequence[Partition]) -> dict[Partition, dg.EventLogRecord]:
+        """Return the latest materialisation's event of each of `partitions` that has one, asked for all at once.
+
+        Their status is then known without a query for each.
+        """
+        latest = self._latest(key)
+        latest.load_provenance(partitions)
+        events = latest.events(latest.storage_ids[name] for name in partitions if name in latest.storage_ids)
+        return {event.partition_key: event for event in events}
 
     def unchecked(self, key: dg.AssetKey) -> dict[Partition, int]:
         """Return the materialisation's event id of each unchecked partition of `key` that no run is about to check.

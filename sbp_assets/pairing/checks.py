@@ -120,7 +120,7 @@ def pair_precision_is_above_chance(
     settings: dg.ResourceParam[Settings], pair_truth: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     table = pair_truth.collect()
-    if settings.experiment.truth:
+    if settings.experiment.ground_truth:
         problems, by_chance = truth_problems(table, settings.experiment.shard_keys), not_above_chance(table)
     else:
         problems, by_chance = [] if table.is_empty() else ["rows without a ground truth"], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ BUDGET, COMPARISON = "pretraining/token_budget", "evaluation/comparison"
 EARLY_STOPPED = "early_stopped"
 
 Trace = dict[str, Any]
-# Returns the latest materialisation of an artifact, given asset and partition (`records.Records`).
-RecordOf = Callable[[str, str | None], dict[str, Any]]
+# Returns the latest materialisations of artifacts, each given as asset and partition (`records.Records`).
+RecordsOf = Callable[[Sequence[tuple[str, str | None]]], list[dict[str, Any]]]
 
 
 class UnknownIdError(LookupError):
@@ -33,7 +33,11 @@ class Lookup:
 
     settings: Settings
     store: Store
-    record: RecordOf
+    records: RecordsOf
+
+    def record(self, asset: str, partition: str | None) -> dict[str, Any]:
+        """Return the latest materialisation of one artifact."""
+        return self.records([(asset, partition)])[0]
 
     def rows(
         self, asset: str, query: str, parameters: list[Any] | None = None, partition: str | None = None
@@ -73,7 +77,7 @@ class Lookup:
                 if reader["reads"] and reader["seed"] in self.store.present(asset):
                     passed.append((asset, reader["seed"]))
         return {
-            "artifacts": [self.record(asset, key) for asset, key in passed],
+            "artifacts": self.records(passed),
             "missing": [found for asset in self.store.looked_in if (found := self.store.missing(asset))],
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,30 +39,37 @@ class Records:
     """What `instance` records of artifacts; without an instance, every artifact is unrecorded."""
 
     def __init__(self, defs: dg.Definitions, instance: dg.DagsterInstance | None) -> None:
-        self._instance = instance
         self._staleness = Staleness(defs.resolve_asset_graph(), instance) if instance else None
 
-    def __call__(self, asset: str, partition: str | None) -> dict[str, Any]:
-        """Return the latest materialisation: asset, partition, data_version, run_id, materialised, state, reasons.
+    def __call__(self, artifacts: Sequence[tuple[str, str | None]]) -> list[dict[str, Any]]:
+        """Return the latest materialisation of each artifact, which is given as asset and partition.
 
-        materialised is a time in ISO format. state is fresh, stale (an input or a setting has changed since), check
-        failed, unchecked or unrecorded; reasons says for people why it is not fresh, in at most one entry.
+        A row has asset, partition, data_version, run_id, materialised, state and reasons. materialised is a time in ISO
+        format. state is fresh, stale (an input or a setting has changed since), check failed, unchecked or unrecorded;
+        reasons says for people why it is not fresh, in at most one entry.
         """
-        row: dict[str, Any] = {"asset": asset, "partition": partition, "data_version": None, "run_id": None}
-        row |= {"materialised": None, "state": "unrecorded", "reasons": []}
-        if self._instance is None or self._staleness is None:
-            return row
-        key = dg.AssetKey(asset.split("/"))
-        wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition])
-        found = self._instance.fetch_materializations(wanted, limit=1).records
-        if not found:
-            return row
-        event, status = found[0], self._staleness.status(key, partition)
-        materialisation = event.asset_materialization
-        return row | {
-            "data_version": (materialisation.tags or {}).get(DATA_VERSION_TAG) if materialisation else None,
-            "run_id": event.run_id,
-            "materialised": datetime.fromtimestamp(event.timestamp, UTC).isoformat(timespec="seconds"),
-            "state": "stale" if status.is_stale else status.status.value,
-            "reasons": [status.describe()] if status.is_pending else [],
+        partitions: defaultdict[str, list[str | None]] = defaultdict(list)
+        for asset, partition in artifacts:
+            partitions[asset].append(partition)
+        rows = {asset: self._rows(asset, names) for asset, names in partitions.items()}
+        return [rows[asset][partition] for asset, partition in artifacts]
+
+    def _rows(self, asset: str, partitions: list[str | None]) -> dict[str | None, dict[str, Any]]:
+        rows: dict[str | None, dict[str, Any]] = {
+            partition: {"asset": asset, "partition": partition, "data_version": None, "run_id": None}
+            | {"materialised": None, "state": "unrecorded", "reasons": []}
+            for partition in partitions
         }
+        if self._staleness is None:
+            return rows
+        key = dg.AssetKey(asset.split("/"))
+        for partition, event in self._staleness.materialisations(key, partitions).items():
+            status, materialisation = self._staleness.status(key, partition), event.asset_materialization
+            rows[partition] |= {
+                "data_version": (materialisation.tags or {}).get(DATA_VERSION_TAG) if materialisation else None,
+                "run_id": event.run_id,
+                "materialised": datetime.fromtimestamp(event.timestamp, UTC).isoformat(timespec="seconds"),
+                "state": "stale" if status.is_stale else status.status.value,
+                "reasons": [status.describe()] if status.is_pending else [],
+            }
+        return rows

@@ -24,7 +24,7 @@ from sbp_assets.provenance.lookup import (
     SYNTHETIC_TOKENS,
     TOKENS,
     Lookup,
-    RecordOf,
+    RecordsOf,
     Trace,
     UnknownIdError,
 )
@@ -38,13 +38,13 @@ SUGGESTIONS = 3
 PAIR = "->"
 
 
-def trace(identifier: str, settings: Settings, store: Store, record: RecordOf) -> list[Trace]:
+def trace(identifier: str, settings: Settings, store: Store, records: RecordsOf) -> list[Trace]:
     """Return the traces of everything that has this id: nearly always one.
 
     An id is a document's, a synthetic document's, a pair's ('d1->d2'), a score's ('task/metric/arm/seed') or an asset's
     ('sbp_scores', 'pretraining/sbp_model/0'). Raises UnknownIdError when nothing has it.
     """
-    walk = _Walk(Lookup(settings, store, record))
+    walk = _Walk(Lookup(settings, store, records))
     found: list[Trace] = [*walk.documents(identifier), *walk.synthetic_documents(identifier)]
     if PAIR in identifier:
         found += walk.pairs(identifier)

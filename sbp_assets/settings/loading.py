@@ -76,7 +76,7 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
         raise SettingsError("\n  ".join([f"profile {profile} ({path}) cannot be used:", *wrong]))
     directories = {}
     for key in ("data_dir", "work_dir", "instance_dir"):
-        filled = getattr(settings.deployment, key).format(profile=settings.profile)
+        filled = getattr(settings.deployment, key).replace("{profile}", settings.profile)
         directories[key] = filled if "://" in filled else str(Path(filled).resolve())
     return settings.model_copy(update={"deployment": settings.deployment.model_copy(update=directories)})
 

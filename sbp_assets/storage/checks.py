@@ -16,7 +16,9 @@ from sbp_assets.storage.remote import CorruptedArtifactError
 NAME = "artifact_is_intact"
 
 
-def artifact_is_intact(asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None):
+def artifact_is_intact(
+    asset: dg.AssetKey, io_manager: str, partitions: dg.PartitionsDefinition | None
+) -> dg.AssetChecksDefinition:
     """Return the check of `asset` that reads its artifact back through `io_manager` and compares content versions.
 
     In the run that materialises the artifact it finds an upload that was cut short; run alone (`sbp verify`), a file

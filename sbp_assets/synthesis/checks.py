@@ -153,7 +153,7 @@ def synthetic_tokens_match_documents(
     description=VALUES,
 )
 def quality_is_valid(settings: dg.ResourceParam[Settings], quality: pl.LazyFrame) -> dg.AssetCheckResult:
-    expected = expected_rows(settings.experiment.truth is not None, judged=False)
+    expected = expected_rows(settings.experiment.ground_truth is not None, judged=False)
     return problems_result(audit.quality_problems(quality.collect(), expected))
 
 
@@ -181,7 +181,7 @@ def judge_answered_most_questions(judgements: pl.LazyFrame) -> dg.AssetCheckResu
 @dg.asset_check(asset=["synthesis", "quality_table"], blocking=True, description=VALUES)
 def quality_table_is_valid(settings: dg.ResourceParam[Settings], quality_table: pl.LazyFrame) -> dg.AssetCheckResult:
     judged = settings.experiment.synthesis.judge is not None
-    expected = expected_rows(settings.experiment.truth is not None, judged)
+    expected = expected_rows(settings.experiment.ground_truth is not None, judged)
     return problems_result(audit.quality_problems(quality_table.collect(), expected))
 
 
@@ -195,7 +195,7 @@ def posterior_table_is_valid(
     settings: dg.ResourceParam[Settings], posterior_predictive: pl.LazyFrame
 ) -> dg.AssetCheckResult:
     table = posterior_predictive.collect()
-    known = settings.experiment.truth is not None
+    known = settings.experiment.ground_truth is not None
     problems = table_problems(table) if known else [] if table.is_empty() else ["rows without a ground truth"]
     return problems_result(problems, rows=len(table))
 

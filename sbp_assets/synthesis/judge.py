@@ -1,4 +1,4 @@
-"""Non-factual and pair-irrelevance as a language model judges them, over any OpenAI-compatible endpoint.
+"""Non-factual and pair-irrelevance as a language model judges them.
 
 The paper judges both with a model. A question is one document (or a synthetic document and its seed) in the wording of
 `prompts/<revision>/<metric>.md`; the answer's last line is the verdict. Whatever does not end in a verdict is
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -23,24 +22,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import polars as pl
-from pydantic import BaseModel, Field, ValidationError
 
-from sbp_assets.settings import Deployment, Judge
+from sbp_assets.settings import Judge
 from sbp_assets.storage.artifacts import named_when_full
 from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
+from sbp_assets.synthesis.endpoint import Ask, Endpoint
 from sbp_assets.synthesis.quality import DOCUMENTS_AND_SEEDS, JUDGE, QUALITY_SCHEMA, REAL, SYNTHETIC, row
-from sbp_assets.synthesis.questions import VERDICTS, JudgeError, Message, Question, load_prompts, parse_verdict
-
-if TYPE_CHECKING:
-    import openai
+from sbp_assets.synthesis.questions import VERDICTS, Question, load_prompts, parse_verdict
 
 logger = logging.getLogger("sbp_assets.synthesis.judge")
 
-API_KEY = "SBP_JUDGE_API_KEY"
 # Of one question, while no verdict can be read from the answer.
 MAX_ANSWERS = 3
 ANSWER_DELAY = 0.5  # Seconds before asking again; doubles.
@@ -72,25 +67,6 @@ JUDGEMENT_SCHEMA = table_schema(JUDGEMENT_COLUMNS)
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """Where the judge answers, and how patient to be: deployment, no part of a verdict."""
-
-    url: str
-    concurrency: int
-    timeout: float  # seconds
-    retries: int
-
-    @classmethod
-    def of(cls, deployment: Deployment) -> Endpoint | None:
-        """Return the endpoint that the deployment names; None where it names none, and nothing is judged."""
-        if deployment.judge_url is None:
-            return None
-        return cls(
-            deployment.judge_url, deployment.judge_concurrency, deployment.judge_timeout, deployment.judge_retries
-        )
-
-
-@dataclass(frozen=True)
 class Record:
     """A line of the ledger: how a question went in one session. `seconds` includes waiting between tries."""
 
@@ -104,26 +80,6 @@ class Record:
     seconds: float = 0.0
 
 
-class _Text(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Text
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Answer(BaseModel):
-    """What of a chat completion is read; servers differ in the rest."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
 def judge(
     asked: Sequence[Question], settings: Judge, endpoint: Endpoint, ledger: Path, progress: Progress
 ) -> tuple[pl.DataFrame, dict[str, int | float]]:
@@ -132,8 +88,7 @@ def judge(
     Questions with a verdict in the file `ledger` are not asked again; `progress` counts questions. No failure of the
     endpoint raises. The counts: judged, unjudged, unjudged_{reason}, resumed; and of all sessions together, failed
     tries included: requests, prompt_tokens, completion_tokens, judge_seconds (spent on questions, summed over those
-    that were asked side by side). The key, if the endpoint needs one, is read from $SBP_JUDGE_API_KEY and goes nowhere
-    else; JudgeError for one that no header can carry.
+    that were asked side by side). Raises what opening a session of the endpoint raises.
     """
     reminder = load_prompts(settings.prompts)["reminder"]
     by_key = {question.key: question for question in asked}
@@ -145,10 +100,10 @@ def judge(
     if open_:
         stop = threading.Event()
         failed = 0
-        with _client(endpoint) as (client, sent), _appending(ledger) as stream:
+        with endpoint.session() as ask, _appending(ledger) as stream:
             pool = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="judge")
             try:
-                futures = [pool.submit(_ask, client, sent, question, settings, reminder, stop) for question in open_]
+                futures = [pool.submit(_ask, ask, question, settings, reminder, stop) for question in open_]
                 for future in as_completed(futures):
                     record = outcome[future.result().key] = future.result()
                     if record.unjudged != NOT_ASKED:
@@ -168,7 +123,7 @@ def judge(
                     progress.advance()
             finally:
                 stop.set()
-                # Not waited for: when interrupted, closing the client ends what is under way.
+                # Not waited for: when interrupted, leaving the session ends what is under way.
                 pool.shutdown(wait=False, cancel_futures=True)
     rows = [
         {**asdict(outcome[question.key]), "id": question.id, "corpus": question.corpus, "metric": question.metric}
@@ -201,105 +156,42 @@ def judged_rows(judgements: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=QUALITY_SCHEMA)
 
 
-def _ask(
-    client: openai.OpenAI,
-    sent: threading.local,
-    question: Question,
-    settings: Judge,
-    reminder: Template,
-    stop: threading.Event,
-) -> Record:
-    """One question, retried by the client while the endpoint fails, and put again while the answer has no verdict."""
-    import openai
-
+def _ask(ask: Ask, question: Question, settings: Judge, reminder: Template, stop: threading.Event) -> Record:
+    """One question, put again while the answer has no verdict."""
     if stop.is_set():
         return Record(question.key, None, NOT_ASKED, None)
-    began, sent.requests = time.monotonic(), 0
-    tokens: Counter[str] = Counter()
+    began, cost = time.monotonic(), Counter[str]()
     messages, content, verdict = list(question.messages), None, None
     unjudged: str | None = UNPARSEABLE
-    try:
-        for attempt in range(MAX_ANSWERS):
-            # `stop` is not seen during a wait of the client's own, but before the next answer.
-            if attempt and stop.wait(ANSWER_DELAY * 2 ** (attempt - 1)):
-                break
-            content, usage = _complete(client, messages, settings)
-            tokens += usage
-            if content is not None and (verdict := parse_verdict(content, question.metric)) is not None:
-                unjudged = None
-                break
-            wording = reminder.substitute(verdicts="\n".join(f"Verdict: {word}" for word in VERDICTS[question.metric]))
-            messages = [
-                *question.messages,
-                {"role": "assistant", "content": content or ""},
-                {"role": "user", "content": wording},
-            ]
-    except openai.APITimeoutError:
-        unjudged = "timeout"
-    except openai.APIConnectionError:
-        unjudged = "connection"
-    except openai.APIStatusError as error:
-        unjudged = f"http_{error.status_code}"
-    except openai.OpenAIError:
-        unjudged = "client_error"
-    # An endpoint that repeats what it was sent must not bring the key into the ledger.
-    if content and (secret := _key()):
-        content = content.replace(secret, f"${API_KEY}")
+    for attempt in range(MAX_ANSWERS):
+        # `stop` is not seen while the endpoint is asked, but before the next answer.
+        if attempt and stop.wait(ANSWER_DELAY * 2 ** (attempt - 1)):
+            break
+        answer = ask(messages, settings)
+        cost.update(requests=answer.requests, prompt=answer.prompt_tokens, completion=answer.completion_tokens)
+        if answer.failure:
+            unjudged = answer.failure
+            break
+        content = answer.content
+        if content is not None and (verdict := parse_verdict(content, question.metric)) is not None:
+            unjudged = None
+            break
+        wording = reminder.substitute(verdicts="\n".join(f"Verdict: {word}" for word in VERDICTS[question.metric]))
+        messages = [
+            *question.messages,
+            {"role": "assistant", "content": content or ""},
+            {"role": "user", "content": wording},
+        ]
     return Record(
         key=question.key,
         verdict=verdict,
         unjudged=unjudged,
         answer=content,
-        requests=sent.requests,
-        prompt_tokens=tokens["prompt"],
-        completion_tokens=tokens["completion"],
+        requests=cost["requests"],
+        prompt_tokens=cost["prompt"],
+        completion_tokens=cost["completion"],
         seconds=round(time.monotonic() - began, 3),
     )
-
-
-def _complete(client: openai.OpenAI, messages: Sequence[Message], settings: Judge) -> tuple[str | None, Counter[str]]:
-    """The answer's text, None where the body is no chat completion, and its tokens."""
-    import openai
-
-    raw = client.chat.completions.with_raw_response.create(
-        model=settings.model,
-        messages=list(messages),  # type: ignore[arg-type]
-        max_tokens=settings.max_tokens,
-        temperature=openai.omit if settings.temperature is None else settings.temperature,
-    )
-    try:
-        answer = _Answer.model_validate_json(raw.http_response.content)
-    except ValidationError:
-        return None, Counter()
-    usage = answer.usage or _Usage()
-    return answer.choices[0].message.content, Counter(prompt=usage.prompt_tokens, completion=usage.completion_tokens)
-
-
-@contextmanager
-def _client(endpoint: Endpoint) -> Iterator[tuple[openai.OpenAI, threading.local]]:
-    """A client that backs off and honours Retry-After, and a counter of the requests that each thread sends."""
-    import openai
-
-    sent = threading.local()
-    key = _key()
-    if not (key.isascii() and key.isprintable()):
-        raise JudgeError(f"${API_KEY} holds characters that an HTTP header cannot carry")
-
-    def count(_: object) -> None:
-        sent.requests += 1
-
-    with openai.OpenAI(
-        base_url=endpoint.url,
-        api_key=key or "none",  # the client wants one even where the endpoint does not
-        timeout=endpoint.timeout,
-        max_retries=endpoint.retries,
-        http_client=openai.DefaultHttpxClient(event_hooks={"request": [count]}),
-    ) as client:
-        yield client, sent
-
-
-def _key() -> str:
-    return os.environ.get(API_KEY, "").strip()
 
 
 def _read(ledger: Path, wanted: Mapping[str, Any]) -> list[Record]:

@@ -17,7 +17,8 @@ from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.assets import DOCUMENTS, SYNTHETIC_DOCUMENTS
-from sbp_assets.synthesis.judge import JUDGEMENT_COLUMNS, JUDGEMENT_SCHEMA, Endpoint, judge, judged_rows
+from sbp_assets.synthesis.endpoint import Endpoint
+from sbp_assets.synthesis.judge import JUDGEMENT_COLUMNS, JUDGEMENT_SCHEMA, judge, judged_rows
 from sbp_assets.synthesis.posterior_table import POSTERIOR_COLUMNS, POSTERIOR_SCHEMA, posterior_over_shards
 from sbp_assets.synthesis.quality import (
     JUDGE,

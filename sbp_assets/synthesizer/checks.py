@@ -64,7 +64,7 @@ def examples_are_well_formed(
 def conditional_loss_decreases(checkpoint: Path) -> dg.AssetCheckResult:
     metrics = pl.read_parquet(checkpoint / "metrics.parquet")
     problems = loss_problems(metrics) + heldout_problems(metrics)
-    return problems_result(problems, dg.AssetCheckSeverity.ERROR, **loss_summary(metrics))
+    return problems_result(problems, **loss_summary(metrics))
 
 
 @dg.asset_check(

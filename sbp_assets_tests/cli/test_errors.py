@@ -8,7 +8,8 @@ import typer
 from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner, Result
 
-from sbp_assets.cli.errors import CommandError, ReportingGroup, refused_on
+from sbp_assets.cli.errors import CommandError, ReportingGroup
+from sbp_assets.instance.storage import InstanceInUseError
 from sbp_assets.orchestration.runner import PipelineError
 from sbp_assets.settings import SettingsError
 
@@ -32,7 +33,8 @@ def ended_with(error: BaseException) -> Result:
         (CommandError("nothing to verify"), 2, "nothing to verify"),
         (CommandError("no such document", 1), 1, "no such document"),
         (PipelineError("Tokenise failed"), 1, "Tokenise failed"),
-        (RuntimeError("another process is running `sbp run`"), 1, "another process is running `sbp run`"),
+        (InstanceInUseError("another process is running `sbp run`"), 2, "another process is running `sbp run`"),
+        (RuntimeError("the bucket does not exist"), 1, "the bucket does not exist"),
         (KeyboardInterrupt(), 130, "the same command resumes from there"),
         (OperationalError("insert", {}, sqlite3.Error("disk is full")), 1, "storage cannot be used: disk is full. Fix"),
         (subprocess.CalledProcessError(3, "sbp run"), 3, ""),
@@ -50,10 +52,3 @@ def test_an_error_that_its_user_can_act_on_is_a_line_and_an_exit_code(
 
 def test_a_fault_of_the_project_keeps_its_traceback() -> None:
     assert isinstance(ended_with(KeyError("shard")).exception, KeyError)
-
-
-def test_errors_of_the_named_kinds_alone_are_refusals() -> None:
-    with pytest.raises(CommandError, match="is full"), refused_on(OSError):
-        raise OSError("the disk is full")
-    with pytest.raises(KeyError), refused_on(OSError):
-        raise KeyError("shard")

@@ -2,15 +2,20 @@
 
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pytest
 
 from sbp_assets.cli.run import how_to_open, results, step_table
 from sbp_assets.evaluation.comparison import compare
 from sbp_assets.instance.branch import branch_environment, make_branch
+from sbp_assets.instance.storage import InstanceInUseError, exclusive_instance
 from sbp_assets.orchestration.display import StepState, StepStatus
 from sbp_assets.orchestration.pipeline import PIPELINE
+from sbp_assets.orchestration.runner import PipelineError
+from sbp_assets.pairing.embed import Embedder
 from sbp_assets.settings import load_settings
+from sbp_assets.synthesis.engine import Generator
 from sbp_assets_tests.cli.conftest import Sbp
 from sbp_assets_tests.evaluation.test_comparison import models, scores
 from sbp_assets_tests.tiny import tiny_settings
@@ -39,6 +44,44 @@ def test_a_head_size_matters_from_the_step_that_samples(sbp: Sbp, nothing_runs: 
     assert result.exit_code == 0, result.output
     other_engine = VLLM_ON_CPU | {"SBP_DEPLOYMENT__GENERATION_ENGINE": "transformers"}
     assert sbp("run", "-p", "tiny", "--until", "synthesise", **other_engine).exit_code == 0
+
+
+def test_engines_are_closed_after_a_run_and_before_another_process_may_begin_one(
+    sbp: Sbp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings("tiny", {"SBP_DEPLOYMENT__INSTANCE_DIR": str(tmp_path / ".sbp/tiny/instance")})
+    given: list[object] = []
+    closed: list[object] = []
+
+    def close(engine: object) -> None:
+        with pytest.raises(InstanceInUseError, match="running `sbp run`"), exclusive_instance(settings, "looking"):
+            pass
+        closed.append(engine)
+
+    def fail(defs: dg.Definitions, *_: object) -> None:
+        given.extend(defs.resources[name] for name in ("embedder", "generator"))
+        raise PipelineError("Embed failed")
+
+    monkeypatch.setattr(Embedder, "close", close)
+    monkeypatch.setattr(Generator, "close", close)
+    monkeypatch.setattr("sbp_assets.orchestration.runner.run_pipeline", fail)
+    assert sbp("run", "-p", "tiny").exit_code == 1
+    assert [type(engine) for engine in given] == [Embedder, Generator] and closed == given[::-1]
+
+
+@pytest.mark.parametrize(
+    "command", [["run"], ["verify"], ["branch", "b", "synthesis.top_p=0.5"], ["copy-artifacts", "elsewhere"]]
+)
+def test_an_instance_that_another_process_holds_refuses_every_command(
+    sbp: Sbp, tmp_path: Path, command: list[str]
+) -> None:
+    folders = {name: tmp_path / ".sbp/tiny" / name for name in ("artifacts", "instance")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    settings = load_settings("tiny", {"SBP_DEPLOYMENT__INSTANCE_DIR": str(folders["instance"])})
+    with exclusive_instance(settings, "running `sbp run`"):
+        result = sbp(*command, "-p", "tiny")
+    assert result.exit_code == 2 and "another process is running `sbp run`" in result.stderr, result.output
 
 
 def test_the_plan_says_what_a_run_will_refuse(sbp: Sbp) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbp_assets.instance.branch import branch_environment, make_branch, overrides, parse_changes
+from sbp_assets.instance.storage import InstanceInUseError, exclusive_instance
 from sbp_assets.settings import Settings, SettingsError, load_settings
-from sbp_assets.storage.artifacts import atomic_path, exclusive
+from sbp_assets.storage.artifacts import atomic_path
 
 CHANGES = {"synthesis.top_p": 0.5}
 CHANGED = st.one_of(
@@ -84,8 +85,8 @@ def test_what_cannot_be_branched(settings: Settings) -> None:
     with pytest.raises(SettingsError, match="top_p"):
         make_branch(settings, "placebo", {"synthesis.top_p": 7})
     with (
-        exclusive(Path(settings.deployment.instance_dir), "running `sbp run`"),
-        pytest.raises(RuntimeError, match="running `sbp run`"),
+        exclusive_instance(settings, "running `sbp run`"),
+        pytest.raises(InstanceInUseError, match="running `sbp run`"),
     ):
         make_branch(settings, "placebo", CHANGES)
     remote = load_settings("tiny", {"SBP_DEPLOYMENT__DATA_DIR": "s3://bucket/x"})

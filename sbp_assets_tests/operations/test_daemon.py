@@ -77,7 +77,7 @@ def test_the_nightly_automation_materialises_what_is_missing_and_retries_what_fa
         deployment.start_daemon()
         wait_for(lambda: materialised(deployment) == {"00000"} and received, "the first nightly tick", every=1)
         message = received[0]
-        assert (message["partition"], message["step"]) == ("00001", "minhash_signatures")
+        assert (message["partition"], message["step"]) == ("00001", "corpus__minhash_signatures")
         assert "00001.parquet does not exist" in message["error"]
         assert message["url"].endswith(f"/runs/{message['run_id']}")
 

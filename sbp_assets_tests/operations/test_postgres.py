@@ -133,7 +133,7 @@ def test_two_runs_of_a_store_exclude_each_other_across_machines(
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         try:
             refused = two.sbp("run", "--until", "manifest", check=False)
-            assert refused.returncode == 1
+            assert refused.returncode == 2
             assert "another machine is at work in schema sbp_tiny_" in refused.stderr
         finally:
             process.kill()

@@ -1,10 +1,12 @@
 """The step runner on a three-step toy pipeline with real runs on an ephemeral instance."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ def definitions(
     end: str = "",
     outcome: dg.AssetCheckResult = PASSED,
     blocking: bool = True,
+    checked: bool = True,
 ) -> dg.Definitions:
     shards = dg.StaticPartitionsDefinition(["a", "b", "c"])
 
@@ -55,7 +58,7 @@ def definitions(
 
     return dg.Definitions(
         assets=[rows, total],
-        asset_checks=[passes],
+        asset_checks=[passes] if checked else [],
         jobs=[step.job for step in PIPELINE],
         loggers={"display": display_logger},
         resources={"parquet": ParquetIOManager(str(tmp_path / "store"), cache=str(tmp_path))},
@@ -108,6 +111,22 @@ def test_a_failed_check_is_retried_unless_it_only_warns(tmp_path: Path, severity
     defs = definitions(tmp_path, outcome=outcome, blocking=False)
     assert run(defs, instance) == [DONE, DONE]
     assert run(defs, instance)[0] == again
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_time_passes_and_is_shown_while_partitions_are_only_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], passed: bool
+):
+    instance = dg.DagsterInstance.ephemeral()
+    run(definitions(tmp_path, checked=False), instance)
+    capsys.readouterr()
+    outcome: Any = PASSED if passed else "no result"
+    with nullcontext() if passed else pytest.raises(PipelineError, match="check crashed: t/rows:passes"):
+        states = run_pipeline(definitions(tmp_path, outcome=outcome), instance, {}, pipeline=PIPELINE)
+        assert states[0].seconds > 0 and states[0].own_seconds == 0
+    shown = capsys.readouterr().err
+    counts = re.findall(r"\[running\] One (\d/3) \d\.\d s", shown)
+    assert counts == (["1/3", "2/3", "3/3"] if passed else ["0/3"] * 3), shown
 
 
 def test_verify_tells_failed_checks_from_crashed_ones(tmp_path: Path):

@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dg.ExecuteI
 
 
 def metadata_of(result: dg.ExecuteInProcessResult, name: str) -> dict[str, Any]:
-    events = result.asset_materializations_for_node(name.split("/")[-1])
+    events = result.asset_materializations_for_node(name.replace("/", "__"))
     return {key: value.value for key, value in events[0].metadata.items()}
 
 

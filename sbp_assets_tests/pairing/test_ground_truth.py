@@ -111,7 +111,7 @@ def test_asset_records_the_shares_as_numbers(known: bool, tmp_path: Path) -> Non
         resources=build_resources(settings) | {"upstream": Upstream()},
     )
     assert [e.passed for e in result.get_asset_check_evaluations()] == [True]
-    [event] = result.asset_materializations_for_node("pair_truth")
+    [event] = result.asset_materializations_for_node("pairing__pair_truth")
     metadata = {key: value.value for key, value in event.metadata.items()}
     table = pl.read_parquet(tmp_path / "data_dir" / "pairing" / "pair_truth.parquet")
     assert dict(table.schema) == PAIR_TRUTH_SCHEMA

@@ -1,7 +1,7 @@
 """A small artifact store with every artifact that a trace reads, written by the modules that write the real ones."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from sbp_assets.corpus.ingest import RAW_DOCUMENT_SCHEMA
 from sbp_assets.definitions import build_definitions
 from sbp_assets.pretraining.budget import ARMS, arm_rows, plan_arm
+from sbp_assets.provenance.lookup import RecordsOf
 from sbp_assets.provenance.records import graph_of
 from sbp_assets.provenance.store import Asset, Store
 from sbp_assets.settings import Settings, load_settings
@@ -129,12 +130,14 @@ def store(folder: Path, assets: dict[str, Asset], tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def record() -> Callable[[str, str | None], dict[str, Any]]:
+def records() -> RecordsOf:
     """Records of an instance in which the checkpoint is at version-1."""
 
-    def found(asset: str, partition: str | None) -> dict[str, Any]:
-        version = "version-1" if asset == "synthesizer/checkpoint" else "other"
-        row = {"asset": asset, "partition": partition, "data_version": version, "run_id": "r", "materialised": None}
-        return row | {"state": "fresh", "reasons": []}
+    def found(artifacts: Sequence[tuple[str, str | None]]) -> list[dict[str, Any]]:
+        return [
+            {"asset": asset, "partition": partition, "run_id": "r", "materialised": None, "state": "fresh"}
+            | {"data_version": "version-1" if asset == "synthesizer/checkpoint" else "other", "reasons": []}
+            for asset, partition in artifacts
+        ]
 
     return found

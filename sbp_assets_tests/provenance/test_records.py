@@ -1,4 +1,5 @@
 from pathlib import Path
+from unittest import mock
 
 import dagster as dg
 import polars as pl
@@ -29,26 +30,39 @@ def definitions(folder: Path, value: int) -> dg.Definitions:
     return dg.Definitions(assets=[rows, twice], resources=resources)
 
 
-def make(defs: dg.Definitions, instance: dg.DagsterInstance, *names: str) -> str:
+def make(defs: dg.Definitions, instance: dg.DagsterInstance, *names: str, partition: str = "a") -> str:
     job = defs.resolve_implicit_global_asset_job_def()
     keys = [dg.AssetKey(["t", name]) for name in names]
-    return job.execute_in_process(instance=instance, partition_key="a", asset_selection=keys).run_id
+    return job.execute_in_process(instance=instance, partition_key=partition, asset_selection=keys).run_id
 
 
 def test_an_artifact_older_than_its_inputs_is_stale(tmp_path: Path):
     with dg.DagsterInstance.ephemeral() as instance:
         first = make(definitions(tmp_path, 1), instance, "rows", "twice")
-        fresh = Records(definitions(tmp_path, 1), instance)("t/twice", "a")
+        fresh = Records(definitions(tmp_path, 1), instance)([("t/twice", "a")])[0]
         assert (fresh["state"], fresh["run_id"], fresh["reasons"]) == ("fresh", first, [])
         changed = definitions(tmp_path, 2)
         second = make(changed, instance, "rows")
-        records = Records(changed, instance)
-        assert records("t/rows", "a")["state"] == "fresh"
-        assert records("t/rows", "a")["run_id"] == second
-        stale = records("t/twice", "a")
+        artifacts = [("t/rows", "a"), ("t/twice", "a"), ("t/twice", "b")]
+        rows, stale, missing = Records(changed, instance)(artifacts)
+        assert (rows["state"], rows["run_id"]) == ("fresh", second)
         assert (stale["state"], stale["data_version"]) == ("stale", fresh["data_version"])
         assert stale["reasons"] == ["input t/rows changed"]
-        assert records("t/twice", "b")["state"] == "unrecorded"
+        assert (missing["partition"], missing["state"]) == ("b", "unrecorded")
+
+
+def test_the_instance_is_asked_for_many_partitions_as_often_as_for_one(tmp_path: Path):
+    defs = definitions(tmp_path, 1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for partition in ("a", "b"):
+            make(defs, instance, "rows", "twice", partition=partition)
+        with mock.patch.object(instance, "fetch_materializations", wraps=instance.fetch_materializations) as fetch:
+            asked = []
+            for artifacts in ([("t/twice", "a")], [("t/twice", "a"), ("t/twice", "b")]):
+                assert {row["state"] for row in Records(defs, instance)(artifacts)} == {"fresh"}
+                asked.append(fetch.call_count)
+                fetch.reset_mock()
+    assert asked[0] == asked[1]
 
 
 def test_an_input_of_a_hundred_partitions_makes_stale_as_for_every_other_command(tmp_path: Path):
@@ -74,9 +88,9 @@ def test_an_input_of_a_hundred_partitions_makes_stale_as_for_every_other_command
         for name in names:
             report(name, "first")
         job.execute_in_process(instance=instance, asset_selection=[total.key])
-        assert Records(defs, instance)("total", None)["state"] == "fresh"
+        assert Records(defs, instance)([("total", None)])[0]["state"] == "fresh"
         report("007", "second")
-        record = Records(defs, instance)("total", None)
+        record = Records(defs, instance)([("total", None)])[0]
         assert (record["state"], record["reasons"]) == ("stale", ["input rows changed"])
         assert list(Staleness(defs.resolve_asset_graph(), instance).pending(total.key)) == [None]
 
@@ -93,10 +107,10 @@ def test_a_failed_check_is_a_state_of_its_own(tmp_path: Path):
     defs = dg.Definitions(assets=[total], asset_checks=[complete])
     with dg.DagsterInstance.ephemeral() as instance:
         defs.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance)
-        record = Records(defs, instance)("total", None)
+        record = Records(defs, instance)([("total", None)])[0]
     assert (record["state"], record["reasons"]) == ("check failed", ["check complete failed"])
 
 
 def test_without_an_instance_nothing_is_known(tmp_path: Path):
-    record = Records(definitions(tmp_path, 1), None)("t/rows", "a")
+    record = Records(definitions(tmp_path, 1), None)([("t/rows", "a")])[0]
     assert (record["state"], record["data_version"]) == ("unrecorded", None)

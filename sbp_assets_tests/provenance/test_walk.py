@@ -31,9 +31,9 @@ EVERY_KIND = [
 
 
 @pytest.fixture
-def one(settings: Settings, store: Store, record):
+def one(settings: Settings, store: Store, records):
     def only(name: str) -> Trace:
-        (found,) = trace(name, settings, store, record)
+        (found,) = trace(name, settings, store, records)
         json.dumps(found)
         return found
 
@@ -101,13 +101,17 @@ def test_arms_read_what_they_are_said_to(one):
     assert reads("d0-1")["baseline"] <= {2, 3}
 
 
-def test_a_synthesis_leads_to_its_seed_and_tells_a_foreign_checkpoint(one, settings: Settings, store: Store, record):
+def test_a_synthesis_leads_to_its_seed_and_tells_a_foreign_checkpoint(one, settings: Settings, store: Store, records):
     found = one("syn-d1-2-1")
     assert (found["seed_id"], found["rollout"], found["sampling_seed"]) == ("d1-2", 1, 7 * 8)
     assert (found["synthesizer_version"], found["synthesizer_is_current"]) == ("version-1", True)
     assert (found["seed"]["file"], found["seed"]["line"]) == ("b.jsonl", 3)
     assert [row["document"] for row in found["seed_pairs"]] == ["d0-3"]
-    (later,) = trace("syn-d1-2-1", settings, store, lambda *key: record(*key) | {"data_version": "version-2"})
+
+    def later_records(artifacts):
+        return [row | {"data_version": "version-2"} for row in records(artifacts)]
+
+    (later,) = trace("syn-d1-2-1", settings, store, later_records)
     assert later["synthesizer_is_current"] is False
 
 
@@ -219,7 +223,7 @@ def test_an_unknown_id_says_where_it_was_looked_for_and_what_is_near(one):
         one("heldout/perplexity/sbp/7")
 
 
-def test_what_is_not_materialised_names_the_asset_and_its_job(one, folder: Path, assets, settings, record, tmp_path):
+def test_what_is_not_materialised_names_the_asset_and_its_job(one, folder: Path, assets, settings, records, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     shutil.rmtree(copy / "evaluation")
@@ -227,17 +231,17 @@ def test_what_is_not_materialised_names_the_asset_and_its_job(one, folder: Path,
     shutil.rmtree(copy / "synthesis/synthetic_tokens/00001")
     store = Store(str(copy), str(tmp_path), assets, "1GB")
     with pytest.raises(NotMaterialisedError, match=r"evaluation/sbp_scores is not materialised.*job score"):
-        trace("sbp_scores", settings, store, record)
+        trace("sbp_scores", settings, store, records)
     # A document is still found; what is not there is said, and the arm that it would tell of is left out.
-    (found,) = trace("d0-1", settings, store, record)
+    (found,) = trace("d0-1", settings, store, records)
     assert any("synthesis/synthetic_documents is not materialised for 1 of 2" in line for line in found["missing"])
     assert {row["arm"] for row in found["readers"]} == {"baseline", "oracle"}
     nothing = Store(str(tmp_path / "empty"), str(tmp_path), assets, "1GB")
     with pytest.raises(UnknownIdError, match="job ingest"):
-        trace("d0-1", settings, nothing, record)
+        trace("d0-1", settings, nothing, records)
 
 
-def test_a_store_behind_a_url_gives_the_same_traces(one, folder: Path, assets, settings, record, tmp_path):
+def test_a_store_behind_a_url_gives_the_same_traces(one, folder: Path, assets, settings, records, tmp_path):
     base = root(f"memory://{tmp_path.name}")
     remote = RemoteStore(base, tmp_path / "cache", 1e9, patience=0)
     for name, asset in assets.items():
@@ -249,7 +253,7 @@ def test_a_store_behind_a_url_gives_the_same_traces(one, folder: Path, assets, s
                 remote.put_file(table, f"{path}.parquet")
     far = Store(str(base), str(tmp_path), assets, "1GB")
     for name in EVERY_KIND:
-        assert trace(name, settings, far, record) == [one(name)]
+        assert trace(name, settings, far, records) == [one(name)]
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)

@@ -55,6 +55,13 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path):
     assert settings.deployment.data_dir.endswith(".sbp/mine/artifacts")
 
 
+@pytest.mark.parametrize(
+    ("value", "directory"), [("/x/{profile}/a", "/x/tiny/a"), ("/x/a{b}", "/x/a{b}"), ("/x/{", "/x/{")]
+)
+def test_only_the_profiles_name_is_filled_into_a_directory(value: str, directory: str):
+    assert load(SBP_DEPLOYMENT__DATA_DIR=value).deployment.data_dir == directory
+
+
 def test_cli_prints_the_reason_without_a_traceback():
     done = subprocess.run(
         [sys.executable, "-m", "sbp_assets.cli", "plan"],

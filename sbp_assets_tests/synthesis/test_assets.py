@@ -1,6 +1,7 @@
 """The stage's assets and checks in Dagster, on two shards of which one has no document of D, with real engines."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesis import assets, checks, quality_assets
-from sbp_assets.synthesis.engine import Engines, EngineSpec, Generator
+from sbp_assets.synthesis.engine import Engines, EngineSpec, Generator, Request, Sampling
 from sbp_assets.synthesis.quality import expected_rows
 from sbp_assets_tests.synthesis.conftest import CONTEXT
 from sbp_assets_tests.tiny import tiny_settings
@@ -117,6 +118,59 @@ def instance(upstream: InPlace) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
+class StubEngines:
+    """Engines without processes that write the same words for every request; `starts` has an entry per start."""
+
+    starts: list[EngineSpec]
+    startup_seconds = 0.5
+    alive = True
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.starts.append(spec)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, ledgers: Sequence[Path], poll: Callable[[], None]
+    ) -> None:
+        rows = [
+            {"seed_id": request.seed_id, "rollout": request.rollout, "sampling_seed": request.sampling_seed}
+            | {"text": "The same few words.", "finish_reason": "stop"}
+            for request in requests
+        ]
+        with ledgers[0].open("a") as stream:
+            stream.writelines(f"{json.dumps(row)}\n" for row in rows)
+        poll()
+
+    def stop(self) -> None:
+        self.alive = False
+
+
+def test_engines_are_started_once_for_the_runs_of_all_shards(
+    spec: EngineSpec,
+    upstream: InPlace,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sbp_assets.synthesis.engine.Engines", StubEngines)
+    monkeypatch.setattr(StubEngines, "starts", [], raising=False)
+    for name in ("documents", "tokens"):
+        upstream.values[name, EMPTY] = upstream.values[name, FULL]
+    generator = Generator()
+    job = definitions_of(settings_of(spec, tmp_path, "transformers"), upstream, generator).resolve_job_def("shard")
+    reused = []
+    for shard in (FULL, EMPTY):
+        result = job.execute_in_process(instance=instance, partition_key=shard)
+        assert all(evaluation.passed for evaluation in result.get_asset_check_evaluations())
+        [event] = result.asset_materializations_for_node("synthesis__synthetic_documents")
+        reused.append(event.metadata["engine_reused"].value)
+    assert len(StubEngines.starts) == 1 and reused == [False, True]
+    engines, running = generator.engines(StubEngines.starts[0])
+    assert running and engines.alive
+    generator.close()
+    assert not engines.alive
+
+
 @pytest.mark.processes
 def test_two_shards_through_dagster(
     engines: Engines,
@@ -141,7 +195,7 @@ def test_two_shards_through_dagster(
     rows = pl.read_parquet(tmp_path / "data_dir" / "synthesis" / "synthetic_documents" / f"{FULL}.parquet")
     assert set(rows["seed_id"]) == {f"{FULL}-{i}" for i in range(4)} and rows["rollout"].max() > 0
     assert set(rows["engine"]) == {"vllm"}
-    [materialization] = results[FULL].asset_materializations_for_node("synthetic_documents")
+    [materialization] = results[FULL].asset_materializations_for_node("synthesis__synthetic_documents")
     metadata = {key: value.value for key, value in materialization.metadata.items()}
     # Reused where another test of this process has started the same engine.
     assert metadata["engine_reused"] == (metadata["engine_startup_seconds"] == 0)
@@ -180,7 +234,7 @@ def test_a_shard_is_finished_by_the_engine_that_began_it(
         )
         failed = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
         assert failed <= {"synthetic_documents_are_not_truncated"}, "random weights seldom end a text"
-        events = result.asset_materializations_for_node("synthetic_documents") if result.success else []
+        events = result.asset_materializations_for_node("synthesis__synthetic_documents") if result.success else []
         metadata = {key: value.value for event in events for key, value in event.metadata.items()}
         return pl.read_parquet(tmp_path / f"data_dir/synthesis/synthetic_documents/{FULL}.parquet"), metadata, result
 

@@ -13,14 +13,8 @@ import pytest
 
 from sbp_assets.settings import Judge
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesis.judge import (
-    API_KEY,
-    GIVE_UP_AFTER,
-    JUDGEMENT_SCHEMA,
-    Endpoint,
-    judge,
-    judged_rows,
-)
+from sbp_assets.synthesis.endpoint import API_KEY, OpenAIEndpoint
+from sbp_assets.synthesis.judge import GIVE_UP_AFTER, JUDGEMENT_SCHEMA, judge, judged_rows
 from sbp_assets.synthesis.quality import REAL, SYNTHETIC
 from sbp_assets.synthesis.questions import JudgeError, Question, questions
 
@@ -119,7 +113,7 @@ def ask(
     questions_: list[Question], url: str, ledger: Path, concurrency: int = 4, timeout: float = 20, retries: int = 2
 ) -> tuple[pl.DataFrame, dict[str, int | float]]:
     with Progress("test", "questions", len(questions_)) as progress:
-        found = judge(questions_, SETTINGS, Endpoint(url, concurrency, timeout, retries), ledger, progress)
+        found = judge(questions_, SETTINGS, OpenAIEndpoint(url, concurrency, timeout, retries), ledger, progress)
     assert progress.done == len(questions_)
     return found
 
@@ -235,7 +229,7 @@ def test_a_stopped_run_goes_on_and_a_torn_line_is_asked_again(serve: Callable, t
                 raise Killed
 
     with pytest.raises(Killed), Stopping("test", "questions") as progress:
-        judge(many, SETTINGS, Endpoint(server.url, 1, 20, 0), ledger, progress)
+        judge(many, SETTINGS, OpenAIEndpoint(server.url, 1, 20, 0), ledger, progress)
     whole = ledger.read_text().splitlines()
     assert len(whole) == 5
     ledger.write_text("\n".join(whole[:4]) + "\n" + whole[4][:30])

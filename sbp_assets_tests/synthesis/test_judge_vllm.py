@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from sbp_assets.storage.progress import Progress
+from sbp_assets.synthesis.endpoint import OpenAIEndpoint
 from sbp_assets.synthesis.engine import CPU_KV_CACHE_GIB
-from sbp_assets.synthesis.judge import Endpoint, judge
+from sbp_assets.synthesis.judge import judge
 from sbp_assets_tests.synthesis.conftest import CONTEXT
 from sbp_assets_tests.synthesis.test_judge import SETTINGS, ask, asked
 
@@ -65,5 +66,6 @@ def test_a_real_vllm_server_is_asked_and_its_tokens_are_counted(vllm_server: str
     assert table["answer"].null_count() == 0
     wrong = SETTINGS.model_copy(update={"model": "another-model"})
     with Progress("test", "questions") as progress:
-        table, _ = judge(asked("one document"), wrong, Endpoint(vllm_server, 1, 60, 2), tmp_path / "w.jsonl", progress)
+        endpoint = OpenAIEndpoint(vllm_server, 1, 60, 2)
+        table, _ = judge(asked("one document"), wrong, endpoint, tmp_path / "w.jsonl", progress)
     assert table["unjudged"].to_list() == ["http_404"]

@@ -318,7 +318,7 @@ def test_the_asset_and_its_checks(artifacts: Path, knows: str):
         "posterior_table_is_valid": True,
     }
     assert row(table, "new")["statements"] > 50
-    [materialization] = result.asset_materializations_for_node("posterior_predictive")
+    [materialization] = result.asset_materializations_for_node("synthesis__posterior_predictive")
     metadata = {key: value.value for key, value in materialization.metadata.items()}
     assert metadata["new_known_accuracy"] == row(table, "new_known")["accuracy"]
     assert metadata["preview"] == table_preview(table)

@@ -1,6 +1,7 @@
 """Quality, judgements and the quality table in Dagster, with and without a truth and a judge that answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.definitions import build_resources
 from sbp_assets.settings import ConceptsSource, FilesSource, Judge
 from sbp_assets.synthesis import checks, quality_assets
+from sbp_assets.synthesis.endpoint import Answer, Ask, Endpoint
 from sbp_assets.synthesis.quality import REAL, SYNTHETIC, expected_rows
+from sbp_assets.synthesis.questions import Message
 from sbp_assets_tests.synthesis.test_judge import FACTUAL, FALSE, KEY, Reply, completion, failure, serve
 from sbp_assets_tests.tiny import only, tiny_settings
 
@@ -47,9 +50,24 @@ class Upstream(dg.IOManager):
         return values if len(context.asset_partition_keys) > 1 else values[context.asset_partition_key]
 
 
+class Agreeable:
+    """An endpoint that finds nothing at fault."""
+
+    concurrency = 2
+
+    @contextmanager
+    def session(self) -> Iterator[Ask]:
+        def ask(messages: Sequence[Message], settings: Judge) -> Answer:
+            return Answer(f"Verdict: {'RELATED' if 'Second document' in messages[0]['content'] else 'FACTUAL'}")
+
+        yield ask
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def start(truth: bool, judge: Judge | None, url: str | None = None) -> dict[str, Any]:
+    def start(
+        truth: bool, judge: Judge | None, url: str | None = None, endpoint: Endpoint | None = None
+    ) -> dict[str, Any]:
         """Metadata of the judgements and the table; the table; whether each check passed."""
         changes = {"experiment.synthesis.judge": judge, "deployment.judge_url": url, "deployment.judge_retries": 0}
         source = tiny_settings(tmp_path).experiment.ground_truth
@@ -58,8 +76,9 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             changes["experiment.corpus.source"] = FilesSource(path="x")
         settings = tiny_settings(tmp_path, changes)
         keys = settings.experiment.shard_keys
+        replaced = {"judge_endpoint": endpoint} if endpoint else {}
         parts: dict[str, Any] = {
-            "resources": build_resources(settings) | {"upstream": Upstream(source, keys)},
+            "resources": build_resources(settings) | {"upstream": Upstream(source, keys)} | replaced,
             "instance": dg.DagsterInstance.ephemeral(),
         }
         sources = [
@@ -78,7 +97,7 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         metadata = {
             key[-1]: {
                 name: value.value
-                for name, value in results[-1].asset_materializations_for_node(key[-1])[0].metadata.items()
+                for name, value in results[-1].asset_materializations_for_node("__".join(key))[0].metadata.items()
             }
             for key in (JUDGEMENTS, TABLE)
         }
@@ -136,6 +155,13 @@ def test_another_corpus_with_a_judge_that_answers_most(run: Callable, serve: Cal
     assert answered["judgements"]["resumed"] == 14 and answered["judgements"]["judged"] == 18
     assert answered["passed"]["judge_answered_most_questions"]
     assert answered["quality_table"]["non_factual_synthetic_judge"] == 1 / 6
+
+
+def test_an_endpoint_is_swapped_as_a_resource(run: Callable) -> None:
+    found = run(truth=False, judge=Judge(model="m"), endpoint=Agreeable())
+    assert all(found["passed"].values())
+    assert (found["judgements"]["judged"], found["judgements"]["unjudged"]) == (18, 0)
+    assert set(found["table"].filter(method="judge")["value"].drop_nulls()) == {0}
 
 
 def test_another_corpus_without_a_judge_has_no_value_instead_of_zero(run: Callable) -> None:
