@@ -99,7 +99,9 @@ def exclusive_instance(settings: Settings, what: str) -> Iterator[None]:
 
             connection = stack.enter_context(_database())
             # Held by the connection: it ends with the process.
-            if not connection.scalar(select(func.pg_try_advisory_lock(func.hashtextextended(schema_name(settings), 0)))):
+            if not connection.scalar(
+                select(func.pg_try_advisory_lock(func.hashtextextended(schema_name(settings), 0)))
+            ):
                 raise InstanceInUseError(
                     f"a process on another machine is at work in schema {schema_name(settings)} of the database; "
                     "wait for it or stop it"
