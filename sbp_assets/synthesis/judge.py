@@ -195,7 +195,7 @@ def _ask(ask: Ask, question: Question, settings: Judge, reminder: Template, stop
 
 
 def _read(ledger: Path, wanted: Mapping[str, Any]) -> list[Record]:
-    """Records of the wanted questions; a line that a kill tore is left out, and its question asked again."""
+    """Return the records of the wanted questions; a line that a kill tore is left out, and its question asked again."""
     if not ledger.exists():
         return []
     records = []
