@@ -129,7 +129,7 @@ def filter_pairs(
     pairs = pairs.group_by("d1", maintain_order=True).head(settings.max_pairs_per_document)
     counts["over_d1_cap"] = len(capped) - len(pairs)
     counts["pairs"] = len(pairs)
-    return pairs.select(list(PAIR_SCHEMA)).cast(PAIR_SCHEMA), counts  # type: ignore[arg-type]
+    return pairs.select(list(PAIR_SCHEMA)).cast(PAIR_SCHEMA), counts
 
 
 def texts_of(ids: pl.Series, documents: pl.LazyFrame) -> dict[str, str]:

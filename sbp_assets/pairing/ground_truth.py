@@ -85,7 +85,7 @@ def pair_truth(
             chance_precision=_share("partners", pl.col("documents") * others),
         )
         .select(list(PAIR_TRUTH_SCHEMA))
-        .cast(PAIR_TRUTH_SCHEMA)  # type: ignore[arg-type]
+        .cast(PAIR_TRUTH_SCHEMA)
     )
 
 

@@ -88,7 +88,7 @@ def search(
         neighbor_shard="neighbor_shard",
         similarity="similarity",
         rank=pl.int_range(1, pl.len() + 1).over("query").cast(pl.Int64),
-    ).cast(CANDIDATE_SCHEMA)  # type: ignore[arg-type]
+    ).cast(CANDIDATE_SCHEMA)
 
 
 def exact_neighbors(

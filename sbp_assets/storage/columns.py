@@ -28,11 +28,11 @@ class Column:
     sources: str = ""
 
 
-def table_schema(columns: Iterable[Column]) -> dict[str, PolarsType]:
-    """Return the schema of a table of `columns`, for polars; TypeError for a column that no table has."""
-    schema = {}
+def table_schema(columns: Iterable[Column]) -> pl.Schema:
+    """Return the schema of a table of `columns`; TypeError for a column that no table has."""
+    schema: dict[str, PolarsType] = {}
     for column in columns:
         if isinstance(column.type, str):
             raise TypeError(f"column {column.name} of type {column.type!r} is not a table's")
         schema[column.name] = column.type
-    return schema
+    return pl.Schema(schema)

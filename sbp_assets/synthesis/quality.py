@@ -1,13 +1,13 @@
-"""The five quality metrics of synthetic text, beside the same metrics on real documents.
+"""The quality metrics of synthetic text, beside the same metrics on real documents.
 
-They are those of the paper's quality table: repetition, duplicate@1M, non-factual, pair-irrelevance, pair-copying.
+Those of the paper's quality table are repetition, duplicate@1M, non-factual, pair-irrelevance and pair-copying.
 Each value is a share of documents, so lower is better everywhere. Null means that the metric does not exist for this
 corpus or was not judged, never zero: the pair metrics have no meaning for a real document. How a value was found
 stands beside it:
 
 - exact: decided without error. What the ground truth of the `concepts` source decides (non-factual, pair-irrelevance
   and the two details below); duplicates of every source, whose threshold is the corpus' own definition of a duplicate.
-- heuristic: repetition and pair-copying, of every source: a threshold on word sequences stands for what a reader would
+- heuristic: the others, of every source: a rule, such as a threshold on word sequences, stands for what a reader would
   say, and text may quote and list.
 - judge: non-factual and pair-irrelevance of other sources, which only a model can tell (see `judge`).
 
@@ -40,7 +40,7 @@ REPETITION_WORDS = 4
 REPETITION_THRESHOLD = 0.2
 COPY_THRESHOLD = 0.5
 
-# In the order of the paper's table, each detail behind the metric that it explains.
+# In the order of the paper's table, each detail behind the metric that it explains; then those that the paper lacks.
 DEFINITIONS = {
     "repetition": (
         f"Share of documents in which more than {REPETITION_THRESHOLD:.0%} of the {REPETITION_WORDS}-word sequences "
@@ -90,7 +90,7 @@ QUALITY_COLUMNS = [
     Column(
         "method",
         pl.String,
-        "exact, heuristic (repetition and pair_copying: a threshold on word sequences) or judge (a language model).",
+        "exact, heuristic (a rule stands for what a reader would say) or judge (a language model).",
     ),
 ]
 QUALITY_SCHEMA = table_schema(QUALITY_COLUMNS)

@@ -62,9 +62,8 @@ def quality(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Quality of a sample of this shard's synthetic documents and, by the same metrics, of its documents of D.
 
-    One row per metric and corpus: repetition, duplicates (within the shard's sample), non_factual, pair_irrelevance,
-    pair_copying, and for `concepts` false_statements and no_concept (definitions in quality_table). What only a judge
-    can tell is null here: it judges one sample of the whole corpus.
+    One row per metric and corpus (definitions in quality_table); duplicates are those within the shard's sample. What
+    only a judge can tell is null here: it judges one sample of the whole corpus.
     """
     size = settings.experiment.synthesis.quality_sample
     real = documents.filter(pl.col("split") == UNIQUE)
@@ -180,7 +179,7 @@ def quality_table(
     synthetic_documents: dict[str, pl.LazyFrame],
     documents: dict[str, pl.LazyFrame],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The five quality metrics over all shards, synthetic beside real: a row per metric, corpus and method.
+    """The quality metrics over all shards, synthetic beside real: a row per metric, corpus and method.
 
     Duplicates are those of one fixed sample of all shards together. For `concepts`, two more rows explain non_factual
     and pair_irrelevance; with a judge, its verdicts stand beside the exact figures.

@@ -13,17 +13,14 @@ from sbp_assets.cli.estimate import Plan, plan, render, tokens_per_word
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.tokenizer import train_tokenizer
 from sbp_assets.definitions import build_definitions
-from sbp_assets.settings import PROFILES_DIR, ConceptsSource, Model, Settings, load_settings
+from sbp_assets.settings import ConceptsSource, Model, Settings
+from sbp_assets_tests.profiles import PROFILES, load_profile
 
-PROFILES = sorted(path.stem for path in PROFILES_DIR.glob("*.yaml"))
 ASSETS = {"corpus/documents": 4, "pretraining/token_budget": 1}
 
 
 def settings_of(profile: str, **overrides: str) -> Settings:
-    environ = {f"SBP_EXPERIMENT__{key.upper()}": value for key, value in overrides.items()}
-    if profile == "text":  # leaves the path to its user
-        environ.setdefault("SBP_EXPERIMENT__CORPUS__SOURCE__PATH", "corpus/*.jsonl")
-    return load_settings(profile, environ)
+    return load_profile(profile, {f"SBP_EXPERIMENT__{key.upper()}": value for key, value in overrides.items()})
 
 
 def plan_of(profile: str, **overrides: str) -> Plan:

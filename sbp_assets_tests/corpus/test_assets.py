@@ -6,36 +6,22 @@ from pathlib import Path
 
 import dagster as dg
 
-from sbp_assets.corpus import assets, checks
-from sbp_assets.dagster_support.stage import load_assets, load_checks
-from sbp_assets.definitions import build_resources
+from sbp_assets.definitions import build_definitions
+from sbp_assets.orchestration.pipeline import PIPELINE
 from sbp_assets_tests.tiny import tiny_settings
-
-STEPS: tuple[tuple[bool, tuple[str, ...]], ...] = (
-    (False, ("source_manifest",)),
-    (True, ("raw_documents", "rejected_rows", "minhash_signatures")),
-    (False, ("duplicates",)),
-    (True, ("documents",)),
-    (False, ("tokenizer",)),
-    (True, ("tokens",)),
-)
 
 
 def test_the_stage_materialises_and_every_check_passes(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
-    defined = load_checks(checks, settings)
-    members = [*load_assets(assets, settings), *defined]
-    evaluated = {}
+    defs = build_definitions(settings)
+    evaluations: list[dg.AssetCheckEvaluation] = []
     with dg.DagsterInstance.ephemeral() as instance:
-        for sharded, names in STEPS:
-            for shard in settings.experiment.shard_keys if sharded else [None]:
-                result = dg.materialize(
-                    members,
-                    selection=dg.AssetSelection.assets(*(["corpus", name] for name in names)),
-                    partition_key=shard,
-                    resources=build_resources(settings),
-                    instance=instance,
-                )
-                evaluated |= {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
-    assert all(evaluated.values()), evaluated
-    assert evaluated.keys() == {spec.name for check in defined for spec in check.check_specs}
+        for step in PIPELINE:
+            if step.keys[0].path[0] == "corpus":
+                job = defs.resolve_job_def(step.name)
+                for shard in settings.experiment.shard_keys if job.partitions_def else [None]:
+                    result = job.execute_in_process(instance=instance, partition_key=shard)
+                    evaluations += result.get_asset_check_evaluations()
+    assert [evaluation for evaluation in evaluations if not evaluation.passed] == []
+    checks = defs.resolve_asset_graph().asset_check_keys
+    assert {e.asset_check_key for e in evaluations} == {key for key in checks if key.asset_key.path[0] == "corpus"}

@@ -1,11 +1,13 @@
 """Ways in which each kind of artifact can be wrong, each with the check that has to find it.
 
-`python -m sbp_assets_tests.operations.damage` prints the tables of docs/checks.md.
+`python -m sbp_assets_tests.operations.damage --write` rewrites the tables of docs/checks.md; without it, prints them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+PAGE = Path(__file__).parents[2] / "docs/checks.md"
 Harm = Callable[[Path], None]
 SHARD, OTHER_SHARD, SEED = "00000", "00001", "0"
 # Documents of profile tiny's first shard.
@@ -42,7 +45,11 @@ class Damage:
 
 
 def of(artifact: str, partition: str | None, downstream: str | None, *ways: tuple[str, Harm, str]) -> list[Damage]:
-    """Ways in which one artifact is damaged, as (what, harm, check); a check of the artifact goes by its bare name."""
+    """Return the ways in which one artifact is damaged, given as (what, harm, check).
+
+    A check of the artifact itself goes by its bare name. `downstream` is an asset that is then not materialised, None
+    where no asset reads the artifact or the check stops none.
+    """
     return [
         Damage(what, artifact, partition, harm, check if ":" in check else f"{artifact}:{check}", downstream)
         for what, harm, check in ways
@@ -338,7 +345,7 @@ def table_of_checks() -> str:
     from sbp_assets.settings import load_settings
     from sbp_assets.storage.checks import NAME
 
-    graph = build_definitions(load_settings("tiny")).resolve_asset_graph()
+    graph = build_definitions(load_settings("tiny", {})).resolve_asset_graph()
     checks = [graph.get(key) for key in graph.asset_check_keys]
     order = {key: place for place, key in enumerate(graph.toposorted_asset_keys)}
     lines = ["| artifact | check | what it guards | blocks |", "|---|---|---|---|"]
@@ -363,5 +370,16 @@ def table_of_damage() -> str:
     return "\n".join(lines)
 
 
+def write_tables() -> None:
+    """Replace the two tables of docs/checks.md by those of the present checks and damages."""
+    before, between, after = re.split(r"(?:^\|.*\n)+", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    PAGE.write_text(f"{before}{table_of_checks()}\n{between}{table_of_damage()}\n{after}", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(table_of_checks(), table_of_damage(), sep="\n\n")
+    parser = argparse.ArgumentParser(description="Print the tables of docs/checks.md.")
+    parser.add_argument("--write", action="store_true", help="Rewrite them in the page instead.")
+    if parser.parse_args().write:
+        write_tables()
+    else:
+        print(table_of_checks(), table_of_damage(), sep="\n\n")

@@ -8,15 +8,17 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.definitions import build_definitions
 from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
-from sbp_assets.orchestration.pipeline import PIPELINE, NightlyPolicy
+from sbp_assets.orchestration.pipeline import NightlyPolicy
 from sbp_assets.orchestration.runner import RUN_TAGS
 from sbp_assets.settings import Deployment, load_settings
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 
-project = build_definitions(load_settings("tiny", {}))
+SETTINGS = load_settings("tiny", {})
+project = build_definitions(SETTINGS)
 DEPLOYMENT = Deployment(nightly="0 2 * * *", nightly_until="0 8 * * *")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -284,12 +286,10 @@ def test_training_and_evaluation_are_never_nightly():
 
 def test_every_asset_partitioned_by_shard_is_nightly():
     graph = project.resolve_asset_graph()
-    shards = {
-        step.name
-        for step in PIPELINE
-        if step.nightly is NightlyPolicy.IF_NEEDED and graph.get(step.keys[0]).is_partitioned
-    }
-    assert shards == {"ingest", "split", "tokenise", "embed", "search", "pair", "synthesise"}
+    partitioned = {key for key in graph.materializable_asset_keys if graph.get(key).is_partitioned}
+    by_shard = {key for key in partitioned if graph.get(key).partitions_def == shards(SETTINGS)}
+    assert by_shard
+    assert by_shard == {key for key in partitioned if NIGHTLY.get(key) is NightlyPolicy.IF_NEEDED}
 
 
 def test_fan_ins_are_overdue_after_a_while():

@@ -1,4 +1,4 @@
-"""`sbp run` as a user starts it, on corpora with bad rows and unreadable files, up to the pairs."""
+"""The steps, and `sbp run` as a user starts it, on corpora with bad rows and unreadable files, up to the pairs."""
 
 import json
 import os
@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.settings import ConceptsSource
-
-pytestmark = pytest.mark.processes
+from sbp_assets.dagster_support.internals import BaseAssetGraph
+from sbp_assets.definitions import build_definitions
+from sbp_assets.orchestration.pipeline import PIPELINE
+from sbp_assets.settings import ConceptsSource, load_settings
 
 LONG = "Prose 長い文章 🙂 " * 3000
 
@@ -66,6 +67,27 @@ def table(home: Path, name: str, shard: str) -> pl.DataFrame:
     return pl.read_parquet(home / "data_dir" / f"{name}/{shard}.parquet")
 
 
+@pytest.fixture(scope="module")
+def graph() -> BaseAssetGraph:
+    return build_definitions(load_settings("tiny", {})).resolve_asset_graph()
+
+
+def test_every_asset_is_in_one_step(graph: BaseAssetGraph):
+    assert sorted(key for step in PIPELINE for key in step.keys) == sorted(graph.materializable_asset_keys)
+
+
+def test_a_step_has_one_partitioning(graph: BaseAssetGraph):
+    for step in PIPELINE:
+        first, *others = (graph.get(key).partitions_def for key in step.keys)
+        assert all(other == first for other in others), step.name
+
+
+def test_no_step_comes_before_its_inputs(graph: BaseAssetGraph):
+    places = {key: place for place, step in enumerate(PIPELINE) for key in step.keys}
+    assert [key for key, place in places.items() if any(places[p] > place for p in graph.get(key).parent_keys)] == []
+
+
+@pytest.mark.processes
 def test_bad_rows_are_kept_with_their_reason_and_the_run_goes_on(corpus: Path, tmp_path: Path):
     done = run(corpus, tmp_path, until="pair")
     assert done.returncode == 0, done.stderr
@@ -82,6 +104,7 @@ def test_bad_rows_are_kept_with_their_reason_and_the_run_goes_on(corpus: Path, t
     assert not pairs.filter(pl.col("d1") == pl.col("d2")).height
 
 
+@pytest.mark.processes
 def test_an_unreadable_file_fails_its_shard_alone_and_is_ingested_once_fixed(corpus: Path, tmp_path: Path):
     import zstandard
 
@@ -101,6 +124,7 @@ def test_an_unreadable_file_fails_its_shard_alone_and_is_ingested_once_fixed(cor
     assert len(table(tmp_path, "corpus/raw_documents", "00001")) == 20
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("rows", [0, 6])
 def test_a_corpus_too_small_is_refused_early_with_what_is_needed(tmp_path: Path, rows: int):
     folder = tmp_path / "corpus"
