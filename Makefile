@@ -23,9 +23,10 @@ run: demo
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not operations"
 
-# They want postgresql and chromium, and skip where one is absent; PYTEST_OPTIONS=--fail-on-skip allows no skip.
+# They want postgresql and chromium, and skip where one is absent; PYTEST_OPTIONS=--fail-on-skip allows no skip. A third of
+# their time is waiting, for a daemon's tick or a server's start: three at once on two cores.
 test-operations: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder sbp_assets_tests/operations $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder sbp_assets_tests/operations $(PYTEST_OPTIONS)
 
 lint: install
 	$(BIN)/ruff check .

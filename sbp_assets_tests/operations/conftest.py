@@ -10,8 +10,12 @@ from filelock import FileLock
 from sbp_assets_tests.operations.deployment import PLANTED, Deployment
 from sbp_assets_tests.operations.servers import PostgresServer, S3Server, postgres_programs
 
-# The longest first (minutes), so that none is left to run alone at the end; needs --no-loadscope-reorder.
-FIRST = ("faults_killed", "s3", "faults_database", "operating", "daemon", "faults_services", "browser", "faults_disk")
+# What need not wait for the finished store stands beside its making; then the longest first (minutes), so that none is
+# left to run alone at the end. Needs --no-loadscope-reorder.
+FIRST = (
+    "faults_killed", "s3", "growth", "faults_disk", "faults_database", "operating", "daemon", "faults_services",
+    "security", "instance", "postgres", "browser",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
