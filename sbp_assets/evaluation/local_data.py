@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 
 def load(data: str, subject: str | None = None, **_: Any) -> datasets.DatasetDict:
-    """Return the splits of a task, from data/<data>.<split>.parquet; of one `subject` where given.
+    """Splits of a task, from data/<data>.<split>.parquet; of one `subject` where given.
 
     lm-eval calls this with the task's dataset_kwargs, and with its metadata and the model's arguments, unused here.
     """

@@ -152,7 +152,7 @@ def test_a_failed_check_says_why(ui: Ui, deployment: Deployment) -> None:
     ui.asset("corpus/duplicates", "checks", checkDetail=STORED.name)
     ui.see("Failed")
     stored = deployment.versions("corpus/duplicates")["corpus/duplicates.parquet"]
-    expect(ui.page.locator("body")).to_contain_text(f"made: {stored}", timeout=PATIENCE)
+    expect(ui.metadata("recorded")).to_contain_text(stored, timeout=PATIENCE)
     ui.picture("failed-check")
 
 
