@@ -97,8 +97,9 @@ class _Run:
     ) -> None:
         self.spec, self.world, self.order, self.steps, self.identity = spec, world, order, steps, identity
         self.sharded = spec.sharding == "full" and world.size > 1
-        self.microbatch = max(1, spec.microbatch_tokens // spec.model.context_length)
-        self.module = PackedLoss(initial_weights(spec, tokenizer)).to(world.device)
+        # Devices and shards want batches of one shape; on the CPU only the tokens count.
+        self.by_document = world.device.type == "cpu" and not self.sharded
+        self.module = PackedLoss(initial_weights(spec, tokenizer), self.by_document).to(world.device)
         self.module.train()
         if self.sharded:
             shard_module(self.module, spec.optimizer.dtype)
@@ -153,10 +154,8 @@ class _Run:
         self.tokens_read += batch.input_ids.size
         # Every process reads the global batch's rows, which costs less than agreeing on the number by message.
         supervised = max(1, batch.supervised)
-        share = math.ceil(rows_per_step / self.world.size)
-        own = batch.part(self.world.rank * share, (self.world.rank + 1) * share).padded(share)
         loss_sum = torch.zeros((), device=self.world.device)
-        for ids, positions, labels in self._microbatches(own):
+        for ids, positions, labels in self._microbatches(batch):
             with self._autocast():
                 loss = self.module(ids, positions, labels)
             # FSDP averages gradients over processes; here they are sums over tokens.
@@ -194,24 +193,37 @@ class _Run:
     def _heldout_loss(self) -> float | None:
         if self.heldout is None:
             return None
-        share = math.ceil(len(self.heldout.input_ids) / self.world.size)
-        own = self.heldout.part(self.world.rank * share, (self.world.rank + 1) * share).padded(share)
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for ids, positions, labels in self._microbatches(own):
+        for ids, positions, labels in self._microbatches(self.heldout):
             with self._autocast():
                 total += self.module(ids, positions, labels)
         return float(self.world.sum(total)) / max(1, self.heldout.supervised)
 
     def _microbatches(self, rows: Rows) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(rows.input_ids), self.microbatch):
-            part = rows.part(start, start + self.microbatch)
+        """Yield this process's share of `rows`, which are those of all processes."""
+        for part in self._parts(rows):
+            ids, positions, labels = (
+                torch.from_numpy(array).to(self.world.device, non_blocking=True)
+                for array in (part.input_ids, part.position_ids, part.labels)
+            )
+            yield ids, positions, labels
+
+    def _parts(self, rows: Rows) -> Iterator[Rows]:
+        world, at_once = self.world, self.spec.microbatch_tokens
+        if self.by_document:
+            own = rows.pieces(world.size)[world.rank]
+            yield from (
+                part for part in own.pieces(max(1, math.ceil(own.input_ids.size / at_once))) if part.input_ids.size
+            )
+            return
+        share = math.ceil(len(rows.input_ids) / world.size)
+        own = rows.part(world.rank * share, (world.rank + 1) * share).padded(share)
+        count = max(1, at_once // self.spec.model.context_length)
+        for start in range(0, share, count):
+            part = own.part(start, start + count)
             # Sharded processes must all run the same number of forward passes.
             if part.supervised or self.sharded:
-                ids, positions, labels = (
-                    torch.from_numpy(array).to(self.world.device, non_blocking=True)
-                    for array in (part.input_ids, part.position_ids, part.labels)
-                )
-                yield ids, positions, labels
+                yield part
 
     def _autocast(self) -> torch.autocast:
         # Sharded modules cast by their own policy.
