@@ -1,9 +1,9 @@
 """Layers of a Qwen3 model that compute packed documents on the CPU with few passes over memory.
 
 They take the place of transformers' layers and hold the same parameters under the same names: a state dictionary fits
-either. Attention is computed within each document instead of over whole rows under a mask, projections of one input are
-one matrix product, and the norms, the rotary embedding and the gated activation have backward passes of their own, which
-read and write their tensors once where autograd's composition of small operations does so several times.
+either. Attention is computed within each document instead of over whole rows under a mask, projections of one input
+are one matrix product, and the norms, the rotary embedding and the gated activation have backward passes of their
+own, which read and write their tensors once where autograd's composition of small operations does so several times.
 `python -m benchmarks.training` prints what that saves. Liger-Kernel does the like on GPUs; it has no CPU code.
 """
 
