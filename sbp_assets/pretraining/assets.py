@@ -90,6 +90,8 @@ def execution_fields(deployment: Deployment, asset: str, partition: str) -> dict
         "sharding": deployment.training_sharding,
         "microbatch_tokens": deployment.microbatch_tokens,
         "checkpoint_minutes": deployment.checkpoint_minutes,
+        "tensorboard_dir": deployment.tensorboard_dir and f"{deployment.tensorboard_dir}/{asset}/{partition}",
+        "wandb_project": deployment.wandb_project,
         "work_dir": Path(deployment.work_dir) / asset / partition,
         # Not emptied: the worker replaces another run's model, and returns its own if only the publication failed.
         "output_dir": Path(deployment.work_dir) / "staging" / asset / partition,

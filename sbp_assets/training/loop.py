@@ -30,9 +30,10 @@ from sbp_assets.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from sbp_assets.training.divergence import diverged, not_finite
 from sbp_assets.training.launch import ENDING_SECONDS
 from sbp_assets.training.metrics import METRIC_SCHEMA
-from sbp_assets.training.model import initial_weights, load_training_tokenizer
+from sbp_assets.training.model import initial_weights, load_training_tokenizer, require_model
 from sbp_assets.training.optimizer import learning_rate, make_optimizer
 from sbp_assets.training.order import DataOrder
 from sbp_assets.training.packed_loss import PackedLoss
@@ -40,14 +41,11 @@ from sbp_assets.training.parallel import World, flat_gradients, full_tensor, sha
 from sbp_assets.training.plan import evaluation_steps, fingerprint, make_order, total_steps
 from sbp_assets.training.rows import Rows, heldout_rows
 from sbp_assets.training.spec import TrainingSpec
+from sbp_assets.training.tracking import open_tracker
 
 logger = logging.getLogger("sbp_assets.training")
 
 _FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or the gradient is no longer a finite number."""
 
 
 class TrainingEnded(Exception):
@@ -74,8 +72,11 @@ def train(spec: TrainingSpec, world: World) -> Trained | None:
     cancelled or the machine is reclaimed, it writes a checkpoint after the step and raises TrainingEnded.
 
     Raises ValueError for data, tokenizers or initial models that do not fit, CheckpointMismatch for a checkpoint of
-    another run, and TrainingDiverged where the loss is no longer finite.
+    another run, TrackerError for a tracker that cannot be used, and TrainingDiverged where the loss is no longer
+    finite.
     """
+    if spec.initial_model is not None:
+        require_model(spec.initial_model)
     tokenizer = load_training_tokenizer(spec.tokenizer_dir)
     order = make_order(spec, cast(int, tokenizer.pad_token_id))
     steps = total_steps(spec, order)
@@ -114,13 +115,14 @@ class _Run:
         self.gradients = None if self.sharded else flat_gradients(self.module)
         self.asked_to_end = False  # by a signal to this process
         self.end = False  # one of the processes was, as all of them found in the last step
+        self.tracker = open_tracker(spec, identity, self.step, world.leads)
 
     def train(self) -> Trained:
         spec, per_step = self.spec, self.spec.optimizer.tokens_per_step
         measured = evaluation_steps(self.steps, spec.evaluations)
         progress = Progress(spec.name, "tokens", self.steps * per_step, done=self.step * per_step)
         started = self.saved = time.monotonic()
-        with self._ending_on_request(), progress if self.world.leads else nullcontext():
+        with self._ending_on_request(), progress if self.world.leads else nullcontext(), self.tracker:
             if self.step == 0 and not self.metrics["step"]:
                 self._record(0, None, self._heldout_loss(), None, None)
             while self.step < self.steps:
@@ -176,10 +178,8 @@ class _Run:
                 self.gradients.mul_(spec.optimizer.gradient_clip / norm)
         self.end = end > 0
         if not math.isfinite(total) or not math.isfinite(norm):
-            raise TrainingDiverged(
-                f"{spec.name}: at step {self.step + 1} the loss is {total} and the gradient norm {norm} (learning rate "
-                f"{rate:.3g}); lower the learning rate or gradient_clip, or train in float32"
-            )
+            found = f"the loss is {total} and the gradient norm {norm} (learning rate {rate:.3g})"
+            raise diverged(spec, self.order, self.step + 1, found)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -197,7 +197,10 @@ class _Run:
         for ids, positions, labels in self._microbatches(self.heldout):
             with self._autocast():
                 total += self.module(ids, positions, labels)
-        return float(self.world.sum(total)) / max(1, self.heldout.supervised)
+        loss = float(self.world.sum(total)) / max(1, self.heldout.supervised)
+        if not math.isfinite(loss):
+            raise diverged(self.spec, self.order, self.step, f"the held-out loss is {loss}")
+        return loss
 
     def _microbatches(self, rows: Rows) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Yield this process's share of `rows`, which are those of all processes."""
@@ -236,6 +239,7 @@ class _Run:
         values = (step, self.tokens_read, loss, heldout, rate, norm)
         for name, value in zip(METRIC_SCHEMA, values, strict=True):
             self.metrics[name].append(value)
+        self.tracker.record(dict(zip(METRIC_SCHEMA, values, strict=True)))
         if heldout is not None and self.world.leads:
             logger.info("%s: step %d/%d · held-out loss %.4f", self.spec.name, step, self.steps, heldout)
 
@@ -298,6 +302,9 @@ class _Run:
             return
         weights, optimizer = get_state_dict(self.module, self.optimizer, options=_FULL_STATE)
         if self.world.leads:
+            if bad := not_finite(weights):
+                raise diverged(self.spec, self.order, self.step, f"{bad} has weights that are no finite numbers")
+            self.tracker.flush()
             save_checkpoint(
                 self.spec.work_dir,
                 {
