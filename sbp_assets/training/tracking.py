@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from sbp_assets.training.spec import TrainingSpec
 logger = logging.getLogger("sbp_assets.training")
 
 _WANDB_RUN = "wandb-run"  # in work_dir: the id under which a resumed run continues its curves
+
+_FINISH_SECONDS = 120
 
 
 class TrackerError(RuntimeError):
@@ -56,7 +58,7 @@ class Tracker:
     ) -> None:
         self._each(lambda sink: sink.close(kind is not None))
 
-    def _each(self, action: Any) -> None:
+    def _each(self, action: Callable[[_Sink], None]) -> None:
         for sink in list(self._sinks):
             try:
                 action(sink)
@@ -107,6 +109,8 @@ class _WeightsAndBiases:
                 resume="allow",
                 dir=str(spec.work_dir),
                 config=spec.model_dump(mode="json"),
+                # Without it the finished model would wait for a service that is out of reach, for days.
+                settings={"finish_timeout": _FINISH_SECONDS},
             )
         except wandb.Error as error:
             raise TrackerError(
