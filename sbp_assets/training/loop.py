@@ -302,7 +302,7 @@ class _Run:
             return
         weights, optimizer = get_state_dict(self.module, self.optimizer, options=_FULL_STATE)
         if self.world.leads:
-            if bad := not_finite(weights):
+            if bad := not_finite(cast(dict[str, torch.Tensor], weights)):
                 raise diverged(self.spec, self.order, self.step, f"{bad} has weights that are no finite numbers")
             self.tracker.flush()
             save_checkpoint(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -55,13 +55,14 @@ def load_model(directory: Path) -> Qwen3ForCausalLM:
 
     Raises OSError where its weights are no safetensors, and ValueError where some are missing.
     """
-    model, loading = Qwen3ForCausalLM.from_pretrained(
+    loaded: Any = Qwen3ForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
     )
+    model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         # transformers would continue with random ones.
         raise ValueError(f"model {directory} lacks {len(missing)} of its weights, such as {missing[0]}; {_REMEDY}")
-    return model
+    return cast(Qwen3ForCausalLM, model)
 
 
 def require_model(directory: Path) -> None:

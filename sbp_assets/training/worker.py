@@ -38,8 +38,8 @@ logger = logging.getLogger("sbp_assets.training")
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 
 _EMULATED = (
-    "%s: dtype is bfloat16, which this %s device has no arithmetic for: it is emulated, at less than the speed of "
-    "float32. dtype is a setting of the experiment: with float32 it trains another model."
+    "%s: dtype is bfloat16, which this %s device has no arithmetic for: it is emulated, more slowly than float32 "
+    "(2 to 4 times on a CPU). dtype is a setting of the experiment: with float32 it trains another model."
 )
 
 

@@ -12,7 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from sbp_assets.pretraining.assets import execution_fields
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
+from sbp_assets.settings import Deployment
 from sbp_assets_tests.pretraining.conftest import World
 
 pytestmark = pytest.mark.processes
@@ -53,6 +55,12 @@ def test_models_report_what_a_person_asks_for(world: World, step: str) -> None:
 def test_a_model_loads_and_counts_its_parameters(world: World) -> None:
     model = AutoModelForCausalLM.from_pretrained(world.made("pretraining/sbp_model", "0"))
     assert model.num_parameters() == metadata(world.results["sbp"])["parameters"]
+
+
+def test_trackers_get_a_folder_for_each_model() -> None:
+    fields = execution_fields(Deployment(tensorboard_dir="/curves", wandb_project="sbp"), "baseline_model", "0")
+    assert fields["tensorboard_dir"] == "/curves/baseline_model/0" and fields["wandb_project"] == "sbp"
+    assert execution_fields(Deployment(), "baseline_model", "0")["tensorboard_dir"] is None
 
 
 def test_the_baseline_ran_in_two_processes(world: World) -> None:
