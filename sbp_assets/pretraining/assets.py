@@ -89,6 +89,8 @@ def execution_fields(deployment: Deployment, asset: str, partition: str) -> dict
         "device": deployment.device,
         "sharding": deployment.training_sharding,
         "microbatch_tokens": deployment.microbatch_tokens,
+        "activation_checkpointing": deployment.activation_checkpointing,
+        "compile": deployment.compile,
         "checkpoint_minutes": deployment.checkpoint_minutes,
         "work_dir": Path(deployment.work_dir) / asset / partition,
         # Not emptied: the worker replaces another run's model, and returns its own if only the publication failed.

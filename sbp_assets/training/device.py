@@ -1,10 +1,13 @@
-"""Which device a model runs on."""
+"""Which device a model runs on, and how fast it can be."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
+
+# Dense bf16 FLOP/s of a device, from the makers' data sheets, by a part of its name.
+_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 
 
 def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
@@ -18,3 +21,8 @@ def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def peak_flops(name: str) -> float | None:
+    """Return the bfloat16 FLOP/s, at most, of a device by its name, None where they are not known."""
+    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
