@@ -63,6 +63,7 @@ class Skipped(Exception):
 
 def main(device: Device, size_name: str, minutes: float) -> None:
     started = time.monotonic()
+    machine = describe()
     size = SIZES[size_name]()
     heads = size.model.heads, size.model.kv_heads, size.model.head_dim
     varlen = device == "cuda" and varlen_works(torch.device(device), *heads)
@@ -89,7 +90,7 @@ def main(device: Device, size_name: str, minutes: float) -> None:
         }
         measured, skipped = _measure(parts, started + 60 * minutes)
     result = {
-        **describe(),
+        **machine,
         "size": size_name,
         "parameters": size.model.parameters(size.vocabulary),
         "context_length": size.model.context_length,

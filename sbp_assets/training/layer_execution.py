@@ -28,6 +28,8 @@ def prepare_layers(module: PackedLoss, spec: TrainingSpec, device: torch.device)
     if spec.activation_checkpointing:
         # There is no dropout whose random state would have to be kept.
         causal.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        # For frozen embeddings; here it makes compiled layers be compiled once more.
+        causal.disable_input_require_grads()
     if spec.compile:
         _require_compiler(device)
         for layer in causal.model.layers:

@@ -15,6 +15,7 @@ import itertools
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
@@ -40,7 +41,10 @@ def document_boundaries(positions: torch.Tensor) -> torch.Tensor:
     `positions`, (tokens,), are those of the tokens in their documents: 0 where one begins.
     """
     starts = torch.nonzero(positions == 0).flatten()
-    return F.pad(starts, (0, 1), value=len(positions)).to(torch.int32)
+    boundaries = F.pad(starts, (0, 1), value=len(positions)).to(torch.int32)
+    # Compiled layers are then not compiled a second time when the number of documents changes.
+    torch._dynamo.mark_dynamic(boundaries, 0)
+    return boundaries
 
 
 def attend(
@@ -82,7 +86,7 @@ def varlen_works(device: torch.device, heads: int, kv_heads: int, width: int) ->
 
 def _with_gradients(function: Any, inputs: list[torch.Tensor], back: torch.Tensor) -> list[torch.Tensor]:
     """Return the function's result and its inputs' gradients for `back`, all in float32 on the CPU."""
-    inputs = [part.requires_grad_() for part in inputs]
+    inputs = [part.detach().requires_grad_() for part in inputs]
     result = function(*inputs)
     gradients = torch.autograd.grad(result, inputs, back.to(result.device, result.dtype))
     return [part.detach().float().cpu() for part in (result, *gradients)]
@@ -91,8 +95,8 @@ def _with_gradients(function: Any, inputs: list[torch.Tensor], back: torch.Tenso
 def _one_by_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
     found = []
     for start, stop in itertools.pairwise(boundaries.tolist()):
-        of_document = (part[None, start:stop].transpose(1, 2) for part in (query, key, value))
-        found.append(F.scaled_dot_product_attention(*of_document, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
+        q, k, v = (part[None, start:stop].transpose(1, 2) for part in (query, key, value))
+        found.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
     return torch.cat(found)
 
 
