@@ -11,8 +11,9 @@ backward, on the device itself, before a run relies on them.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch._dynamo
@@ -75,16 +76,18 @@ def varlen_works(device: torch.device, heads: int, kv_heads: int, width: int) ->
     back = torch.randn(tokens, heads, width, generator=generator)
     boundaries = torch.tensor([0, *itertools.accumulate(_PROBE_LENGTHS)], dtype=torch.int32, device=device)
     try:
-        found = _with_gradients(
-            lambda *parts: attend(*parts, boundaries, tokens), [part.to(device) for part in inputs], back
-        )
+        kernels = functools.partial(attend, boundaries=boundaries, longest=tokens)
+        found = _with_gradients(kernels, [part.to(device) for part in inputs], back)
     except RuntimeError:
         return False
-    wanted = _with_gradients(lambda *parts: _one_by_one(*parts, boundaries), [part.float() for part in inputs], back)
+    exact = functools.partial(_one_by_one, boundaries=boundaries)
+    wanted = _with_gradients(exact, [part.float() for part in inputs], back)
     return all(bool((a - b).abs().max() <= _TOLERANCE * b.abs().max()) for a, b in zip(found, wanted, strict=True))
 
 
-def _with_gradients(function: Any, inputs: list[torch.Tensor], back: torch.Tensor) -> list[torch.Tensor]:
+def _with_gradients(
+    function: Callable[..., torch.Tensor], inputs: list[torch.Tensor], back: torch.Tensor
+) -> list[torch.Tensor]:
     """Return the function's result and its inputs' gradients for `back`, all in float32 on the CPU."""
     inputs = [part.detach().requires_grad_() for part in inputs]
     result = function(*inputs)

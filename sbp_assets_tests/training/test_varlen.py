@@ -30,12 +30,12 @@ def test_attention_that_agrees_with_the_one_in_float32_works():
 
 def test_attention_across_documents_does_not_work(monkeypatch: pytest.MonkeyPatch):
     across = torch.tensor([0, sum(varlen._PROBE_LENGTHS)])
-    monkeypatch.setattr(varlen, "attend", lambda q, k, v, *_: varlen._one_by_one(q, k, v, across))
+    monkeypatch.setattr(varlen, "attend", lambda q, k, v, **_: varlen._one_by_one(q, k, v, across))
     assert not varlen_works(CPU, heads=4, kv_heads=2, width=16)
 
 
 def test_kernels_that_are_missing_do_not_work(monkeypatch: pytest.MonkeyPatch):
-    def missing(*_: object) -> torch.Tensor:
+    def missing(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("USE_FLASH_ATTENTION was not enabled for build")
 
     monkeypatch.setattr(varlen, "attend", missing)
