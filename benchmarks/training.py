@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import polars as pl
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from benchmarks.arguments import parser
 from benchmarks.machine import describe
+from benchmarks.random_corpus import random_documents, write_documents, write_tokenizer
 from sbp_assets.settings import Model, Optimizer
-from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.training.loop import train
 from sbp_assets.training.model import build_model, load_training_tokenizer
 from sbp_assets.training.order import StreamOrder
@@ -102,23 +99,14 @@ def _measure(size: Size, precision: Precision, rounds: int, threads: int, folder
 
 def _spec(size: Size, precision: Precision, threads: int, folder: Path) -> TrainingSpec:
     """Return the run to measure; its documents, vocabulary and tokenizer are written to `folder`."""
-    words = ["<pad>", "<bos>", "<eos>", *(f"word{number}" for number in range(size.vocabulary - 3))]
-    vocabulary = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
-    tokenizer.save_pretrained(folder / "tokenizer")
-    rng = np.random.default_rng(0)
-    lengths = np.clip(size.document_tokens * rng.lognormal(0, 0.6, 4000), 8, 8 * size.document_tokens).astype(int)
-    encoded = [rng.integers(3, size.vocabulary, length) for length in lengths]
-    documents = pl.DataFrame({"id": [str(number) for number in range(len(encoded))]})
-    write_token_arrays(folder / "documents", documents, encoded, size.vocabulary)
+    encoded = random_documents(size.vocabulary, size.document_tokens, 4000)
+    documents = write_documents(folder / "documents", encoded, size.vocabulary)
     return TrainingSpec(
         name="benchmark",
         model=size.model,
         optimizer=Optimizer(learning_rate=1e-3, tokens_per_step=size.tokens_per_step, dtype=precision),
-        tokenizer_dir=folder / "tokenizer",
-        data=StreamData(repeated=[Source(directory=folder / "documents")]),
+        tokenizer_dir=write_tokenizer(folder / "tokenizer", size.vocabulary),
+        data=StreamData(repeated=[Source(directory=documents)]),
         steps=size.steps,
         device="cpu",
         threads=threads,

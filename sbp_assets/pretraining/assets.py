@@ -89,6 +89,8 @@ def execution_fields(deployment: Deployment, asset: str, partition: str) -> dict
         "device": deployment.device,
         "sharding": deployment.training_sharding,
         "microbatch_tokens": deployment.microbatch_tokens,
+        "activation_checkpointing": deployment.activation_checkpointing,
+        "compile": deployment.compile,
         "checkpoint_minutes": deployment.checkpoint_minutes,
         "tensorboard_dir": deployment.tensorboard_dir and f"{deployment.tensorboard_dir}/{asset}/{partition}",
         "wandb_project": deployment.wandb_project,

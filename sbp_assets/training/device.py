@@ -1,4 +1,4 @@
-"""Which device a model runs on."""
+"""Which device a model runs on, and how fast it can be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     import torch
 
 Device = Literal["auto", "cpu", "cuda"]
+
+# Dense bf16 FLOP/s of a device, from the makers' data sheets, by a part of its name.
+_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 
 
 def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
@@ -31,3 +34,8 @@ def emulates_bfloat16(device: torch.device) -> bool:
         return not torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def peak_flops(name: str) -> float | None:
+    """Return the bfloat16 FLOP/s, at most, of a device by its name, None where they are not known."""
+    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)

@@ -32,6 +32,7 @@ from sbp_assets.training.checkpoint import (
 )
 from sbp_assets.training.divergence import diverged, not_finite
 from sbp_assets.training.launch import ENDING_SECONDS
+from sbp_assets.training.layer_execution import prepare_layers
 from sbp_assets.training.metrics import METRIC_SCHEMA
 from sbp_assets.training.model import initial_weights, load_training_tokenizer, require_model
 from sbp_assets.training.optimizer import learning_rate, make_optimizer
@@ -98,10 +99,13 @@ class _Run:
     ) -> None:
         self.spec, self.world, self.order, self.steps, self.identity = spec, world, order, steps, identity
         self.sharded = spec.sharding == "full" and world.size > 1
-        # Devices and shards want batches of one shape; on the CPU only the tokens count.
-        self.by_document = world.device.type == "cpu" and not self.sharded
+        # Devices, shards and compiled layers want batches of one shape; on the CPU only the tokens count.
+        whole_rows = self.sharded or spec.activation_checkpointing or spec.compile
+        self.by_document = world.device.type == "cpu" and not whole_rows
         self.module = PackedLoss(initial_weights(spec, tokenizer), self.by_document).to(world.device)
         self.module.train()
+        if not self.by_document:
+            prepare_layers(self.module, spec, world.device)
         if self.sharded:
             shard_module(self.module, spec.optimizer.dtype)
         self.optimizer = make_optimizer(self.module, spec.optimizer)

@@ -8,6 +8,7 @@ from transformers import Qwen3ForCausalLM
 
 from sbp_assets.training.packed_layers import Packing, use_packed_layers
 from sbp_assets.training.rows import IGNORED
+from sbp_assets.training.varlen import document_boundaries, use_varlen
 
 _LOGITS_AT_ONCE = 1 << 28  # positions times vocabulary; what is more is computed part by part, to bound the memory
 
@@ -16,15 +17,21 @@ class PackedLoss(nn.Module):
     """Summed next-token loss of packed rows.
 
     With `by_document`, attention is computed document by document (sbp_assets.training.packed_layers): on the CPU.
-    Without it transformers builds the mask that keeps documents apart from restarting `position_ids`, once per forward
+    After `use_varlen` it is computed by torch's variable-length kernels (sbp_assets.training.varlen): on CUDA.
+    Otherwise transformers builds the mask that keeps documents apart from restarting `position_ids`, once per forward
     pass, if and only if no attention mask is given and no cache is used (measured otherwise: logits differ by 0.30).
     """
 
     def __init__(self, causal: Qwen3ForCausalLM, by_document: bool = True) -> None:
         super().__init__()
-        self.causal, self.by_document = causal, by_document
+        self.causal, self.by_document, self.varlen = causal, by_document, False
         if by_document:
             use_packed_layers(causal)
+
+    def use_varlen(self) -> None:
+        """Compute attention by torch's variable-length kernels from now on, not under a mask."""
+        use_varlen(self.causal)
+        self.varlen = True
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the scalar sum of -log p(label) over labels that are not IGNORED; all arguments (rows, tokens)."""
@@ -35,17 +42,23 @@ class PackedLoss(nn.Module):
         return self._loss(hidden[supervised], labels[supervised])
 
     def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """Return the last layer's states of packed rows, (rows, tokens, hidden); with `by_document`, in one row."""
-        if not self.by_document:
+        """Return the last layer's states of packed rows, (rows, tokens, hidden); without a mask, in one row."""
+        if not self.by_document and not self.varlen:
             return self.causal.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         positions = position_ids.reshape(1, -1)
+        kept_apart = (
+            {"packing": Packing.of(positions[0])}
+            if self.by_document
+            # A bound that is the same in every batch: the kernels take it, and compiled code is not compiled anew.
+            else {"boundaries": document_boundaries(positions[0]), "longest": position_ids.shape[1]}
+        )
         return self.causal.model(
             input_ids=input_ids.reshape(1, -1),
             position_ids=positions,
             # A mask in a mapping is taken for prepared; there is none.
             attention_mask={"full_attention": None},
-            packing=Packing.of(positions[0]),
             use_cache=False,
+            **kept_apart,
         ).last_hidden_state
 
     def _loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

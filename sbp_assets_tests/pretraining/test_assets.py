@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from sbp_assets.pretraining.assets import execution_fields
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Deployment
+from sbp_assets.training.spec import TrainingSpec
 from sbp_assets_tests.pretraining.conftest import World
 
 pytestmark = pytest.mark.processes
@@ -110,3 +111,9 @@ def test_check_sees_a_broken_model_directory(world: World, tmp_path: Path) -> No
     assert len(model_problems(broken, tokenizer)) > world.settings.experiment.model.layers
     (broken / "config.json").unlink()
     assert "does not load" in model_problems(broken, tokenizer)[0]
+
+
+def test_deployment_settings_reach_the_training_run() -> None:
+    chosen = {"activation_checkpointing": True, "compile": True, "microbatch_tokens": 99, "device": "cpu"}
+    fields = execution_fields(Deployment(**chosen), "baseline_model", "0")
+    assert fields.items() >= chosen.items() and fields.keys() <= TrainingSpec.model_fields.keys()

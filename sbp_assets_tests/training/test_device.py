@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from sbp_assets.training.device import emulates_bfloat16, resolve_device
+from sbp_assets.training.device import emulates_bfloat16, peak_flops, resolve_device
 
 
 @pytest.mark.parametrize(("available", "expected"), [(True, "cuda"), (False, "cpu")])
@@ -39,3 +39,8 @@ def test_a_cpu_without_bfloat16_products_emulates_them(
 def test_a_gpu_without_bfloat16_products_emulates_them(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or native)
     assert emulates_bfloat16(torch.device("cuda")) != native
+
+
+def test_peak_flops_are_known_by_a_part_of_the_name():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("x86_64") is None

@@ -26,9 +26,12 @@ def causal(tokenizer_dir: Path) -> Qwen3ForCausalLM:
     return causal
 
 
-@pytest.fixture(params=[True, False], ids=["by document", "under a mask"])
+@pytest.fixture(params=["by document", "variable length", "under a mask"])
 def module(causal: Qwen3ForCausalLM, request: pytest.FixtureRequest) -> PackedLoss:
-    return PackedLoss(copy.deepcopy(causal), by_document=request.param)
+    module = PackedLoss(copy.deepcopy(causal), by_document=request.param == "by document")
+    if request.param == "variable length":
+        module.use_varlen()
+    return module
 
 
 def packed_rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -50,8 +53,10 @@ def test_packed_documents_give_the_hidden_states_of_separate_ones(causal: Qwen3F
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
-def test_layers_by_document_are_those_of_transformers(causal: Qwen3ForCausalLM, precision: str, tolerance: float):
-    ours, theirs = PackedLoss(copy.deepcopy(causal)), PackedLoss(causal, by_document=False)
+def test_layers_without_a_mask_are_those_of_transformers(
+    causal: Qwen3ForCausalLM, module: PackedLoss, precision: str, tolerance: float
+):
+    ours, theirs = module, PackedLoss(causal, by_document=False)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     losses = []
     for module in (ours, theirs):
