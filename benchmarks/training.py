@@ -1,18 +1,24 @@
 """Speed of the training loop beside transformers.Trainer: python -m benchmarks.training [SIZE ...].
 
 Both train the same model on the same packed rows, whose documents do not see one another, in one process on as many
-threads, in float32 and in bfloat16, by turns. Documents have the lengths of a log-normal distribution and random
-tokens. The last line printed is one JSON object: per size and precision the median tokens per second of both, their
-ratio, and what share of our time this machine's matrix products of the model's own shapes take by themselves.
+threads, in float32 and in bfloat16, by turns: ours in the environment that training runs get, the Trainer in the
+shell's. Documents have the lengths of a log-normal distribution and random tokens. The last line printed is one JSON
+object: per size and precision the median tokens per second of both, their ratio, and what share of our time this
+machine's matrix products of the model's own shapes take by themselves.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +30,7 @@ from benchmarks.arguments import parser
 from benchmarks.machine import describe
 from benchmarks.random_corpus import random_documents, write_documents, write_tokenizer
 from sbp_assets.settings import Model, Optimizer
+from sbp_assets.training.launch import training_environment
 from sbp_assets.training.loop import train
 from sbp_assets.training.model import build_model, load_training_tokenizer
 from sbp_assets.training.order import StreamOrder
@@ -77,13 +84,17 @@ def main(names: list[str], precisions: list[Precision], rounds: int, threads: in
 
 def _measure(size: Size, precision: Precision, rounds: int, threads: int, folder: Path) -> dict[str, Any]:
     spec = _spec(size, precision, threads, folder)
-    peers = {"ours": _ours, "trainer": _trainer}
-    for run in peers.values():
-        run(spec.model_copy(update={"steps": 1}), folder / "warm-up")
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for number in range(rounds):
-        for name, run in peers.items():
-            seconds[name].append(run(spec, folder / f"{name}-{number}"))
+    with ExitStack() as stack:
+        peers = {
+            "ours": partial(stack.enter_context(_process(training_environment(threads))).submit, _ours),
+            "trainer": partial(stack.enter_context(_process({})).submit, _trainer),
+        }
+        for run in peers.values():
+            run(spec.model_copy(update={"steps": 1}), folder / "warm-up").result()
+        seconds: dict[str, list[float]] = {name: [] for name in peers}
+        for number in range(rounds):
+            for name, run in peers.items():
+                seconds[name].append(run(spec, folder / f"{name}-{number}").result())
     tokens = size.tokens_per_step * size.steps
     rates = {name: tokens / statistics.median(found) for name, found in seconds.items()}
     products = _product_seconds(size, precision) / statistics.median(seconds["ours"]) * size.steps
@@ -116,8 +127,22 @@ def _spec(size: Size, precision: Precision, threads: int, folder: Path) -> Train
     )
 
 
+def _process(environment: dict[str, str]) -> ProcessPoolExecutor:
+    """Return a process of its own, started with `environment` beside this one's."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        pool.submit(os.getpid).result()  # it starts with the first call
+        return pool
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _ours(spec: TrainingSpec, folder: Path) -> float:
     """Return the seconds of the steps of our loop."""
+    torch.set_num_threads(spec.threads)
     trained = train(spec.model_copy(update={"work_dir": folder}), World(torch.device("cpu")))
     assert trained is not None
     return trained.seconds
@@ -126,6 +151,7 @@ def _ours(spec: TrainingSpec, folder: Path) -> float:
 def _trainer(spec: TrainingSpec, folder: Path) -> float:
     """Return the seconds of the same steps under transformers.Trainer, as it reports them."""
     assert isinstance(spec.data, StreamData) and spec.steps is not None
+    torch.set_num_threads(spec.threads)
     causal = build_model(spec.model, load_training_tokenizer(spec.tokenizer_dir), seed=0)
     # With a cache transformers takes packed rows for one document each.
     causal.config.use_cache = False

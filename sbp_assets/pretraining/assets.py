@@ -141,7 +141,7 @@ def _arm_model(arm: Arm) -> ForSettings[dg.AssetsDefinition]:
             kinds={"pytorch", "huggingface"},
             io_manager_key="directory",
             pool="device",
-            code_version=settings.experiment.version("2", *TRAINING_SETTINGS),
+            code_version=settings.experiment.version("3", *TRAINING_SETTINGS),
             metadata=model_columns(
                 "corpus/tokens.tokens", *(["synthesis/synthetic_tokens.tokens"] if arm == "sbp" else [])
             ),

@@ -145,14 +145,15 @@ class _Norm(torch.autograd.Function):
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:  # type: ignore[no-untyped-def, override]
         normal, inverse = _normalised(x.float(), eps)
         ctx.save_for_backward(normal, inverse, weight)
-        return (normal * weight).to(x.dtype)
+        # What follows is a matrix product: under autocast in its type, without a pass of its own to cast.
+        return torch.mul(normal, weight, out=torch.empty_like(normal, dtype=product_dtype(x)))
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):  # type: ignore[no-untyped-def, override]
         normal, inverse, weight = ctx.saved_tensors
         wide = gradient.float()
         of_weight = (wide * normal).flatten(0, -2).sum(0)
-        return _through_normalised(wide * weight, normal, inverse).to(gradient.dtype), of_weight, None
+        return _through_normalised(wide * weight, normal, inverse), of_weight, None
 
 
 class _NormAndRotation(torch.autograd.Function):
@@ -193,6 +194,12 @@ class _GatedSilu(torch.autograd.Function):
         torch.mul(active, share, out=of_gate)
         of_gate.neg_().add_(active).add_(share).mul_(both.chunk(2, -1)[1]).mul_(gradient)
         return result
+
+
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the type in which matrix products of `x` are computed: autocast's where it is enabled."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _normalised(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
-from sbp_assets.training.packed_layers import Packing, use_packed_layers
+from sbp_assets.training.packed_layers import Packing, product_dtype, use_packed_layers
 from sbp_assets.training.rows import IGNORED
 from sbp_assets.training.varlen import document_boundaries, use_varlen
 
@@ -75,8 +75,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int) -> torch.Tensor:  # type: ignore[no-untyped-def, override]
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        dtype = product_dtype(weight)
         inputs, table = hidden.to(dtype), weight.to(dtype)
         backward = any(ctx.needs_input_grad)
         total = torch.zeros((), device=hidden.device)
