@@ -48,11 +48,12 @@ def kill(deployment: Deployment, victim: Victim) -> Outcome:
         children = process.children(recursive=True)
         process.kill()
         psutil.wait_procs([process], timeout=60)
-        if deployment.wait_run(run_id) != "SUCCESS":  # on a busy machine a short one has ended before it is killed
+        left = deployment.versions(*victim.artifacts)
+        _, survivors = psutil.wait_procs(children, timeout=60)
+        status = deployment.wait_run(run_id)
+        if status != "SUCCESS":  # on a busy machine a short one has ended before it is killed
             break
-    left = deployment.versions(*victim.artifacts)
-    _, survivors = psutil.wait_procs(children, timeout=60)
-    return Outcome(deployment.wait_run(run_id), survivors, left, retry_of(deployment, run_id))
+    return Outcome(status, survivors, left, retry_of(deployment, run_id))
 
 
 def log_of(deployment: Deployment, run_id: str) -> str:
