@@ -375,7 +375,7 @@ def project() -> dict:
 def test_the_lock_holds_all_that_the_project_and_its_tests_need(project: dict):
     extras = project["project"]["optional-dependencies"]
     wanted = project["project"]["dependencies"] + [
-        name for extra in ("postgres", "ray", "s3", "dev") for name in extras[extra]
+        name for extra in ("postgres", "ray", "s3", "tracking", "dev") for name in extras[extra]
     ]
     # Known to pip alone: the CUDA libraries of torch's default build come with it.
     needed = {name for name in dependencies(wanted) if not name.startswith(("nvidia-", "cuda-")) and name != "triton"}

@@ -89,7 +89,11 @@ def execution_fields(deployment: Deployment, asset: str, partition: str) -> dict
         "device": deployment.device,
         "sharding": deployment.training_sharding,
         "microbatch_tokens": deployment.microbatch_tokens,
+        "activation_checkpointing": deployment.activation_checkpointing,
+        "compile": deployment.compile,
         "checkpoint_minutes": deployment.checkpoint_minutes,
+        "tensorboard_dir": deployment.tensorboard_dir and f"{deployment.tensorboard_dir}/{asset}/{partition}",
+        "wandb_project": deployment.wandb_project,
         "work_dir": Path(deployment.work_dir) / asset / partition,
         # Not emptied: the worker replaces another run's model, and returns its own if only the publication failed.
         "output_dir": Path(deployment.work_dir) / "staging" / asset / partition,
@@ -137,7 +141,7 @@ def _arm_model(arm: Arm) -> ForSettings[dg.AssetsDefinition]:
             kinds={"pytorch", "huggingface"},
             io_manager_key="directory",
             pool="device",
-            code_version=settings.experiment.version("2", *TRAINING_SETTINGS),
+            code_version=settings.experiment.version("3", *TRAINING_SETTINGS),
             metadata=model_columns(
                 "corpus/tokens.tokens", *(["synthesis/synthetic_tokens.tokens"] if arm == "sbp" else [])
             ),

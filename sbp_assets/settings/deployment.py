@@ -49,7 +49,27 @@ class Deployment(Section):
         "none", description="full: FSDP2 shards the model over the training processes."
     )
     microbatch_tokens: PositiveInt = Field(4096, description="Tokens of one forward pass in one training process.")
+    activation_checkpointing: bool = Field(
+        False,
+        description="Whether training keeps only the input of each layer and computes it again in the backward pass: "
+        "less memory for a third more computation. On a CPU rows are then computed under a mask, which is slower.",
+    )
+    compile: bool = Field(
+        False,
+        description="Whether training compiles each layer by torch.compile, which needs a C++ compiler. On a CPU rows "
+        "are then computed under a mask.",
+    )
     checkpoint_minutes: PositiveFloat = Field(5, description="Minutes between two checkpoints of a training run.")
+    tensorboard_dir: str | None = Field(
+        None,
+        description="Local folder for TensorBoard event files of training runs; {profile} stands for the profile's "
+        "name; null: none are written.",
+    )
+    wandb_project: str | None = Field(
+        None,
+        description="Weights & Biases project that shows training runs, where the package wandb is installed; null: "
+        "none. Its key is read from $WANDB_API_KEY alone.",
+    )
     generation_engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto",
         description="Engine that samples the synthetic documents; auto: vLLM where it is installed, and for a shard "

@@ -75,8 +75,10 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
     if wrong:
         raise SettingsError("\n  ".join([f"profile {profile} ({path}) cannot be used:", *wrong]))
     directories = {}
-    for key in ("data_dir", "work_dir", "instance_dir"):
-        filled = getattr(settings.deployment, key).replace("{profile}", settings.profile)
+    for key in ("data_dir", "work_dir", "instance_dir", "tensorboard_dir"):
+        if (value := getattr(settings.deployment, key)) is None:
+            continue
+        filled = value.replace("{profile}", settings.profile)
         directories[key] = filled if "://" in filled else str(Path(filled).resolve())
     return settings.model_copy(update={"deployment": settings.deployment.model_copy(update=directories)})
 

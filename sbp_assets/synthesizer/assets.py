@@ -90,7 +90,7 @@ def tuning_examples(
         io_manager_key="directory",
         pool="device",
         code_version=settings.experiment.version(
-            "1",
+            "2",
             "model",
             "synthesizer.epochs",
             "synthesizer.start",

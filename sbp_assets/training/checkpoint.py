@@ -29,17 +29,22 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{field}: {old.get(field)} → {new.get(field)}" for field in fields if old.get(field) != new.get(field)]
 
 
+def checkpoint_path(work_dir: Path) -> Path:
+    """Return the file of a run's checkpoint."""
+    return work_dir / _CHECKPOINT
+
+
 def save_checkpoint(work_dir: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint (tensors, numbers, strings and containers of them), replacing the one before atomically."""
     import torch
 
-    with atomic_path(work_dir / _CHECKPOINT) as temporary:
+    with atomic_path(checkpoint_path(work_dir)) as temporary:
         torch.save(checkpoint, temporary)
 
 
 def load_checkpoint(work_dir: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     """Return the checkpoint in `work_dir`, None where there is none; raise CheckpointMismatch where it is unusable."""
-    path = work_dir / _CHECKPOINT
+    path = checkpoint_path(work_dir)
     if not path.exists():
         return None
     checkpoint = _load(path)
@@ -119,7 +124,7 @@ def _best(work_dir: Path, step: int | str) -> Path:
 
 def discard_checkpoint(work_dir: Path) -> None:
     """Remove the checkpoint and the best weights: the run has finished."""
-    (work_dir / _CHECKPOINT).unlink(missing_ok=True)
+    checkpoint_path(work_dir).unlink(missing_ok=True)
     prune_best(work_dir, None)
 
 

@@ -45,6 +45,12 @@ class Documents:
         offset = self._starts[document]
         return self._arrays[self._owner[document]].tokens[offset + start : offset + stop]
 
+    def name(self, document: int) -> str:
+        """Return the id of a document."""
+        owner = self._owner[document]
+        row = self._selected[owner][document - np.searchsorted(self._owner, owner)]
+        return str(self._arrays[owner].documents["id"][int(row)])
+
     def digest(self, vocab_size: int) -> str:
         """Return the SHA-256 of arrays and selection, in hex; raise ValueError for a token outside the vocabulary."""
         digest = hashlib.sha256()

@@ -30,9 +30,11 @@ from sbp_assets.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from sbp_assets.training.divergence import diverged, not_finite
 from sbp_assets.training.launch import ENDING_SECONDS
+from sbp_assets.training.layer_execution import prepare_layers
 from sbp_assets.training.metrics import METRIC_SCHEMA
-from sbp_assets.training.model import initial_weights, load_training_tokenizer
+from sbp_assets.training.model import initial_weights, load_training_tokenizer, require_model
 from sbp_assets.training.optimizer import learning_rate, make_optimizer
 from sbp_assets.training.order import DataOrder
 from sbp_assets.training.packed_loss import PackedLoss
@@ -40,14 +42,11 @@ from sbp_assets.training.parallel import World, flat_gradients, full_tensor, sha
 from sbp_assets.training.plan import evaluation_steps, fingerprint, make_order, total_steps
 from sbp_assets.training.rows import Rows, heldout_rows
 from sbp_assets.training.spec import TrainingSpec
+from sbp_assets.training.tracking import open_tracker
 
 logger = logging.getLogger("sbp_assets.training")
 
 _FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or the gradient is no longer a finite number."""
 
 
 class TrainingEnded(Exception):
@@ -74,8 +73,11 @@ def train(spec: TrainingSpec, world: World) -> Trained | None:
     cancelled or the machine is reclaimed, it writes a checkpoint after the step and raises TrainingEnded.
 
     Raises ValueError for data, tokenizers or initial models that do not fit, CheckpointMismatch for a checkpoint of
-    another run, and TrainingDiverged where the loss is no longer finite.
+    another run, TrackerError for a tracker that cannot be used, and TrainingDiverged where the loss is no longer
+    finite.
     """
+    if spec.initial_model is not None:
+        require_model(spec.initial_model)
     tokenizer = load_training_tokenizer(spec.tokenizer_dir)
     order = make_order(spec, cast(int, tokenizer.pad_token_id))
     steps = total_steps(spec, order)
@@ -97,9 +99,13 @@ class _Run:
     ) -> None:
         self.spec, self.world, self.order, self.steps, self.identity = spec, world, order, steps, identity
         self.sharded = spec.sharding == "full" and world.size > 1
-        self.microbatch = max(1, spec.microbatch_tokens // spec.model.context_length)
-        self.module = PackedLoss(initial_weights(spec, tokenizer)).to(world.device)
+        # Devices, shards and compiled layers want batches of one shape; on the CPU only the tokens count.
+        whole_rows = self.sharded or spec.activation_checkpointing or spec.compile
+        self.by_document = world.device.type == "cpu" and not whole_rows
+        self.module = PackedLoss(initial_weights(spec, tokenizer), self.by_document).to(world.device)
         self.module.train()
+        if not self.by_document:
+            prepare_layers(self.module, spec, world.device)
         if self.sharded:
             shard_module(self.module, spec.optimizer.dtype)
         self.optimizer = make_optimizer(self.module, spec.optimizer)
@@ -113,13 +119,14 @@ class _Run:
         self.gradients = None if self.sharded else flat_gradients(self.module)
         self.asked_to_end = False  # by a signal to this process
         self.end = False  # one of the processes was, as all of them found in the last step
+        self.tracker = open_tracker(spec, identity, self.step, world.leads)
 
     def train(self) -> Trained:
         spec, per_step = self.spec, self.spec.optimizer.tokens_per_step
         measured = evaluation_steps(self.steps, spec.evaluations)
         progress = Progress(spec.name, "tokens", self.steps * per_step, done=self.step * per_step)
         started = self.saved = time.monotonic()
-        with self._ending_on_request(), progress if self.world.leads else nullcontext():
+        with self._ending_on_request(), progress if self.world.leads else nullcontext(), self.tracker:
             if self.step == 0 and not self.metrics["step"]:
                 self._record(0, None, self._heldout_loss(), None, None)
             while self.step < self.steps:
@@ -153,10 +160,8 @@ class _Run:
         self.tokens_read += batch.input_ids.size
         # Every process reads the global batch's rows, which costs less than agreeing on the number by message.
         supervised = max(1, batch.supervised)
-        share = math.ceil(rows_per_step / self.world.size)
-        own = batch.part(self.world.rank * share, (self.world.rank + 1) * share).padded(share)
         loss_sum = torch.zeros((), device=self.world.device)
-        for ids, positions, labels in self._microbatches(own):
+        for ids, positions, labels in self._microbatches(batch):
             with self._autocast():
                 loss = self.module(ids, positions, labels)
             # FSDP averages gradients over processes; here they are sums over tokens.
@@ -177,10 +182,8 @@ class _Run:
                 self.gradients.mul_(spec.optimizer.gradient_clip / norm)
         self.end = end > 0
         if not math.isfinite(total) or not math.isfinite(norm):
-            raise TrainingDiverged(
-                f"{spec.name}: at step {self.step + 1} the loss is {total} and the gradient norm {norm} (learning rate "
-                f"{rate:.3g}); lower the learning rate or gradient_clip, or train in float32"
-            )
+            found = f"the loss is {total} and the gradient norm {norm} (learning rate {rate:.3g})"
+            raise diverged(spec, self.order, self.step + 1, found)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -194,24 +197,40 @@ class _Run:
     def _heldout_loss(self) -> float | None:
         if self.heldout is None:
             return None
-        share = math.ceil(len(self.heldout.input_ids) / self.world.size)
-        own = self.heldout.part(self.world.rank * share, (self.world.rank + 1) * share).padded(share)
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for ids, positions, labels in self._microbatches(own):
+        for ids, positions, labels in self._microbatches(self.heldout):
             with self._autocast():
                 total += self.module(ids, positions, labels)
-        return float(self.world.sum(total)) / max(1, self.heldout.supervised)
+        loss = float(self.world.sum(total)) / max(1, self.heldout.supervised)
+        if not math.isfinite(loss):
+            raise diverged(self.spec, self.order, self.step, f"the held-out loss is {loss}")
+        return loss
 
     def _microbatches(self, rows: Rows) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(rows.input_ids), self.microbatch):
-            part = rows.part(start, start + self.microbatch)
+        """Yield this process's share of `rows`, which are those of all processes."""
+        for part in self._parts(rows):
+            ids, positions, labels = (
+                torch.from_numpy(array).to(self.world.device, non_blocking=True)
+                for array in (part.input_ids, part.position_ids, part.labels)
+            )
+            yield ids, positions, labels
+
+    def _parts(self, rows: Rows) -> Iterator[Rows]:
+        world, at_once = self.world, self.spec.microbatch_tokens
+        if self.by_document:
+            own = rows.pieces(world.size)[world.rank]
+            yield from (
+                part for part in own.pieces(max(1, math.ceil(own.input_ids.size / at_once))) if part.input_ids.size
+            )
+            return
+        share = math.ceil(len(rows.input_ids) / world.size)
+        own = rows.part(world.rank * share, (world.rank + 1) * share).padded(share)
+        count = max(1, at_once // self.spec.model.context_length)
+        for start in range(0, share, count):
+            part = own.part(start, start + count)
             # Sharded processes must all run the same number of forward passes.
             if part.supervised or self.sharded:
-                ids, positions, labels = (
-                    torch.from_numpy(array).to(self.world.device, non_blocking=True)
-                    for array in (part.input_ids, part.position_ids, part.labels)
-                )
-                yield ids, positions, labels
+                yield part
 
     def _autocast(self) -> torch.autocast:
         # Sharded modules cast by their own policy.
@@ -224,6 +243,7 @@ class _Run:
         values = (step, self.tokens_read, loss, heldout, rate, norm)
         for name, value in zip(METRIC_SCHEMA, values, strict=True):
             self.metrics[name].append(value)
+        self.tracker.record(dict(zip(METRIC_SCHEMA, values, strict=True)))
         if heldout is not None and self.world.leads:
             logger.info("%s: step %d/%d · held-out loss %.4f", self.spec.name, step, self.steps, heldout)
 
@@ -286,6 +306,9 @@ class _Run:
             return
         weights, optimizer = get_state_dict(self.module, self.optimizer, options=_FULL_STATE)
         if self.world.leads:
+            if bad := not_finite(cast(dict[str, torch.Tensor], weights)):
+                raise diverged(self.spec, self.order, self.step, f"{bad} has weights that are no finite numbers")
+            self.tracker.flush()
             save_checkpoint(
                 self.spec.work_dir,
                 {

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from sbp_assets.settings import Model
 from sbp_assets.training.spec import TrainingSpec
+
+_REMEDY = "name the directory of a model that this project trained, or re-materialise that model"
 
 
 def model_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
@@ -47,10 +51,45 @@ def build_model(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
 
 
 def load_model(directory: Path) -> Qwen3ForCausalLM:
-    """Return the float32 model of a saved directory, on the CPU; raise OSError where its weights are no safetensors."""
-    return Qwen3ForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+    """Return the float32 model of a saved directory, on the CPU.
+
+    Raises OSError where its weights are no safetensors, and ValueError where some are missing.
+    """
+    loaded: Any = Qwen3ForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
     )
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        # transformers would continue with random ones.
+        raise ValueError(f"model {directory} lacks {len(missing)} of its weights, such as {missing[0]}; {_REMEDY}")
+    return cast(Qwen3ForCausalLM, model)
+
+
+def require_model(directory: Path) -> None:
+    """Raise ValueError, which names the file or directory, where `directory` holds no model to start from.
+
+    It is checked before data are read and without loading the weights; a safetensors file says whether it is whole.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"initial model {directory}: there is no such directory; {_REMEDY}")
+    config = directory / "config.json"
+    if not config.is_file():
+        raise ValueError(f"initial model {directory}: it has no config.json; {_REMEDY}")
+    try:
+        kind = json.loads(config.read_text())["model_type"]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"initial model: {config} is no model's config; {_REMEDY}") from None
+    if kind != Qwen3Config.model_type:
+        raise ValueError(f"initial model: {config} is of a {kind} model, not {Qwen3Config.model_type}; {_REMEDY}")
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"initial model {directory}: it has no model.safetensors; {_REMEDY}")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"initial model: {file} is corrupted or cut short ({error}); {_REMEDY}") from None
 
 
 def initial_weights(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:

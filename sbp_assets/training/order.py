@@ -27,6 +27,10 @@ class DataOrder(Protocol):
         """Return the global rows start:stop, (stop - start, context); row r belongs to step r // rows_per_step."""
         ...
 
+    def documents(self, start: int, stop: int) -> list[str]:
+        """Return the ids of the documents in the global rows start:stop, in reading order."""
+        ...
+
     @property
     def total_rows(self) -> int | None:
         """Return the number of rows until the data ends; None where it never does."""
@@ -119,6 +123,20 @@ class StreamOrder:
         labels = np.where(begins[1:], IGNORED, ids[1:]).reshape(shape)
         return Rows(ids[:-1].reshape(shape), positions_within(begins[:-1].reshape(shape)), labels)
 
+    def documents(self, start: int, stop: int) -> list[str]:
+        """Return the ids of the documents in rows start:stop of the stream, in reading order."""
+        token, last = start * self._context, stop * self._context
+        names: list[str] = []
+        while token < last:
+            epoch_start, documents, ends = self._locate(token)
+            span = [token - epoch_start, last - 1 - epoch_start]
+            begin, end = np.searchsorted(ends, span, side="right")
+            for document in documents[begin : end + 1].tolist():
+                source, number = self._owner(document)
+                names.append(source.name(number))
+            token = epoch_start + int(ends[-1])
+        return names
+
     def digest(self, vocab_size: int) -> str:
         """Return the SHA-256 of the documents read and how they are mixed, in hex, as Documents.digest does."""
         parts = f"stream {self._epochs} {self._repeated.digest(vocab_size)} {self._once.digest(vocab_size)}"
@@ -197,10 +215,8 @@ class ExamplesOrder:
         prompts = self._documents.prompt_tokens
         assert prompts is not None
         for row in range(start, min(stop, self.total_rows)):
-            epoch = int(np.searchsorted(self._row_starts, row, side="right")) - 1
-            order, cuts = self._epoch(epoch)
-            within, at = row - int(self._row_starts[epoch]), 0
-            for document in order[cuts[within] : cuts[within + 1]]:
+            at = 0
+            for document in self._examples(row):
                 length = int(self._documents.lengths[document])
                 tokens = self._documents.read(document, 0, length)
                 ids[row - start, at : at + length] = tokens
@@ -211,6 +227,18 @@ class ExamplesOrder:
                 at += length
             positions[row - start, at:] = np.arange(self._context - at)
         return Rows(ids, positions, labels)
+
+    def documents(self, start: int, stop: int) -> list[str]:
+        """Return the ids of the examples in rows start:stop, in reading order."""
+        rows = range(start, min(stop, self.total_rows))
+        return [self._documents.name(int(example)) for row in rows for example in self._examples(row)]
+
+    def _examples(self, row: int) -> np.ndarray:
+        """Return the examples in a row, (examples,) int64."""
+        epoch = int(np.searchsorted(self._row_starts, row, side="right")) - 1
+        order, cuts = self._epoch(epoch)
+        within = row - int(self._row_starts[epoch])
+        return order[cuts[within] : cuts[within + 1]]
 
     def digest(self, vocab_size: int) -> str:
         """Return the SHA-256 of the examples and how much of them is read, in hex, as Documents.digest does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ IGNORED = -100  # torch.nn.functional.cross_entropy's default ignore_index
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch of packed rows; every array is (rows, context_length) int64."""
+    """A batch of packed rows; every array is (rows, context_length) int64, or (1, tokens) for a piece of one."""
 
     input_ids: np.ndarray
     position_ids: np.ndarray  # restart at 0 at each document, and at the start of a row
@@ -36,6 +37,30 @@ class Rows:
             np.concatenate([self.position_ids, positions]),
             np.concatenate([self.labels, np.full(shape, IGNORED, np.int64)]),
         )
+
+    def pieces(self, count: int) -> list[Rows]:
+        """Return the documents in `count` pieces of about equally many tokens, (1, tokens) each, in their order.
+
+        Pieces are cut where a document begins, or what a row has of it. Those without a label are left out, and so a
+        piece may be empty.
+        """
+        positions, labels = self.position_ids.reshape(-1), self.labels.reshape(-1)
+        starts = np.flatnonzero(positions == 0)
+        kept = np.add.reduceat(labels != IGNORED, starts) > 0
+        lengths = np.diff(starts, append=len(positions))
+        tokens = np.repeat(kept, lengths)
+        boundaries = np.concatenate([[0], np.cumsum(lengths[kept])])
+        wanted = boundaries[-1] * np.arange(count + 1) / count
+        after = np.searchsorted(boundaries, wanted)
+        before = np.maximum(after - 1, 0)
+        nearer = np.where(boundaries[after] - wanted <= wanted - boundaries[before], after, before)
+        cuts = boundaries[nearer]
+        parts = (array.reshape(-1)[tokens] for array in (self.input_ids, positions, labels))
+        ids, positions, labels = parts
+        return [
+            Rows(ids[None, start:stop], positions[None, start:stop], labels[None, start:stop])
+            for start, stop in itertools.pairwise(cuts)
+        ]
 
     @property
     def supervised(self) -> int:

@@ -74,8 +74,12 @@ class TrainingSpec(SpecPart):
     sharding: Literal["none", "full"] = Field("none", description="full: FSDP2 shards weights and optimizer over GPUs.")
     threads: PositiveInt = Field(1, description="CPU threads per process.")
     microbatch_tokens: PositiveInt = Field(4096, description="Tokens per forward pass of one process.")
+    activation_checkpointing: bool = Field(False, description="Compute activations again in the backward pass.")
+    compile: bool = Field(False, description="Compile each layer by torch.compile.")
     checkpoint_minutes: PositiveFloat = 5
     checkpoint_every_steps: PositiveInt | None = Field(None, description="Checkpoint by steps instead of by minutes.")
+    tensorboard_dir: str | None = Field(None, description="Folder of this model's TensorBoard files; null: none.")
+    wandb_project: str | None = Field(None, description="Weights & Biases project of the run; null: none.")
     work_dir: Path = Field(description="Local directory of this run alone, for its checkpoints.")
     output_dir: Path = Field(description="Local directory of the finished model; appears whole or not at all.")
 

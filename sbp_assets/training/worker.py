@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from sbp_assets.storage.artifacts import atomic_path, exclusive
 from sbp_assets.training.checkpoint import BEST_DIRECTORY, RUN_RECORD
+from sbp_assets.training.device import emulates_bfloat16, peak_flops
 from sbp_assets.training.launch import LAUNCHER_PID
 from sbp_assets.training.loop import Trained, TrainingEnded, finish, train
 from sbp_assets.training.model import load_training_tokenizer, model_config, save_model
@@ -33,8 +34,10 @@ from sbp_assets.training.spec import TrainingSpec
 
 logger = logging.getLogger("sbp_assets.training")
 
-# Dense bf16 FLOP/s of a device, from the makers' data sheets, by a part of its name.
-_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+_EMULATED = (
+    "%s: dtype is bfloat16, which this %s device has no arithmetic for: it is emulated, more slowly than float32 "
+    "(2 to 4 times on a CPU). dtype is a setting of the experiment: with float32 it trains another model."
+)
 
 
 class _PipesHandler(logging.Handler):
@@ -66,7 +69,7 @@ def _run_record(spec: TrainingSpec, world: World, trained: Trained, vocab_size: 
     flops = spec.model.flops_per_token(vocab_size) * trained.tokens
     rate = trained.tokens / max(trained.seconds, 1e-9)
     hardware = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine()
-    peak = next((peak for name, peak in _PEAK_FLOPS.items() if name in hardware), None)
+    peak = peak_flops(hardware)
     return {
         "spec": spec.model_dump(mode="json"),
         "fingerprint": trained.fingerprint,
@@ -94,6 +97,8 @@ def _run_record(spec: TrainingSpec, world: World, trained: Trained, vocab_size: 
 def run(spec: TrainingSpec) -> None:
     """Train and write the output, or return at once where it is there already. Every process calls this."""
     with open_world(spec) as world:
+        if world.leads and spec.optimizer.dtype == "bfloat16" and emulates_bfloat16(world.device):
+            logger.warning(_EMULATED, spec.name, world.device.type)
         trained = train(spec, world)
         if world.leads and trained is None:
             logger.info("%s: %s already holds this run's model", spec.name, spec.output_dir)

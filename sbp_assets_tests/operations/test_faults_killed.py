@@ -41,15 +41,19 @@ def undisturbed(deployment: Deployment) -> dict[str, str]:
 
 
 def kill(deployment: Deployment, victim: Victim) -> Outcome:
-    forget(deployment, victim)
-    run_id = deployment.launch(victim.job, victim.partition, retried=True)
-    process = in_the_midst(deployment, victim, run_id)
-    children = process.children(recursive=True)
-    process.kill()
-    psutil.wait_procs([process], timeout=60)
-    left = deployment.versions(*victim.artifacts)
-    _, survivors = psutil.wait_procs(children, timeout=60)
-    return Outcome(deployment.wait_run(run_id), survivors, left, retry_of(deployment, run_id))
+    for _ in range(5):
+        forget(deployment, victim)
+        run_id = deployment.launch(victim.job, victim.partition, retried=True)
+        process = in_the_midst(deployment, victim, run_id)
+        children = process.children(recursive=True)
+        process.kill()
+        psutil.wait_procs([process], timeout=60)
+        left = deployment.versions(*victim.artifacts)
+        _, survivors = psutil.wait_procs(children, timeout=60)
+        status = deployment.wait_run(run_id)
+        if status != "SUCCESS":  # on a busy machine a short one has ended before it is killed
+            break
+    return Outcome(status, survivors, left, retry_of(deployment, run_id))
 
 
 def log_of(deployment: Deployment, run_id: str) -> str:

@@ -12,7 +12,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from sbp_assets.pretraining.assets import execution_fields
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
+from sbp_assets.settings import Deployment
+from sbp_assets.training.spec import TrainingSpec
 from sbp_assets_tests.pretraining.conftest import World
 
 pytestmark = pytest.mark.processes
@@ -53,6 +56,12 @@ def test_models_report_what_a_person_asks_for(world: World, step: str) -> None:
 def test_a_model_loads_and_counts_its_parameters(world: World) -> None:
     model = AutoModelForCausalLM.from_pretrained(world.made("pretraining/sbp_model", "0"))
     assert model.num_parameters() == metadata(world.results["sbp"])["parameters"]
+
+
+def test_trackers_get_a_folder_for_each_model() -> None:
+    fields = execution_fields(Deployment(tensorboard_dir="/curves", wandb_project="sbp"), "baseline_model", "0")
+    assert fields["tensorboard_dir"] == "/curves/baseline_model/0" and fields["wandb_project"] == "sbp"
+    assert execution_fields(Deployment(), "baseline_model", "0")["tensorboard_dir"] is None
 
 
 def test_the_baseline_ran_in_two_processes(world: World) -> None:
@@ -102,3 +111,9 @@ def test_check_sees_a_broken_model_directory(world: World, tmp_path: Path) -> No
     assert len(model_problems(broken, tokenizer)) > world.settings.experiment.model.layers
     (broken / "config.json").unlink()
     assert "does not load" in model_problems(broken, tokenizer)[0]
+
+
+def test_deployment_settings_reach_the_training_run() -> None:
+    chosen = {"activation_checkpointing": True, "compile": True, "microbatch_tokens": 99, "device": "cpu"}
+    fields = execution_fields(Deployment(**chosen), "baseline_model", "0")
+    assert fields.items() >= chosen.items() and fields.keys() <= TrainingSpec.model_fields.keys()

@@ -60,6 +60,12 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path):
 )
 def test_only_the_profiles_name_is_filled_into_a_directory(value: str, directory: str):
     assert load(SBP_DEPLOYMENT__DATA_DIR=value).deployment.data_dir == directory
+    assert load(SBP_DEPLOYMENT__TENSORBOARD_DIR=value).deployment.tensorboard_dir == directory
+
+
+def test_no_tracker_is_chosen_by_itself():
+    deployment = load().deployment
+    assert deployment.tensorboard_dir is None and deployment.wandb_project is None
 
 
 def test_cli_prints_the_reason_without_a_traceback():

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sbp_assets.training import loop
-from sbp_assets.training.loop import TrainingDiverged, train
+from sbp_assets.training.divergence import TrainingDiverged
+from sbp_assets.training.loop import train
 from sbp_assets.training.model import build_model, load_training_tokenizer, model_config, save_model
 from sbp_assets.training.order import ExamplesOrder
 from sbp_assets.training.packed_loss import PackedLoss

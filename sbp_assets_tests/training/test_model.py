@@ -1,15 +1,21 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer
+from sbp_assets.training.loop import train
 from sbp_assets.training.model import build_model, load_training_tokenizer, model_config, save_model
+from sbp_assets.training.parallel import World
+from sbp_assets.training.spec import TrainingSpec
 from sbp_assets_tests.training.conftest import MODEL, texts
 
 
@@ -74,3 +80,53 @@ def test_vllm_log_probabilities_agree_with_transformers(saved: Path, tokenizer_d
         scores = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         expected = scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
         assert (expected - torch.tensor(found)).abs().max() < 1e-4
+
+
+def empty(model: Path) -> None:
+    for file in model.iterdir():
+        file.unlink()
+
+
+def cut_short(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def overwritten(model: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"\xff" * 4096)
+
+
+def of_another_architecture(model: Path) -> None:
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "llama"}))
+
+
+def lacking_a_weight(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (shutil.rmtree, r"model: there is no such directory"),
+        (empty, r"model: it has no config\.json"),
+        (lambda model: (model / "config.json").write_text("[]"), r"config\.json is no model's config"),
+        (of_another_architecture, r"config\.json is of a llama model, not qwen3"),
+        (lambda model: (model / "model.safetensors").unlink(), r"model: it has no model\.safetensors"),
+        (cut_short, r"model\.safetensors is corrupted or cut short"),
+        (overwritten, r"model\.safetensors is corrupted or cut short"),
+        (lacking_a_weight, r"lacks 1 of its weights, such as model\.norm\.weight"),
+    ],
+    ids=["missing", "empty", "config", "architecture", "weights", "cut", "overwritten", "incomplete"],
+)
+@pytest.mark.parametrize("saved", [True], ids=["tied"], indirect=True)
+def test_a_directory_that_is_no_model_is_one_line(
+    saved: Path, damage: Callable[[Path], object], says: str, spec: TrainingSpec
+):
+    damage(saved)
+    with pytest.raises(ValueError, match=says) as error:
+        train(spec.model_copy(update={"initial_model": saved}), World(torch.device("cpu")))
+    assert "\n" not in str(error.value)
+    assert str(saved) in str(error.value) and "re-materialise that model" in str(error.value)

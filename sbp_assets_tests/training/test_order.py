@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def test_examples_are_whole_supervised_after_the_prompt_and_read_once_per_epoch(
     if rest := round((epochs % 1) * len(counts)):
         whole.update(np.random.default_rng([3, 1, int(epochs)]).permutation(len(counts))[:rest].tolist())
     assert Counter(rows.input_ids[rows.input_ids != 2].tolist()) == {100 + i: n * counts[i] for i, n in whole.items()}
+    assert Counter(order.documents(0, order.total_rows)) == {str(i): n for i, n in whole.items()}
     # Each example gives a label for each token after its prompt.
     labels = Counter(rows.labels[rows.labels != IGNORED].tolist())
     assert labels == {100 + i: n * (counts[i] - prompts[i]) for i, n in whole.items() if counts[i] > prompts[i]}
@@ -148,3 +150,12 @@ def test_examples_refuse_what_does_not_fit(tmp_path: Path):
         ExamplesOrder(ExamplesData(source=long), CONTEXT, 0, pad=2)
     with pytest.raises(ValueError, match="no prompt_tokens column"):
         ExamplesOrder(ExamplesData(source=write_documents(tmp_path / "plain", [4], 100)), CONTEXT, 0, pad=2)
+
+
+@given(repeated=LENGTHS, once=LENGTHS, epochs=st.integers(1, 4), start=st.integers(0, 8), count=st.integers(1, 4))
+def test_documents_are_those_whose_tokens_are_in_the_rows(tmp_path_factory, repeated, once, epochs, start, count):
+    order = stream(tmp_path_factory.mktemp("order"), repeated, once, epochs, 0)
+    ids = order.rows(start, start + count).input_ids.ravel()
+    # A token says whose it is, and an id is the document's number in its source. A document may be read twice in a row.
+    read = [name for name, _ in itertools.groupby(str(int(i) - (1000 if i >= 1000 else 100)) for i in ids)]
+    assert [name for name, _ in itertools.groupby(order.documents(start, start + count))] == read

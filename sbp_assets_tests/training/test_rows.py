@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbp_assets.storage.token_arrays import write_token_arrays
-from sbp_assets.training.rows import IGNORED, heldout_rows
+from sbp_assets.training.rows import IGNORED, Rows, heldout_rows
 from sbp_assets.training.spec import Source
 from sbp_assets_tests.training.conftest import LENGTHS, write_documents
 
@@ -29,3 +29,21 @@ def test_heldout_examples_stay_whole_and_count_only_what_follows_the_prompt(tmp_
     labels = [row[row != IGNORED].tolist() for row in rows.labels]
     assert labels == [[20, 21, 1], [22, 23, 24, 1], [25, 1]]
     assert [row[:3].tolist() for row in rows.input_ids] == [[0, 10, 11], [0, 12, 3], [0, 13, 3]]
+
+
+@given(counts=LENGTHS, parts=st.integers(1, 5), unlabelled=st.sets(st.integers(0, 11)))
+def test_pieces_hold_every_document_with_a_label_once_and_are_about_equal(counts, parts, unlabelled):
+    documents = [np.full(count, 100 + number) for number, count in enumerate(counts)]
+    ids = np.concatenate(documents)[None]
+    positions = np.concatenate([np.arange(count) for count in counts])[None]
+    kept = [number for number in range(len(counts)) if number not in unlabelled]
+    labels = np.where(np.isin(ids - 100, kept), ids, IGNORED)
+    pieces = Rows(ids, positions, labels).pieces(parts)
+    assert len(pieces) == parts
+    expected = np.concatenate([documents[number] for number in kept] or [np.empty(0, np.int64)])
+    assert np.concatenate([piece.input_ids[0] for piece in pieces]).tolist() == expected.tolist()
+    assert np.concatenate([piece.labels[0] for piece in pieces]).tolist() == expected.tolist()
+    for piece in pieces:
+        # Whole documents, none of them more off the equal share than by the longest.
+        assert not piece.position_ids.size or piece.position_ids[0, 0] == 0
+        assert abs(piece.input_ids.size - len(expected) / parts) <= max(counts)

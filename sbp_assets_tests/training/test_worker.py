@@ -50,6 +50,16 @@ def test_the_best_model_is_kept_beside_the_last(spec: TrainingSpec):
     assert not list(spec.work_dir.glob("*.pt"))
 
 
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_device_without_bfloat16_is_named_in_one_line(
+    spec: TrainingSpec, emulated: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("sbp_assets.training.worker.emulates_bfloat16", lambda device: emulated)
+    run(spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"dtype": "bfloat16"})}))
+    lines = [message for message in caplog.messages if "dtype is bfloat16" in message]
+    assert len(lines) == emulated and all("this cpu device has no arithmetic for" in line for line in lines)
+
+
 def test_failure_is_one_readable_message_and_a_status(spec: TrainingSpec, launch: Launch, tmp_path: Path):
     process = launch(spec.model_copy(update={"initial_model": tmp_path / "absent"}))
     output, _ = process.communicate(timeout=240)
