@@ -81,7 +81,7 @@ class FusedRMSNorm(nn.Module):
         self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the normalised last dimension, in the input's type."""
+        """Return the normalised last dimension, in the type in which matrix products are computed."""
         return _Norm.apply(hidden_states, self.weight, self.variance_epsilon)
 
 

@@ -49,7 +49,7 @@ class PackedLoss(nn.Module):
         kept_apart = (
             {"packing": Packing.of(positions[0])}
             if self.by_document
-            # A bound that is the same in every batch: the kernels take it, and compiled code is not compiled anew.
+            # A bound that is the same in every batch: the kernels take it, and compiled code is not compiled again.
             else {"boundaries": document_boundaries(positions[0]), "longest": position_ids.shape[1]}
         )
         return self.causal.model(
@@ -100,4 +100,5 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):  # type: ignore[no-untyped-def, override]
         of_hidden, of_weight = ctx.saved_tensors
-        return (of_hidden * gradient).to(of_hidden.dtype), (of_weight * gradient).to(of_weight.dtype), None, None
+        # A scalar does not change the type of what it multiplies.
+        return of_hidden * gradient, of_weight * gradient, None, None
