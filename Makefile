@@ -1,5 +1,5 @@
-# make demo: the whole experiment.  make test: the suite.  make test-operations: the same system with its real servers,
-# browser and kills.  make ui: Dagster on the demo's instance.
+# make demo: the whole experiment.  make test: the suite.  make test-operations: the same system with its real servers and
+# browser.  make test-faults: kills, full disks, a database that crashes.  make ui: Dagster on the demo's instance.
 # The newest supported interpreter on the PATH: tested ones first, and only such as run and have venv. Another may be named:
 # make PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for version in 3.13 3.12 3.11 3.14; do \
@@ -12,7 +12,7 @@ PROFILE ?= demo
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo run test test-operations lint ui plan install clean
+.PHONY: demo run test test-operations test-faults lint ui plan install clean
 
 demo: install
 	$(BIN)/sbp run --profile $(PROFILE)
@@ -23,10 +23,15 @@ run: demo
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not operations"
 
+OPERATIONS := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder sbp_assets_tests/operations
 # They want postgresql and chromium, and skip where one is absent; PYTEST_OPTIONS=--fail-on-skip allows no skip. A third of
 # their time is waiting, for a daemon's tick or a server's start: three at once on two cores.
 test-operations: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder sbp_assets_tests/operations $(PYTEST_OPTIONS)
+	$(OPERATIONS) -m "not faults" $(PYTEST_OPTIONS)
+
+# The rest of them, before a release and after a change to what runs, stores or resumes.
+test-faults: install
+	$(OPERATIONS) -m faults $(PYTEST_OPTIONS)
 
 lint: install
 	$(BIN)/ruff check .

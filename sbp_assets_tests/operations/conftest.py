@@ -13,7 +13,7 @@ from sbp_assets_tests.operations.servers import PostgresServer, S3Server, postgr
 # What need not wait for the finished store stands beside its making; then the longest first (minutes), so that none is
 # left to run alone at the end. Needs --no-loadscope-reorder.
 FIRST = (
-    "faults_killed", "s3", "growth", "faults_disk", "faults_database", "operating", "daemon", "faults_services",
+    "faults_killed", "growth", "faults_disk", "faults_database", "faults_services", "s3", "operating", "daemon",
     "security", "instance", "postgres", "browser",
 )  # fmt: skip
 
@@ -23,6 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("operations")
+            if item.path.stem.startswith("test_faults_"):
+                item.add_marker("faults")
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 

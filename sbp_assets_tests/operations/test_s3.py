@@ -52,6 +52,7 @@ def remote(s3: S3Server, bucket: Path, tmp_path_factory: pytest.TempPathFactory)
         yield deployment
 
 
+@pytest.mark.faults
 def test_a_run_on_s3_materialises_the_same_bytes_as_a_local_one(
     remote: Deployment, bucket: Path, s3: S3Server, finished: Path, tmp_path: Path
 ):
@@ -70,6 +71,7 @@ def test_a_run_on_s3_materialises_the_same_bytes_as_a_local_one(
     assert prefixes == {f"{name.rpartition('/')[0]}/{prefix}" for name, prefix in named.items()}
 
 
+@pytest.mark.faults
 def test_another_machine_finds_everything_fresh_and_continues(remote: Deployment, bucket: Path, tmp_path: Path):
     """Another machine: nothing local but the instance."""
     remote.overrides[WORK_DIR] = str(tmp_path / "work")
