@@ -18,7 +18,7 @@ import polars as pl
 from rensa import RMinHash
 
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
+from sbp_assets.corpus.shingles import Words, jaccard, normalise, segment, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
@@ -61,10 +61,9 @@ def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress, bat
     frames = [pl.DataFrame(schema=SIGNATURE_SCHEMA)]
     for rows in documents.select("id", "text").iter_slices(batch):
         texts = [normalise(text) for text in rows["text"]]
-        matrix = RMinHash.digest_matrix_from_token_sets(
-            [list(segmented_shingles(text, settings.shingle_words)) for text in texts],
-            settings.permutations,
-            settings.seed,
+        shingles, bounds = Words.of(segment(texts)).shingles(settings.shingle_words)
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+            shingles, bounds.tolist(), settings.permutations, settings.seed
         )
         bands = _band_hashes(np.array(matrix.to_rows(), dtype=np.uint64), settings.bands)
         frames.append(
@@ -220,7 +219,8 @@ def _verify(db: duckdb.DuckDBPyConnection, settings: Dedup, progress: Progress) 
         rows = db.execute(
             "SELECT n, text FROM candidate_texts SEMI JOIN wanted USING (n) WHERE n BETWEEN ? AND ?", [low, high]
         ).fetchall()
-        sets = {n: segmented_shingles(normalise(text), settings.shingle_words) for n, text in rows}
+        texts = shingled((text for _, text in rows), settings.shingle_words)
+        sets = {n: text.shingles for (n, _), text in zip(rows, texts, strict=True)}
         near = [(a, b, similarity) for a, b in batch if (similarity := jaccard(sets[a], sets[b])) >= settings.threshold]
         if near:
             found = pl.DataFrame(
