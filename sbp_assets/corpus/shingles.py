@@ -39,26 +39,8 @@ UNITS_PER_WORD = 3
 _BATCH = 512  # Texts cut at a time.
 # Those that Unicode's line breaking (annex 14) breaks without spaces: classes ID, CJ, SA and AK.
 LOGOGRAPHIC = ("Han", "Khitan_Small_Script", "Tangut")
-SYLLABIC = tuple(
-    [
-        "Bopomofo",
-        "Hiragana",
-        "Katakana",
-        "Nushu",
-        "Yi",
-        "Khmer",
-        "Lao",
-        "Myanmar",
-        "Thai",
-        "Ahom",
-        "Balinese",
-        "Javanese",
-        "New_Tai_Lue",
-        "Tai_Le",
-        "Tai_Tham",
-        "Tai_Viet",
-    ]
-)
+_TAI = ("Ahom", "Lao", "New_Tai_Lue", "Tai_Le", "Tai_Tham", "Tai_Viet", "Thai")
+SYLLABIC = ("Bopomofo", "Hiragana", "Katakana", "Nushu", "Yi", "Balinese", "Javanese", "Khmer", "Myanmar", *_TAI)
 UNSPACED = (*LOGOGRAPHIC, *SYLLABIC)
 """Scripts that put no space between words."""
 
@@ -75,7 +57,7 @@ _LETTER = _letters(UNSPACED)
 _WORD = (
     rf"{_LETTER}(?:{_STACKERS}{_LETTER}|\p{{M}})*"
     rf"|[[\p{{L}}\p{{M}}\p{{N}}]--{_LETTER}]+"
-    r"|[\p{Extended_Pictographic}\p{Regional_Indicator}][\p{Emoji_Modifier}\p{M}]*"
+    r"|\p{Regional_Indicator}{1,2}|\p{Extended_Pictographic}[\p{Emoji_Modifier}\p{M}]*"
 )
 # Unicode's Default_Ignorable_Code_Point: what shows nothing, such as the joiners in emoji, soft hyphens, variation
 # selectors and the zero-width spaces that some Khmer and Thai text has between words, and its copy has not.
