@@ -55,7 +55,7 @@ def _letters(scripts: Sequence[str]) -> str:
 _STACKERS = r"[\u{1039}\u{17d2}\u{1a60}\u{1b44}\u{a9c0}]"
 _LETTER = _letters(UNSPACED)
 _WORD = (
-    rf"{_LETTER}(?:{_STACKERS}{_LETTER}|\p{{M}})*"
+    rf"{_LETTER}(?:{_STACKERS}\p{{M}}*{_LETTER}|\p{{M}})*"
     rf"|[[\p{{L}}\p{{M}}\p{{N}}]--{_LETTER}]+"
     r"|\p{Regional_Indicator}{1,2}|\p{Extended_Pictographic}[\p{Emoji_Modifier}\p{M}]*"
 )
