@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sbp_assets.corpus.shingles import UNITS_PER_WORD, Words, normalise, segment
+
 
 class Twin(NamedTuple):
     """A passage of some sentences, and two sentences that have nothing to do with it or with each other."""
@@ -76,3 +78,10 @@ TWINS = {
         "老 library 收藏 letters of sailors，他们再也没有 come back from 北方的 northern sea。",
     ),
 }
+
+
+def extract(text: str, words: int) -> str:
+    """Return the beginning of `text` that is so many words long, and no longer."""
+    segmented = segment([normalise(text)])
+    end = Words.of(segmented).runs(UNITS_PER_WORD * words)[1][0]
+    return " ".join(segmented[0][:end])
