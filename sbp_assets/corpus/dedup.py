@@ -18,7 +18,7 @@ import polars as pl
 from rensa import RMinHash
 
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.shingles import Words, jaccard, normalise, segment, shingled
+from sbp_assets.corpus.shingles import Words, batched, jaccard, normalise, segment, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
@@ -53,14 +53,15 @@ BUCKET_REACH = 32
 PAIRS_PER_BATCH = 2000  # Candidate pairs whose texts are in memory together.
 
 
-def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress, batch: int = 512) -> pl.DataFrame:
+def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress) -> pl.DataFrame:
     """Return the signatures (SIGNATURE_COLUMNS) of `documents` (id, text), in their order.
 
     A band is the 64-bit hash of its number and its permutations/bands MinHash values.
     """
     frames = [pl.DataFrame(schema=SIGNATURE_SCHEMA)]
-    for rows in documents.select("id", "text").iter_slices(batch):
-        texts = [normalise(text) for text in rows["text"]]
+    start = 0
+    for batch in batched(documents["text"]):
+        texts = [normalise(text) for text in batch]
         shingles, bounds = Words.of(segment(texts)).shingles(settings.shingle_words)
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
             shingles, bounds.tolist(), settings.permutations, settings.seed
@@ -69,14 +70,15 @@ def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress, bat
         frames.append(
             pl.DataFrame(
                 {
-                    "id": rows["id"],
+                    "id": documents["id"].slice(start, len(batch)),
                     "bands": bands.tolist(),
                     "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
                 },
                 schema=SIGNATURE_SCHEMA,
             )
         )
-        progress.advance(len(rows))
+        start += len(batch)
+        progress.advance(len(batch))
     return pl.concat(frames)
 
 

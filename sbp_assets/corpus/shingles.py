@@ -7,8 +7,8 @@ Texts are compared in the form of `normalise`. Its words are, whatever the langu
   about a grapheme cluster of Unicode's annex 29), for finding words there needs a dictionary per language;
 - an emoji with its modifiers.
 
-Punctuation and other symbols, `_` included, separate words and are none. Only in a text of nothing else is each of them
-a word, so that two such texts can be told apart.
+Punctuation and other symbols, `_` included, separate words and are none. Only in a text of nothing else is each run of
+them a word, so that two such texts can be told apart.
 
 A run of n words is to be as much text in every script, so each word has a length, in UNITS_PER_WORD-ths: 3 units are a
 spaced word or an emoji, 2 a Chinese character, 1 a letter of another unspaced script. So 13 words are 20 Chinese
@@ -30,13 +30,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from itertools import islice
 
 import numpy as np
 import polars as pl
 
 UNITS_PER_WORD = 3
-_BATCH = 512  # Texts cut at a time.
+_BATCH, _CHARACTERS = 512, 4_000_000  # Texts that are cut at a time, and their characters.
 # Those that Unicode's line breaking (annex 14) breaks without spaces: classes ID, CJ, SA and AK.
 LOGOGRAPHIC = ("Han", "Khitan_Small_Script", "Tangut")
 _TAI = ("Ahom", "Lao", "New_Tai_Lue", "Tai_Le", "Tai_Tham", "Tai_Viet", "Thai")
@@ -85,7 +84,7 @@ def segment(normalised: Iterable[str]) -> pl.Series:
     wordless = words.list.len() == 0
     if not wordless.any():
         return words
-    return pl.select(pl.when(wordless).then(texts.str.extract_all(r"\S")).otherwise(words)).to_series()
+    return pl.select(pl.when(wordless).then(texts.str.extract_all(r"\S+")).otherwise(words)).to_series()
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class Text:
 
 
 def shingled(texts: Iterable[str], words: int) -> Iterator[Text]:
-    """Yield each of `texts` with its shingles of so many words; _BATCH texts are cut at a time."""
+    """Yield each of `texts` with its shingles of so many words; memory is that of a batch (`batched`)."""
     for batch in batched(texts):
         cut = Words.of(segment(map(normalise, batch)))
         shingles, bounds = cut.shingles(words)
@@ -203,9 +202,19 @@ def shingled(texts: Iterable[str], words: int) -> Iterator[Text]:
 
 
 def batched(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the texts in lists of _BATCH, whose words are in memory together."""
-    rest = iter(texts)
-    while batch := list(islice(rest, _BATCH)):
+    """Yield the texts in lists of _BATCH texts and _CHARACTERS at most, or of one text, whose words fit into memory.
+
+    A word takes about 60 bytes while its text is compared.
+    """
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) == _BATCH or characters + len(text) > _CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
         yield batch
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.shingles import UNITS_PER_WORD, Words, normalise, segment
+from sbp_assets.corpus.shingles import UNITS_PER_WORD, Words, batched, normalise, segment
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.evaluation.tasks import DATA, Tasks
 from sbp_assets.settings import Contamination
@@ -38,7 +38,6 @@ CONTAINED = 0.8  # Share of an item's n-grams in one document from which on the 
 SYNTHETIC = "synthetic"
 CORPORA = (UNIQUE, ORACLE, SYNTHETIC)
 
-_BATCH = 1000  # Training documents hashed at once.
 # One-byte slots per n-gram of the items, at least: a sixteenth or less of all other hashes is searched for.
 _SLOTS = 16
 
@@ -292,9 +291,11 @@ def compare(
     """
     comparison = Comparison(items, settings)
     for corpus, rows in documents:
-        for batch in rows.iter_slices(_BATCH):
-            comparison.feed(corpus, batch)
-            progress.advance(len(batch))
+        start = 0
+        for texts in batched(rows["text"]):
+            comparison.feed(corpus, rows.slice(start, len(texts)))
+            start += len(texts)
+            progress.advance(len(texts))
     return comparison.results()
 
 

@@ -276,7 +276,7 @@ def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: 
     seen: set[bytes] = set()
     flags: list[bool] = []
     staged = False
-    for number, texts in enumerate(batches):
+    for number, texts in enumerate(part for batch in batches for part in batched(batch)):
         numbers, different = [], []
         for text in map(normalise, texts):
             digest = hashlib.sha256(text.encode()).digest()

@@ -14,6 +14,7 @@ from sbp_assets.corpus.shingles import (
     UNITS_PER_WORD,
     Text,
     Words,
+    batched,
     jaccard,
     normalise,
     overlap,
@@ -74,7 +75,7 @@ def length(text: str) -> float:
         ("soft\u00adware\u200b \ufeffmi\u200cx", ["software", "mix"]),
         ("ok 👍🏽 👩\u200d🔬 ❤\ufe0f 🇩🇪🇫🇷", ["ok", "👍🏽", "👩", "🔬", "❤", "🇩🇪", "🇫🇷"]),
         ("a = b + 1;", ["a", "b", "1"]),
-        ("?! …", ["?", "!", ".", ".", "."]),
+        ("?! …", ["?!", "..."]),
         (" \n\u200b", []),
     ],
 )
@@ -165,6 +166,13 @@ def test_hashes_are_the_same_in_every_process_and_version() -> None:
     red, fox = (int.from_bytes(blake2b(word, digest_size=8).digest(), "little") for word in (b"red", b"fox"))
     assert one("Red fox", 2).shingles.tolist() == [(red + 6364136223846793005 * fox) % 2**64]
     assert one("").shingles.tolist() == [0]
+
+
+def test_batches_are_bounded_by_texts_and_by_characters() -> None:
+    assert [len(batch) for batch in batched(["a"] * 1100)] == [512, 512, 76]
+    long = "a" * 3_000_000
+    assert [len(batch) for batch in batched([long, "a", long, long * 2, "a", "a"])] == [2, 1, 1, 2]
+    assert list(batched([])) == []
 
 
 @given(MIXED, MIXED, st.integers(1, 4))
