@@ -35,6 +35,8 @@ def main(folder: Path) -> None:
         languages.setdefault(catalogue.parent.parent.name, []).extend(messages(catalogue))
     result = {}
     for language, pairs in languages.items():
+        if not pairs:
+            continue
         english, translated = (Words.of(segment(map(normalise, texts))) for texts in zip(*pairs, strict=True))
         chosen = english.lengths >= 4
         if not (words := int(english.lengths[chosen].sum())):
