@@ -14,8 +14,8 @@ A run of n words is to be as much text in every script, so each word has a lengt
 spaced word or an emoji, 2 a Chinese character, 1 a letter of another unspaced script. So 13 words are 20 Chinese
 characters or 39 Thai letters, and mixed text needs no rule of its own. The lengths are rounded from translations of one
 software's messages (`benchmarks.word_lengths`): for an English word 1.5 characters of Chinese, 2.6 of Japanese (a fifth
-of them Chinese), 3.2 letters of Thai, 2.5 of Khmer and 2.2 of Burmese. Languages with spaces have 0.7 (Tamil, Korean) to
-1.2 (French) words for an English one, and are taken as they are.
+of them Chinese), 3.2 letters of Thai, 2.5 of Khmer and 2.2 of Burmese. Languages with spaces have 0.7 (Tamil, Korean)
+to 1.2 (French) words for an English one, and are taken as they are.
 
 A shingle is a shortest run of words, from one of them on, that is n words long or more. A text shorter than that is one
 shingle, and so is an empty one. Shingles are 64-bit hashes: any two different ones of 10**9 are taken for equal with a
