@@ -140,7 +140,7 @@ def raw_documents(
         partitions_def=shards(settings),
         ins={"raw_documents": dg.AssetIn(["corpus", "raw_documents"])},
         code_version=settings.experiment.version(
-            "1", *(f"corpus.dedup.{field}" for field in ("shingle_words", "permutations", "bands", "seed"))
+            "2", *(f"corpus.dedup.{field}" for field in ("shingle_words", "permutations", "bands", "seed"))
         ),
         metadata=column_metadata(dedup.SIGNATURE_COLUMNS),
     )
@@ -166,7 +166,7 @@ def minhash_signatures(
             "minhash_signatures": dg.AssetIn(["corpus", "minhash_signatures"], partition_mapping=ALL),
         },
         pool="memory",
-        code_version=settings.experiment.version("1", "corpus.dedup"),
+        code_version=settings.experiment.version("2", "corpus.dedup"),
         metadata=column_metadata(dedup.DUPLICATE_COLUMNS),
     )
 )

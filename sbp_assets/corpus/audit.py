@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.corpus.dedup import signatures
-from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
+from sbp_assets.corpus.shingles import jaccard, normalise, shingled
 from sbp_assets.corpus.split import HELDOUT, ORACLE, UNIQUE, expected_deviation, split_of
 from sbp_assets.corpus.tokenizer import decode, encode_texts
 from sbp_assets.settings import Dedup, Split
@@ -148,8 +148,8 @@ def incorrect_duplicates(duplicates: pl.DataFrame, raw: Mapping[str, pl.LazyFram
         elif kind == "exact":
             correct = a == b
         else:
-            words = settings.shingle_words
-            correct = abs(jaccard(segmented_shingles(a, words), segmented_shingles(b, words)) - stated) < 1e-9
+            first, second = shingled([a, b], settings.shingle_words)
+            correct = abs(jaccard(first.shingles, second.shingles) - stated) < 1e-9
         if not correct:
             wrong.append(name)
     return wrong

@@ -18,7 +18,7 @@ import polars as pl
 from rensa import RMinHash
 
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
+from sbp_assets.corpus.shingles import Words, batched, jaccard, normalise, segment, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
@@ -53,31 +53,32 @@ BUCKET_REACH = 32
 PAIRS_PER_BATCH = 2000  # Candidate pairs whose texts are in memory together.
 
 
-def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress, batch: int = 512) -> pl.DataFrame:
+def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress) -> pl.DataFrame:
     """Return the signatures (SIGNATURE_COLUMNS) of `documents` (id, text), in their order.
 
     A band is the 64-bit hash of its number and its permutations/bands MinHash values.
     """
     frames = [pl.DataFrame(schema=SIGNATURE_SCHEMA)]
-    for rows in documents.select("id", "text").iter_slices(batch):
-        texts = [normalise(text) for text in rows["text"]]
-        matrix = RMinHash.digest_matrix_from_token_sets(
-            [list(segmented_shingles(text, settings.shingle_words)) for text in texts],
-            settings.permutations,
-            settings.seed,
+    start = 0
+    for batch in batched(documents["text"]):
+        texts = [normalise(text) for text in batch]
+        shingles, bounds = Words.of(segment(texts)).shingles(settings.shingle_words)
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+            shingles, bounds.tolist(), settings.permutations, settings.seed
         )
         bands = _band_hashes(np.array(matrix.to_rows(), dtype=np.uint64), settings.bands)
         frames.append(
             pl.DataFrame(
                 {
-                    "id": rows["id"],
+                    "id": documents["id"].slice(start, len(batch)),
                     "bands": bands.tolist(),
                     "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
                 },
                 schema=SIGNATURE_SCHEMA,
             )
         )
-        progress.advance(len(rows))
+        start += len(batch)
+        progress.advance(len(batch))
     return pl.concat(frames)
 
 
@@ -220,7 +221,8 @@ def _verify(db: duckdb.DuckDBPyConnection, settings: Dedup, progress: Progress) 
         rows = db.execute(
             "SELECT n, text FROM candidate_texts SEMI JOIN wanted USING (n) WHERE n BETWEEN ? AND ?", [low, high]
         ).fetchall()
-        sets = {n: segmented_shingles(normalise(text), settings.shingle_words) for n, text in rows}
+        texts = shingled((text for _, text in rows), settings.shingle_words)
+        sets = {n: text.shingles for (n, _), text in zip(rows, texts, strict=True)}
         near = [(a, b, similarity) for a, b in batch if (similarity := jaccard(sets[a], sets[b])) >= settings.threshold]
         if near:
             found = pl.DataFrame(

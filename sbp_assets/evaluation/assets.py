@@ -162,7 +162,7 @@ baseline_scores, early_stopped_scores, sbp_scores, oracle_scores = map(_scores, 
                 dagster_type=dg.Any,
                 io_manager_key="parquet",
                 kinds={"polars", "parquet"},
-                code_version=settings.experiment.version("1", "contamination"),
+                code_version=settings.experiment.version("2", "contamination"),
                 description="One row per evaluation set and training corpus: how many items share text with it.\n\n"
                 "D, the oracle's documents and the synthetic documents are compared with every item that is scored, by "
                 "runs of words; a question with its right answer. Short items are not judged.",
@@ -173,7 +173,7 @@ baseline_scores, early_stopped_scores, sbp_scores, oracle_scores = map(_scores, 
                 dagster_type=dg.Any,
                 io_manager_key="parquet",
                 kinds={"polars", "parquet"},
-                code_version=settings.experiment.version("1", "contamination"),
+                code_version=settings.experiment.version("2", "contamination"),
                 description="One row per evaluation item and corpus that shares text with it: hits and contained "
                 "items, the largest overlap first, with the document that holds most of the item.",
                 metadata=column_metadata(CONTAMINATED_ITEM_COLUMNS),

@@ -8,8 +8,9 @@ An item and a document share an n-gram where n consecutive words are the same, c
 - *contained*: items of whose n-grams one single document holds CONTAINED or more, common ones too (the share of Llama
   2's "dirty" samples: Touvron et al. 2023, appendix A.6). That is a leak.
 
-An item of fewer than n words is one n-gram, all of it, from `min_words` on; a shorter one is not judged. A question is
-compared together with its right answer.
+Words are those of every measure (`corpus.shingles`), and n of them are as much text in scripts without spaces. An item
+of fewer than n words is one n-gram, all of it, from `min_words` on; a shorter one is not judged. A question is compared
+together with its right answer.
 
 The items' n-grams are held as sorted 64-bit hashes, and training documents stream past them: memory is that of the
 evaluation sets and of one batch of documents.
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.shingles import words_without_punctuation
+from sbp_assets.corpus.shingles import UNITS_PER_WORD, Words, batched, normalise, segment
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.evaluation.tasks import DATA, Tasks
 from sbp_assets.settings import Contamination
@@ -37,7 +38,6 @@ CONTAINED = 0.8  # Share of an item's n-grams in one document from which on the 
 SYNTHETIC = "synthetic"
 CORPORA = (UNIQUE, ORACLE, SYNTHETIC)
 
-_BATCH = 1000  # Training documents hashed at once.
 # One-byte slots per n-gram of the items, at least: a sixteenth or less of all other hashes is searched for.
 _SLOTS = 16
 
@@ -49,7 +49,8 @@ CONTAMINATION_COLUMNS = (
     _SET,
     _CORPUS,
     Column("documents", pl.Int64, "Documents of the corpus"),
-    Column("words", pl.Int64, "n of the n-grams; an item of fewer words is one n-gram"),
+    # 1.5 Chinese characters or 3 letters of other scripts without spaces are as long as a word.
+    Column("words", pl.Int64, "n of the n-grams, or as much unspaced text; an item of fewer words is one n-gram"),
     Column("items", pl.Int64, "Items of the set"),
     Column("judged", pl.Int64, "Items that are long enough"),
     Column("hit", pl.Int64, f"Items with an n-gram that 1 to {COMMON} documents hold", _TEXTS),
@@ -72,7 +73,7 @@ CONTAMINATED_ITEM_COLUMNS = (
         "corpus/documents.id synthesis/synthetic_documents.id",
     ),
     Column("document_share", pl.Float64, "Share of the item's n-grams that this document holds", _TEXTS),
-    Column("ngram", pl.String, "The first that the two share, as compared: lower case, no punctuation", _TEXTS),
+    Column("ngram", pl.String, "The first that the two share: words as compared, joined by spaces", _TEXTS),
 )
 
 _INDEX_SCHEMA = {"hash": pl.UInt64, "number": pl.Int64, "place": pl.Int64, "n": pl.Int64}
@@ -141,31 +142,23 @@ def training_documents(
         yield SYNTHETIC, synthetic[key].select("id", "text").collect()
 
 
-class Words:
-    """The words of some texts as one flat array of hashes, and the hash of any run of them."""
+class _Known:
+    """A set of 64-bit hashes, and which of many others are in it."""
 
-    # Odd, so that it has an inverse modulo 2**64 (Knuth's MMIX multiplier).
-    _BASE = 6364136223846793005
+    def __init__(self, hashes: pl.Series) -> None:
+        self.hashes = hashes.unique().sort().to_numpy()
+        # Which hashes may be known, by their highest bits: a look-up that spares most of the searches.
+        self._shift = np.uint64(64 - max(_SLOTS * len(self.hashes), 2).bit_length())
+        self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
+        self._maybe[self.hashes >> self._shift] = True
 
-    def __init__(self, words: pl.Series) -> None:
-        lengths = words.list.len().to_numpy().astype(np.int64)
-        hashes = words.explode(empty_as_null=False, keep_nulls=False).hash(seed=1).to_numpy()
-        self.text = np.repeat(np.arange(len(lengths)), lengths)
-        """Number of the text that each word is of, (words,)."""
-        self.left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(hashes))
-        """Words from each word to the end of its text, itself included, (words,)."""
-        # uint64 arithmetic wraps around on purpose: polynomial hashes modulo 2**64 (Karp and Rabin, 1987).
-        powers, inverses = (
-            np.cumprod(np.full(len(hashes), base, np.uint64), dtype=np.uint64)
-            for base in (self._BASE, pow(self._BASE, -1, 2**64))
-        )
-        self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(hashes * powers, dtype=np.uint64)])
-        self._inverses = inverses
-
-    def ngrams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first word's place and the 64-bit hash of every run of n words within a text, (runs,) each."""
-        starts = np.flatnonzero(self.left >= n)
-        return starts, (self._sums[starts + n] - self._sums[starts]) * self._inverses[starts]
+    def places(self, hashes: np.ndarray) -> np.ndarray:
+        """Return where in `hashes` known ones stand."""
+        maybe = np.flatnonzero(self._maybe[hashes >> self._shift])
+        if not len(maybe):
+            return maybe
+        found = hashes[maybe]
+        return maybe[self.hashes[np.minimum(np.searchsorted(self.hashes, found), len(self.hashes) - 1)] == found]
 
 
 class Comparison:
@@ -173,26 +166,28 @@ class Comparison:
 
     def __init__(self, items: pl.DataFrame, settings: Contamination) -> None:
         """Index the n-grams of `items` (evaluation_set, item, text)."""
-        self._settings, self._words = settings, words_without_punctuation(items["text"])
-        lengths = self._words.list.len().to_numpy().astype(np.int64)
-        # Words per n-gram of each item: one of fewer than n words is one n-gram; 0 where it is not judged.
-        own = np.where(lengths >= settings.min_words, np.minimum(lengths, settings.words), 0)
-        self._lengths = sorted(set(own.tolist()) - {0})
-        words, frames = Words(self._words), [pl.DataFrame(schema=_INDEX_SCHEMA)]
-        for n in self._lengths:
-            starts, hashes = words.ngrams(n)
-            mine = own[words.text[starts]] == n
-            number = words.text[starts[mine]]
-            place = lengths[number] - words.left[starts[mine]]
-            frames.append(pl.DataFrame([hashes[mine], number, place, np.full(len(place), n)], schema=_INDEX_SCHEMA))
+        self._settings, self._words = settings, segment(map(normalise, items["text"]))
+        words, self._n = Words.of(self._words), UNITS_PER_WORD * settings.words
+        judged = words.totals >= UNITS_PER_WORD * settings.min_words
+        places, ends = words.runs(self._n)
+        own = judged[words.text_of(places)]
+        places, ends = places[own], ends[own]
+        # Shorter items are one n-gram each, of as many lengths. Documents are searched for their beginnings alone,
+        # which have one length, and what follows there is compared.
+        short = np.flatnonzero(judged & (words.totals < self._n))
+        first, last = words.starts[short], words.starts[short + 1]
+        begin = np.searchsorted(words.reach, words.reach[first] + UNITS_PER_WORD * settings.min_words)
+        self._short = pl.DataFrame(
+            {"beginning": words.hash(first, begin), "n": last - first, "hash": words.hash(first, last)}
+        ).unique(maintain_order=True)
+        places, ends = np.concatenate([places, first]), np.concatenate([ends, last])
+        number = words.text_of(places)
         # An n-gram counts once for an item that repeats it.
-        self._index = pl.concat(frames).unique(["hash", "number"], keep="first", maintain_order=True)
-        self._known = self._index["hash"].unique().sort().to_numpy()
-        # Which hashes may be known, by their highest bits: a look-up that spares most of the searches.
-        self._shift = np.uint64(64 - (_SLOTS * len(self._known)).bit_length())
-        self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
-        self._maybe[self._known >> self._shift] = True
-        self._items = items.select("evaluation_set", "item", number=pl.int_range(pl.len()), judged=pl.Series(own > 0))
+        self._index = pl.DataFrame(
+            [words.hash(places, ends), number, places - words.starts[number], ends - places], schema=_INDEX_SCHEMA
+        ).unique(["hash", "number"], keep="first", maintain_order=True)
+        self._known, self._beginnings = _Known(self._index["hash"]), _Known(self._short["beginning"])
+        self._items = items.select("evaluation_set", "item", number=pl.int_range(pl.len()), judged=pl.Series(judged))
         self._documents = dict.fromkeys(CORPORA, 0)
         self._holders = dict.fromkeys(CORPORA, pl.DataFrame(schema=_HOLDERS_SCHEMA))
         self._best = dict.fromkeys(CORPORA, pl.DataFrame(schema=_BEST_SCHEMA))
@@ -200,17 +195,14 @@ class Comparison:
     def feed(self, corpus: str, documents: pl.DataFrame) -> None:
         """Compare a batch of documents (id, text) of one of CORPORA with all items."""
         self._documents[corpus] += len(documents)
-        if not len(self._known):
+        if self._index.is_empty():
             return
-        ids, words, frames = documents["id"], Words(words_without_punctuation(documents["text"])), []
-        for n in self._lengths:
-            starts, hashes = words.ngrams(n)
-            maybe = self._maybe[hashes >> self._shift]
-            starts, hashes = starts[maybe], hashes[maybe]
-            at = np.minimum(np.searchsorted(self._known, hashes), len(self._known) - 1)
-            known = self._known[at] == hashes
-            frames.append(pl.DataFrame({"position": words.text[starts[known]], "hash": hashes[known]}))
-        held = pl.concat(frames).unique()
+        ids, words = documents["id"], Words.of(segment(map(normalise, documents["text"])))
+        places, ends = words.runs(self._n)
+        hashes = words.hash(places, ends)
+        at = self._known.places(hashes)
+        found = pl.concat([pl.DataFrame({"place": places[at], "hash": hashes[at]}), self._short_items(words)])
+        held = found.select("hash", position=words.text_of(found["place"].to_numpy())).unique()
         if held.is_empty():
             return
         holders = pl.concat([self._holders[corpus], held.group_by("hash").agg(documents=pl.len().cast(pl.Int64))])
@@ -218,13 +210,25 @@ class Comparison:
         overlaps = (
             held.join(self._index, on="hash")
             .group_by("position", "number")
-            .agg(shared=pl.len().cast(pl.Int64), place=pl.col("place").min(), n=pl.col("n").first())
+            .agg(shared=pl.len().cast(pl.Int64), place=pl.col("place").min(), n=pl.col("n").sort_by("place").first())
             .sort("position")
         )
         overlaps = overlaps.with_columns(document=ids.gather(overlaps["position"])).select(_BEST_SCHEMA.keys())
         # Of equal overlaps the first document's stays, so that batches do not matter.
         best = pl.concat([self._best[corpus], overlaps]).sort("shared", descending=True, maintain_order=True)
         self._best[corpus] = best.unique("number", keep="first", maintain_order=True)
+
+    def _short_items(self, words: Words) -> pl.DataFrame:
+        """Return place and hash of the runs that are an item shorter than n words."""
+        places, ends = words.runs(UNITS_PER_WORD * self._settings.min_words)
+        hashes = words.hash(places, ends)
+        at = self._beginnings.places(hashes)
+        starts = pl.DataFrame({"place": places[at], "beginning": hashes[at]})
+        runs = starts.join(self._short, on="beginning").with_columns(end=pl.col("place") + pl.col("n"))
+        text_ends = words.starts[words.text_of(runs["place"].to_numpy()) + 1]
+        runs = runs.filter(pl.col("end") <= pl.Series(text_ends))
+        same = words.hash(runs["place"].to_numpy(), runs["end"].to_numpy()) == runs["hash"].to_numpy()
+        return runs.filter(pl.Series(same)).select("place", "hash")
 
     def results(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return the tables of CONTAMINATION_COLUMNS and of CONTAMINATED_ITEM_COLUMNS.
@@ -287,9 +291,11 @@ def compare(
     """
     comparison = Comparison(items, settings)
     for corpus, rows in documents:
-        for batch in rows.iter_slices(_BATCH):
-            comparison.feed(corpus, batch)
-            progress.advance(len(batch))
+        start = 0
+        for texts in batched(rows["text"]):
+            comparison.feed(corpus, rows.slice(start, len(texts)))
+            start += len(texts)
+            progress.advance(len(texts))
     return comparison.results()
 
 
@@ -343,7 +349,7 @@ def misplaced(listed: pl.DataFrame, documents: Iterable[tuple[str, pl.DataFrame]
     for corpus, rows in documents:
         wanted = listed.filter(pl.col("corpus") == corpus).select("document", "ngram")
         found = wanted.unique().join(rows, left_on="document", right_on="id")
-        texts = words_without_punctuation(found["text"]).list.join(" ")
+        texts = segment(map(normalise, found["text"])).list.join(" ")
         for document, ngram, text in zip(found["document"], found["ngram"], texts, strict=True):
             if f" {ngram} " in f" {text} ":
                 missing.pop((corpus, document, ngram), None)

@@ -152,7 +152,7 @@ def neighbor_candidates(
             "candidates": dg.AssetIn(["pairing", "neighbor_candidates"], partition_mapping=ALL),
             "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
         },
-        code_version=settings.experiment.version("1", *_FILTER),
+        code_version=settings.experiment.version("2", *_FILTER),
         metadata=column_metadata(PAIR_COLUMNS),
     )
 )

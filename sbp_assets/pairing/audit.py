@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.shingles import shared, whitespace_shingles
+from sbp_assets.corpus.shingles import overlap, shingled
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.pairing.embed import Engine, embed, vectors_of
 from sbp_assets.pairing.filter import texts_of
@@ -229,7 +229,7 @@ def _similarities(candidates: pl.LazyFrame, pairs: pl.DataFrame, sides: dict[str
 def _shared(d1: str | None, d2: str | None, words: int) -> float:
     if d1 is None or d2 is None:
         return float("nan")
-    return shared(whitespace_shingles(d1, words), whitespace_shingles(d2, words))
+    return overlap(*shingled([d1, d2], words))
 
 
 def _some(*ids: pl.Series) -> str:

@@ -5,7 +5,8 @@ A pair (d1, d2) is kept in the shard of its d1 and nowhere else, so no pair can 
 pairs of the corpus are then symmetric before the caps. The steps, in this order:
 
 1. similarity at least `min_similarity`, and at most `max_similarity`;
-2. near-copies: a pair is dropped when more than `max_shared_shingles` of d2's word shingles occur in d1;
+2. near-copies: a pair is dropped when more than `max_shared_shingles` of d2's word shingles occur in d1, or when one
+   of the two is shorter than a shingle and stands in the other as a whole;
 3. the cap on d2, which spans shards: see `d2_places`;
 4. the cap on d1, exact, for all pairs of a d1 are here. The most similar stay; ties go to the smaller d2.
 """
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from sbp_assets.corpus.shingles import shared, whitespace_shingles
+from sbp_assets.corpus.shingles import Text, overlap, shingled
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.progress import Progress
@@ -28,7 +29,13 @@ PAIR_COLUMNS = [
     Column("d2", pl.String, "Related document that the synthesizer learns to write from d1.", _EITHER_SIDE),
     Column("d2_shard", pl.String, "Shard of d2.", "pairing/neighbor_candidates.neighbor_shard"),
     Column("similarity", pl.Float32, "Cosine of the two.", "pairing/neighbor_candidates"),
-    Column("shared_shingles", pl.Float32, "Share of d2's word shingles that occur in d1.", "corpus/documents.text"),
+    Column(
+        "shared_shingles",
+        pl.Float32,
+        "Share of d2's word shingles that occur in d1; where one of the two is shorter than a shingle, 1 if it stands "
+        "in the other as a whole, else 0.",
+        "corpus/documents.text",
+    ),
 ]
 PAIR_SCHEMA = table_schema(PAIR_COLUMNS)
 
@@ -139,15 +146,18 @@ def texts_of(ids: pl.Series, documents: pl.LazyFrame) -> dict[str, str]:
     return dict(rows.iter_rows())
 
 
+def _compared(ids: pl.Series, documents: pl.LazyFrame, words: int) -> dict[str, Text]:
+    texts = texts_of(ids, documents)
+    return dict(zip(texts, shingled(texts.values(), words), strict=True))
+
+
 def _shared_shingles(
     found: pl.DataFrame, documents: Mapping[str, pl.LazyFrame], shard: str, words: int, progress: Progress
 ) -> pl.DataFrame:
-    first = {id_: whitespace_shingles(text, words) for id_, text in texts_of(found["d1"], documents[shard]).items()}
+    first = _compared(found["d1"], documents[shard], words)
     parts = [found.clear().with_columns(shared_shingles=pl.lit(None, pl.Float64))]
     for (key,), rows in found.partition_by("d2_shard", as_dict=True, maintain_order=True).items():
-        second = {
-            id_: whitespace_shingles(text, words) for id_, text in texts_of(rows["d2"], documents[str(key)]).items()
-        }
+        second = _compared(rows["d2"], documents[str(key)], words)
         shares = []
         for d1, d2 in rows.select("d1", "d2").iter_rows():
             if d1 not in first or d2 not in second:
@@ -156,7 +166,7 @@ def _shared_shingles(
                     f"document {missing!r} is a neighbour candidate but not in corpus/documents of its shard; "
                     "re-materialise pairing from the present documents"
                 )
-            shares.append(shared(first[d1], second[d2]))
+            shares.append(overlap(first[d1], second[d2]))
             progress.advance()
         parts.append(rows.with_columns(shared_shingles=pl.Series(shares, dtype=pl.Float64)))
     return pl.concat(parts)

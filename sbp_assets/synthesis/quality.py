@@ -21,14 +21,16 @@ import hashlib
 import heapq
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.corpus.shingles import normalise, segmented_shingles, shared, whitespace_shingles, whitespace_words
+from sbp_assets.corpus.shingles import Words, batched, normalise, segment, shared, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
 
@@ -44,13 +46,14 @@ COPY_THRESHOLD = 0.5
 DEFINITIONS = {
     "repetition": (
         f"Share of documents in which more than {REPETITION_THRESHOLD:.0%} of the {REPETITION_WORDS}-word sequences "
-        "repeat an earlier one of the same document."
+        "repeat an earlier one of the same document (words without punctuation; of a script without spaces, 6 Chinese "
+        "characters or 12 letters of another)."
     ),
     "duplicates": (
-        "Share of documents of a fixed sample that equal an earlier one of it (case and white space aside) or reach "
-        "the corpus' deduplication threshold (exact Jaccard similarity of word shingles) with one. It grows with the "
-        "sample, whose size is in `sample`: of all shards together in quality_table, of one shard in quality; the "
-        "paper samples 1M."
+        "Share of documents of a fixed sample that equal an earlier one of it (case, forms of characters and white "
+        "space aside) or reach the corpus' deduplication threshold (exact Jaccard similarity of word shingles) with "
+        "one. It grows with the sample, whose size is in `sample`: of all shards together in quality_table, of one "
+        "shard in quality; the paper samples 1M."
     ),
     "non_factual": "Share of documents that state a fact which is false in the world of concepts.",
     "false_statements": "Share of the documents' statements of facts that are false in the world of concepts.",
@@ -58,7 +61,7 @@ DEFINITIONS = {
     "no_concept": "Share of documents that name no concept at all.",
     "pair_copying": (
         f"Share of syntheses of which more than {COPY_THRESHOLD:.0%} of the word shingles (of the pair filter's "
-        "length) stand in their seed document."
+        "length, or that of the shorter text) stand in their seed document."
     ),
 }
 JUDGED_DEFINITIONS = {
@@ -138,11 +141,12 @@ def quality_rows(
     filter, `world` the ground truth of the concepts source, `scratch` an empty directory for `duplicate_flags`.
     """
     pairs = synthetic.select("text", "seed_text").rows()
+    copied = copies(synthetic["text"].to_list(), synthetic["seed_text"].to_list(), copy_words)
     sizes = {SYNTHETIC: len(synthetic), REAL: len(real)}
     found: dict[tuple[str, str], tuple[int, int]] = {}  # flagged, scored
     for corpus, texts in ((SYNTHETIC, synthetic["text"].to_list()), (REAL, real["text"].to_list())):
         duplicates = duplicate_flags([texts], dedup_settings, scratch / corpus, memory_limit)
-        found["repetition", corpus] = sum(map(is_repetitive, texts)), len(texts)
+        found["repetition", corpus] = sum(repetitive(texts)), len(texts)
         found["duplicates", corpus] = sum(duplicates), len(texts)
         if world:
             stated = [world.statements(text) for text in texts]
@@ -150,7 +154,7 @@ def quality_rows(
             found["non_factual", corpus] = sum(count > 0 for count in false), len(texts)
             found["false_statements", corpus] = sum(false), sum(map(len, stated))
             found["no_concept", corpus] = sum(world.concept_of(text) is None for text in texts), len(texts)
-    found["pair_copying", SYNTHETIC] = sum(is_copy(text, seed, copy_words) for text, seed in pairs), len(pairs)
+    found["pair_copying", SYNTHETIC] = sum(copied), len(pairs)
     if world:
         found["pair_irrelevance", SYNTHETIC] = sum(is_irrelevant(text, seed, world) for text, seed in pairs), len(pairs)
     rows = []
@@ -241,14 +245,20 @@ def ids_of(frame: pl.LazyFrame) -> Iterator[str]:
     yield from frame.select("id").collect()["id"]
 
 
+def repetitive(texts: Iterable[str]) -> list[bool]:
+    """Return for each text whether more than 20% of its 4-word sequences have occurred before in it."""
+    flags: list[bool] = []
+    for batch in batched(texts):
+        sequences, bounds = Words.of(segment(map(normalise, batch))).shingles(REPETITION_WORDS)
+        for first, end in pairwise(bounds.tolist()):
+            repeated = end - first - len(np.unique(sequences[first:end]))
+            flags.append(repeated / (end - first) > REPETITION_THRESHOLD)
+    return flags
+
+
 def is_repetitive(text: str) -> bool:
-    """Return whether more than 20% of the text's 4-word sequences have occurred before in it."""
-    words = whitespace_words(text)
-    total = len(words) - REPETITION_WORDS + 1
-    if total <= 0:
-        return False
-    distinct = len({tuple(words[start : start + REPETITION_WORDS]) for start in range(total)})
-    return (total - distinct) / total > REPETITION_THRESHOLD
+    """Return whether one text is `repetitive`."""
+    return repetitive([text])[0]
 
 
 def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: Path, memory_limit: str) -> list[bool]:
@@ -266,19 +276,19 @@ def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: 
     seen: set[bytes] = set()
     flags: list[bool] = []
     staged = False
-    for number, texts in enumerate(batches):
-        numbers, shingles = [], []
+    for number, texts in enumerate(part for batch in batches for part in batched(batch)):
+        numbers, different = [], []
         for text in map(normalise, texts):
             digest = hashlib.sha256(text.encode()).digest()
             if digest not in seen:
                 numbers.append(len(flags))
-                shingles.append(sorted(segmented_shingles(text, settings.shingle_words)))
+                different.append(text)
             flags.append(digest in seen)
             seen.add(digest)
         if numbers:
-            # By hash of 64 bits: among 10**9 different shingles the chance of any false meeting is 3%.
-            frame = pl.DataFrame({"n": numbers, "shingle": shingles}).explode("shingle")
-            frame.with_columns(pl.col("shingle").hash()).write_parquet(scratch / f"shingles-{number}.parquet")
+            shingles, bounds = Words.of(segment(different)).shingles(settings.shingle_words)
+            frame = pl.DataFrame({"n": np.repeat(np.array(numbers), np.diff(bounds)), "shingle": shingles})
+            frame.unique().write_parquet(scratch / f"shingles-{number}.parquet")
             staged = True
     if staged:
         with duckdb.connect() as db:
@@ -319,17 +329,19 @@ SELECT DISTINCT b FROM compared WHERE shared / (size_a + size_b - shared) >= $th
 """
 
 
-def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
-    """Return whether more than half of a synthetic document's shingles stand in its seed document.
+def copies(texts: Sequence[str], seed_texts: Sequence[str], shingle_words: int) -> list[bool]:
+    """Return for each synthetic document whether more than half of its shingles stand in its seed document.
 
-    Of a document shorter than a shingle all words must stand there in a row. Shingles are those of the pair filter, so
-    a synthetic document is held to the limit that pairs were held to.
+    Shingles are those of the pair filter, so a synthetic document is held to the limit that pairs were held to; where
+    one of two texts is shorter than a shingle, they are as long as it. An empty document copies nothing.
     """
-    words = min(shingle_words, len(text.split()))
-    if not words:
-        return False
-    own, seed = whitespace_shingles(text, words), whitespace_shingles(seed_text, words)
-    return shared(seed, own) > COPY_THRESHOLD
+    pairs = zip(shingled(texts, shingle_words), shingled(seed_texts, shingle_words), strict=True)
+    return [bool(text.units) and shared(seed, text) > COPY_THRESHOLD for text, seed in pairs]
+
+
+def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
+    """Return whether one synthetic document copies its seed document (`copies`)."""
+    return copies([text], [seed_text], shingle_words)[0]
 
 
 def is_irrelevant(text: str, seed_text: str, world: ConceptWorld) -> bool:

@@ -49,7 +49,7 @@ ALL_SYNTHETIC_DOCUMENTS = dg.AssetIn(["synthesis", "synthetic_documents"], parti
         kinds={"polars", "duckdb", "parquet"},
         io_manager_key="parquet",
         code_version=settings.experiment.version(
-            "3", "truth", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"
+            "4", "truth", "corpus.dedup", "pairing.shingle_tokens", "synthesis.quality_sample"
         ),
         metadata=column_metadata(QUALITY_COLUMNS),
     )
@@ -160,7 +160,7 @@ def judgements(
         kinds={"polars", "duckdb", "parquet"},
         io_manager_key="parquet",
         pool="memory",
-        code_version=settings.experiment.version("3", "corpus.dedup", "synthesis.duplicate_sample", "synthesis.judge"),
+        code_version=settings.experiment.version("4", "corpus.dedup", "synthesis.duplicate_sample", "synthesis.judge"),
         metadata=column_metadata(
             QUALITY_TABLE_COLUMNS,
             **dict.fromkeys(("metric", "corpus", "method"), "synthesis/quality"),

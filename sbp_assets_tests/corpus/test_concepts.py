@@ -7,7 +7,7 @@ import pytest
 from sbp_assets.corpus.concept_texts import ATTRIBUTES, CLAUSES, FILLERS, GENRES, KINDS
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.ingest import read_shard, source_manifest
-from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
+from sbp_assets.corpus.shingles import jaccard, shingled
 from sbp_assets.settings import ConceptsSource
 from sbp_assets.storage.progress import Progress
 
@@ -35,7 +35,7 @@ def test_documents_have_the_asked_facts_length_and_variety() -> None:
         assert {s.concept for s in statements} == {WORLD.concept_of(text)}
         assert 55 <= len(text.split()) <= 115
         assert text.split("\n")[0] in {genre.line for genre in GENRES}
-    sets = [segmented_shingles(normalise(text), 5) for text in TEXTS]
+    sets = [text.shingles for text in shingled(TEXTS, 5)]
     assert max(jaccard(a, b) for a, b in itertools.combinations(sets[:120], 2)) < 0.5
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from sbp_assets.corpus import dedup
 from sbp_assets.corpus.audit import dangling_duplicates
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
+from sbp_assets.corpus.shingles import jaccard, normalise, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.progress import Progress
+from sbp_assets_tests.twins import TWINS, extract
 
 SETTINGS = Dedup(shingle_words=2, permutations=64, bands=32, threshold=0.6)
 Rows = list[tuple[str, str]]
@@ -57,7 +58,7 @@ def test_exact_near_and_id_duplicates_point_at_the_first() -> None:
 def test_a_document_is_not_dropped_for_a_document_that_is_dropped() -> None:
     # b is near a; c is near b, not near a: b goes, so c stays.
     a, b, c = words(40), words(40, 8), " ".join(["y", *words(40, 8).split()[8:]])
-    sets = [segmented_shingles(text, 2) for text in (a, b, c)]
+    sets = [text.shingles for text in shingled((a, b, c), 2)]
     assert jaccard(sets[0], sets[1]) >= 0.6 <= jaccard(sets[1], sets[2])
     assert jaccard(sets[0], sets[2]) < 0.6
     dropped, _ = find([[("a", a), ("b", b), ("c", c)]])
@@ -95,7 +96,7 @@ def test_law_every_cluster_keeps_exactly_one(shards: list[Rows]) -> None:
         mine, other = (row["shard"], row["id"]), (row["kept_shard"], row["kept_id"])
         assert other not in gone
         assert place[other] < place[mine]
-        similarity = jaccard(segmented_shingles(texts[mine], 2), segmented_shingles(texts[other], 2))
+        similarity = jaccard(*(text.shingles for text in shingled((texts[mine], texts[other]), 2)))
         if row["kind"] == "id":
             assert row["id"] == row["kept_id"]
         else:
@@ -112,12 +113,32 @@ def test_a_giant_bucket_of_templated_text_stays_linear_and_loses_nothing(monkeyp
     chosen = SETTINGS.model_copy(update={"permutations": 32, "bands": 16})
     frame = " ".join(f"boilerplate{i}" for i in range(30))
     rows = [(str(i), f"{frame} {' '.join(f'item{i}part{j}' for j in range(30))}") for i in range(400)]
-    rows += [(f"copy{i}", f"{rows[i][1]} !") for i in range(0, 400, 50)]
+    rows += [(f"copy{i}", f"{rows[i][1]} again") for i in range(0, 400, 50)]
     dropped, counts = find([rows], chosen)
     assert sorted(dropped["id"]) == sorted(f"copy{i}" for i in range(0, 400, 50))
     assert counts["large_buckets"] > 0
     # At most 2 * reach * bands a text; all pairs would be 83,028.
     assert counts["candidate_pairs"] <= 408 * 2 * 2 * 16
+
+
+@pytest.mark.parametrize("language", TWINS)
+def test_a_near_duplicate_is_one_in_every_language(language: str) -> None:
+    passage, lake, letters = TWINS[language]
+    rows = [
+        ("text", passage + lake),
+        ("other", letters),
+        ("edited", passage + lake[: -len(lake) // 6]),
+        ("half", passage),
+        ("short", extract(letters, 4)),
+        ("same short", f" {extract(letters, 4).upper()}.\u200b"),
+        ("other short", extract(lake, 4)),
+    ]
+    dropped, _ = find([rows], Dedup())
+    assert dropped.select("id", "kept_id", "kind").rows() == [
+        ("edited", "text", "near"),
+        ("same short", "short", "near"),
+    ]
+    assert dropped["jaccard"][1] == 1
 
 
 def test_empty_shards_and_single_documents() -> None:

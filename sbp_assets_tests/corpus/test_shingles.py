@@ -1,106 +1,223 @@
-"""The three segmentations, each against its behaviour written out: artifacts depend on every one of them."""
+"""Words and shingles of every script: the cases written out, and the laws that hold for any text."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
+from hashlib import blake2b
+from itertools import accumulate
 
-import polars as pl
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sbp_assets.corpus.shingles import (
-    UNSPACED,
+    UNITS_PER_WORD,
+    Text,
+    Words,
+    batched,
     jaccard,
     normalise,
-    segmented_shingles,
-    segmented_words,
+    overlap,
+    segment,
     shared,
-    whitespace_shingles,
-    whitespace_words,
-    words_without_punctuation,
+    shingled,
 )
+from sbp_assets_tests.twins import TWINS
 
-# Letters of several scripts, punctuation, emoji, an underscore, combining accents and kinds of white space.
-CHARACTERS = "aZßİé\u0301日本ก가 \t\n\u00a0\u3000_7'’-.!🦊\u200d"
+# Letters, marks and digits of many scripts, punctuation, emoji, what is invisible, and kinds of white space.
+CHARACTERS = (
+    "aZßİΣς\u0301\u0345é9²_.'’!-"
+    + "日々〆ガカ\u3099ー"
+    + "กิำเ๒"
+    + "ກິຳ"
+    + "ខ\u17d2ម៉"
+    + "မ\u1039ြာ"
+    + "हि\u094d"
+    + "한\u1112\u1161"
+    + "🦊👩🏽🇩\u200d\ufe0f©"
+    + "\u200b\u00ad\ufeff"
+    + " \t\n\u00a0\u3000"
+    + "ｶﾞＡﬁ㎏…。"
+)
 TEXTS = st.text(st.sampled_from(CHARACTERS), max_size=30) | st.text(max_size=30)
+# Words of 3, 2 and 1 units.
+MIXED = st.lists(st.sampled_from(["red", "fox", "日", "本", "ก", "か", "ខ្ម"]), max_size=25)
+
+
+def words(text: str) -> list[str]:
+    return segment([normalise(text)])[0].to_list()
+
+
+def one(text: str, words: int = 5) -> Text:
+    return next(shingled([text], words))
+
+
+def length(text: str) -> float:
+    return one(text).units / UNITS_PER_WORD
 
 
 @pytest.mark.parametrize(
-    ("text", "segmented", "spaced", "without_punctuation"),
+    ("text", "expected"),
     [
-        ("The cat's Hat!", ["the", "cat", "'", "s", "hat", "!"], ["the", "cat's", "hat!"], ["the", "cat", "s", "hat"]),
-        ("日本 a日b", ["日", "本", "a", "日", "b"], ["日本", "a日b"], ["日", "本", "a", "日", "b"]),
-        ("snake_case ?!", ["snake_case", "?!"], ["snake_case", "?!"], ["snake", "case"]),
-        ("Straße", ["strasse"], ["straße"], ["straße"]),
-        ("Cafe\u0301", ["café"], ["cafe\u0301"], ["café"]),
-        ("🦊🦊 …", ["🦊🦊", "…"], ["🦊🦊", "…"], []),
-        (" \n", [], [], []),
+        ("The cat's Hat, 3.5!", ["the", "cat", "s", "hat", "3", "5"]),
+        ("snake_case ?!", ["snake", "case"]),
+        ("Straße STRASSE ΟΔΟΣ οδος", ["strasse", "strasse", "οδοσ", "οδοσ"]),
+        ("Cafe\u0301 Café", ["café", "café"]),
+        ("ＡＢＣ１２ ﬁne ｶﾞｽ", ["abc12", "fine", "ガ", "ス"]),
+        ("日本 a日b 2024年", ["日", "本", "a", "日", "b", "2024", "年"]),
+        ("コーヒー、人々", ["コ", "ー", "ヒ", "ー", "人", "々"]),
+        ("ที่นี่ ๑๒", ["ที่", "นี่", "๑๒"]),
+        ("ខ្មែរ\u200bស្រី", ["ខ្មែ", "រ", "ស្រី"]),
+        ("မြန်မာ ဗုဒ္ဓ", ["မြ", "န်", "မာ", "ဗု", "ဒ္ဓ"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("བོད་སྐད།", ["བོད", "སྐད"]),
+        ("soft\u00adware\u200b \ufeffmi\u200cx", ["software", "mix"]),
+        ("ok 👍🏽 👩\u200d🔬 ❤\ufe0f 🇩🇪🇫🇷", ["ok", "👍🏽", "👩", "🔬", "❤", "🇩🇪", "🇫🇷"]),
+        ("a = b + 1;", ["a", "b", "1"]),
+        ("?! …", ["?!", "..."]),
+        (" \n\u200b", []),
     ],
 )
-def test_the_segmentations_differ_in_punctuation_scripts_and_case(
-    text: str, segmented: list[str], spaced: list[str], without_punctuation: list[str]
-) -> None:
-    assert segmented_words(normalise(text)) == segmented
-    assert whitespace_words(text) == spaced
-    assert words_without_punctuation(pl.Series([text]))[0].to_list() == without_punctuation
+def test_words_of_scripts_punctuation_and_emoji(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_thai_vowels_lao_vowels_and_marks_stay_with_their_letter() -> None:
+    for script in ("Thai", "Lao", "Khmer", "Burmese", "Hindi"):
+        for word in words(TWINS[script].passage):
+            assert word[0] not in "\u0e31\u0e34\u0e48\u0eb4\u0ec8\u17b6\u17d2\u103b\u1039\u093f\u094d", (script, word)
+
+
+def test_a_run_of_n_words_is_about_as_much_text_in_every_language() -> None:
+    english = length(TWINS["English"].passage)
+    for language, twin in TWINS.items():
+        assert 0.5 < length(twin.passage) / english < 1.6, language
+    assert (length("日本語"), length("かな"), length("กข"), length("red fox"), length("🦊")) == (2, 2 / 3, 2 / 3, 2, 1)
 
 
 @given(TEXTS)
-def test_normalised_text_is_composed_case_folded_and_single_spaced(text: str) -> None:
-    assert normalise(text) == " ".join(unicodedata.normalize("NFC", text).casefold().split())
+@example("ᾳ\u0345")
+def test_normalisation_is_done_once_and_for_all(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
 
 
-def is_unspaced(character: str) -> bool:
-    return re.fullmatch(f"[{UNSPACED}]", character) is not None
+LETTERS_AND_MARKS = {
+    "Latin": "aé\u0301\u0323",
+    "Japanese": "日かガー々\u3099",
+    "Thai": "กเำิ\u0e48\u0e33",
+    "Lao": "ກເຳິ\u0ec8\u0ebc",
+    "Khmer": "ខមា\u17d2\u17c9",
+    "Burmese": "မကာြ\u1039\u103a\u1038",
+    "Hindi": "कषिा\u094d\u0902",
+    "Korean": "한\u1112\u1161\u11ab",
+}
 
 
-def expected_segments(text: str) -> list[str]:
-    """One character after another, as the pattern of the segments says it at once."""
-    found: list[str] = []
-    last = ""
-    for character in text:
-        if is_unspaced(character):
-            kind = "single"
-        elif re.fullmatch(r"\w", character):
-            kind = "word"
-        else:
-            kind = "space" if character.isspace() and re.fullmatch(r"\s", character) else "punctuation"
-        if kind == last and kind in ("word", "punctuation"):
-            found[-1] += character
-        elif kind != "space":
-            found.append(character)
-        last = kind
-    return found
+@given(st.sampled_from(list(LETTERS_AND_MARKS.values())), st.data())
+def test_no_grapheme_cluster_is_cut(script: str, data: st.DataObject) -> None:
+    regex = pytest.importorskip("regex")  # Comes with transformers.
+    # Begins with a letter, so that no mark stands alone.
+    text = normalise(script[0] + data.draw(st.text(script, max_size=12)))
+    cuts, clusters = (set(accumulate(map(len, parts))) for parts in (words(text), regex.findall(r"\X", text)))
+    assert "".join(words(text)) == text and cuts <= clusters
 
 
-@given(TEXTS, st.integers(1, 6))
-def test_segmented_shingles_are_runs_of_segments_and_a_short_text_is_one(text: str, words: int) -> None:
-    normalised = normalise(text)
-    segments = expected_segments(normalised)
-    assert segmented_words(normalised) == segments
-    runs = {" ".join(segments[start : start + words]) for start in range(len(segments) - words + 1)}
-    assert segmented_shingles(normalised, words) == (runs or {" ".join(segments)})
+@given(TEXTS, TEXTS, st.sampled_from([" ", "\n\n", "\u3000", " — ", "..."]))
+def test_words_of_two_texts_are_those_of_one_and_of_the_other(a: str, b: str, between: str) -> None:
+    # A text without words has its punctuation instead.
+    a, b = f"{a} x", f"y {b}"
+    assert words(a + between + b) == words(a) + words(b)
 
 
-@given(TEXTS, st.integers(1, 6))
-def test_whitespace_shingles_are_hashed_runs_of_spaced_words_and_an_empty_text_has_none(text: str, words: int) -> None:
-    split = text.lower().split()
-    assert whitespace_words(text) == split
-    runs = {hash(tuple(split[start : start + words])) for start in range(len(split) - words + 1)}
-    assert whitespace_shingles(text, words) == (runs or ({hash(tuple(split))} if split else set()))
+@given(TEXTS)
+def test_case_and_white_space_between_words_do_not_matter(text: str) -> None:
+    spread = "  ".join(words(text))
+    assert words(spread) == words(text) == words(f"\t{spread} ".upper().lower().upper())
+    assert one(spread, 2).shingles.tolist() == one(text, 2).shingles.tolist()
 
 
-@given(st.sets(st.integers(0, 9)), st.sets(st.integers(0, 9)))
-def test_similarities_of_sets(a: set[int], b: set[int]) -> None:
-    strings = {str(n) for n in a}, {str(n) for n in b}
-    assert jaccard(*strings) == (len(a & b) / len(a | b) if a | b else 1.0)
-    assert shared(a, b) == (sum(n in a for n in b) / len(b) if b else 1.0)
+def expected_runs(tokens: list[str], n: int) -> list[tuple[str, ...]]:
+    """Return the shortest runs of n words or more, the lengths written out; all of a shorter text."""
+    lengths = [{"red": 3, "fox": 3, "日": 2, "本": 2}.get(token, 1) for token in tokens]
+    runs = []
+    for start in range(len(tokens)):
+        for end in range(start + 1, len(tokens) + 1):
+            if sum(lengths[start:end]) >= 3 * n:
+                runs.append(tuple(tokens[start:end]))
+                break
+    return runs or [tuple(tokens)]
 
 
-def test_shared_shingles_of_pairs() -> None:
-    assert len(whitespace_shingles("a b c d", 3)) == 2
-    assert whitespace_shingles("A  b\nC", 3) == whitespace_shingles("a b c", 3)
-    assert len(whitespace_shingles("a b", 13)) == 1 and whitespace_shingles("  ", 13) == set()
-    assert shared(whitespace_shingles("a b c d", 2), whitespace_shingles("c d e", 2)) == 0.5
+@given(st.lists(MIXED, max_size=5), st.integers(1, 5))
+def test_shingles_are_the_shortest_runs_of_n_words_whatever_stands_before(texts: list[list[str]], n: int) -> None:
+    shingles, bounds = Words.of(segment(map(" ".join, texts))).shingles(n)
+    expected = [run for tokens in texts for run in expected_runs(tokens, n)]
+    assert np.diff(bounds).tolist() == [len(expected_runs(tokens, n)) for tokens in texts]
+    found: dict[tuple[str, ...], set[int]] = {}
+    for run, hashed in zip(expected, shingles.tolist(), strict=True):
+        found.setdefault(run, set()).add(hashed)
+    assert all(len(hashes) == 1 for hashes in found.values()), "equal runs are equal in every text"
+    assert len({hashed for hashes in found.values() for hashed in hashes}) == len(found), "others differ"
+
+
+def test_hashes_are_the_same_in_every_process_and_version() -> None:
+    # Signatures are stored, and those of shards from different days are compared.
+    red, fox = (int.from_bytes(blake2b(word, digest_size=8).digest(), "little") for word in (b"red", b"fox"))
+    assert one("Red fox", 2).shingles.tolist() == [(red + 6364136223846793005 * fox) % 2**64]
+    assert one("").shingles.tolist() == [0]
+
+
+def test_batches_are_bounded_by_texts_and_by_characters() -> None:
+    assert [len(batch) for batch in batched(["a"] * 1100)] == [512, 512, 76]
+    long = "a" * 3_000_000
+    assert [len(batch) for batch in batched([long, "a", long, long * 2, "a", "a"])] == [2, 1, 1, 2]
+    assert list(batched([])) == []
+
+
+@given(MIXED, MIXED, st.integers(1, 4))
+def test_a_text_keeps_its_shingles_when_another_follows(a: list[str], b: list[str], n: int) -> None:
+    first = one(" ".join(a), n)
+    both = one(" ".join(a + b), n)
+    if not first.whole:
+        assert set(first.shingles.tolist()) <= set(both.shingles.tolist())
+        assert shared(both, first) == 1
+
+
+@given(TEXTS, TEXTS, st.integers(1, 4))
+def test_similarities_are_shares_symmetric_where_they_should_be_and_1_of_a_text_with_itself(
+    a: str, b: str, n: int
+) -> None:
+    first, second = one(a, n), one(b, n)
+    assert jaccard(first.shingles, first.shingles) == shared(first, first) == overlap(first, first) == 1
+    assert jaccard(first.shingles, second.shingles) == jaccard(second.shingles, first.shingles)
+    for value in (jaccard(first.shingles, second.shingles), shared(first, second), overlap(first, second)):
+        assert 0 <= value <= 1
+    if first.whole or second.whole:
+        assert overlap(first, second) in (0, 1)
+    if first.whole and second.whole and words(a) != words(b):
+        assert jaccard(first.shingles, second.shingles) == 0
+
+
+@given(MIXED, MIXED, st.integers(1, 4))
+def test_similarities_are_those_of_the_sets_of_runs(a: list[str], b: list[str], n: int) -> None:
+    first, second = one(" ".join(a), n), one(" ".join(b), n)
+    runs, others = set(expected_runs(a, n)), set(expected_runs(b, n))
+    assert jaccard(first.shingles, second.shingles) == pytest.approx(len(runs & others) / len(runs | others))
+    if not (first.whole or second.whole):
+        assert shared(first, second) == pytest.approx(len(runs & others) / len(others))
+
+
+@pytest.mark.parametrize(
+    "script", [("one", "two", "three", "four"), ("甲乙", "丙丁", "戊己", "庚辛"), ("กขคง", "จฉชซ", "ฌญฎฏ", "ฐฑฒณ")]
+)
+def test_texts_shorter_than_a_shingle(script: tuple[str, ...]) -> None:
+    short, other, longer = " ".join(script[:2]), " ".join(script[1::-1]), " ".join([*script, *script[::-1]])
+    a, b, c, empty = (one(text, 5) for text in (short, other, longer, ""))
+    assert a.whole and b.whole and empty.whole and not c.whole
+    assert jaccard(a.shingles, a.shingles) == 1 and jaccard(a.shingles, b.shingles) == 0
+    assert overlap(a, c) == overlap(c, a) == 1, "it stands there whole, in whichever of the two"
+    assert overlap(a, b) == 0
+    assert shared(c, a) == 1 and 0 < shared(a, c) < 0.5, "little of the long one stands in the short one"
+    assert shared(a, empty) == overlap(a, empty) == overlap(empty, a) == jaccard(empty.shingles, empty.shingles) == 1
+    assert shared(empty, a) == jaccard(a.shingles, empty.shingles) == 0

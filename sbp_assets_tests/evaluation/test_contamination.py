@@ -1,13 +1,13 @@
 """Contamination: planted overlaps of known size, a plain implementation to compare with, and the checks' verdicts."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 import pytest
 
-from sbp_assets.corpus.shingles import words_without_punctuation
 from sbp_assets.evaluation import checks
 from sbp_assets.evaluation.benchmarks import BENCHMARKS
 from sbp_assets.evaluation.contamination import (
@@ -15,7 +15,6 @@ from sbp_assets.evaluation.contamination import (
     CORPORA,
     TEXTS,
     Comparison,
-    Words,
     above,
     compare,
     evaluation_items,
@@ -30,6 +29,7 @@ from sbp_assets.settings import Contamination
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.evaluation.conftest import HELDOUT as HELDOUT_ROWS
 from sbp_assets_tests.evaluation.conftest import QUESTIONS, write_benchmarks
+from sbp_assets_tests.twins import TWINS, extract
 
 SETTINGS = Contamination(words=5, min_words=3, max_share=0.1)
 VOCABULARY = [f"word{number}" for number in range(400)]
@@ -104,7 +104,8 @@ def test_short_items_are_matched_whole_and_shorter_ones_not_judged() -> None:
 
 def test_agrees_with_a_plain_implementation_whatever_the_batches() -> None:
     rng = random.Random(7)
-    few = VOCABULARY[:12]  # so that runs of words are shared by chance
+    few = [*VOCABULARY[:4], *"日本ก"]  # So that runs of words are shared by chance.
+    length = {"日": 2 / 3, "本": 2 / 3, "ก": 1 / 3}
 
     def text(words: int) -> str:
         return " ".join(rng.choice(few) for _ in range(words))
@@ -113,13 +114,20 @@ def test_agrees_with_a_plain_implementation_whatever_the_batches() -> None:
     documents = frame(**{f"d{n}": text(rng.randint(0, 80)) for n in range(60)})
     summary, listed = run(evaluated, ("unique", documents))
 
-    def grams(value: str, n: int) -> set[tuple[str, ...]]:
-        words = value.split()
-        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+    def words_in(words: Sequence[str]) -> float:
+        return round(sum(length.get(word, 1) for word in words), 6)
+
+    def grams(value: str, n: float) -> set[tuple[str, ...]]:
+        words, found = value.split(), set()
+        for first in range(len(words)):
+            ends = (end for end in range(first + 1, len(words) + 1) if words_in(words[first:end]) >= n)
+            if end := next(ends, 0):
+                found.add(tuple(words[first:end]))
+        return found
 
     expected = {}
     for name, value in evaluated.select("item", "text").iter_rows():
-        n = min(len(value.split()), SETTINGS.words)
+        n = min(words_in(value.split()), SETTINGS.words)
         if n < SETTINGS.min_words:
             continue
         own = grams(value, n)
@@ -137,11 +145,17 @@ def test_agrees_with_a_plain_implementation_whatever_the_batches() -> None:
     assert one_by_one.results()[1].equals(listed)
 
 
-def test_hashes_tell_order_and_text_ends_apart() -> None:
-    words = Words(words_without_punctuation(pl.Series(["a b c d", "", "b a c d", "a b c"])))
-    starts, hashes = words.ngrams(3)
-    assert words.text[starts].tolist() == [0, 0, 2, 2, 3]
-    assert hashes[0] == hashes[4] and len(set(hashes.tolist())) == 4
+@pytest.mark.parametrize("language", TWINS)
+def test_contamination_is_found_in_every_language(language: str) -> None:
+    passage, lake, letters = TWINS[language]
+    short, shorter = extract(passage, 9), extract(passage, 3)  # More and less than the least that is compared, 8.
+    evaluated = items(passage, letters, short, shorter, f"{short} {letters}")
+    documents = frame(a=f"{lake}\n{passage} {lake}", b=lake)
+    with Progress("test", "documents") as progress:
+        summary, listed = compare(evaluated, [("unique", documents)], Contamination(), progress)
+    assert counts(summary, "unique") == (4, 2, 2)
+    assert listed.select("item", "document", "document_share").rows() == [("i0", "a", 1.0), ("i2", "a", 1.0)]
+    assert misplaced(listed, [("unique", documents)]) == []
 
 
 def test_every_task_has_its_text_and_questions_their_right_answer(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sbp_assets.pairing.filter import (
 from sbp_assets.pairing.search import CANDIDATE_SCHEMA
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
+from sbp_assets_tests.twins import TWINS, extract
 
 Row = tuple[str, str, str, float, int]
 
@@ -83,6 +84,30 @@ def test_places_freed_by_near_copies_go_to_the_next_best_pair_of_the_shard() -> 
     assert pairs["0"]["d1"].to_list() == ["a", "e"] and counts["0"]["near_copies"] == 1
     pairs, counts = run(candidates, documents, both_directions=False, max_pairs_per_document=1)
     assert pairs["0"]["d1"].to_list() == ["a"] and counts["0"]["over_d2_cap"] == 1
+
+
+@pytest.mark.parametrize("language", TWINS)
+def test_a_copied_passage_is_a_near_copy_in_every_language(language: str) -> None:
+    passage, lake, letters = TWINS[language]
+    documents = {"0": {"a": passage + lake, "b": passage + letters, "lake": lake * 2, "letters": letters * 2}}
+    candidates = {"0": [("a", "b", "0", 0.9, 1), ("lake", "letters", "0", 0.8, 1)]}
+    pairs, counts = run(candidates, documents, shingle_tokens=Pairing().shingle_tokens)
+    assert pairs["0"].select("d1", "d2").rows() == [("lake", "letters"), ("letters", "lake")]
+    assert pairs["0"]["shared_shingles"].to_list() == [0, 0]
+    assert counts["0"]["near_copies"] == 2
+
+
+@pytest.mark.parametrize("language", TWINS)
+def test_a_text_shorter_than_a_shingle_is_a_near_copy_of_what_holds_all_of_it(language: str) -> None:
+    passage, _, letters = TWINS[language]
+    short = extract(passage, 8)
+    documents = {"0": {"long": passage, "extract": short, "again": short.upper(), "other": extract(letters, 8)}}
+    candidates = {
+        "0": [("long", "extract", "0", 0.9, 1), ("extract", "again", "0", 0.9, 1), ("long", "other", "0", 0.8, 1)]
+    }
+    pairs, counts = run(candidates, documents, shingle_tokens=Pairing().shingle_tokens)
+    assert pairs["0"].select("d1", "d2").rows() == [("long", "other"), ("other", "long")]
+    assert counts["0"]["near_copies"] == 4
 
 
 def test_a_candidate_without_document_is_named() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
+from sbp_assets.corpus.shingles import jaccard, shingled
 from sbp_assets.settings import ConceptsSource, Dedup
 from sbp_assets.synthesis.judge import judged_rows
 from sbp_assets.synthesis.quality import (
@@ -24,6 +24,7 @@ from sbp_assets.synthesis.quality import (
     QUALITY_SCHEMA,
     REAL,
     SYNTHETIC,
+    copies,
     duplicate_flags,
     duplicates_over_shards,
     expected_rows,
@@ -33,8 +34,10 @@ from sbp_assets.synthesis.quality import (
     is_repetitive,
     quality_over_shards,
     quality_rows,
+    repetitive,
 )
 from sbp_assets_tests.synthesis.test_judge import JUDGEMENTS
+from sbp_assets_tests.twins import TWINS, extract
 
 WORLD = ConceptWorld(ConceptsSource(documents=50, concepts=10))
 PLAIN = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
@@ -67,6 +70,13 @@ def test_repetition_is_more_than_a_fifth_of_the_sequences() -> None:
     assert not is_repetitive("") and not is_repetitive("one two")
 
 
+@pytest.mark.parametrize("language", TWINS)
+def test_repetition_is_found_in_every_language(language: str) -> None:
+    passage, lake, _ = TWINS[language]
+    texts = [lake * 20, passage + lake, passage + passage, extract(lake, 3), ""]
+    assert repetitive(texts) == [True, False, True, False, False]
+
+
 def test_duplicates_exact_near_and_neither_also_across_batches() -> None:
     texts = [PLAIN, BACKWARDS, PLAIN.upper() + "  ", PLAIN + " seventeen"]
     assert flags_of([texts]) == [False, False, True, True]
@@ -79,7 +89,7 @@ def test_duplicates_exact_near_and_neither_also_across_batches() -> None:
     st.lists(st.lists(st.sampled_from("abcd"), max_size=8).map(" ".join), max_size=12), st.sampled_from([0.5, 0.8, 1.0])
 )
 def test_duplicates_equal_the_comparison_of_all_pairs(texts: list[str], threshold: float) -> None:
-    sets = [segmented_shingles(normalise(text), 2) for text in texts]
+    sets = [text.shingles for text in shingled(texts, 2)]
     expected = [any(jaccard(a, b) >= threshold for b in sets[:number]) for number, a in enumerate(sets)]
     assert flags_of([texts], 2, threshold) == expected
 
@@ -105,6 +115,24 @@ def test_copying_is_containment_in_the_seed() -> None:
     assert is_copy(half, PLAIN, 5) and not is_copy(PLAIN, half, 5), "containment is of the synthesis in the seed"
     assert is_copy("Two three", PLAIN, 5) and not is_copy("three two", PLAIN, 5) and not is_copy("wo thre", PLAIN, 5)
     assert not is_copy("", PLAIN, 5)
+
+
+@pytest.mark.parametrize("language", TWINS)
+def test_copying_and_duplicates_are_found_in_every_language(language: str) -> None:
+    passage, lake, letters = TWINS[language]
+    shorter = extract(passage, 8)
+    synthetic = [passage + extract(lake, 2), letters + lake, shorter, extract(letters, 8), passage, ""]
+    seeds = [passage, passage, passage, passage, shorter, passage]
+    assert copies(synthetic, seeds, 13) == [True, False, True, False, False, False]
+    edited = passage + lake[: -len(lake) // 6]
+    assert flags_of([[passage + lake, letters, edited], [letters + lake]]) == [False, False, True, False]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("ab日ก .", max_size=40), max_size=4))
+def test_flags_do_not_depend_on_the_batch(texts: list[str]) -> None:
+    assert repetitive(texts) == [is_repetitive(text) for text in texts]
+    assert copies(texts, texts[::-1], 2) == [is_copy(*pair, 2) for pair in zip(texts, texts[::-1], strict=True)]
 
 
 def test_irrelevance_is_about_the_seeds_concept() -> None:
