@@ -83,8 +83,11 @@ class Model(Section):
 
 
 class Optimizer(Section):
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW, or Muon beside it, with linear warm-up and cosine decay."""
 
+    method: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for the matrices of the layers, AdamW for embeddings and norms."
+    )
     learning_rate: PositiveFloat = Field(description="Peak learning rate.")
     tokens_per_step: PositiveInt = Field(
         description="Tokens of a step over all processes; a multiple of the context length."
@@ -94,6 +97,7 @@ class Optimizer(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Decoupled weight decay.")
     beta1: Fraction = Field(0.9, description="Decay of the mean of the gradients.")
     beta2: Fraction = Field(0.95, description="Decay of the mean of the squared gradients.")
+    momentum: Fraction = Field(0.95, description="Muon's decay of the mean of the gradients.")
     gradient_clip: PositiveFloat = Field(1.0, description="Norm to which larger gradients are scaled down.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision of training; bfloat16: by autocast, with weights in float32."

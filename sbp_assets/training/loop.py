@@ -35,7 +35,7 @@ from sbp_assets.training.launch import ENDING_SECONDS
 from sbp_assets.training.layer_execution import prepare_layers
 from sbp_assets.training.metrics import METRIC_SCHEMA
 from sbp_assets.training.model import initial_weights, load_training_tokenizer, require_model
-from sbp_assets.training.optimizer import learning_rate, make_optimizer
+from sbp_assets.training.optimizer import learning_rate, make_optimizers
 from sbp_assets.training.order import DataOrder
 from sbp_assets.training.packed_loss import PackedLoss
 from sbp_assets.training.parallel import World, flat_gradients, full_tensor, shard_module
@@ -108,7 +108,7 @@ class _Run:
             prepare_layers(self.module, spec, world.device)
         if self.sharded:
             shard_module(self.module, spec.optimizer.dtype)
-        self.optimizer = make_optimizer(self.module, spec.optimizer)
+        self.optimizers = make_optimizers(self.module, spec.optimizer)
         context = spec.model.context_length
         self.heldout = heldout_rows(spec.heldout, context, spec.heldout_tokens) if spec.heldout else None
         self.metrics: dict[str, list[float | None]] = {name: [] for name in METRIC_SCHEMA}
@@ -184,11 +184,12 @@ class _Run:
         if not math.isfinite(total) or not math.isfinite(norm):
             found = f"the loss is {total} and the gradient norm {norm} (learning rate {rate:.3g})"
             raise diverged(spec, self.order, self.step + 1, found)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         if self.gradients is None:
-            self.optimizer.zero_grad()
+            self.module.zero_grad()
         else:
             self.gradients.zero_()
         return total, norm
@@ -304,7 +305,7 @@ class _Run:
     def _save(self, seconds: float) -> None:
         if not self.sharded and not self.world.leads:
             return
-        weights, optimizer = get_state_dict(self.module, self.optimizer, options=_FULL_STATE)
+        weights, optimizer = get_state_dict(self.module, self.optimizers, options=_FULL_STATE)
         if self.world.leads:
             if bad := not_finite(cast(dict[str, torch.Tensor], weights)):
                 raise diverged(self.spec, self.order, self.step, f"{bad} has weights that are no finite numbers")
@@ -331,7 +332,7 @@ class _Run:
             return
         set_state_dict(
             self.module,
-            self.optimizer,
+            self.optimizers,
             model_state_dict=checkpoint["weights"],
             optim_state_dict=checkpoint["optimizer"],
             options=StateDictOptions(full_state_dict=True),

@@ -89,6 +89,11 @@ def spec(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> TrainingSpec:
     )
 
 
+def with_optimizer(spec: TrainingSpec, **changes: object) -> TrainingSpec:
+    """Return `spec` with changed settings of its optimizer."""
+    return spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update=changes)})
+
+
 @pytest.fixture
 def tuning_spec(spec: TrainingSpec, examples: Path) -> TrainingSpec:
     return spec.model_copy(update={"data": ExamplesData(source=Source(directory=examples), epochs=2), "steps": None})

@@ -16,7 +16,7 @@ from sbp_assets.training.loop import train
 from sbp_assets.training.parallel import World
 from sbp_assets.training.spec import Source, StreamData, TrainingSpec
 from sbp_assets.training.worker import run
-from sbp_assets_tests.training.conftest import Launch
+from sbp_assets_tests.training.conftest import Launch, with_optimizer
 
 CPU = World(torch.device("cpu"))
 
@@ -48,7 +48,7 @@ def same(first: Path, second: Path, curve: bool = True) -> bool:
     return weights and curves[0].equals(curves[1])
 
 
-@pytest.mark.parametrize("kind", ["stream", "examples"])
+@pytest.mark.parametrize("kind", ["stream", "examples", "muon"])
 @pytest.mark.parametrize("after", [1, 5, 9])
 def test_resumed_run_ends_with_the_same_bits(
     spec: TrainingSpec,
@@ -58,9 +58,11 @@ def test_resumed_run_ends_with_the_same_bits(
     kind: str,
     after: int,
 ):
-    chosen = spec if kind == "stream" else tuning_spec.model_copy(
-        update={"data": tuning_spec.data.model_copy(update={"epochs": 5.5})}
-    )  # fmt: skip
+    chosen = {
+        "stream": spec,
+        "examples": tuning_spec.model_copy(update={"data": tuning_spec.data.model_copy(update={"epochs": 5.5})}),
+        "muon": with_optimizer(spec, method="muon"),
+    }[kind]
     whole = chosen.model_copy(update={"output_dir": tmp_path / "whole", "work_dir": tmp_path / "whole-work"})
     run(whole)
     part = chosen.model_copy(update={"checkpoint_every_steps": 2})

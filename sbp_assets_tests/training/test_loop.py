@@ -15,7 +15,7 @@ from sbp_assets.training.packed_loss import PackedLoss
 from sbp_assets.training.parallel import World
 from sbp_assets.training.spec import Source, StreamData, TrainingSpec
 from sbp_assets.training.worker import run
-from sbp_assets_tests.training.conftest import MODEL, Launch
+from sbp_assets_tests.training.conftest import MODEL, Launch, with_optimizer
 
 CPU = World(torch.device("cpu"))
 
@@ -73,10 +73,7 @@ def test_sharp_learning_rate_diverges_with_the_step_named(spec: TrainingSpec, mo
 
 
 def test_bfloat16_stays_near_float32(spec: TrainingSpec):
-    exact, rounded = (
-        trained(spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"dtype": dtype})})).metrics
-        for dtype in ("float32", "bfloat16")
-    )
+    exact, rounded = (trained(with_optimizer(spec, dtype=dtype)).metrics for dtype in ("float32", "bfloat16"))
     assert (exact["train_loss"] - rounded["train_loss"]).drop_nulls().abs().max() < 0.05
 
 
@@ -102,8 +99,12 @@ def test_finite_data_shorter_than_the_run_is_refused(spec: TrainingSpec, corpus:
 
 
 @pytest.mark.processes
-def test_two_processes_draw_the_curve_of_one(spec: TrainingSpec, launch: Launch, tmp_path: Path):
-    """Data parallel, and with weights and optimizer sharded."""
+@pytest.mark.parametrize(("method", "tolerance"), [("adamw", 1e-4), ("muon", 2e-2)])
+def test_two_processes_draw_the_curve_of_one(
+    spec: TrainingSpec, launch: Launch, tmp_path: Path, method: str, tolerance: float
+):
+    """Data parallel, and with weights and optimizers sharded; Muon computes its updates in bfloat16."""
+    spec = with_optimizer(spec, method=method)
     alone = trained(spec).metrics
     specs = [
         spec.model_copy(
@@ -117,4 +118,4 @@ def test_two_processes_draw_the_curve_of_one(spec: TrainingSpec, launch: Launch,
     for chosen in specs:
         curve = pl.read_parquet(chosen.output_dir / "metrics.parquet")
         for column in ("train_loss", "heldout_loss", "gradient_norm"):
-            assert (alone[column] - curve[column]).drop_nulls().abs().max() < 1e-4, column
+            assert (alone[column] - curve[column]).drop_nulls().abs().max() < tolerance, column
