@@ -69,11 +69,16 @@ class Embedder:
     def load(self, name: str, dtype: Literal["float32", "bfloat16"], device: Device) -> Engine:
         """Return the model `name` on `device`, loaded at the first call.
 
+        On a CPU that would only emulate bfloat16, at a fraction of the speed, it computes in float32, with a warning.
         Raises ValueError where it cannot be loaded.
         """
-        wanted = model_path(name), _computable(dtype, resolve_device(device)), resolve_device(device)
+        where = resolve_device(device)
+        emulated = dtype == "bfloat16" and where == "cpu" and _emulates_bfloat16(where)
+        wanted = model_path(name), "float32" if emulated else dtype, where
         if wanted in self._loaded:
             return Engine(self._loaded[wanted], 0.0, reused=True)
+        if emulated:
+            logger.warning("pairing.embedding_dtype: this CPU has no bfloat16 products; embedding in float32 instead")
         start = time.monotonic()
         self._loaded[wanted] = _load(*wanted)
         return Engine(self._loaded[wanted], time.monotonic() - start, reused=False)
@@ -115,7 +120,7 @@ def embed(
     vectors = np.zeros((len(texts), dim), dtype=np.float32)
     try:
         model.max_seq_length = min(max_tokens, limit or max_tokens)
-        for rows, found in _computed(model, texts, prompt, batch_size):
+        for rows, found in _computed(model, texts, prompt, batch_size, model.max_seq_length):
             vectors[rows] = found
             progress.advance(len(rows))
     finally:
@@ -141,26 +146,20 @@ def vectors_of(embeddings: pl.DataFrame) -> np.ndarray:
     return np.ascontiguousarray(column.explode(empty_as_null=False).to_numpy().reshape(len(column), width), np.float32)
 
 
-def _computable(dtype: str, device: str) -> str:
-    """Return the precision to compute in: float32 in place of a bfloat16 that the device would only emulate."""
-    if dtype == "float32":
-        return dtype
+def _emulates_bfloat16(device: str) -> bool:
     import torch
 
-    if device == "cpu" and emulates_bfloat16(torch.device(device)):
-        logger.warning("pairing.embedding_dtype: this CPU has no bfloat16 products, embedding in float32")
-        return "float32"
-    return dtype
+    return emulates_bfloat16(torch.device(device))
 
 
 def _computed(
-    model: SentenceTransformer, texts: Sequence[str], prompt: str | None, batch_size: int
+    model: SentenceTransformer, texts: Sequence[str], prompt: str | None, batch_size: int, max_tokens: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Yield rows of `texts` and their vectors: by batches of our own, or by `encode` where a module is not known."""
-    from sbp_assets.pairing.batches import is_plain, vectors_in_batches
+    from sbp_assets.pairing.embed_batches import is_plain, vectors_in_batches
 
     if is_plain(model):
-        yield from vectors_in_batches(model, texts, prompt, batch_size)
+        yield from vectors_in_batches(model, texts, prompt, batch_size, max_tokens)
         return
     # Documents of like length share a batch, so that little padding is computed.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
@@ -182,8 +181,8 @@ def _load(path: str, dtype: str, device: str) -> SentenceTransformer:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from sbp_assets.pairing.batches import is_plain, pool_in_float32
-    from sbp_assets.pairing.cpu_layers import use_cpu_layers
+    from sbp_assets.pairing.embed_batches import is_plain, pool_in_float32
+    from sbp_assets.pairing.embed_layers import use_fast_layers
 
     try:
         model = SentenceTransformer(
@@ -199,7 +198,7 @@ def _load(path: str, dtype: str, device: str) -> SentenceTransformer:
     model.eval()
     if is_plain(model):
         pool_in_float32(model)
-        use_cpu_layers(model)
+        use_fast_layers(model)
     return model
 
 

@@ -14,10 +14,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 # Tokens in a batch on a CPU, at most: what one core computes at a time. More do not stay in its caches.
-CPU_BATCH_TOKENS = 1024
+CPU_BATCH_TOKENS = 2048
 
 # Texts that are tokenised, and sorted by their tokens, at a time, in batches of the longest.
 _BATCHES_PER_WINDOW = 16
@@ -37,7 +38,7 @@ class _Batch:
 
 def is_plain(model: SentenceTransformer) -> bool:
     """Return whether `model` reads text and its modules are of kinds that this module knows what to do with."""
-    first, *others = model
+    first, *others = model.children()
     return (
         type(first) is Transformer
         and first.module_output_name == "token_embeddings"
@@ -48,21 +49,21 @@ def is_plain(model: SentenceTransformer) -> bool:
 
 def pool_in_float32(model: SentenceTransformer) -> None:
     """Let what follows the transformer of a plain `model` compute in float32, whatever the transformer computes in."""
-    for module in list(model)[1:]:
+    for module in list(model.children())[1:]:
         module.float()
 
 
 def vectors_in_batches(
-    model: SentenceTransformer, texts: Sequence[str], prompt: str | None, batch_size: int
+    model: SentenceTransformer, texts: Sequence[str], prompt: str | None, batch_size: int, max_tokens: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Yield rows of `texts` and their vectors, (rows, dim) float32, until all are computed; `model` is a plain one.
 
-    A batch has as many tokens, padding included, as `batch_size` texts of `model.max_seq_length` tokens; on a CPU not
-    more than CPU_BATCH_TOKENS. There, each batch is computed by one core, so that the number of cores, which is
-    torch's number of threads, does not change a bit. Raises ValueError where a text has no tokens.
+    A batch has as many tokens, padding included, as `batch_size` texts of `max_tokens` tokens, to which `model` cuts
+    them; on a CPU not more than CPU_BATCH_TOKENS. There, each batch is computed by one core, so that the number of
+    cores, which is torch's number of threads, does not change a bit. Raises ValueError where a text has no tokens.
     """
     on_cpu = model.device.type == "cpu"
-    tokens = batch_size * model.max_seq_length
+    tokens = batch_size * max_tokens
     if on_cpu:
         tokens = min(tokens, CPU_BATCH_TOKENS)
     # By characters first, so that a window has texts of like length.
@@ -97,7 +98,7 @@ def _cores(count: int | None) -> ThreadPoolExecutor:
 def _in_order(
     pool: Executor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
 ) -> Iterator[_Result]:
-    """Yield the results for `items` in order; at most `ahead` are computed, or being computed, before they are asked."""
+    """Yield the results for `items` in order; at most `ahead` are computed before they are asked for."""
     waiting: deque[Future[_Result]] = deque()
     try:
         for item in items:
@@ -143,7 +144,7 @@ def _batches(
 
 def _vectors(model: SentenceTransformer, features: dict[str, torch.Tensor]) -> np.ndarray:
     with torch.inference_mode():
-        first, *others = model
+        first, *others = model.children()
         on_device = {
             name: value.to(model.device) if isinstance(value, torch.Tensor) else value
             for name, value in features.items()
