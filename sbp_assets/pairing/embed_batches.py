@@ -40,7 +40,8 @@ def is_plain(model: SentenceTransformer) -> bool:
     """Return whether `model` reads text and its modules are of kinds that this module knows what to do with."""
     first, *others = model.children()
     return (
-        type(first) is Transformer
+        isinstance(first, Transformer)
+        and type(first) is Transformer
         and first.module_output_name == "token_embeddings"
         and list(first.modality_config) == ["text"]
         and all(type(module) in (Pooling, Dense, Normalize) for module in others)
