@@ -21,7 +21,7 @@ from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 
 # The settings that vectors depend on, then candidates, then pairs.
-_EMBEDDING = ("pairing.embedding_model", "pairing.embedding_dtype", "pairing.max_tokens")
+_EMBEDDING = ("pairing.embedding_model", "pairing.embedding_dtype", "pairing.embedding_prompt", "pairing.max_tokens")
 _SEARCH = ("pairing.index", "pairing.nprobe", "pairing.neighbors")
 _FILTER = (
     "pairing.min_similarity",
@@ -40,7 +40,7 @@ _FILTER = (
         io_manager_key="parquet",
         ins={"documents": dg.AssetIn(["corpus", "documents"])},
         pool="device",
-        code_version=settings.experiment.version("1", *_EMBEDDING),
+        code_version=settings.experiment.version("2", *_EMBEDDING),
         metadata=column_metadata(EMBEDDING_COLUMNS),
     )
 )
@@ -53,7 +53,12 @@ def embeddings(
     engine = embedder.load(pairing.embedding_model, pairing.embedding_dtype, settings.deployment.device)
     with Progress("embed", "documents", len(rows)) as progress:
         vectors = embed(
-            engine, rows["text"].to_list(), pairing.max_tokens, settings.deployment.embedding_batch_size, progress
+            engine,
+            rows["text"].to_list(),
+            pairing.max_tokens,
+            settings.deployment.embedding_batch_size,
+            progress,
+            pairing.embedding_prompt,
         )
     return dg.MaterializeResult(
         value=embeddings_frame(rows["id"], vectors),

@@ -67,7 +67,8 @@ def check_texts(
     texts = texts_of(sample["id"], documents)
     sample = sample.filter(pl.col("id").is_in(list(texts)))
     with Progress("embed a sample", "documents") as progress:
-        computed = embed(engine, [texts[name] for name in sample["id"]], settings.max_tokens, batch_size, progress)
+        chosen = [texts[name] for name in sample["id"]]
+        computed = embed(engine, chosen, settings.max_tokens, batch_size, progress, settings.embedding_prompt)
     stored = vectors_of(sample)
     same_space = stored.shape == computed.shape
     cosines = np.einsum("ij,ij->i", stored, computed) if same_space else np.zeros(len(sample))

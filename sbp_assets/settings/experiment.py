@@ -18,6 +18,11 @@ class Pairing(Section):
 
     embedding_model: str = Field("all-MiniLM-L6-v2", description="Name or path of the sentence-transformers model.")
     embedding_dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Precision of the embedding model.")
+    embedding_prompt: str | None = Field(
+        None,
+        description="Text that stands before each document when it is embedded, such as an instruction; null: the "
+        "model's own default prompt, if it has one. Its tokens count towards max_tokens.",
+    )
     max_tokens: PositiveInt = Field(256, description="Tokens of a document that are embedded, from its beginning.")
     index: Literal["flat", "ivf"] = Field(
         "flat", description="Kind of the faiss index; both kinds store 8-bit scalar-quantised vectors."

@@ -5,18 +5,30 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import LayerNorm
 
 from sbp_assets.pairing.embed import Embedder, embed, embeddings_frame, model_path, vectors_of
+from sbp_assets.pairing.embed_batches import is_plain
 from sbp_assets.storage.progress import Progress
+from sbp_assets_tests.pairing.tiny_embedders import WORDS, write_bert
 
 MODEL = "all-MiniLM-L6-v2"
 
 
 def _embed(
-    embedder: Embedder, texts: list[str], dtype: str = "bfloat16", max_tokens: int = 256, batch_size: int = 16
+    embedder: Embedder,
+    texts: list[str],
+    dtype: str = "bfloat16",
+    max_tokens: int = 256,
+    batch_size: int = 16,
+    model: str = MODEL,
+    prompt: str | None = None,
 ) -> np.ndarray:
     with Progress("embed", "documents") as progress:
-        vectors = embed(embedder.load(MODEL, dtype, "cpu"), texts, max_tokens, batch_size, progress)  # type: ignore[arg-type]
+        vectors = embed(embedder.load(model, dtype, "cpu"), texts, max_tokens, batch_size, progress, prompt)  # type: ignore[arg-type]
     assert progress.done == len(texts)
     return vectors
 
@@ -63,8 +75,81 @@ def test_the_model_is_loaded_once_until_the_embedder_is_closed() -> None:
     assert not embedder.load(MODEL, "bfloat16", "cpu").reused
 
 
-def test_a_model_that_gives_no_direction_is_refused(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = embedder.load(MODEL, "bfloat16", "cpu")
-    monkeypatch.setattr(engine.model, "encode", lambda texts, **_: np.full((len(texts), 384), np.nan))
-    with pytest.raises(ValueError, match="no direction for rows"):
-        _embed(embedder, ["text"])
+def test_a_model_that_gives_no_direction_is_refused(tmp_path: Path) -> None:
+    directory = write_bert(tmp_path)
+    weights = load_file(directory / "model.safetensors")
+    weights["encoder.layer.1.output.LayerNorm.weight"][3] = torch.nan
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"no direction for rows \[0, 1\] \(2 in all\)"):
+        _embed(Embedder(), ["river", "sea"], model=str(directory))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_neither_a_second_run_nor_the_number_of_threads_changes_a_bit(embedder: Embedder, dtype: str) -> None:
+    texts = [" ".join(WORDS[(7 * i + j * j) % len(WORDS)] for j in range(3 + 13 * i % 120)) for i in range(60)]
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3, 3):
+            torch.set_num_threads(threads)
+            found.append(_embed(embedder, texts, dtype, batch_size=4))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[1], found[2])
+
+
+def test_what_shares_a_batch_changes_no_more_than_rounding(embedder: Embedder) -> None:
+    texts = [" ".join(WORDS[(i + j * j) % len(WORDS)] for j in range(3 + i)) for i in range(40)]
+    together = _embed(embedder, texts, "float32")
+    np.testing.assert_allclose(_embed(embedder, texts[::7], "float32"), together[::7], atol=1e-6)
+    bfloat16 = _embed(embedder, texts), _embed(embedder, texts[::7])
+    assert (np.einsum("ij,ij->i", bfloat16[0][::7], bfloat16[1]) > 0.9999).all()
+
+
+def test_vectors_are_those_of_encode(embedder: Embedder) -> None:
+    texts = [" ".join(WORDS[(i + j * j) % len(WORDS)] for j in range(3 + 19 * i)) for i in range(16)]
+    wanted = SentenceTransformer(model_path(MODEL), device="cpu", model_kwargs={"dtype": torch.float32}).encode(texts)
+    np.testing.assert_allclose(_embed(embedder, texts, "float32"), wanted, atol=1e-5)
+    assert (np.einsum("ij,ij->i", _embed(embedder, texts), wanted) > 0.999).all()
+
+
+def test_a_model_with_a_module_of_another_kind_is_encoded_by_its_library(tmp_path: Path) -> None:
+    directory = str(write_bert(tmp_path, LayerNorm(64)))
+    texts = ["river sea", "flood star oven chess bread", "water"]
+    wanted = SentenceTransformer(directory, device="cpu").encode(texts, prompt="salt ")
+    assert not is_plain(Embedder().load(directory, "float32", "cpu").model)
+    found = _embed(Embedder(), texts, "float32", model=directory, prompt="salt ")
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_a_processor_without_bfloat16_computes_in_float32_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, embedder = str(write_bert(tmp_path)), Embedder()
+    exact = _embed(embedder, ["river sea", "flood"], "float32", model=directory)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    embedder = Embedder()
+    for _ in range(2):
+        assert np.array_equal(_embed(embedder, ["river sea", "flood"], "bfloat16", model=directory), exact)
+    assert [record.message for record in caplog.records if "bfloat16" in record.message] == [
+        "pairing.embedding_dtype: this CPU has no bfloat16 products; embedding in float32 instead"
+    ]
+
+
+@pytest.mark.parametrize("damage", ["empty", "file", "weights", "modules", "missing"])
+def test_a_directory_that_is_no_model_is_one_line(tmp_path: Path, damage: str) -> None:
+    directory = tmp_path / "nothing"
+    if damage == "empty":
+        directory.mkdir()
+    elif damage == "file":
+        directory.write_text("not a model")
+    elif damage != "missing":
+        directory = write_bert(tmp_path)
+        if damage == "weights":
+            (directory / "model.safetensors").write_bytes(b"cut")
+        else:
+            (directory / "modules.json").write_text('[{"idx": 0}]')
+    with pytest.raises(ValueError, match=f"pairing.embedding_model '{directory}' cannot be loaded: .") as raised:
+        Embedder().load(str(directory), "float32", "cpu")
+    assert "\n" not in str(raised.value)
