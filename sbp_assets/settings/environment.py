@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -72,14 +72,16 @@ def apply_environment(values: dict[str, Any], environ: Mapping[str, str], settin
     """
     types = {path: found for path, found in setting_types(settings).items() if len(path) > 1}
     known = [*(variable(*path) for path in types), *OTHER_VARIABLES]
-    names = [name for name in environ if name.startswith(ENV_PREFIX) and name not in OTHER_VARIABLES]
+    # In small letters it would set nothing, and nobody would say so.
+    names = [name for name in environ if name.upper().startswith(ENV_PREFIX) and name not in OTHER_VARIABLES]
     wrong = []
     # A section given whole comes before its single settings, whatever the order in the environment.
     for name in sorted(names, key=lambda name: (name.count(ENV_SEPARATOR), name)):
         path = tuple(name.removeprefix(ENV_PREFIX).lower().split(ENV_SEPARATOR))
         where = f"{'.'.join(path)} (from {name})"
-        if path not in types:
-            wrong.append(f"{where if len(path) > 1 else name}: is unknown; the nearest name is {_nearest(name, known)}")
+        if path not in types or name != name.upper():
+            meant = _nearest(name.upper(), known)
+            wrong.append(f"{where if len(path) > 1 else name}: is unknown; the nearest name is {meant}")
             continue
         section: Any = values
         for key in path[:-1]:
@@ -94,6 +96,8 @@ def apply_environment(values: dict[str, Any], environ: Mapping[str, str], settin
                 section[path[-1]] = _read(environ[name], types[path])
             except ValueError as error:  # its message has a line and a column, and nothing of the text
                 wrong.append(f"{where}: not JSON, which a list or a section has to be: {error}")
+            except RecursionError:
+                wrong.append(f"{where}: nested too deeply")
     return wrong
 
 
@@ -102,7 +106,12 @@ def _nearest(name: str, known: list[str]) -> str:
     # One whose last part is the same comes first: mostly it is the section that was forgotten or mistaken.
     last = name.removeprefix(ENV_PREFIX).split(ENV_SEPARATOR)[-1]
     same = [other for other in known if other.endswith((ENV_PREFIX + last, ENV_SEPARATOR + last))]
-    return difflib.get_close_matches(name, same or known, n=1, cutoff=0)[0]
+    return nearest(name, same or known)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the one of the `known` names, of which there is one at least, that is most like `name`."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]
 
 
 def _read(text: str, types: list[Any]) -> Any:
@@ -110,8 +119,15 @@ def _read(text: str, types: list[Any]) -> Any:
     if text == "null" and NoneType in types:
         return None
     if any(_is_section(kind) or get_origin(kind) in (tuple, list, dict) for kind in types):
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repeats)
     return text
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(keys := dict(pairs)) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"the key {twice} is there twice")
+    return keys
 
 
 def _is_section(kind: Any) -> bool:
