@@ -58,7 +58,8 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path):
 @pytest.mark.parametrize(
     ("value", "directory"),
     [
-        ("/x/{profile}/a", "/x/tiny/a"), ("/x/{", "/x/{"), ("/x/a{1,2}", "/x/a{1,2}"), ("/x/[v2] 'a' #%*", "/x/[v2] 'a' #%*"),
+        ("/x/{profile}/a", "/x/tiny/a"), ("/x/{", "/x/{"), ("/x/a{1,2}", "/x/a{1,2}"),
+        ("/x/[v2] 'a' #%*", "/x/[v2] 'a' #%*"),
         ("~/a", f"{os.path.expanduser('~')}/a"), ("/x/~", "/x/~"), ("//x/./y//z/", "/x/y/z"), ("/x/../y", "/y"),
         ("a::b", f"{os.getcwd()}/a::b"), ("/x/s3://y", "/x/s3:/y"),
     ],
