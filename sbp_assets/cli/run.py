@@ -81,13 +81,13 @@ def step_table(states: Sequence[StepState], wall_seconds: float) -> str:
 
 def results(settings: Settings) -> str:
     """Return the comparison of a finished run and where its report and its runs are seen, as plain text."""
-    import polars as pl
 
     from sbp_assets.evaluation.comparison_table import render_table
     from sbp_assets.storage.remote import root, url
+    from sbp_assets.storage.tables import read_table
 
     data = root(settings.deployment.data_dir)
-    lines = ["", render_table(pl.read_parquet((data / "evaluation/comparison.parquet").read_bytes()))]
+    lines = ["", render_table(read_table((data / "evaluation/comparison.parquet").read_bytes()))]
     if settings.note:
         lines += ["", f"note: {settings.note}"]
     lines += ["", f"report: {url(data / 'evaluation/report')}/index.html", f"runs: {how_to_open(settings)}"]

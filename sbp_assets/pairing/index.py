@@ -13,6 +13,7 @@ import polars as pl
 
 from sbp_assets.storage.artifacts import named_when_full
 from sbp_assets.storage.columns import Column
+from sbp_assets.storage.tables import read_table
 
 INDEX_FILE = "index.faiss"
 IDS_FILE = "ids.parquet"
@@ -38,7 +39,7 @@ class KeyShard:
     def load(cls, directory: Path, nprobe: int) -> KeyShard:
         """Read an index directory; raises ValueError where ids and index do not belong together."""
         index = faiss.read_index(str(directory / INDEX_FILE))
-        ids = pl.read_parquet(directory / IDS_FILE)["id"]
+        ids = read_table(directory / IDS_FILE)["id"]
         if index.ntotal != len(ids):
             raise ValueError(
                 f"{directory}: {index.ntotal} vectors but {len(ids)} ids; re-materialise pairing/ann_index"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,8 +87,8 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
         if value := getattr(settings.deployment, key):
             try:
                 folders[key] = _absolute(value, settings.profile)
-                if key == "instance_dir" and "?" in folders[key] and not environ.get("SBP_POSTGRES_URL"):
-                    raise ValueError("is, from / on, a path with '?', at which the URL of an SQLite database would end")
+                if key == "instance_dir" and not environ.get("SBP_POSTGRES_URL"):
+                    _can_be_sqlite_url(folders[key])
             except ValueError as error:
                 wrong.append(f"{_where(('deployment', key), environ)}: {error}")
     if wrong:
@@ -97,6 +98,15 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
 
 def _absolute(value: str, profile: str) -> str:
     return value.replace("{profile}", profile) if is_url(value) else local_folder(value, profile)
+
+
+def _can_be_sqlite_url(path: str) -> None:
+    # Dagster puts the path into a URL as it is.
+    if re.search(r"\?|%[0-9a-f]{2}", path, re.IGNORECASE):
+        raise ValueError(
+            "is, from / on, a path with '?' or '%' and two digits, which mean something else in the URL of an SQLite "
+            "database: name another folder"
+        )
 
 
 def _where(location: tuple[int | str, ...], environ: Mapping[str, str]) -> str:
