@@ -34,7 +34,7 @@ PLAIN = {
     *(f"settings/{path.name}" for path in (ROOT / "settings").glob("*.py")),
     *(
         f"storage/{name}.py"
-        for name in ("artifacts", "cache", "columns", "progress", "remote", "row_versions", "tables", "token_arrays")
+        for name in ("artifacts", "cache", "columns", "progress", "remote", "paths", "row_versions", "token_arrays")
     ),
     # Of training only the launching of processes knows dagster.
     *(
@@ -97,10 +97,10 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_table_is_read_by_its_path_and_never_by_a_pattern(path: Path):
-    if path.name != "tables.py":
+    if path.name != "paths.py":
         assert not {name for name, _ in calls(path) if name in ("pl.read_parquet", "pl.scan_parquet")}
         for line in path.read_text().splitlines():
-            assert "read_parquet(" not in line or "read_parquet(?, {options})" in line, "see storage/tables.py"
+            assert "read_parquet(" not in line or "read_parquet(?, {options})" in line, "see storage/paths.py"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -21,8 +21,8 @@ from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.shingles import jaccard, normalise, segmented_shingles
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.paths import duckdb_table
 from sbp_assets.storage.progress import Progress
-from sbp_assets.storage.tables import duckdb_table
 
 _TEXT = "corpus/raw_documents.text"
 SIGNATURE_COLUMNS = [

@@ -10,7 +10,7 @@ import polars as pl
 
 from sbp_assets.evaluation.task_files import LOCAL_DATA, file_texts
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, MANIFEST, README, Tasks
-from sbp_assets.storage.tables import read_table
+from sbp_assets.storage.paths import read_table
 
 
 def foreign_files(directory: Path) -> list[str]:

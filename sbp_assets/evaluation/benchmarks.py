@@ -14,7 +14,7 @@ import polars as pl
 
 from sbp_assets.evaluation.tasks import MMLU
 from sbp_assets.storage.artifacts import content_version
-from sbp_assets.storage.tables import read_table
+from sbp_assets.storage.paths import read_table
 
 SPLITS = ("train", "dev", "validation", "test")
 

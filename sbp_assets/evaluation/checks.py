@@ -24,7 +24,7 @@ from sbp_assets.evaluation.contamination import (
 from sbp_assets.evaluation.scores import score_problems, unscored
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks
 from sbp_assets.settings import FiveTokensSource, Settings
-from sbp_assets.storage.tables import read_table
+from sbp_assets.storage.paths import read_table
 from sbp_assets.training.documents import Documents
 from sbp_assets.training.spec import Source
 

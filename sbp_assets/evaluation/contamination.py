@@ -29,8 +29,8 @@ from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.evaluation.tasks import DATA, Tasks
 from sbp_assets.settings import Contamination
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
-from sbp_assets.storage.tables import read_table
 
 JUDGED = 0.5  # Share of a set's items that are long enough, below which a comparison says little of the set.
 COMMON = 10  # Documents that may hold an n-gram before it counts as boilerplate.

@@ -15,7 +15,7 @@ import polars as pl
 
 from sbp_assets.storage.artifacts import named_when_full
 from sbp_assets.storage.columns import Column
-from sbp_assets.storage.tables import read_table
+from sbp_assets.storage.paths import read_table
 
 INDEX_FILE = "index.faiss"
 IDS_FILE = "ids.parquet"

@@ -26,8 +26,8 @@ from sbp_assets.pretraining.curves import loss_curve, loss_summary
 from sbp_assets.pretraining.model_files import MODEL_COLUMNS
 from sbp_assets.settings import Deployment, Optimizer, Settings
 from sbp_assets.storage.column_metadata import column_metadata
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
-from sbp_assets.storage.tables import read_table
 from sbp_assets.training.spec import Source, TrainingSpec
 from sbp_assets.training.trainer import Trainer
 

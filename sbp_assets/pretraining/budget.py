@@ -18,7 +18,7 @@ import polars as pl
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.settings import Model, Pretraining
 from sbp_assets.storage.columns import Column, table_schema
-from sbp_assets.storage.tables import read_table, scan_table
+from sbp_assets.storage.paths import read_table, scan_table
 from sbp_assets.training.documents import Documents
 from sbp_assets.training.order import StreamOrder
 from sbp_assets.training.spec import Source, StreamData

@@ -28,7 +28,7 @@ from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Settings
 from sbp_assets.storage.checks import all_partitions
 from sbp_assets.storage.io_managers import DirectoryIOManager
-from sbp_assets.storage.tables import read_table
+from sbp_assets.storage.paths import read_table
 from sbp_assets.training.spec import Source
 
 

@@ -21,7 +21,7 @@ from sbp_assets.provenance.lookup import (
     UnknownIdError,
 )
 from sbp_assets.provenance.store import NotMaterialisedError, Store
-from sbp_assets.storage.tables import read_table
+from sbp_assets.storage.paths import read_table
 
 
 def artifact_traces(lookup: Lookup, name: str) -> Iterator[Trace]:

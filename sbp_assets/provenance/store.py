@@ -10,8 +10,8 @@ from typing import Any
 
 import duckdb
 
+from sbp_assets.storage.paths import as_pattern
 from sbp_assets.storage.remote import RemoteStore, is_local, root, url
-from sbp_assets.storage.tables import as_pattern
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sbp_assets.pretraining.budget import ARMS, Arm, ArmPlan, BudgetError, plan_
 from sbp_assets.provenance.lookup import EXAMPLES, SYNTHETIC_TOKENS, TOKENS
 from sbp_assets.provenance.store import Store
 from sbp_assets.settings import Experiment
-from sbp_assets.storage.tables import read_table
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import TRAIN
 from sbp_assets.training.order import ExamplesOrder, StreamOrder

@@ -11,7 +11,7 @@ import polars as pl
 
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.storage.columns import Column, table_schema
-from sbp_assets.storage.tables import read_table
+from sbp_assets.storage.paths import read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,8 +19,8 @@ from upath import UPath
 from sbp_assets.settings import Deployment
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
 from sbp_assets.storage.column_metadata import LINEAGE
+from sbp_assets.storage.paths import scan_table
 from sbp_assets.storage.remote import RemoteStore, is_local, root
-from sbp_assets.storage.tables import scan_table
 
 
 class ArtifactIOManager(dg.UPathIOManager):

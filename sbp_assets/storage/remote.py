@@ -23,7 +23,7 @@ from upath import UPath
 
 from sbp_assets.storage.artifacts import ABANDONED
 from sbp_assets.storage.cache import Cache
-from sbp_assets.storage.tables import as_pattern
+from sbp_assets.storage.paths import as_pattern
 
 logger = logging.getLogger("sbp_assets.storage")
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.storage.artifacts import named_when_full
-from sbp_assets.storage.tables import read_table
+from sbp_assets.storage.paths import read_table
 
 
 @dataclass(frozen=True)

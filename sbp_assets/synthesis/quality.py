@@ -31,7 +31,7 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.shingles import normalise, segmented_shingles, shared, whitespace_shingles, whitespace_words
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
-from sbp_assets.storage.tables import duckdb_table
+from sbp_assets.storage.paths import duckdb_table
 
 SYNTHETIC, REAL = "synthetic", "real"
 CORPORA = (SYNTHETIC, REAL)

@@ -12,7 +12,7 @@ from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Settings
-from sbp_assets.storage.tables import read_table, scan_table
+from sbp_assets.storage.paths import read_table, scan_table
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.assets import ALL_PAIRS
 from sbp_assets.synthesizer.examples import check_contents, check_examples

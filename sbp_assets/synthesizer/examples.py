@@ -11,8 +11,8 @@ import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.storage.columns import Column
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
-from sbp_assets.storage.tables import read_table
 from sbp_assets.storage.token_arrays import TokenArrays
 
 TRAIN = "train"
