@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -42,6 +43,19 @@ OTHER_VARIABLES = {
 def variable(*path: str) -> str:
     """Return the environment variable that sets the setting at `path`, e.g. ("experiment", "corpus", "shards")."""
     return ENV_PREFIX + ENV_SEPARATOR.join(path).upper()
+
+
+def as_utf8(text: str) -> str:
+    """Return `text`, an argument or a variable of this process, read as UTF-8 whatever the locale.
+
+    What is not UTF-8 is returned as it is, with surrogates for the bytes.
+    """
+    if text.isascii():
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def as_text(value: Any) -> str:
@@ -93,7 +107,7 @@ def apply_environment(values: dict[str, Any], environ: Mapping[str, str], settin
                 break
         else:
             try:
-                section[path[-1]] = _read(environ[name], types[path])
+                section[path[-1]] = _read(as_utf8(environ[name]), types[path])
             except ValueError as error:  # its message has a line and a column, and nothing of the text
                 wrong.append(f"{where}: not JSON, which a list or a section has to be: {error}")
             except RecursionError:

@@ -28,6 +28,7 @@ def local_folder(text: str, profile: str) -> str:
     open what is in the folder, or would open something else.
     """
     written = os.path.expanduser(text.replace("{profile}", profile))
+    _of_the_locale(written)  # before the file system is asked
     # Other braces are characters of a name, where something of that name is there already.
     for index, part in enumerate(parts := written.split("/")):
         if _PLACEHOLDER.search(part) and not os.path.exists("/".join(parts[: index + 1])):
@@ -41,11 +42,7 @@ def local_folder(text: str, profile: str) -> str:
         raise ValueError(
             f"cannot be made absolute: {error.strerror} ({error.filename or 'working directory'})"
         ) from None
-    if not path.isascii() and sys.getfilesystemencoding().lower() != "utf-8":
-        raise ValueError(
-            "is, from / on, a path with other characters than ASCII, and the locale of this process has no others: "
-            "set PYTHONUTF8=1, or a UTF-8 locale"
-        )
+    _of_the_locale(path)
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -60,7 +57,17 @@ def local_folder(text: str, profile: str) -> str:
     return path
 
 
+def _of_the_locale(path: str) -> None:
+    if not path.isascii() and sys.getfilesystemencoding().lower() != "utf-8":
+        raise ValueError(
+            "is, from / on, a path with other characters than ASCII, and file names have no others in the locale of "
+            "this process: set PYTHONUTF8=1, or a UTF-8 locale"
+        )
+
+
 def _is_location(text: str) -> str:
+    if not is_url(text):
+        _of_the_locale(text)
     for part in text.split("::") if is_url(text) else ():
         protocol = part.partition("://")[0]
         from fsspec.registry import known_implementations, registry  # a quarter of a second

@@ -133,6 +133,8 @@ def _reason(error: ErrorDetails) -> str:
         *section, key = _keys(error["loc"])
         siblings = [path[-1] for path in setting_types(Settings) if list(path[:-1]) == section]
         return f"is unknown; the nearest name is {nearest(str(key), siblings)}" if siblings else error["msg"]
+    if error["type"] == "string_unicode":
+        return "is not UTF-8"
     if error["type"] == "union_tag_invalid":  # the one message of pydantic's that quotes it
         return f"{error['ctx']['discriminator']} is none of {error['ctx']['expected_tags']}"
     return error["msg"].removeprefix("Value error, ")

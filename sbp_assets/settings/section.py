@@ -52,6 +52,8 @@ class Section(BaseModel):
         texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
         if any("\0" in text for text in texts):
             raise ValueError("holds a null character, which no path, variable or query can")
+        if any("\ud800" <= character <= "\udfff" for text in texts if not text.isascii() for character in text):
+            raise ValueError("is not UTF-8")
         # fsspec chains URLs with '::'.
         if any(_CREDENTIALS.search(url) for text in texts for url in text.split("::")):
             raise ValueError(

@@ -77,6 +77,7 @@ ODD = st.one_of(
     st.sampled_from([math.nan, math.inf, -math.inf, 1e-320, 1e308]),
     st.text(st.characters(), max_size=20),
     st.sampled_from(["", " ", "\0", "a\nb", "\x1b[31m", "\u202e", "x" * 5000, "{}", "{0}", "%s", "~", "[", "s4://x"]),
+    st.sampled_from(["caf\udce9", "\ud800", "\U0010ffff", "\ufeff"]),
     st.binary(max_size=4),
     st.lists(st.one_of(st.integers(), st.text(max_size=3), st.booleans(), st.none()), max_size=3),
     st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),

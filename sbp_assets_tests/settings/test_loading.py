@@ -135,6 +135,27 @@ def test_a_profile_is_utf8_whatever_the_locale(tmp_path: Path, content: bytes):
     assert done.stdout == "'\\xe9'\n", done.stderr
 
 
+def test_a_variable_is_utf8_whatever_the_locale(tmp_path: Path):
+    names = ["SBP_EXPERIMENT__CORPUS__SPLIT__SALT", "SBP_DEPLOYMENT__WORK_DIR", SOURCE]
+    code = """if True:
+        import sys
+        from sbp_assets.settings import SettingsError, load_settings
+        try:
+            print(ascii(load_settings('text').experiment.corpus.split.salt))
+        except SettingsError as error:
+            print(ascii(str(error)))"""
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", SOURCE: "corpus"}
+    said = []
+    for name, value in [(names[0], b"\xc3\xa9"), (names[0], b"\xe9"), (names[1], b"\xc3\xa9"), (names[2], b"\xc3\xa9")]:
+        changed = {**{name.encode(): text.encode() for name, text in environ.items()}, name.encode(): value}
+        done = subprocess.run([sys.executable, "-c", code], env=changed, cwd=tmp_path, capture_output=True, text=True)
+        said.append(done.stdout)
+    assert said[0] == "'\\xe9'\n" and "salt (from SBP_EXPERIMENT__CORPUS__SPLIT__SALT): is not UTF-8" in said[1]
+    assert all(
+        f"(from {name})" in line and "set PYTHONUTF8=1" in line for name, line in zip(names[1:], said[2:], strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -9,7 +9,22 @@ import pytest
 
 from sbp_assets.storage.paths import as_pattern, duckdb_table, plain_path, read_table, scan_table
 
-ODD = ["exp [v2]", "exp?1", "a*", "#1", "50%", "it's", '"q"', "{a,b}", "~", "seed=3", "back\\slash", "é 漢", "a::b", "$HOME"]
+ODD = [
+    "exp [v2]",
+    "exp?1",
+    "a*",
+    "#1",
+    "50%",
+    "it's",
+    '"q"',
+    "{a,b}",
+    "~",
+    "seed=3",
+    "back\\slash",
+    "é 漢",
+    "a::b",
+    "$HOME",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
