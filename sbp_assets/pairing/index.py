@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
 import polars as pl
+from typing_extensions import Buffer
 
 from sbp_assets.storage.artifacts import named_when_full
 from sbp_assets.storage.columns import Column
@@ -58,8 +59,9 @@ class KeyShard:
         """
         if not isinstance(self.index, faiss.IndexIVF) or not len(queries):
             return lambda some, k: self.index.search(queries[some], k)
-        distances, assigned = self.index.quantizer.search(queries, self.index.nprobe)
-        return lambda some, k: self.index.search_preassigned(queries[some], k, assigned[some], distances[some])
+        index: Any = self.index
+        distances, assigned = index.quantizer.search(queries, index.nprobe)
+        return lambda some, k: index.search_preassigned(queries[some], k, assigned[some], distances[some])
 
     def without_excess(self, k: int) -> KeyShard:
         """Return the keys that can be among the k nearest others of a query; the index of this shard is used up.
@@ -86,20 +88,20 @@ class KeyShard:
 
         Of 64 bits: among a million different keys the chance of any two being taken for equal is 3e-8.
         """
-        size = self.index.code_size
-        if not isinstance(self.index, faiss.IndexIVF):
-            codes = faiss.rev_swig_ptr(self.index.codes.data(), self.index.ntotal * size) if self.index.ntotal else b""
-            return np.arange(self.index.ntotal), _digested(codes, size)
+        index: Any = self.index
+        if not isinstance(index, faiss.IndexIVF):
+            codes = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.code_size) if index.ntotal else b""
+            return np.arange(index.ntotal), _digested(codes, index.code_size)
         rows, digests = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
-        for cell in range(self.index.nlist):
-            if count := self.index.invlists.list_size(cell):
-                codes = faiss.rev_swig_ptr(self.index.invlists.get_codes(cell), count * size)
-                rows.append(faiss.rev_swig_ptr(self.index.invlists.get_ids(cell), count).copy())
-                digests.append(_digested(codes, size, cell))
+        for cell in range(index.nlist):
+            if count := index.invlists.list_size(cell):
+                codes = faiss.rev_swig_ptr(index.invlists.get_codes(cell), count * index.code_size)
+                rows.append(faiss.rev_swig_ptr(index.invlists.get_ids(cell), count).copy())
+                digests.append(_digested(codes, index.code_size, cell))
         return np.concatenate(rows), np.concatenate(digests)
 
 
-def _digested(rows: np.ndarray | bytes, size: int, key: int = 0) -> np.ndarray:
+def _digested(rows: Buffer, size: int, key: int = 0) -> np.ndarray:
     """Return a digest (uint64) of each of the `rows`, of `size` bytes, under another function for each `key`."""
     data, salt = memoryview(rows).cast("B"), key.to_bytes(8, "little")
     each = (data[start : start + size] for start in range(0, len(data), size))

@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Home of a deployment in which `sbp run -p tiny` has finished; to be copied, never changed.
 
-    Its path has what some library takes for a pattern, a quote or a comment: a path is a path. Its environment held secrets (PLANTED), and the output of the command is in said.log. All workers of pytest-xdist
+    Its path has what some library takes for a pattern, a quote or a comment: a path is a path. Its environment
+    held secrets (PLANTED), and the output of the command is in said.log. All workers of pytest-xdist
     share it. $SBP_FINISHED_STORE names one from an earlier session, kept for work on these tests.
     """
     if kept := os.environ.get("SBP_FINISHED_STORE"):
