@@ -12,7 +12,6 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 import polars as pl
-from typing_extensions import Buffer
 
 from sbp_assets.storage.artifacts import named_when_full
 from sbp_assets.storage.columns import Column
@@ -92,16 +91,17 @@ class KeyShard:
         if not isinstance(index, faiss.IndexIVF):
             codes = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.code_size) if index.ntotal else b""
             return np.arange(index.ntotal), _digested(codes, index.code_size)
+        lists: Any = index.invlists
         rows, digests = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
         for cell in range(index.nlist):
-            if count := index.invlists.list_size(cell):
-                codes = faiss.rev_swig_ptr(index.invlists.get_codes(cell), count * index.code_size)
-                rows.append(faiss.rev_swig_ptr(index.invlists.get_ids(cell), count).copy())
+            if count := lists.list_size(cell):
+                codes = faiss.rev_swig_ptr(lists.get_codes(cell), count * index.code_size)
+                rows.append(faiss.rev_swig_ptr(lists.get_ids(cell), count).copy())
                 digests.append(_digested(codes, index.code_size, cell))
         return np.concatenate(rows), np.concatenate(digests)
 
 
-def _digested(rows: Buffer, size: int, key: int = 0) -> np.ndarray:
+def _digested(rows: Any, size: int, key: int = 0) -> np.ndarray:
     """Return a digest (uint64) of each of the `rows`, of `size` bytes, under another function for each `key`."""
     data, salt = memoryview(rows).cast("B"), key.to_bytes(8, "little")
     each = (data[start : start + size] for start in range(0, len(data), size))
