@@ -51,7 +51,7 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     Raises SettingsError with the file, the place and the reason, and nothing of the text but keys.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
