@@ -31,11 +31,10 @@ STAGES = {"corpus", "pairing", "pretraining", "synthesizer", "synthesis", "evalu
 # Of the stages these alone import dagster; the other modules do the work and know nothing of it.
 THIN = ("assets.py", "checks.py")  # What the names end with, as in quality_assets.py.
 PLAIN = {
-    *(f"settings/{name}.py" for name in ("__init__", "section", "corpus", "experiment", "deployment", "loading")),
-    "settings/environment.py",
+    *(f"settings/{path.name}" for path in (ROOT / "settings").glob("*.py")),
     *(
         f"storage/{name}.py"
-        for name in ("artifacts", "cache", "columns", "progress", "remote", "row_versions", "token_arrays")
+        for name in ("artifacts", "cache", "columns", "progress", "remote", "paths", "row_versions", "token_arrays")
     ),
     # Of training only the launching of processes knows dagster.
     *(
@@ -88,3 +87,33 @@ def test_nothing_imports_upwards(path: Path):
 def test_dagsters_private_modules_are_reached_through_one_module():
     reaching = {path for path in MODULES if any(name.startswith("dagster._") for name in imports(path))}
     assert reaching == {INTERNALS}
+
+
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    """Return every call in a module, with the text of what is called."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [(ast.unparse(node.func), node) for node in nodes if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_table_is_read_by_its_path_and_never_by_a_pattern(path: Path):
+    if path.name != "paths.py":
+        assert not {name for name, _ in calls(path) if name in ("pl.read_parquet", "pl.scan_parquet")}
+        for line in path.read_text().splitlines():
+            assert "read_parquet(" not in line or "read_parquet(?, {options})" in line, "see storage/paths.py"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_files_are_utf8_whatever_the_locale(path: Path):
+    for name, call in calls(path):
+        if not any(keyword.arg == "encoding" for keyword in call.keywords):
+            assert not name.endswith((".read_text", ".write_text")), ast.unparse(call)
+            modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            text = not call.args or any(set(mode) <= set("rwax+t") for mode in modes)
+            assert not (name.split(".")[-1] == "open" and text), ast.unparse(call)
+            assert "text" not in {keyword.arg for keyword in call.keywords} or "subprocess" not in name
+
+
+def test_what_dagster_reads_is_ascii():
+    for name in ("dagster.yaml", "deploy/postgres/dagster.yaml", "workspace.yaml"):
+        assert (ROOT.parent / name).read_bytes().isascii(), f"Dagster reads {name} in the encoding of the locale"

@@ -10,6 +10,8 @@ import typer
 from sbp_assets.cli.errors import FAILED, CommandError
 from sbp_assets.cli.profile import Profile, activate
 from sbp_assets.cli.progress import tracked
+from sbp_assets.cli.store import require_store
+from sbp_assets.instance.home import require_writable
 from sbp_assets.instance.storage import POSTGRES_URL, exclusive_instance
 from sbp_assets.settings import load_settings
 
@@ -33,6 +35,7 @@ def copy_artifacts(
     from sbp_assets.storage import copy
     from sbp_assets.storage.io_managers import ArtifactStore
 
+    require_writable(settings)
     deployment, defs = settings.deployment, build_definitions(settings)
     there = load_settings(environ={**os.environ, "SBP_DEPLOYMENT__DATA_DIR": destination}).deployment
     if there.data_dir == deployment.data_dir:
@@ -40,6 +43,7 @@ def copy_artifacts(
     with exclusive_instance(settings, "copying artifacts"), dg.DagsterInstance.get() as instance:
         graph = defs.resolve_asset_graph()
         staleness = Staleness(graph, instance)
+        require_store(defs, staleness, deployment)
         materialised = [
             copy.Artifact(key, partition, version)
             for key in graph.toposorted_asset_keys

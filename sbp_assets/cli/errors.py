@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
+import sys
 from typing import Any
 
 import typer
@@ -14,6 +17,10 @@ from sbp_assets.settings import SettingsError
 FAILED = 1
 REFUSED = 2  # settings, arguments or the state of the store do not allow the command; nothing was begun
 INTERRUPTED = 130
+# What a file system refuses, where the project has done nothing wrong.
+_OF_THE_MACHINE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR,
+}  # fmt: skip
 
 
 class CommandError(Exception):
@@ -32,6 +39,9 @@ class ReportingGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command of `ctx`; raises typer.Exit where it ends with an error that its user can act on."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # in a locale without a character, the rest is still told
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):  # which are RuntimeErrors
@@ -47,6 +57,10 @@ class ReportingGroup(TyperGroup):
             raise _ended(INTERRUPTED, stopped, "yellow") from None
         except RuntimeError as error:  # a failed step, a store or an engine that cannot be used
             raise _ended(FAILED, str(error)) from None
+        except OSError as error:
+            if error.filename is None or error.errno not in _OF_THE_MACHINE:
+                raise
+            raise _ended(FAILED, f"{error.filename} cannot be used: {error.strerror}") from None
         except Exception as error:
             from sqlalchemy.exc import DBAPIError
 

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import sys
 from typing import Annotated
 
 import typer
 
-from sbp_assets.cli.profile import DIRECTORIES, ENV_PROFILE, OF_THE_PROFILE, Profile, activate, other_profile_of_shell
+from sbp_assets.cli.errors import CommandError
+from sbp_assets.cli.profile import (
+    DIRECTORIES,
+    ENV_PROFILE,
+    OF_THE_PROFILE,
+    Profile,
+    activate,
+    command_line,
+    other_profile_of_shell,
+)
 from sbp_assets.instance.branch import branch_environment, branch_of, overrides
-from sbp_assets.instance.home import dagster_environment
+from sbp_assets.instance.home import dagster_environment, require_writable
 from sbp_assets.instance.storage import DRIVER, POSTGRES_URL, schema_name
 from sbp_assets.settings import load_settings, variable
 
 
-def ui(profile: Profile = None, port: Annotated[int, typer.Option(help="Port of the webserver.")] = 3000) -> None:
+def ui(
+    profile: Profile = None,
+    port: Annotated[int, typer.Option(help="Port of the webserver.", min=1, max=65535)] = 3000,
+) -> None:
     """Open the Dagster UI and start the daemon on the profile's instance, on loopback."""
-    activate(profile)
+    require_writable(activate(profile))
+    # The daemon would go on without a page, and say that there is one.
+    with socket.socket() as listener, socket.socket() as other:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a webserver that has just ended is no reason
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            other.bind(("127.0.0.1", 0))
+            choose = command_line("ui", "--port", str(other.getsockname()[1]))
+            raise CommandError(
+                f"port {port} of this machine cannot be used: {error.strerror}. Choose another one, as in: {choose}"
+            ) from None
     workspace = os.environ["SBP_WORKSPACE"]
     os.environ["PYTHONSAFEPATH"] = "1"  # another checkout in the current directory is not this one
     command = [sys.executable, "-m", "dagster", "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)]

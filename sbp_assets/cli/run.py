@@ -12,7 +12,9 @@ import typer
 
 from sbp_assets.cli.errors import CommandError
 from sbp_assets.cli.profile import Profile, activate, command_line
+from sbp_assets.cli.store import require_store
 from sbp_assets.instance.branch import branch_of
+from sbp_assets.instance.home import require_writable
 from sbp_assets.instance.storage import exclusive_instance
 from sbp_assets.settings import Settings
 
@@ -27,6 +29,7 @@ def run(
 ) -> None:
     """Materialise every missing or stale asset, then print the comparison and the report's path."""
     settings = activate(profile)
+    require_writable(settings)
     started = time.monotonic()
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars would tear the display
     import dagster as dg
@@ -34,6 +37,7 @@ def run(
     from sbp_assets.definitions import build_definitions
     from sbp_assets.orchestration.pipeline import PIPELINE
     from sbp_assets.orchestration.runner import end_killed_runs, run_pipeline
+    from sbp_assets.orchestration.staleness import Staleness
     from sbp_assets.pairing.embed import Embedder
     from sbp_assets.synthesis.engine import Generator, head_size_problem
 
@@ -54,6 +58,7 @@ def run(
         stack.callback(generator.close)
         instance = stack.enter_context(dg.DagsterInstance.get())
         end_killed_runs(instance)
+        require_store(defs, Staleness(defs.resolve_asset_graph(), instance), settings.deployment)
         engines = {"embed": embedder.close, "synthesise": generator.close}
         states = run_pipeline(defs, instance, engines, until, refresh)
     typer.echo("\n" + step_table(states, time.monotonic() - started))
@@ -80,17 +85,27 @@ def step_table(states: Sequence[StepState], wall_seconds: float) -> str:
 
 
 def results(settings: Settings) -> str:
-    """Return the comparison of a finished run and where its report and its runs are seen, as plain text."""
-    import polars as pl
+    """Return the comparison of a finished run and where its report and its runs are seen, as plain text.
+
+    Raises CommandError where the store has lost the comparison since.
+    """
 
     from sbp_assets.evaluation.comparison_table import render_table
+    from sbp_assets.storage.paths import read_table
     from sbp_assets.storage.remote import root, url
 
     data = root(settings.deployment.data_dir)
-    lines = ["", render_table(pl.read_parquet((data / "evaluation/comparison.parquet").read_bytes()))]
+    try:
+        lines = ["", render_table(read_table((data / "evaluation/comparison.parquet").read_bytes()))]
+        report = url(data / "evaluation/report")
+    except FileNotFoundError as error:
+        raise CommandError(
+            f"{error.filename or error} is gone from the store since it was materialised; `{command_line('verify')}` "
+            "finds what else is"
+        ) from None
     if settings.note:
         lines += ["", f"note: {settings.note}"]
-    lines += ["", f"report: {url(data / 'evaluation/report')}/index.html", f"runs: {how_to_open(settings)}"]
+    lines += ["", f"report: {report}/index.html", f"runs: {how_to_open(settings)}"]
     return "\n".join(lines)
 
 

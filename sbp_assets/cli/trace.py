@@ -11,6 +11,7 @@ import typer
 from sbp_assets.cli.errors import FAILED, CommandError
 from sbp_assets.cli.profile import Profile, activate, profile_name
 from sbp_assets.instance.storage import instance_exists
+from sbp_assets.settings.environment import as_utf8
 
 
 def trace(
@@ -29,7 +30,9 @@ def trace(
       heldout/perplexity/sbp/0   a score: TASK/METRIC/ARM, and /SEED for one of several
       sbp_scores                 an asset, or pretraining/sbp_model/0: a partition of it
     """
-    settings = activate(profile, instance=False)
+    settings, name = activate(profile, instance=False), as_utf8(name)
+    if not name.isprintable():
+        raise CommandError("ID is not UTF-8, or has characters that cannot be printed")
     import dagster as dg
 
     from sbp_assets.definitions import build_definitions

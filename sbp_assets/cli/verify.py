@@ -10,6 +10,7 @@ import typer
 from sbp_assets.cli.errors import FAILED, CommandError
 from sbp_assets.cli.profile import Profile, activate, command_line
 from sbp_assets.cli.progress import tracked
+from sbp_assets.cli.store import require_store
 from sbp_assets.instance.storage import exclusive_instance, instance_exists
 
 
@@ -33,12 +34,10 @@ def verify(
     import dagster as dg
 
     from sbp_assets.dagster_support.preview import printable
-    from sbp_assets.dagster_support.stage import io_manager_keys
     from sbp_assets.definitions import build_definitions
     from sbp_assets.orchestration import runner
     from sbp_assets.orchestration.pipeline import PIPELINE
     from sbp_assets.orchestration.staleness import Staleness
-    from sbp_assets.storage.io_managers import ArtifactStore
 
     defs = build_definitions(settings)
     known = {step.name: step for step in PIPELINE}
@@ -58,19 +57,8 @@ def verify(
             ]
         if not materialised:
             raise nothing
-        # Failed checks are recorded, and what fails is re-materialised: not for a mistyped setting or a disk that is
-        # not mounted.
-        managers = ArtifactStore(deployment).managers(io_manager_keys(defs))
-        keys = [key for step in PIPELINE for key in step.keys]
-        try:
-            there = any(managers[key].etag(key, name) for key in keys for name in [*staleness.versions(key)][:1])
-        except RuntimeError as error:  # the store cannot be reached
-            raise CommandError(str(error)) from None
-        if not there:
-            raise CommandError(
-                f"{deployment.data_dir} holds none of the artifacts that the run and event storage knows; is it the "
-                "right data_dir?"
-            )
+        # Failed checks are recorded, and what fails is re-materialised.
+        require_store(defs, staleness, deployment)
         for step, partition in tracked(materialised, "checking"):
             result = runner.verify(defs, instance, step, partition)
             corrupted += result.outcome is runner.Outcome.FAILED

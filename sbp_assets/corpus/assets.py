@@ -268,7 +268,7 @@ def documents(
         io_manager_key="directory",
         ins={"documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)},
         code_version=settings.experiment.version(
-            "1", "corpus.tokenizer", "corpus.split", "pretraining.tokens_per_step"
+            "2", "corpus.tokenizer", "corpus.split", "pretraining.tokens_per_step"
         ),
     )
 )

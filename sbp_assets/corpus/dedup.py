@@ -21,6 +21,7 @@ from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.shingles import Words, batched, jaccard, normalise, segment, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.paths import duckdb_table
 from sbp_assets.storage.progress import Progress
 
 _TEXT = "corpus/raw_documents.text"
@@ -103,7 +104,7 @@ def find_duplicates(
         db.execute("SET temp_directory = ?", [str(scratch / "spill")])
         db.execute("SET preserve_insertion_order = false")
         total = _stage(documents, signatures, scratch)
-        db.execute(f"CREATE VIEW staged AS SELECT * FROM read_parquet('{_quoted(scratch)}/signatures-*.parquet')")
+        db.execute(f"CREATE VIEW staged AS SELECT * FROM {duckdb_table(scratch, 'signatures-*.parquet')}")
         _candidates(db)
         candidates = _scalar(db, "SELECT count(*) FROM pairs")
         progress.total = candidates
@@ -202,7 +203,7 @@ def _stage_texts(db: duckdb.DuckDBPyConnection, documents: Mapping[str, pl.LazyF
             written = True
         start += length
     if written:
-        db.execute(f"CREATE VIEW candidate_texts AS SELECT * FROM read_parquet('{_quoted(scratch)}/texts-*.parquet')")
+        db.execute(f"CREATE VIEW candidate_texts AS SELECT * FROM {duckdb_table(scratch, 'texts-*.parquet')}")
     else:
         db.execute("CREATE TABLE candidate_texts (n BIGINT, text VARCHAR)")
 
@@ -269,7 +270,3 @@ def _scalar(db: duckdb.DuckDBPyConnection, query: str, parameters: list[int] | N
     row = db.execute(query, parameters or []).fetchone()
     assert row is not None
     return int(row[0])
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")

@@ -10,6 +10,7 @@ import polars as pl
 
 from sbp_assets.evaluation.task_files import LOCAL_DATA, file_texts
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, MANIFEST, README, Tasks
+from sbp_assets.storage.paths import read_table
 
 
 def foreign_files(directory: Path) -> list[str]:
@@ -38,7 +39,7 @@ def data_problems(
     problems = []
     for task in Tasks.load(directory).tasks:
         try:
-            rows = pl.read_parquet(directory / DATA / f"{task.lm_eval}.test.parquet")
+            rows = read_table(directory / DATA / f"{task.lm_eval}.test.parquet")
         except (OSError, pl.exceptions.PolarsError) as error:
             problems.append(f"{task.name}: its data cannot be read: {error}")
             continue

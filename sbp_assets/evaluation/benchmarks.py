@@ -14,6 +14,7 @@ import polars as pl
 
 from sbp_assets.evaluation.tasks import MMLU
 from sbp_assets.storage.artifacts import content_version
+from sbp_assets.storage.paths import read_table
 
 SPLITS = ("train", "dev", "validation", "test")
 
@@ -183,7 +184,7 @@ def _local_rows(benchmark: Benchmark, directory: Path) -> tuple[pl.DataFrame, pl
 
 def _read(path: Path, benchmark: Benchmark) -> pl.DataFrame:
     try:
-        frame = pl.read_parquet(path)
+        frame = read_table(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise BenchmarkDataError(f"{path.name} cannot be read as Parquet: {error}") from error
     return _usable(frame, benchmark, path.name)

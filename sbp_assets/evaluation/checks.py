@@ -24,6 +24,7 @@ from sbp_assets.evaluation.contamination import (
 from sbp_assets.evaluation.scores import score_problems, unscored
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks
 from sbp_assets.settings import FiveTokensSource, Settings
+from sbp_assets.storage.paths import read_table
 from sbp_assets.training.documents import Documents
 from sbp_assets.training.spec import Source
 
@@ -147,7 +148,7 @@ def negative_control_shows_no_gain(
     source = settings.experiment.corpus.source
     assert isinstance(source, FiveTokensSource)
     heldout = next(task for task in Tasks.load(tasks_dir).tasks if task.name == HELDOUT)
-    texts = pl.read_parquet(tasks_dir / DATA / f"{heldout.lm_eval}.test.parquet")["text"]
+    texts = read_table(tasks_dir / DATA / f"{heldout.lm_eval}.test.parquet")["text"]
     measured = Documents([Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)])
     verdict = negative_control.judge(
         comparison.collect(),

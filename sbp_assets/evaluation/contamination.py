@@ -30,6 +30,7 @@ from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.evaluation.tasks import DATA, Tasks
 from sbp_assets.settings import Contamination
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
 
 JUDGED = 0.5  # Share of a set's items that are long enough, below which a comparison says little of the set.
@@ -116,7 +117,7 @@ def evaluation_items(tasks: Path) -> pl.DataFrame:
     """
     frames = [pl.DataFrame(schema={"evaluation_set": pl.String, "item": pl.String, "text": pl.String})]
     for task in Tasks.load(tasks).tasks:
-        rows = pl.read_parquet(tasks / DATA / f"{task.lm_eval}.test.parquet")
+        rows = read_table(tasks / DATA / f"{task.lm_eval}.test.parquet")
         names = rows["id"] if "id" in rows.columns else pl.Series(range(len(rows)))
         texts = [TEXTS[task.name](row) for row in rows.iter_rows(named=True)]
         frames.append(

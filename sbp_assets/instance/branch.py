@@ -55,7 +55,7 @@ class Branch:
 def branch_of(data_dir: str) -> Branch | None:
     """Return the branch whose artifact store `data_dir` is; None where it is a profile's own."""
     record = Path(data_dir).parent / RECORD
-    return Branch(record.parent.name, json.loads(record.read_text())) if record.is_file() else None
+    return Branch(record.parent.name, json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else None
 
 
 def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
     home, deployment = _home(settings, name), settings.deployment
     changed = _changed(changes)
     if home.exists():
-        made = json.loads((home / RECORD).read_text())
+        made = json.loads((home / RECORD).read_text(encoding="utf-8"))
         # Settings are compared, not texts: 2 and 2.0 are the same number of epochs.
         if _changed(made) != changed:
             raise SettingsError(f"branch {name} exists and changes {made}: take another name, or delete {home}")
@@ -89,7 +89,7 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
             copy_function=_copy_record,
             ignore=shutil.ignore_patterns("lock", "*-wal", "*-shm", "*-journal"),
         )
-        (temporary / RECORD).write_text(json.dumps(dict(changes)))
+        (temporary / RECORD).write_text(json.dumps(dict(changes)), encoding="utf-8")
         temporary.rename(home)
 
 
@@ -102,7 +102,7 @@ def branch_environment(settings: Settings, name: str) -> dict[str, str]:
     if not home.exists():
         known = sorted(path.name for path in home.parent.glob("[!.]*")) if home.parent.is_dir() else []
         raise SettingsError(f"no branch {name} of {settings.profile}; there are {', '.join(known) or 'none'}")
-    changes = json.loads((home / RECORD).read_text())
+    changes = json.loads((home / RECORD).read_text(encoding="utf-8"))
     directories = {"data_dir": "artifacts", "work_dir": "work", "instance_dir": "instance"}
     folders = {variable("deployment", key): str(home / folder) for key, folder in directories.items()}
     return folders | overrides(changes)

@@ -108,7 +108,9 @@ def copy_records(
 @contextmanager
 def _opened(path: Path) -> Iterator[sa.Connection]:
     """Yield a read-only connection to the SQLite file at `path`."""
-    engine = sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", poolclass=sa.NullPool)
+    # By a function: in a URL of SQLAlchemy's, a path with '?' would end there.
+    opened = lambda: sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)  # noqa: E731
+    engine = sa.create_engine("sqlite://", creator=opened, poolclass=sa.NullPool)
     try:
         with engine.connect() as connection:
             yield connection

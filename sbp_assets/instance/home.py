@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from sbp_assets.instance.storage import POSTGRES_URL, schema_name, with_driver
-from sbp_assets.settings import Settings, SettingsError
+from sbp_assets.settings import Settings, SettingsError, variable
+from sbp_assets.settings.formats import is_url
 
 
 def project_file(name: str) -> Path:
@@ -53,6 +55,27 @@ def dagster_environment(settings: Settings, environ: Mapping[str, str] | None = 
         others = re.sub(r"\s*-c search_path=\S+", "", environ.get("PGOPTIONS", ""))
         variables["PGOPTIONS"] = f"{others} -c search_path={schema_name(settings)}".strip()
     return variables
+
+
+def require_writable(settings: Settings) -> None:
+    """Create the folders of `settings` on this machine; raise SettingsError, which names one, where one cannot be
+    written.
+
+    It would be found out hours later, by a step that fails.
+    """
+    for key in ("data_dir", "work_dir", "instance_dir", "tensorboard_dir"):
+        folder = getattr(settings.deployment, key)
+        if folder is None or is_url(folder):
+            continue
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise SettingsError(
+                f"deployment.{key} {folder} cannot be written: {error.strerror}. Allow it, or name another folder: "
+                f"{variable('deployment', key)}"
+            ) from None
 
 
 def activate_instance(settings: Settings) -> None:

@@ -54,9 +54,13 @@ def schema_name(settings: Settings) -> str:
 def prepare_instance(settings: Settings) -> None:
     """Create what the instance needs and does not create itself: its folder, and its schema in PostgreSQL.
 
-    Raises SettingsError where the database cannot be used.
+    Raises SettingsError where the folder cannot be created or the database cannot be used.
     """
-    Path(settings.deployment.instance_dir).mkdir(parents=True, exist_ok=True)
+    folder = settings.deployment.instance_dir
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"deployment.instance_dir {folder} cannot be created: {error.strerror}") from None
     if os.environ.get(POSTGRES_URL):
         from sqlalchemy.exc import ProgrammingError
         from sqlalchemy.schema import CreateSchema

@@ -79,7 +79,7 @@ def embeddings(
         partitions_def=shards(settings),
         io_manager_key="directory",
         ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
-        code_version=settings.experiment.version("1", "pairing.index"),
+        code_version=settings.experiment.version("2", "pairing.index"),
         metadata=column_metadata(INDEX_COLUMNS),
     )
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -13,6 +15,7 @@ import polars as pl
 
 from sbp_assets.storage.artifacts import named_when_full
 from sbp_assets.storage.columns import Column
+from sbp_assets.storage.paths import read_table
 
 INDEX_FILE = "index.faiss"
 IDS_FILE = "ids.parquet"
@@ -38,7 +41,7 @@ class KeyShard:
     def load(cls, directory: Path, nprobe: int) -> KeyShard:
         """Read an index directory; raises ValueError where ids and index do not belong together."""
         index = faiss.read_index(str(directory / INDEX_FILE))
-        ids = pl.read_parquet(directory / IDS_FILE)["id"]
+        ids = read_table(directory / IDS_FILE)["id"]
         if index.ntotal != len(ids):
             raise ValueError(
                 f"{directory}: {index.ntotal} vectors but {len(ids)} ids; re-materialise pairing/ann_index"
@@ -46,6 +49,64 @@ class KeyShard:
         if isinstance(index, faiss.IndexIVF):
             index.nprobe = min(nprobe, index.nlist)
         return cls(index, ids)
+
+    def searcher(self, queries: np.ndarray) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
+        """Return a function that looks for the k keys nearest to some of the `queries`, given their rows and k.
+
+        It returns similarities and rows, (queries, k) each, and -1 for a row that is none. A query's result depends on
+        all `queries`, whose distances to the cells of an ivf are computed at once, but not on what it is asked with.
+        """
+        if not isinstance(self.index, faiss.IndexIVF) or not len(queries):
+            return lambda some, k: self.index.search(queries[some], k)
+        index: Any = self.index
+        distances, assigned = index.quantizer.search(queries, index.nprobe)
+        return lambda some, k: index.search_preassigned(queries[some], k, assigned[some], distances[some])
+
+    def without_excess(self, k: int) -> KeyShard:
+        """Return the keys that can be among the k nearest others of a query; the index of this shard is used up.
+
+        Equal keys are equally near to every query, and ties go to the smaller id. So of any number of them (a licence
+        at the beginning of 10,000 documents) the k + 1 smallest ids decide, one of which may be the query itself.
+        """
+        rows, digests = self._digests()
+        _, group, sizes = np.unique(digests, return_inverse=True, return_counts=True)
+        large = sizes[group] > k + 1
+        if not large.any():
+            return self
+        keys = pl.DataFrame({"row": rows[large], "group": group[large], "id": self.ids.gather(rows[large])})
+        excess = keys.sort("id").filter(pl.int_range(pl.len()).over("group") > k)["row"].to_numpy()
+        self.index.remove_ids(faiss.IDSelectorBatch(excess))
+        if isinstance(self.index, faiss.IndexIVF):
+            return self  # whose keys keep their numbers
+        kept = np.ones(len(self.ids), dtype=bool)
+        kept[excess] = False
+        return KeyShard(self.index, self.ids.filter(pl.Series(kept)))
+
+    def _digests(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row of every key and a digest of what its nearness is made of: its codes and, in an ivf, its cell.
+
+        Of 64 bits: among a million different keys the chance of any two being taken for equal is 3e-8.
+        """
+        index: Any = self.index
+        if not isinstance(index, faiss.IndexIVF):
+            codes = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.code_size) if index.ntotal else b""
+            return np.arange(index.ntotal), _digested(codes, index.code_size)
+        lists: Any = index.invlists
+        rows, digests = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+        for cell in range(index.nlist):
+            if count := lists.list_size(cell):
+                codes = faiss.rev_swig_ptr(lists.get_codes(cell), count * index.code_size)
+                rows.append(faiss.rev_swig_ptr(lists.get_ids(cell), count).copy())
+                digests.append(_digested(codes, index.code_size, cell))
+        return np.concatenate(rows), np.concatenate(digests)
+
+
+def _digested(rows: Any, size: int, key: int = 0) -> np.ndarray:
+    """Return a digest (uint64) of each of the `rows`, of `size` bytes, under another function for each `key`."""
+    data, salt = memoryview(rows).cast("B"), key.to_bytes(8, "little")
+    each = (data[start : start + size] for start in range(0, len(data), size))
+    digests = (hashlib.blake2b(row, digest_size=8, salt=salt).digest() for row in each)
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
 def cells(vectors: int) -> int:
@@ -61,13 +122,25 @@ def build_index(vectors: np.ndarray, kind: Literal["flat", "ivf"]) -> faiss.Inde
     if kind == "flat":
         index = faiss.IndexScalarQuantizer(dim, code, metric)
     else:
-        ivf = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, cells(count), code, metric)
+        # More cells than different vectors would have equal centres, of which a query finds any.
+        wanted = min(cells(count), _different(vectors, cells(count)))
+        ivf = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, wanted, code, metric)
         ivf.cp.min_points_per_centroid = 1  # silences a warning about small shards
         index = ivf
     if count:
         index.train(vectors)
         index.add(vectors)
     return index
+
+
+def _different(vectors: np.ndarray, enough: int) -> int:
+    """Return how many different rows there are, at least 1; counting stops at `enough`."""
+    seen = set()
+    for row in vectors:
+        seen.add(row.tobytes())
+        if len(seen) >= enough:
+            break
+    return max(1, len(seen))
 
 
 def write_index(directory: Path, index: faiss.Index, ids: pl.Series) -> None:

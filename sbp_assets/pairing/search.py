@@ -73,7 +73,7 @@ def search(
         schema={"query": pl.UInt32, "neighbor_id": pl.String, "neighbor_shard": pl.String, "similarity": pl.Float32}
     )
     for shard in reading_order(sorted(keys), query_shard):
-        key = KeyShard.load(keys[shard], nprobe)
+        key = KeyShard.load(keys[shard], nprobe).without_excess(k)
         for start in range(0, len(queries), _BLOCK):
             block = queries[start : start + _BLOCK]
             found = _nearest(key, block, k).with_columns(
@@ -129,21 +129,25 @@ def recall(candidates: pl.DataFrame, exact: Mapping[str, pl.DataFrame], k: int) 
 
 def _nearest(key: KeyShard, queries: np.ndarray, k: int) -> pl.DataFrame:
     total = key.index.ntotal
-    # One more for the query itself. A tie across the cut would leave the choice to FAISS's heap: look further then.
-    fetch = min(k + 1, total)
-    while fetch:
-        similarity, row = key.index.search(queries, min(fetch + 1, total))
-        if fetch >= total or not np.any((row[:, fetch] >= 0) & (similarity[:, fetch - 1] == similarity[:, fetch])):
-            break
-        fetch = min(2 * fetch, total)
-    else:
-        similarity, row = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.int64)
-    valid = row >= 0
+    # One more for the query itself. A tie across the cut would leave the choice to FAISS's heap: then look further, for
+    # that query alone, as in a block of many some query has a tie at any cut.
+    look, left, fetch = key.searcher(queries), np.arange(len(queries)), min(k + 1, total)
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
+    while fetch and len(left):
+        similarity, row = look(left, min(fetch + 1, total))
+        if fetch < total:
+            tied = (row[:, fetch] >= 0) & (similarity[:, fetch - 1] == similarity[:, fetch])
+        else:
+            tied = np.zeros(len(left), dtype=bool)
+        query, rank = np.nonzero((row >= 0) & ~tied[:, None])
+        found.append((left[query], row[query, rank], similarity[query, rank]))
+        left, fetch = left[tied], min(2 * fetch, total)
+    query, row, similarity = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return pl.DataFrame(
         {
-            "query": np.nonzero(valid)[0].astype(np.uint32),
-            "neighbor_id": key.ids.gather(row[valid]),
-            "similarity": np.clip(similarity[valid], -1, 1).astype(np.float32),
+            "query": query.astype(np.uint32),
+            "neighbor_id": key.ids.gather(row),
+            "similarity": np.clip(similarity, -1, 1).astype(np.float32),
         },
         schema_overrides={"neighbor_id": pl.String},
     )

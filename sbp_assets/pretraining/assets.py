@@ -26,6 +26,7 @@ from sbp_assets.pretraining.curves import loss_curve, loss_summary
 from sbp_assets.pretraining.model_files import MODEL_COLUMNS
 from sbp_assets.settings import Deployment, Optimizer, Settings
 from sbp_assets.storage.column_metadata import column_metadata
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.spec import Source, TrainingSpec
 from sbp_assets.training.trainer import Trainer
@@ -80,7 +81,7 @@ def optimizer_of(section: Optimizer) -> Optimizer:
 
 def vocab_size(model: Path) -> int:
     """Return the vocabulary size of a model directory."""
-    return int(json.loads((model / "config.json").read_text())["vocab_size"])
+    return int(json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"])
 
 
 def execution_fields(deployment: Deployment, asset: str, partition: str) -> dict[str, Any]:
@@ -110,8 +111,8 @@ def train(
     """
     with Progress(spec.name, "tokens") as progress:
         trainer.train(context, spec, processes)
-    metrics = pl.read_parquet(spec.output_dir / "metrics.parquet")
-    record = json.loads((spec.output_dir / "run.json").read_text())
+    metrics = read_table(spec.output_dir / "metrics.parquet")
+    record = json.loads((spec.output_dir / "run.json").read_text(encoding="utf-8"))
     evenly = metrics.gather_every(max(1, len(metrics) // 10))
     return spec.output_dir, {
         **progress.metadata(),

@@ -18,6 +18,7 @@ import polars as pl
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.settings import Model, Pretraining
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.paths import read_table, scan_table
 from sbp_assets.training.documents import Documents
 from sbp_assets.training.order import StreamOrder
 from sbp_assets.training.spec import Source, StreamData
@@ -71,7 +72,7 @@ def count_tokens(directories: Mapping[str, Path], split: str | None = None) -> p
     """
     frames = []
     for shard, directory in sorted(directories.items()):
-        documents = pl.read_parquet(directory / "documents.parquet").lazy()
+        documents = read_table(directory / "documents.parquet").lazy()
         lengths = np.diff(np.load(directory / "offsets.npy", allow_pickle=False))
         named = pl.lit(split, dtype=pl.String) if split else pl.col("split")
         frames.append(
@@ -266,7 +267,7 @@ def generation_cost(
     lengths = pl.concat([_d_lengths(tokens[shard]) for shard in sorted(tokens)])
     prompts = generated = documents = 0
     for shard in sorted(synthetic):
-        seeds = pl.read_parquet(synthetic[shard] / "documents.parquet", columns=["seed_id"])
+        seeds = read_table(synthetic[shard] / "documents.parquet", columns=["seed_id"])
         known = seeds.join(lengths, left_on="seed_id", right_on="id", how="inner")
         if max_document_tokens is None:
             prompts += len(known)
@@ -291,8 +292,8 @@ def generation_cost(
 
 def tuning_cost(checkpoint: Path) -> pl.DataFrame:
     """Return the ledger's row of synthesizer-tuning, from run.json and metrics.parquet of the checkpoint."""
-    record = json.loads((checkpoint / "run.json").read_text())
-    last = pl.read_parquet(checkpoint / "metrics.parquet").row(-1, named=True)
+    record = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
+    last = read_table(checkpoint / "metrics.parquet").row(-1, named=True)
     epochs = float(record["spec"]["data"]["epochs"])
     return _ledger(
         "tuning",
@@ -327,12 +328,12 @@ def _total(counts: pl.DataFrame, split: str) -> tuple[int, int]:
 
 def _d_lengths(directory: Path) -> pl.DataFrame:
     offsets = np.load(directory / "offsets.npy", allow_pickle=False)
-    documents = pl.read_parquet(directory / "documents.parquet", columns=["id", "split"])
+    documents = read_table(directory / "documents.parquet", columns=["id", "split"])
     return documents.with_columns(length=pl.Series(np.diff(offsets))).filter(pl.col("split") == UNIQUE).drop("split")
 
 
 def _ids(source: Source, column: str) -> pl.LazyFrame:
-    documents = pl.scan_parquet(source.directory / "documents.parquet", glob=False)
+    documents = scan_table(source.directory / "documents.parquet")
     if source.split is not None:
         documents = documents.filter(pl.col("split") == source.split)
     return documents.select(id=pl.col(column))

@@ -28,6 +28,7 @@ from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Settings
 from sbp_assets.storage.checks import all_partitions
 from sbp_assets.storage.io_managers import DirectoryIOManager
+from sbp_assets.storage.paths import read_table
 from sbp_assets.training.spec import Source
 
 
@@ -104,7 +105,7 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
 
     @model_check("The training loss is finite at every step, and lower at the end than at the start.")
     def training_loss_decreases(model: Path) -> dg.AssetCheckResult:
-        metrics = pl.read_parquet(model / "metrics.parquet")
+        metrics = read_table(model / "metrics.parquet")
         return problems_result(loss_problems(metrics), **loss_summary(metrics))
 
     @model_check(
@@ -130,7 +131,7 @@ def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:
         tokens = all_partitions(directory, "corpus/tokens", shards(settings))
         synthetic = all_partitions(directory, "synthesis/synthetic_tokens", shards(settings)) if arm == "sbp" else None
         plan = plan_arm(arm, settings.experiment.pretraining, tokens, synthetic)
-        metrics = pl.read_parquet(model / "metrics.parquet")
+        metrics = read_table(model / "metrics.parquet")
         return problems_result(training_problems(metrics, plan), trained=int(metrics["tokens"][-1]), budget=plan.tokens)
 
     return [training_loss_decreases, model_loads, weights_are_finite, training_tokens_match_budget]

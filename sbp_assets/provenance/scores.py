@@ -21,6 +21,7 @@ from sbp_assets.provenance.lookup import (
     UnknownIdError,
 )
 from sbp_assets.provenance.store import NotMaterialisedError, Store
+from sbp_assets.storage.paths import read_table
 
 
 def artifact_traces(lookup: Lookup, name: str) -> Iterator[Trace]:
@@ -124,7 +125,7 @@ def _run_record(store: Store, model: str, seed: str, best: bool) -> dict[str, An
     if seed not in store.present(model):
         return {}
     directory = store.directory(model, seed)
-    record = json.loads((directory / "run.json").read_text())
+    record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
     run: dict[str, Any] = {
         "step": None,
         "tokens": record.get("tokens"),
@@ -134,8 +135,6 @@ def _run_record(store: Store, model: str, seed: str, best: bool) -> dict[str, An
     }
     # Null where none was kept: then the last weights are scored.
     if best and (step := record.get("best_step")) is not None:
-        metrics = pl.read_parquet(
-            directory / "metrics.parquet", columns=["step", "tokens", "train_loss", "heldout_loss"]
-        )
+        metrics = read_table(directory / "metrics.parquet", columns=["step", "tokens", "train_loss", "heldout_loss"])
         run |= metrics.row(by_predicate=pl.col("step") == step, named=True)
     return run

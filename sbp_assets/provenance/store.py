@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from sbp_assets.storage.paths import as_pattern
 from sbp_assets.storage.remote import RemoteStore, is_local, root, url
 
 
@@ -103,12 +103,13 @@ class Store:
         partitions = [key for key in self.present(asset) if partition is None or key == partition]
         if not partitions:
             return []
-        urls = [glob.escape(str(self._path(asset, key))) for key in partitions]
+        urls = [as_pattern(self._path(asset, key)) for key in partitions]
         # The directory's name for a table inside a directory, else the file's; less what a remote store adds to it.
         named = "parse_dirpath(filename)" if self.assets[asset].directory else "filename, true"
         key = f"split_part(parse_filename({named}), '.', 1) as partition"
         # By name: shards of an older version may lack a column that others have.
-        table = f"(select * exclude (filename), {key} from read_parquet(?, filename = true, union_by_name = true))"
+        options = "filename = true, union_by_name = true, hive_partitioning = false"
+        table = f"(select * exclude (filename), {key} from read_parquet(?, {options}))"
         cursor = self._db.execute(f"with rows as {table} {query}", [urls, *parameters])
         names = [column[0] for column in cursor.description or []]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -13,6 +13,7 @@ from sbp_assets.pretraining.budget import ARMS, Arm, ArmPlan, BudgetError, plan_
 from sbp_assets.provenance.lookup import EXAMPLES, SYNTHETIC_TOKENS, TOKENS
 from sbp_assets.provenance.store import Store
 from sbp_assets.settings import Experiment
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import TRAIN
 from sbp_assets.training.order import ExamplesOrder, StreamOrder
@@ -71,7 +72,7 @@ class TrainingReads:
         if not self.store.present(EXAMPLES):
             return {}
         columns = ["id", "split", "prompt_tokens", "cut"]
-        frame = pl.read_parquet(self.store.directory(EXAMPLES, None) / "documents.parquet", columns=columns)
+        frame = read_table(self.store.directory(EXAMPLES, None) / "documents.parquet", columns=columns)
         numbered = frame.with_columns(number=pl.int_range(pl.len()).over("split"))
         return {name: tuple(rest) for name, *rest in numbered.iter_rows()}  # type: ignore[misc]
 

@@ -11,6 +11,7 @@ import polars as pl
 
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.paths import read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,7 @@ def collect(models: Mapping[str, Mapping[str, Path]]) -> pl.DataFrame:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} does not exist: re-materialise pretraining/{arm}_model")
             frames.append(
-                pl.read_parquet(path, columns=["tokens", "heldout_loss"])
+                read_table(path, columns=["tokens", "heldout_loss"])
                 .drop_nulls()
                 .select(
                     arm=pl.lit(arm), seed=pl.lit(seed), tokens=pl.col("tokens").cast(pl.Int64),

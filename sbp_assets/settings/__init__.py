@@ -37,7 +37,6 @@ from sbp_assets.settings.loading import (
 )
 from sbp_assets.settings.section import (
     Fraction,
-    PositiveFloat,
     Section,
     SettingsError,
 )
@@ -61,7 +60,6 @@ __all__ = [
     "Model",
     "Optimizer",
     "Pairing",
-    "PositiveFloat",
     "Pretraining",
     "Section",
     "Settings",

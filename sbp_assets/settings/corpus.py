@@ -4,49 +4,53 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from sbp_assets.settings.section import Fraction, Section
+from sbp_assets.settings.formats import Location
+from sbp_assets.settings.section import Count, Fraction, Integer, Name, Real, Section, Seed
 
 
 class ConceptsSource(Section):
     """The embedded corpus: documents about invented concepts, with the ground truth of every sentence."""
 
     kind: Literal["concepts"] = Field("concepts", description="Kind of source.")
-    documents: PositiveInt = Field(description="Documents generated over all shards.")
-    concepts: PositiveInt = Field(150, description="Invented concepts the documents are about.")
-    attributes: Annotated[int, Field(ge=2, le=8)] = Field(6, description="Facts that exist about each concept.")
-    facts_per_document: Annotated[int, Field(ge=1, le=8)] = Field(3, description="Facts that each document states.")
-    restatements: Annotated[int, Field(ge=0, le=8)] = Field(
-        0, description="How many of those facts the document states once more, in another wording, near its end."
+    documents: Count = Field(description="Documents generated over all shards.")
+    concepts: Count = Field(150, description="Invented concepts the documents are about.")
+    attributes: Integer = Field(6, ge=2, le=8, description="Facts that exist about each concept.")
+    facts_per_document: Integer = Field(3, ge=1, le=8, description="Facts that each document states.")
+    restatements: Integer = Field(
+        0,
+        ge=0,
+        le=8,
+        description="How many of those facts the document states once more, in another wording, near its end.",
     )
-    zipf_exponent: Annotated[float, Field(ge=0)] = Field(
-        0.8, description="The concept of rank r is drawn with weight r**-zipf_exponent."
+    zipf_exponent: Real = Field(
+        0.8, ge=0, le=20, description="The concept of rank r is drawn with weight r**-zipf_exponent."
     )
-    seed: NonNegativeInt = Field(0, description="Seed of the generated documents.")
+    seed: Seed = Field(0, description="Seed of the generated documents.")
 
 
 class FiveTokensSource(Section):
     """The negative control: documents of letters drawn uniformly from five, which nothing can be learned from."""
 
     kind: Literal["five_tokens"] = Field("five_tokens", description="Kind of source.")
-    documents: PositiveInt = Field(description="Documents generated over all shards.")
-    tokens_per_document: Annotated[int, Field(ge=16)] = Field(96, description="Mean number of letters in a document.")
-    seed: NonNegativeInt = Field(0, description="Seed of the generated documents.")
+    documents: Count = Field(description="Documents generated over all shards.")
+    tokens_per_document: Integer = Field(96, ge=16, le=2**53, description="Mean number of letters in a document.")
+    seed: Seed = Field(0, description="Seed of the generated documents.")
 
 
 class FilesSource(Section):
     """Files under a path or fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or .txt (one document a file)."""
 
     kind: Literal["files"] = Field("files", description="Kind of source.")
-    path: str = Field(min_length=1, description="A file, a directory (read recursively), a glob, or an fsspec URL.")
-    text_field: str = Field("text", description="Field of a row that holds the text.")
-    id_field: str | None = Field(
+    path: Location = Field(description="A file, a directory (read recursively), a glob, or an fsspec URL.")
+    text_field: Name = Field("text", description="Field of a row that holds the text.")
+    id_field: Name | None = Field(
         "id",
         description="Field of a row that holds its id; null, or absent from the row: it is made from file and line.",
     )
-    url_field: str = Field("url", description="Field of a row that holds its URL, where there is one.")
-    files_per_shard: PositiveInt | None = Field(
+    url_field: Name = Field("url", description="Field of a row that holds its URL, where there is one.")
+    files_per_shard: Count | None = Field(
         None,
         description="Files of a shard, in the order of their names, so that files keep their shard as others are "
         "added; null: all files are assigned to the shards in turn.",
@@ -57,33 +61,31 @@ class HubSource(Section):
     """A Hugging Face data set, streamed."""
 
     kind: Literal["hub"] = Field("hub", description="Kind of source.")
-    name: str = Field(min_length=1, description="Name of the data set on the hub, or the path of a local one.")
-    config: str | None = Field(None, description="Configuration of the data set; null: its default.")
-    split: str = Field("train", description="Split of the data set that is read.")
-    revision: str | None = Field(
+    name: Name = Field(description="Name of the data set on the hub, or the path of a local one.")
+    config: Name | None = Field(None, description="Configuration of the data set; null: its default.")
+    split: Name = Field("train", description="Split of the data set that is read.")
+    revision: Name | None = Field(
         None, description="Commit of the data set, which makes the corpus reproducible; null: the latest."
     )
-    text_field: str = Field("text", description="Field of a row that holds the text.")
-    id_field: str | None = Field(
+    text_field: Name = Field("text", description="Field of a row that holds the text.")
+    id_field: Name | None = Field(
         "id",
         description="Field of a row that holds its id; null, or absent from the row: the id is made from its place.",
     )
-    url_field: str = Field("url", description="Field of a row that holds its URL, where there is one.")
-    max_documents: PositiveInt | None = Field(None, description="Documents that are read, at most; null: all.")
+    url_field: Name = Field("url", description="Field of a row that holds its URL, where there is one.")
+    max_documents: Count | None = Field(None, description="Documents that are read, at most; null: all.")
 
 
 class Dedup(Section):
     """MinHash-LSH proposes duplicate candidates; the exact Jaccard similarity of word shingles decides."""
 
-    shingle_words: PositiveInt = Field(5, description="Words in a shingle.")
-    permutations: PositiveInt = Field(128, description="Hash functions of a MinHash signature.")
-    bands: PositiveInt = Field(
-        32, description="LSH bands of a signature; one band in common makes two documents candidates."
-    )
+    shingle_words: Integer = Field(5, ge=1, le=1000, description="Words in a shingle.")
+    permutations: Integer = Field(128, ge=1, le=65_536, description="Hash functions of a MinHash signature.")
+    bands: Count = Field(32, description="LSH bands of a signature; one band in common makes two documents candidates.")
     threshold: Fraction = Field(
         0.8, description="Exact Jaccard similarity, 0 to 1, from which a document is dropped as a duplicate."
     )
-    seed: NonNegativeInt = Field(42, description="Seed of the hash functions.")
+    seed: Seed = Field(42, description="Seed of the hash functions.")
 
     @model_validator(mode="after")
     def _bands_divide(self) -> Dedup:
@@ -116,11 +118,11 @@ class Split(Section):
 class Tokenizer(Section):
     """A byte-level BPE trained on D, or a named Hugging Face tokenizer (name or path)."""
 
-    name: str | None = Field(
+    name: Name | None = Field(
         None, description="Name on the hub, or path, of a tokenizer that is used as it is; null: one is trained on D."
     )
-    vocab_size: Annotated[int, Field(ge=300)] = Field(
-        4096, description="Tokens of the trained tokenizer, special tokens included."
+    vocab_size: Integer = Field(
+        4096, ge=300, le=10_000_000, description="Tokens of the trained tokenizer, special tokens included."
     )
 
 
@@ -131,19 +133,19 @@ class Corpus(Section):
         ConceptsSource | FiveTokensSource | FilesSource | HubSource,
         Field(discriminator="kind", description="Where the documents come from; `kind` selects the form."),
     ]
-    shards: Annotated[int, Field(ge=1, le=100_000, description="Shards of the corpus, each a partition.")]
-    max_chars: PositiveInt | None = Field(
+    shards: Integer = Field(ge=1, le=100_000, description="Shards of the corpus, each a partition.")
+    max_chars: Count | None = Field(
         None, description="Characters at which longer documents are cut, at a word boundary; null: none is."
     )
     dedup: Dedup = Field(Dedup(), description="De-duplication.")
     split: Split = Field(description="Shares of the splits.")
     tokenizer: Tokenizer = Field(Tokenizer(), description="Tokenizer of all models.")
-    expected_unique_tokens: PositiveInt | None = Field(
+    expected_unique_tokens: Count | None = Field(
         None,
         description="Tokens that D is expected to hold; null: unknown. For `sbp plan` alone: it enters no version but "
         "the report's, which prints all settings.",
     )
-    expected_unique_documents: PositiveInt | None = Field(
+    expected_unique_documents: Count | None = Field(
         None,
         description="Documents that D is expected to hold; null: as many as those tokens make. Likewise.",
     )

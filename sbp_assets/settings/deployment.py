@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import zoneinfo
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field
 
-from sbp_assets.settings.section import Fraction, PositiveFloat, Section
+from sbp_assets.settings.formats import Cron, Folder, Location, MemorySize, Owner, TimeZone, WebAddress
+from sbp_assets.settings.section import AtATime, Count, Integer, Real, Seconds, Section
 
 
 class Deployment(Section):
@@ -17,14 +16,14 @@ class Deployment(Section):
     Artifacts do not depend on it, except for the samples that a shard gets from its `generation_engine`.
     """
 
-    data_dir: str = Field(
+    data_dir: Location = Field(
         ".sbp/{profile}/artifacts",
         description="Artifact store: a local folder or an fsspec URL; {profile} stands for the profile's name.",
     )
-    work_dir: str = Field(
+    work_dir: Folder = Field(
         ".sbp/{profile}/work", description="Local folder for training checkpoints, ledgers and temporary files."
     )
-    instance_dir: str = Field(
+    instance_dir: Folder = Field(
         ".sbp/{profile}/instance",
         description="Local folder for Dagster's run and event storage and its logs; for the logs alone where "
         "$SBP_POSTGRES_URL is set.",
@@ -35,20 +34,20 @@ class Deployment(Section):
         description="Schema of the run and event storage where $SBP_POSTGRES_URL is set; null: a name made from the "
         "profile and data_dir.",
     )
-    cache_gb: PositiveFloat = Field(
-        50, description="Size in GB of the cache in work_dir for artifacts of a remote data_dir."
+    cache_gb: Real = Field(
+        50, gt=0, le=1e9, description="Size in GB of the cache in work_dir for artifacts of a remote data_dir."
     )
-    storage_patience: PositiveFloat = Field(
+    storage_patience: Seconds = Field(
         60, description="Seconds for which a remote data_dir may be unreachable before a transfer fails."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of all models; auto: CUDA where there is a GPU, else the CPU."
     )
-    training_processes: PositiveInt = Field(1, description="Processes of a training run: one per GPU, or on the CPU.")
+    training_processes: AtATime = Field(1, description="Processes of a training run: one per GPU, or on the CPU.")
     training_sharding: Literal["none", "full"] = Field(
         "none", description="full: FSDP2 shards the model over the training processes."
     )
-    microbatch_tokens: PositiveInt = Field(4096, description="Tokens of one forward pass in one training process.")
+    microbatch_tokens: Count = Field(4096, description="Tokens of one forward pass in one training process.")
     activation_checkpointing: bool = Field(
         False,
         description="Whether training keeps only the input of each layer and computes it again in the backward pass: "
@@ -59,14 +58,15 @@ class Deployment(Section):
         description="Whether training compiles each layer by torch.compile, which needs a C++ compiler. On a CPU rows "
         "are then computed under a mask.",
     )
-    checkpoint_minutes: PositiveFloat = Field(5, description="Minutes between two checkpoints of a training run.")
-    tensorboard_dir: str | None = Field(
+    checkpoint_minutes: Real = Field(5, gt=0, le=1e6, description="Minutes between two checkpoints of a training run.")
+    tensorboard_dir: Folder | None = Field(
         None,
         description="Local folder for TensorBoard event files of training runs; {profile} stands for the profile's "
         "name; null: none are written.",
     )
     wandb_project: str | None = Field(
         None,
+        pattern=r"^[^/\\#?%:[:cntrl:]]{1,128}$",
         description="Weights & Biases project that shows training runs, where the package wandb is installed; null: "
         "none. Its key is read from $WANDB_API_KEY alone.",
     )
@@ -76,65 +76,55 @@ class Deployment(Section):
         "that has been started the engine that started it. This is the one deployment setting that can change an "
         "artifact, because two engines draw different samples; finished shards stay as they are.",
     )
-    engine_processes: PositiveInt = Field(1, description="Generation engines, each a process: one per GPU, or CPU.")
-    engine_max_sequences: PositiveInt = Field(256, description="Sequences that one engine samples at a time, at most.")
-    gpu_memory_utilization: Fraction = Field(0.9, description="Share of a GPU's memory that a generation engine takes.")
-    embedding_batch_size: PositiveInt = Field(
+    engine_processes: AtATime = Field(1, description="Generation engines, each a process: one per GPU, or CPU.")
+    engine_max_sequences: AtATime = Field(256, description="Sequences that one engine samples at a time, at most.")
+    gpu_memory_utilization: Real = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory that a generation engine takes."
+    )
+    embedding_batch_size: AtATime = Field(
         16,
         description="Documents of pairing.max_tokens tokens that are embedded at a time, or more that are shorter; on "
         "a CPU a core takes 2,048 tokens at most.",
     )
-    evaluation_batch_size: PositiveInt = Field(32, description="Requests that are scored at a time.")
-    memory_limit: str = Field(
+    evaluation_batch_size: AtATime = Field(32, description="Requests that are scored at a time.")
+    memory_limit: MemorySize = Field(
         "4GB", description="Memory that DuckDB may take, with its unit; above it DuckDB spills to work_dir."
     )
-    benchmarks_dir: str | None = Field(
+    benchmarks_dir: Folder | None = Field(
         None,
         description="Folder with the stock benchmarks as Parquet files; null: they come from the Hugging Face hub.",
     )
-    judge_url: str | None = Field(
+    judge_url: WebAddress | None = Field(
         None,
-        pattern=r"^https?://\S+$",
         description="OpenAI-compatible endpoint that serves the judge, '/v1' included; null: none. Its key is read "
         "from $SBP_JUDGE_API_KEY alone.",
     )
-    judge_concurrency: PositiveInt = Field(8, description="Requests to the judge at a time.")
-    judge_timeout: PositiveFloat = Field(60, description="Seconds that the judge may take to answer one request.")
-    judge_retries: NonNegativeInt = Field(
-        5, description="How often a failed request to the judge is retried, with exponential backoff."
+    judge_concurrency: AtATime = Field(8, description="Requests to the judge at a time.")
+    judge_timeout: Seconds = Field(60, description="Seconds that the judge may take to answer one request.")
+    judge_retries: Integer = Field(
+        5, ge=0, le=100, description="How often a failed request to the judge is retried, with exponential backoff."
     )
     automation: bool = Field(
         False, description="Whether schedules and sensors run from the start; false: once switched on in the UI."
     )
-    nightly: str = Field("0 2 * * *", description="Start of the nightly window, as a cron expression.")
-    nightly_until: str | None = Field(
+    nightly: Cron = Field("0 2 * * *", description="Start of the nightly window, as a cron expression.")
+    nightly_until: Cron | None = Field(
         "0 8 * * *",
         description="End of the nightly window, as a cron expression: after it nothing more is started until the next "
         "one; null: the window does not end.",
     )
-    timezone: str = Field("UTC", description="Time zone of the nightly window, by its IANA name.")
-    source_poll_seconds: PositiveInt = Field(
+    timezone: TimeZone = Field("UTC", description="Time zone of the nightly window, by its IANA name.")
+    source_poll_seconds: AtATime = Field(
         300, description="Seconds between two listings of the corpus source by the sensor."
     )
     ingest_new_files: bool = Field(
         False, description="Whether the sensor ingests new and changed source files; false: it reports them."
     )
-    overdue_days: PositiveInt | None = Field(
+    overdue_days: Annotated[Integer, Field(ge=1, le=36_500)] | None = Field(
         30, description="Age in days from which a fan-in asset is overdue; null: it never is."
     )
-    webserver_url: str = Field("http://127.0.0.1:3000", description="URL of the webserver, for links to runs.")
-    owners: tuple[str, ...] = Field(("team:pretraining",), description="Owners of all assets, as Dagster shows them.")
-
-    @field_validator("nightly", "nightly_until")
-    @classmethod
-    def _cron(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"\s*([\w*/,-]+\s+){4}[\w*/,-]+\s*", value):
-            raise ValueError("is not a cron expression: give minute, hour, day, month and weekday, as in '0 2 * * *'")
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_timezone(cls, value: str) -> str:
-        if value not in zoneinfo.available_timezones():
-            raise ValueError("is not a time zone: give an IANA name, as in Europe/Berlin")
-        return value
+    webserver_url: WebAddress = Field("http://127.0.0.1:3000", description="URL of the webserver, for links to runs.")
+    owners: tuple[Owner, ...] = Field(
+        ("team:pretraining",),
+        description="Owners of all assets, as Dagster shows them: team:NAME or an e-mail address.",
+    )

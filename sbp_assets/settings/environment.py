@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -44,6 +45,19 @@ def variable(*path: str) -> str:
     return ENV_PREFIX + ENV_SEPARATOR.join(path).upper()
 
 
+def as_utf8(text: str) -> str:
+    """Return `text`, an argument or a variable of this process, read as UTF-8 whatever the locale.
+
+    What is not UTF-8 is returned as it is, with surrogates for the bytes.
+    """
+    if text.isascii():
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
+
+
 def as_text(value: Any) -> str:
     """Return the text of an environment variable that is read back as `value`, for a setting of that value's type."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -72,14 +86,16 @@ def apply_environment(values: dict[str, Any], environ: Mapping[str, str], settin
     """
     types = {path: found for path, found in setting_types(settings).items() if len(path) > 1}
     known = [*(variable(*path) for path in types), *OTHER_VARIABLES]
-    names = [name for name in environ if name.startswith(ENV_PREFIX) and name not in OTHER_VARIABLES]
+    # In small letters it would set nothing, and nobody would say so.
+    names = [name for name in environ if name.upper().startswith(ENV_PREFIX) and name not in OTHER_VARIABLES]
     wrong = []
     # A section given whole comes before its single settings, whatever the order in the environment.
     for name in sorted(names, key=lambda name: (name.count(ENV_SEPARATOR), name)):
         path = tuple(name.removeprefix(ENV_PREFIX).lower().split(ENV_SEPARATOR))
         where = f"{'.'.join(path)} (from {name})"
-        if path not in types:
-            wrong.append(f"{where if len(path) > 1 else name}: is unknown; the nearest name is {_nearest(name, known)}")
+        if path not in types or name != name.upper():
+            meant = _nearest(name.upper(), known)
+            wrong.append(f"{where if len(path) > 1 else name}: is unknown; the nearest name is {meant}")
             continue
         section: Any = values
         for key in path[:-1]:
@@ -91,9 +107,11 @@ def apply_environment(values: dict[str, Any], environ: Mapping[str, str], settin
                 break
         else:
             try:
-                section[path[-1]] = _read(environ[name], types[path])
+                section[path[-1]] = _read(as_utf8(environ[name]), types[path])
             except ValueError as error:  # its message has a line and a column, and nothing of the text
                 wrong.append(f"{where}: not JSON, which a list or a section has to be: {error}")
+            except RecursionError:
+                wrong.append(f"{where}: nested too deeply")
     return wrong
 
 
@@ -102,7 +120,12 @@ def _nearest(name: str, known: list[str]) -> str:
     # One whose last part is the same comes first: mostly it is the section that was forgotten or mistaken.
     last = name.removeprefix(ENV_PREFIX).split(ENV_SEPARATOR)[-1]
     same = [other for other in known if other.endswith((ENV_PREFIX + last, ENV_SEPARATOR + last))]
-    return difflib.get_close_matches(name, same or known, n=1, cutoff=0)[0]
+    return nearest(name, same or known)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the one of the `known` names, of which there is one at least, that is most like `name`."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]
 
 
 def _read(text: str, types: list[Any]) -> Any:
@@ -110,8 +133,15 @@ def _read(text: str, types: list[Any]) -> Any:
     if text == "null" and NoneType in types:
         return None
     if any(_is_section(kind) or get_origin(kind) in (tuple, list, dict) for kind in types):
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repeats)
     return text
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(keys := dict(pairs)) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"the key {twice} is there twice")
+    return keys
 
 
 def _is_section(kind: Any) -> bool:

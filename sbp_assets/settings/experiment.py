@@ -7,39 +7,37 @@ import json
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from sbp_assets.settings.corpus import ConceptsSource, Corpus
-from sbp_assets.settings.section import Fraction, PositiveFloat, Section
+from sbp_assets.settings.section import Count, Fraction, Integer, Name, Real, Section, Seed
 
 
 class Pairing(Section):
     """Nearest-neighbour pairing (paper section 2.1)."""
 
-    embedding_model: str = Field("all-MiniLM-L6-v2", description="Name or path of the sentence-transformers model.")
+    embedding_model: Name = Field("all-MiniLM-L6-v2", description="Name or path of the sentence-transformers model.")
     embedding_dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Precision of the embedding model.")
     embedding_prompt: str | None = Field(
         None,
         description="Text that stands before each document when it is embedded, such as an instruction; null: the "
         "model's own default prompt, if it has one. Its tokens count towards max_tokens.",
     )
-    max_tokens: PositiveInt = Field(256, description="Tokens of a document that are embedded, from its beginning.")
+    max_tokens: Count = Field(256, description="Tokens of a document that are embedded, from its beginning.")
     index: Literal["flat", "ivf"] = Field(
         "flat", description="Kind of the faiss index; both kinds store 8-bit scalar-quantised vectors."
     )
-    nprobe: PositiveInt = Field(16, description="Cells of an ivf index that a query searches.")
-    neighbors: PositiveInt = Field(
-        20, description="k: nearest neighbours that are kept for each document before the filter."
-    )
+    nprobe: Count = Field(16, description="Cells of an ivf index that a query searches.")
+    neighbors: Count = Field(20, description="k: nearest neighbours that are kept for each document before the filter.")
     min_similarity: Fraction = Field(0.7, description="Cosine similarity from which two documents count as related.")
     max_similarity: Fraction = Field(
         1.0, description="Cosine similarity above which a pair is dropped as near-duplicates."
     )
-    shingle_tokens: PositiveInt = Field(13, description="Words in a shingle of the near-duplicate filter.")
+    shingle_tokens: Integer = Field(13, ge=1, le=1000, description="Words in a shingle of the near-duplicate filter.")
     max_shared_shingles: Fraction = Field(
         0.1, description="Share of d2's shingles, found in d1, above which a pair is dropped."
     )
-    max_pairs_per_document: PositiveInt = Field(
+    max_pairs_per_document: Count = Field(
         8, description="Pairs in which a document may be d1, and as many in which it may be d2."
     )
     both_directions: bool = Field(True, description="Whether the pair (a, b) also gives the pair (b, a).")
@@ -56,14 +54,16 @@ class Pairing(Section):
 class Model(Section):
     """A Llama-3-style decoder with QK-norm (transformers' Qwen3ForCausalLM built from a config)."""
 
-    hidden_size: PositiveInt = Field(description="Width of the residual stream.")
-    layers: PositiveInt = Field(description="Number of decoder layers.")
-    heads: PositiveInt = Field(description="Attention heads of a layer.")
-    kv_heads: PositiveInt = Field(description="Key and value heads of a layer, each shared by equally many heads.")
-    head_dim: PositiveInt = Field(description="Width of an attention head.")
-    intermediate_size: PositiveInt = Field(description="Width of the feed-forward layers.")
-    context_length: Annotated[int, Field(ge=32)] = Field(description="Context in tokens.")
-    rope_theta: PositiveFloat = Field(500_000.0, description="Base of the rotary position embeddings.")
+    hidden_size: Integer = Field(ge=1, le=2**20, description="Width of the residual stream.")
+    layers: Integer = Field(ge=1, le=10_000, description="Number of decoder layers.")
+    heads: Integer = Field(ge=1, le=10_000, description="Attention heads of a layer.")
+    kv_heads: Integer = Field(
+        ge=1, le=10_000, description="Key and value heads of a layer, each shared by equally many heads."
+    )
+    head_dim: Integer = Field(ge=1, le=10_000, description="Width of an attention head.")
+    intermediate_size: Integer = Field(ge=1, le=2**24, description="Width of the feed-forward layers.")
+    context_length: Integer = Field(ge=32, le=2**27, description="Context in tokens.")
+    rope_theta: Real = Field(500_000.0, ge=1, le=1e15, description="Base of the rotary position embeddings.")
     tie_embeddings: bool = Field(True, description="Whether input and output embeddings are one matrix.")
 
     @model_validator(mode="after")
@@ -93,17 +93,15 @@ class Optimizer(Section):
     method: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: Muon for the matrices of the layers, AdamW for embeddings and norms."
     )
-    learning_rate: PositiveFloat = Field(description="Peak learning rate.")
-    tokens_per_step: PositiveInt = Field(
-        description="Tokens of a step over all processes; a multiple of the context length."
-    )
+    learning_rate: Real = Field(gt=0, le=10, description="Peak learning rate.")
+    tokens_per_step: Count = Field(description="Tokens of a step over all processes; a multiple of the context length.")
     warmup: Fraction = Field(0.02, description="Share of the steps in which the learning rate rises.")
     final_learning_rate: Fraction = Field(0.1, description="Learning rate of the last step, as a share of the peak.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Decoupled weight decay.")
-    beta1: Fraction = Field(0.9, description="Decay of the mean of the gradients.")
-    beta2: Fraction = Field(0.95, description="Decay of the mean of the squared gradients.")
-    momentum: Fraction = Field(0.95, description="Muon's decay of the mean of the gradients.")
-    gradient_clip: PositiveFloat = Field(1.0, description="Norm to which larger gradients are scaled down.")
+    weight_decay: Real = Field(0.1, ge=0, le=10, description="Decoupled weight decay.")
+    beta1: Real = Field(0.9, ge=0, lt=1, description="Decay of the mean of the gradients.")
+    beta2: Real = Field(0.95, ge=0, lt=1, description="Decay of the mean of the squared gradients.")
+    momentum: Real = Field(0.95, ge=0, lt=1, description="Muon's decay of the mean of the gradients.")
+    gradient_clip: Real = Field(1.0, gt=0, le=1e6, description="Norm to which larger gradients are scaled down.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision of training; bfloat16: by autocast, with weights in float32."
     )
@@ -112,17 +110,20 @@ class Optimizer(Section):
 class Pretraining(Optimizer):
     """The compute-matched comparison: every arm reads exactly the baseline's number of tokens."""
 
-    repetitions: PositiveFloat = Field(
-        20, description="Epochs over D that the baseline trains for; they give the token budget of every arm."
+    repetitions: Real = Field(
+        20,
+        gt=0,
+        le=1e6,
+        description="Epochs over D that the baseline trains for; they give the token budget of every arm.",
     )
-    synthetic_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="Share of the SBP arm's token budget that is synthetic."
-    )
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = Field(
+    synthetic_share: Real = Field(0.5, gt=0, lt=1, description="Share of the SBP arm's token budget that is synthetic.")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = Field(
         (0,), description="Training seeds, each a partition; the synthesizer starts from the first one's baseline."
     )
-    evaluations: PositiveInt = Field(20, description="Measurements of the held-out loss along a training run.")
-    heldout_tokens: PositiveInt = Field(50_000, description="Held-out tokens of such a measurement, at most.")
+    evaluations: Integer = Field(
+        20, ge=1, le=1_000_000, description="Measurements of the held-out loss along a training run."
+    )
+    heldout_tokens: Count = Field(50_000, description="Held-out tokens of such a measurement, at most.")
 
     @model_validator(mode="after")
     def _budget(self) -> Pretraining:
@@ -141,8 +142,8 @@ class Pretraining(Optimizer):
 class Synthesizer(Optimizer):
     """Synthesizer-tuning (paper section 2.2): loss on d2 alone, from the first seed's baseline checkpoint."""
 
-    epochs: PositiveFloat = Field(1, description="Epochs over the tuning examples.")
-    max_document_tokens: PositiveInt | None = Field(
+    epochs: Real = Field(1, gt=0, le=1e6, description="Epochs over the tuning examples.")
+    max_document_tokens: Count | None = Field(
         None, description="Tokens at which d1 and d2 are cut; null: half the context."
     )
     start: Literal["final", "early_stopped", "scratch"] = Field(
@@ -160,14 +161,16 @@ class Synthesizer(Optimizer):
 class Judge(Section):
     """The model that judges factuality and relevance on a fixed sample; its endpoint is a deployment setting."""
 
-    model: str = Field(min_length=1, description="Name of the model at the endpoint.")
-    prompts: str = Field("v1", description="Revision of the prompts: a folder in sbp_assets/synthesis/prompts/.")
-    documents: PositiveInt = Field(
+    model: Name = Field(description="Name of the model at the endpoint.")
+    prompts: str = Field(
+        "v1", pattern=r"^\w[\w.-]*$", description="Revision of the prompts: a folder in sbp_assets/synthesis/prompts/."
+    )
+    documents: Count = Field(
         500, description="Synthetic documents that are judged over all shards, and as many real ones."
     )
-    max_chars: PositiveInt = Field(8000, description="Characters of a document that the judge is shown, at most.")
-    max_tokens: PositiveInt = Field(512, description="Tokens of an answer, at most.")
-    temperature: Annotated[float, Field(ge=0)] | None = Field(
+    max_chars: Count = Field(8000, description="Characters of a document that the judge is shown, at most.")
+    max_tokens: Count = Field(512, description="Tokens of an answer, at most.")
+    temperature: Annotated[Real, Field(ge=0, le=10)] | None = Field(
         0.0, description="Sampling temperature; null: the endpoint's own."
     )
 
@@ -175,8 +178,10 @@ class Judge(Section):
 class Synthesis(Section):
     """Synthesis at scale (paper section 2.3)."""
 
-    temperature: PositiveFloat = Field(1.0, description="Sampling temperature.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Probability mass that tokens are drawn from.")
+    temperature: Real = Field(
+        1.0, ge=0.01, le=100, description="Sampling temperature; below 0.01, vLLM would sample at 0.01."
+    )
+    top_p: Real = Field(1.0, gt=0, le=1, description="Probability mass that tokens are drawn from.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Precision of the sampled model.")
     salt: str = Field(
         "sbp", description="Text that every sampling seed is derived from; another salt gives other samples."
@@ -186,8 +191,8 @@ class Synthesis(Section):
         description="What a document is conditioned on. seed: a seed document, by the synthesizer; none: `<bos>` "
         "alone, by the baseline, a placebo without a synthesizer.",
     )
-    quality_sample: PositiveInt = Field(1000, description="Documents of each shard that the quality metrics read.")
-    duplicate_sample: PositiveInt = Field(
+    quality_sample: Count = Field(1000, description="Documents of each shard that the quality metrics read.")
+    duplicate_sample: Count = Field(
         1_000_000,
         description="N of duplicates@N: documents of all shards that are compared with each other (1M in the paper).",
     )
@@ -199,11 +204,9 @@ class Synthesis(Section):
 class Evaluation(Section):
     """What every model is scored on."""
 
-    heldout_documents: PositiveInt = Field(
-        500, description="Held-out documents that perplexity is measured on, at most."
-    )
-    concept_questions: NonNegativeInt = Field(
-        500, description="Multiple-choice questions about the concepts; 0 for all other sources."
+    heldout_documents: Count = Field(500, description="Held-out documents that perplexity is measured on, at most.")
+    concept_questions: Integer = Field(
+        500, ge=0, le=2**53, description="Multiple-choice questions about the concepts; 0 for all other sources."
     )
     benchmarks: tuple[
         Literal[
@@ -211,17 +214,18 @@ class Evaluation(Section):
         ],
         ...,
     ] = Field((), description="Names of the stock benchmarks (paper section 4); empty: none.")
-    benchmark_limit: PositiveInt | None = Field(
-        None, description="Examples of each stock benchmark, at most; null: all."
-    )
+    benchmark_limit: Count | None = Field(None, description="Examples of each stock benchmark, at most; null: all.")
 
 
 class Contamination(Section):
     """Comparison of the evaluation's items with the training documents, by shared runs of words."""
 
-    words: Annotated[int, Field(ge=2)] = Field(13, description="n of the n-grams (GPT-3, appendix C).")
-    min_words: PositiveInt = Field(
-        8, description="Words below which an item is not compared; from here up to n, an item is one n-gram."
+    words: Integer = Field(13, ge=2, le=1000, description="n of the n-grams (GPT-3, appendix C).")
+    min_words: Integer = Field(
+        8,
+        ge=1,
+        le=1000,
+        description="Words below which an item is not compared; from here up to n, an item is one n-gram.",
     )
     max_share: Fraction = Field(
         0.01, description="Share of contaminated items of an evaluation set, above which the check fails."
@@ -231,7 +235,9 @@ class Contamination(Section):
 class Experiment(Section):
     """Everything that decides what the artifacts are: equal experiments have equal artifacts."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$", description="Name, in lower-case letters, digits and underscores.")
+    name: str = Field(
+        pattern=r"^[a-z0-9_]+$", max_length=100, description="Name, in lower-case letters, digits and underscores."
+    )
     corpus: Corpus = Field(description="The real documents.")
     pairing: Pairing = Field(Pairing(), description="Which documents are related.")
     model: Model = Field(description="The geometry of all models.")

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from sbp_assets.settings.deployment import Deployment
-from sbp_assets.settings.environment import apply_environment, variable
+from sbp_assets.settings.environment import apply_environment, nearest, setting_types, variable
 from sbp_assets.settings.experiment import Experiment
+from sbp_assets.settings.formats import is_url, local_folder
 from sbp_assets.settings.section import Section, SettingsError
+from sbp_assets.settings.yaml_file import read_mapping
 
 PROFILES_DIR = Path(__file__).parent.parent / "profiles"
 DEFAULT_PROFILE = "demo"
+# Settings of the deployment that name a folder.
+_FOLDERS = ("data_dir", "work_dir", "instance_dir", "tensorboard_dir", "benchmarks_dir")
 
 
 class Settings(Section):
     """A loaded profile; the relative paths in its deployment have been made absolute."""
 
-    profile: str = Field(description="Name of the profile: the stem of its file, unless the file gives another.")
+    profile: str = Field(
+        max_length=200, description="Name of the profile: the stem of its file, unless the file gives another."
+    )
     experiment: Experiment = Field(description="What is computed.")
     deployment: Deployment = Field(Deployment(), description="Where and how it runs.")
     note: str | None = Field(None, description="What to know of the results; `sbp run` prints it below them.")
+
+    @field_validator("profile")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if value in ("", ".", "..") or "/" in value or not value.isprintable():
+            raise ValueError("has to be a name that a folder may have, as it stands for {profile} in directories")
+        return value
 
     @model_validator(mode="after")
     def _judge_answers_somewhere(self) -> Settings:
@@ -40,7 +53,11 @@ class Settings(Section):
 def profile_path(profile: str) -> Path:
     """Return the file of a profile, given by name or path; raise SettingsError, with the known names, for others."""
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES_DIR / f"{profile}.yaml"
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, a null character
+        there = False
+    if not there:
         known = ", ".join(sorted(p.stem for p in PROFILES_DIR.glob("*.yaml")))
         raise SettingsError(
             f"profile {profile!r}: no file {path}. Known profiles: {known}; or give a path ending in .yaml"
@@ -58,35 +75,43 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
     environ = os.environ if environ is None else environ
     profile = profile or environ.get("SBP_PROFILE") or DEFAULT_PROFILE
     path = profile_path(profile)
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not YAML: {_fault(error)}") from None
-    if not isinstance(values, dict):
-        raise SettingsError(
-            f"{path}: expected a mapping with `experiment` and `deployment`, got {type(values).__name__}"
-        )
+    values = read_mapping(path)
     values.setdefault("profile", path.stem)
     wrong = apply_environment(values, environ, Settings)
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         wrong += [f"{_where(e['loc'], environ)}: {_reason(e)}" for e in error.errors()]
+    folders = {}
+    for key in _FOLDERS if not wrong else ():
+        if value := getattr(settings.deployment, key):
+            try:
+                folders[key] = _absolute(value, settings.profile)
+                if key == "instance_dir" and not environ.get("SBP_POSTGRES_URL"):
+                    _can_be_sqlite_url(folders[key])
+            except ValueError as error:
+                wrong.append(f"{_where(('deployment', key), environ)}: {error}")
     if wrong:
         raise SettingsError("\n  ".join([f"profile {profile} ({path}) cannot be used:", *wrong]))
-    directories = {}
-    for key in ("data_dir", "work_dir", "instance_dir", "tensorboard_dir"):
-        if (value := getattr(settings.deployment, key)) is None:
-            continue
-        filled = value.replace("{profile}", settings.profile)
-        directories[key] = filled if "://" in filled else str(Path(filled).resolve())
-    return settings.model_copy(update={"deployment": settings.deployment.model_copy(update=directories)})
+    return settings.model_copy(update={"deployment": settings.deployment.model_copy(update=folders)})
+
+
+def _absolute(value: str, profile: str) -> str:
+    return value.replace("{profile}", profile) if is_url(value) else local_folder(value, profile)
+
+
+def _can_be_sqlite_url(path: str) -> None:
+    # Dagster puts the path into a URL as it is.
+    if re.search(r"\?|%[0-9a-f]{2}", path, re.IGNORECASE):
+        raise ValueError(
+            "is, from / on, a path with '?' or '%' and two digits, which mean something else in the URL of an SQLite "
+            "database: name another folder"
+        )
 
 
 def _where(location: tuple[int | str, ...], environ: Mapping[str, str]) -> str:
     """Return the dotted key of a validation error, and the environment variable that set it or could."""
-    # The source's kind stands in the location as pydantic's tag of the union; it is no key of the profile.
-    keys = [part for index, part in enumerate(location) if not (index and location[index - 1] == "source")]
+    keys = _keys(location)
     dotted = ".".join(map(str, keys))
     # A place in a list has no variable of its own.
     path = [key for key in keys if isinstance(key, str)]
@@ -96,15 +121,20 @@ def _where(location: tuple[int | str, ...], environ: Mapping[str, str]) -> str:
     return f"{dotted} (environment variable {variable(*path)})" if len(path) > 1 else dotted or "(profile)"
 
 
+def _keys(location: tuple[int | str, ...]) -> list[int | str]:
+    """Return the keys of the profile in the location of a validation error."""
+    # The source's kind stands in the location as pydantic's tag of the union; it is no key of the profile.
+    return [part for index, part in enumerate(location) if not (index and location[index - 1] == "source")]
+
+
 def _reason(error: ErrorDetails) -> str:
     """Return why a value is wrong, without the value."""
+    if error["type"] == "extra_forbidden":
+        *section, key = _keys(error["loc"])
+        siblings = [path[-1] for path in setting_types(Settings) if list(path[:-1]) == section]
+        return f"is unknown; the nearest name is {nearest(str(key), siblings)}" if siblings else error["msg"]
+    if error["type"] == "string_unicode":
+        return "is not UTF-8"
     if error["type"] == "union_tag_invalid":  # the one message of pydantic's that quotes it
         return f"{error['ctx']['discriminator']} is none of {error['ctx']['expected_tags']}"
-    return error["msg"]
-
-
-def _fault(error: yaml.YAMLError) -> str:
-    """Return what is wrong and where, without the text that is: PyYAML's own message quotes it."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return type(error).__name__
-    return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+    return error["msg"].removeprefix("Value error, ")

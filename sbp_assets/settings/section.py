@@ -5,10 +5,26 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+
+def _a_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+# Every number of the settings is one of these, so that each is finite and has two bounds; a test looks at all of them.
+Integer = Annotated[int, BeforeValidator(_a_number)]
+Real = Annotated[float, BeforeValidator(_a_number), Field(allow_inf_nan=False)]
+# Up to 2**53 an integer survives JSON and floating-point arithmetic exactly.
+Count = Annotated[Integer, Field(ge=1, le=2**53)]
+Seed = Annotated[Integer, Field(ge=0, le=2**53)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+# Processes, requests or rows at a time: each takes memory.
+AtATime = Annotated[Integer, Field(ge=1, le=1_000_000)]
+Seconds = Annotated[Real, Field(gt=0, le=1e6)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class SettingsError(ValueError):
@@ -32,8 +48,12 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _holds_no_credentials(cls, value: Any) -> Any:
+    def _can_be_kept(cls, value: Any) -> Any:
         texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
+        if any("\0" in text for text in texts):
+            raise ValueError("holds a null character, which no path, variable or query can")
+        if any("\ud800" <= character <= "\udfff" for text in texts if not text.isascii() for character in text):
+            raise ValueError("is not UTF-8")
         # fsspec chains URLs with '::'.
         if any(_CREDENTIALS.search(url) for text in texts for url in text.split("::")):
             raise ValueError(

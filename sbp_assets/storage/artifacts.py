@@ -91,7 +91,7 @@ def exclusive(folder: Path, what: str, seconds: float = 0) -> Iterator[None]:
     lock goes with the process that holds it, killed or not.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
+    with (folder / "lock").open("a+", encoding="utf-8") as lock:
         deadline = time.monotonic() + seconds
         while True:
             try:

@@ -59,7 +59,7 @@ class Cache:
 
     def _claim(self, key: str) -> None:
         if not self._claims:
-            self._claims = (self._subfolder("in-use") / uuid.uuid4().hex).open("a+")
+            self._claims = (self._subfolder("in-use") / uuid.uuid4().hex).open("a+", encoding="utf-8")
             fcntl.flock(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._claims.write(f"{key}\n")
         self._claims.flush()
@@ -82,7 +82,7 @@ class Cache:
     def _in_use(self) -> set[str]:
         keys: set[str] = set()
         for path in self._subfolder("in-use").iterdir():
-            with path.open() as claims:
+            with path.open(encoding="utf-8") as claims:
                 if self._claims and os.path.sameopenfile(claims.fileno(), self._claims.fileno()):
                     keys.update(claims.read().split())
                     continue
@@ -100,6 +100,6 @@ class Cache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self._subfolder(".") / "lock").open("a") as lock:
+        with (self._subfolder(".") / "lock").open("a", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -51,12 +51,12 @@ def copy_artifacts(
     show a progress bar. Raises StorageError when a store cannot be used, and OSError when a disk is full.
     """
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    text = ledger.read_text() if ledger.exists() else ""
+    text = ledger.read_text(encoding="utf-8") if ledger.exists() else ""
     whole = text[: text.rfind("\n") + 1]  # a machine that went down may have cut the last line off
     lines = map(json.loads, whole.splitlines())
     etags = {Artifact(dg.AssetKey(key), partition, version): etag for key, partition, version, etag in lines}
     now, before, corrupted, unreleased = 0, 0, [], 0
-    with named_when_full(ledger), ledger.open("a") as file:
+    with named_when_full(ledger), ledger.open("a", encoding="utf-8") as file:
         file.truncate(len(whole.encode()))
         for artifact in track(artifacts):
             key, partition, version = artifact

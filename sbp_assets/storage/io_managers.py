@@ -19,6 +19,7 @@ from upath import UPath
 from sbp_assets.settings import Deployment
 from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
 from sbp_assets.storage.column_metadata import LINEAGE
+from sbp_assets.storage.paths import scan_table
 from sbp_assets.storage.remote import RemoteStore, is_local, root
 
 
@@ -181,7 +182,7 @@ class ParquetIOManager(ArtifactIOManager):
             obj.write_parquet(path, compression="zstd")
 
     def read(self, path: Path) -> pl.LazyFrame:
-        return pl.scan_parquet(path, glob=False)
+        return scan_table(path)
 
 
 class DirectoryIOManager(ArtifactIOManager):

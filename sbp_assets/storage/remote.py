@@ -23,6 +23,7 @@ from upath import UPath
 
 from sbp_assets.storage.artifacts import ABANDONED
 from sbp_assets.storage.cache import Cache
+from sbp_assets.storage.paths import as_pattern
 
 logger = logging.getLogger("sbp_assets.storage")
 
@@ -80,8 +81,14 @@ def is_local(path: UPath) -> bool:
 
 
 def root(url: str) -> UPath:
-    """Return `url` as a path whose listings are never cached: those would hide what other processes write."""
-    path = UPath(url)
+    """Return `url` as a path whose listings are never cached: those would hide what other processes write.
+
+    Raises StorageError where the package of its file system is not installed.
+    """
+    try:
+        path = UPath(url)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{url} cannot be opened: {error}") from error
     return path if is_local(path) else UPath(url, use_listings_cache=False)
 
 
@@ -223,7 +230,8 @@ class RemoteStore:
                 if found == keep or not re.fullmatch(_PREFIX.format(name=re.escape(name)), other):
                     continue
                 if found == replaced or self._abandoned(found):
-                    self.fs.rm(found, recursive=True)
+                    # fsspec takes the path for a pattern, and would remove what else matches it.
+                    self.fs.rm(as_pattern(found), recursive=True)
         except OSError as error:
             # The artifact is published; what is left over costs room, and the next write tries again to remove it.
             logger.warning("%s: what it replaces could not be removed: %s", self._url(path), error)

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.storage.artifacts import named_when_full
+from sbp_assets.storage.paths import read_table
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TokenArrays:
             offsets = np.load(directory / "offsets.npy", allow_pickle=False)
         except ValueError as error:
             raise ValueError(f"{directory} does not hold token arrays ({error}); re-materialise it") from error
-        documents = pl.read_parquet(directory / "documents.parquet")
+        documents = read_table(directory / "documents.parquet")
         if len(offsets) != len(documents) + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
             raise ValueError(
                 f"{directory}: {len(documents)} documents, {len(offsets)} offsets ending at {offsets[-1]} and "

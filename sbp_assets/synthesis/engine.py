@@ -280,7 +280,7 @@ def head_size_problem(head_size: int, engine: Literal["auto"] | Engine, device: 
 
 
 def _check_head_size(spec: EngineSpec) -> None:
-    size = json.loads((spec.checkpoint / "config.json").read_text()).get("head_dim")
+    size = json.loads((spec.checkpoint / "config.json").read_text(encoding="utf-8")).get("head_dim")
     if size is not None and (problem := head_size_problem(size, spec.engine, spec.device)):
         raise EngineError(f"{spec.checkpoint}: {problem}")
 

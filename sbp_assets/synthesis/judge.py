@@ -199,7 +199,7 @@ def _read(ledger: Path, wanted: Mapping[str, Any]) -> list[Record]:
     if not ledger.exists():
         return []
     records = []
-    for line in ledger.read_text(errors="replace").splitlines():
+    for line in ledger.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = Record(**json.loads(line))
         except (ValueError, TypeError):
@@ -213,7 +213,7 @@ def _read(ledger: Path, wanted: Mapping[str, Any]) -> list[Record]:
 @contextmanager
 def _appending(ledger: Path) -> Iterator[TextIO]:
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    with named_when_full(ledger), ledger.open("a+") as stream:
+    with named_when_full(ledger), ledger.open("a+", encoding="utf-8") as stream:
         # After a torn line, begin a new one.
         if stream.tell() and not ledger.read_bytes().endswith(b"\n"):
             stream.write("\n")

@@ -33,6 +33,7 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.shingles import Words, batched, normalise, segment, shared, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.paths import duckdb_table
 
 SYNTHETIC, REAL = "synthetic", "real"
 CORPORA = (SYNTHETIC, REAL)
@@ -295,8 +296,7 @@ def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: 
             db.execute("SET memory_limit = ?", [memory_limit])
             db.execute("SET temp_directory = ?", [str(scratch / "spill")])
             db.execute("SET preserve_insertion_order = false")
-            source = str(scratch).replace("'", "''")
-            db.execute(f"CREATE VIEW shingles AS SELECT * FROM read_parquet('{source}/shingles-*.parquet')")
+            db.execute(f"CREATE VIEW shingles AS SELECT * FROM {duckdb_table(scratch, 'shingles-*.parquet')}")
             for (near,) in db.execute(_NEAR, {"threshold": settings.threshold}).fetchall():
                 flags[near] = True
     return flags

@@ -48,7 +48,7 @@ def load_prompts(revision: str) -> dict[str, Template]:
     """
     names = (*VERDICTS, "reminder")
     try:
-        return {name: Template((PROMPTS / revision / f"{name}.md").read_text()) for name in names}
+        return {name: Template((PROMPTS / revision / f"{name}.md").read_text(encoding="utf-8")) for name in names}
     except OSError as error:
         known = ", ".join(sorted(path.name for path in PROMPTS.iterdir() if path.is_dir()))
         raise JudgeError(

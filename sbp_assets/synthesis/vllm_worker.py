@@ -9,6 +9,7 @@ from vllm import LLM, SamplingParams
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 
+from sbp_assets.storage.paths import plain_path
 from sbp_assets.synthesis.engine import MIN_BATCHED_TOKENS, EngineSpec, Request, Sampling
 
 _llm: Any
@@ -18,20 +19,21 @@ def start(spec: EngineSpec, device: Literal["cpu", "cuda"]) -> None:
     """Load the model; it stays loaded."""
     global _llm
     memory: dict[str, Any] = {} if device == "cpu" else {"gpu_memory_utilization": spec.gpu_memory_utilization}
-    _llm = LLM(
-        str(spec.checkpoint),
-        load_format="safetensors",  # never a pickle
-        trust_remote_code=False,
-        dtype=spec.dtype,
-        seed=0,
-        max_model_len=spec.context_length,
-        max_num_seqs=spec.max_sequences,
-        # A prompt prefilled in chunks breaks per-request seeds on CPU, so prompts are prefilled whole.
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=max(spec.context_length, MIN_BATCHED_TOKENS),
-        enforce_eager=device == "cpu",
-        **memory,
-    )
+    with plain_path(spec.checkpoint) as checkpoint:
+        _llm = LLM(
+            str(checkpoint),
+            load_format="safetensors",  # never a pickle
+            trust_remote_code=False,
+            dtype=spec.dtype,
+            seed=0,
+            max_model_len=spec.context_length,
+            max_num_seqs=spec.max_sequences,
+            # A prompt prefilled in chunks breaks per-request seeds on CPU, so prompts are prefilled whole.
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(spec.context_length, MIN_BATCHED_TOKENS),
+            enforce_eager=device == "cpu",
+            **memory,
+        )
 
 
 def generate(requests: list[Request], sampling: Sampling) -> Iterator[tuple[Request, str, str]]:

@@ -12,6 +12,7 @@ from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Settings
+from sbp_assets.storage.paths import read_table, scan_table
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.assets import ALL_PAIRS
 from sbp_assets.synthesizer.examples import check_contents, check_examples
@@ -34,7 +35,7 @@ def examples_are_well_formed(
     arrays = TokenArrays.load(tuning_examples)
     loaded = load_tokenizer(tokenizer)
     pairs = int(pl.concat([frame.select(pl.len()) for frame in neighbor_pairs.values()]).collect()["len"].sum())
-    documents = pl.concat([pl.scan_parquet(path / "documents.parquet", glob=False) for path in tokens.values()])
+    documents = pl.concat([scan_table(path / "documents.parquet") for path in tokens.values()])
     unique = documents.filter(pl.col("split") == UNIQUE).select("id").collect()["id"]
     broken = check_examples(
         arrays,
@@ -62,7 +63,7 @@ def examples_are_well_formed(
     description="The tuning loss is finite and falls; on held-out examples d2 given d1 is likelier than at the start.",
 )
 def conditional_loss_decreases(checkpoint: Path) -> dg.AssetCheckResult:
-    metrics = pl.read_parquet(checkpoint / "metrics.parquet")
+    metrics = read_table(checkpoint / "metrics.parquet")
     problems = loss_problems(metrics) + heldout_problems(metrics)
     return problems_result(problems, **loss_summary(metrics))
 

@@ -11,6 +11,7 @@ import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.storage.columns import Column
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 
@@ -253,7 +254,7 @@ def _locations(shard: str, directory: Path) -> pl.DataFrame:
     """Return where each document of D of a shard lies in its token array: id, shard, start, stop."""
     offsets = np.load(directory / "offsets.npy", allow_pickle=False)
     return (
-        pl.read_parquet(directory / "documents.parquet", columns=["id", "split"])
+        read_table(directory / "documents.parquet", columns=["id", "split"])
         .with_columns(shard=pl.lit(shard), start=pl.Series(offsets[:-1]), stop=pl.Series(offsets[1:]))
         .filter(pl.col("split") == UNIQUE)
         .drop("split")

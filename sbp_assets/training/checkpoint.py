@@ -62,7 +62,7 @@ def finished(output_dir: Path, fingerprint: dict[str, Any]) -> bool:
     record = output_dir / RUN_RECORD
     if not record.exists():
         return False
-    lines = differences(json.loads(record.read_text())["fingerprint"], fingerprint)
+    lines = differences(json.loads(record.read_text(encoding="utf-8"))["fingerprint"], fingerprint)
     if lines:
         logger.info("replacing the model in %s, which another run trained: %s", output_dir, "; ".join(lines))
     return not lines

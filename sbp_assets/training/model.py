@@ -76,7 +76,7 @@ def require_model(directory: Path) -> None:
     if not config.is_file():
         raise ValueError(f"initial model {directory}: it has no config.json; {_REMEDY}")
     try:
-        kind = json.loads(config.read_text())["model_type"]
+        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"initial model: {config} is no model's config; {_REMEDY}") from None
     if kind != Qwen3Config.model_type:

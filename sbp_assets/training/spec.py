@@ -106,10 +106,10 @@ class TrainingSpec(SpecPart):
     @classmethod
     def read(cls, path: Path) -> TrainingSpec:
         """Return the spec of a JSON file; raise ValidationError, which names every key that is wrong."""
-        return cls.model_validate_json(path.read_text())
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
 
     def write(self, path: Path) -> Path:
         """Write the spec as JSON, creating parent directories, and return `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.model_dump_json(indent=1))
+        path.write_text(self.model_dump_json(indent=1), encoding="utf-8")
         return path

@@ -99,7 +99,7 @@ class _WeightsAndBiases:
             raise TrackerError(_missing("wandb_project", "wandb", error)) from error
         spec.work_dir.mkdir(parents=True, exist_ok=True)
         mark = spec.work_dir / _WANDB_RUN
-        name = mark.read_text() if after and mark.exists() else secrets.token_hex(4)
+        name = mark.read_text(encoding="utf-8") if after and mark.exists() else secrets.token_hex(4)
         try:
             # Steps that the service has already are left out by it, and so none is there twice.
             self._run = wandb.init(
@@ -117,7 +117,7 @@ class _WeightsAndBiases:
                 f"Weights & Biases does not start ({error}): set WANDB_API_KEY, or WANDB_MODE=offline, or "
                 "deployment.wandb_project to null"
             ) from error
-        mark.write_text(name)
+        mark.write_text(name, encoding="utf-8")
         self._run.define_metric("tokens")
         self._run.define_metric("*", step_metric="tokens")
 

@@ -62,7 +62,7 @@ def write_output(spec: TrainingSpec, world: World, trained: Trained) -> None:
             save_model(temporary / BEST_DIRECTORY, model_config(spec.model, tokenizer), trained.best_state, tokenizer)
         trained.metrics.write_parquet(temporary / "metrics.parquet")
         record = _run_record(spec, world, trained, len(tokenizer))
-        (temporary / RUN_RECORD).write_text(json.dumps(record, indent=1))
+        (temporary / RUN_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def _run_record(spec: TrainingSpec, world: World, trained: Trained, vocab_size: int) -> dict[str, Any]:

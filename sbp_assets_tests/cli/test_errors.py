@@ -1,7 +1,9 @@
 """Which error ends a command with which exit code and message."""
 
+import os
 import sqlite3
 import subprocess
+import sys
 
 import pytest
 import typer
@@ -39,6 +41,8 @@ def ended_with(error: BaseException) -> Result:
         (OperationalError("insert", {}, sqlite3.Error("disk is full")), 1, "storage cannot be used: disk is full. Fix"),
         (subprocess.CalledProcessError(3, "sbp run"), 3, ""),
         (typer.Exit(4), 4, ""),
+        (PermissionError(13, "Permission denied", "/data/x"), 1, "/data/x cannot be used: Permission denied"),
+        (OSError(28, "No space left on device", "/data/x"), 1, "/data/x cannot be used: No space left on device"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
@@ -52,3 +56,13 @@ def test_an_error_that_its_user_can_act_on_is_a_line_and_an_exit_code(
 
 def test_a_fault_of_the_project_keeps_its_traceback() -> None:
     assert isinstance(ended_with(KeyError("shard")).exception, KeyError)
+    assert isinstance(ended_with(FileNotFoundError(2, "No such file", "x")).exception, FileNotFoundError)
+
+
+def test_a_character_that_the_locale_lacks_is_no_error() -> None:
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "sbp_assets.cli", "--help"]
+    plan = [*command[:-1], "trace", "caf\u00e9"]
+    for arguments in (command, plan):
+        done = subprocess.run(arguments, env=environ, capture_output=True)
+        assert b"Traceback" not in done.stderr, done.stderr

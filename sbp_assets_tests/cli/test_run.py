@@ -89,6 +89,14 @@ def test_the_plan_says_what_a_run_will_refuse(sbp: Sbp) -> None:
     assert "refuse" not in sbp("plan", "-p", "tiny").stdout
 
 
+def test_a_corpus_that_no_run_could_use_is_a_line_of_the_plan(sbp: Sbp, tmp_path: Path) -> None:
+    source = {"SBP_EXPERIMENT__CORPUS__SOURCE": '{"kind": "files", "path": "corpus"}'}
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.jsonl").write_text('{"id": "a", "text": "too little"}\n' * 2)
+    small = sbp("plan", "-p", "tiny", **source)
+    assert small.exit_code == 2 and "less than one step" in small.stderr, small.output
+
+
 def test_an_unknown_step_is_refused_with_those_there_are(sbp: Sbp) -> None:
     result = sbp("run", "-p", "tiny", "--until", "scoring")
     assert result.exit_code == 2 and "score_sbp" in result.stderr

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,27 @@ def test_saved_tokenizer_is_the_same_and_training_is_deterministic(tmp_path: Pat
     assert once == again
     assert len(loaded) <= 300
     assert tokenizer.related_id(loaded) == loaded.convert_tokens_to_ids(tokenizer.RELATED)
+
+
+@pytest.mark.parametrize("run", ["=" * 500_000, " " * 500_000, "ab" * 250_000, "漢" * 170_000])
+def test_a_long_run_is_read_in_pieces_and_costs_no_more_than_its_length(run: str) -> None:
+    trained = tokenizer.train_tokenizer([*TEXTS, run], 400)  # as one word, 100 s
+    assert max(map(len, trained.get_vocab())) <= tokenizer.LONGEST_WORD
+    assert trained.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a" * 3000)[0][1] == (0, 3000)
+    (ids,) = tokenizer.encode_texts(trained, [run[:5000]])
+    assert tokenizer.decode(trained, ids) == run[:5000]
+
+
+@given(st.lists(st.text("ab =1é", max_size=tokenizer.LONGEST_WORD // 2), max_size=5))
+def test_words_that_are_not_too_long_are_learned_whole(texts: list[str]) -> None:
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE())
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=350, special_tokens=list(tokenizer.SPECIALS), show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    raw.train_from_iterator(texts, trainer)
+    assert tokenizer.train_tokenizer(texts, 350).backend_tokenizer.get_vocab() == raw.get_vocab()
 
 
 def test_named_tokenizer_gets_what_it_lacks_and_keeps_its_own(tmp_path: Path) -> None:

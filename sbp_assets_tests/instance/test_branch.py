@@ -18,11 +18,11 @@ from sbp_assets.storage.artifacts import atomic_path
 CHANGES = {"synthesis.top_p": 0.5}
 CHANGED = st.one_of(
     st.tuples(st.just("synthesis.top_p"), st.floats(0.01, 0.9)),
-    st.tuples(st.just("synthesis.quality_sample"), st.integers(1)),
+    st.tuples(st.just("synthesis.quality_sample"), st.integers(1, 2**53)),
     st.tuples(st.just("pairing.both_directions"), st.booleans()),
     st.tuples(st.just("synthesis.salt"), st.sampled_from(["none", "null", "007", "a=b", "[0"])),
-    st.tuples(st.just("corpus.max_chars"), st.none() | st.integers(1)),
-    st.tuples(st.just("pretraining.seeds"), st.lists(st.integers(0), min_size=1, unique=True).map(tuple)),
+    st.tuples(st.just("corpus.max_chars"), st.none() | st.integers(1, 2**53)),
+    st.tuples(st.just("pretraining.seeds"), st.lists(st.integers(0, 2**53), min_size=1, unique=True).map(tuple)),
 )
 
 

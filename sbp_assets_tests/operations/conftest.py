@@ -17,6 +17,8 @@ FIRST = (
     "security", "instance", "postgres", "browser",
 )  # fmt: skip
 
+FINISHED = """finished [v2] {a,b} ~ it's "1" #2 50% k=v *\\x é"""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {f"test_{name}": rank for rank, name in enumerate(FIRST)}
@@ -32,14 +34,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Home of a deployment in which `sbp run -p tiny` has finished; to be copied, never changed.
 
-    Its environment held secrets (PLANTED), and the output of the command is in said.log. All workers of pytest-xdist
+    Its path has what some library takes for a pattern, a quote or a comment: a path is a path. Its environment
+    held secrets (PLANTED), and the output of the command is in said.log. All workers of pytest-xdist
     share it. $SBP_FINISHED_STORE names one from an earlier session, kept for work on these tests.
     """
     if kept := os.environ.get("SBP_FINISHED_STORE"):
         home = Path(kept)
     else:
         shared = tmp_path_factory.getbasetemp()
-        home = (shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared) / "finished"
+        home = (shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared) / FINISHED
     with FileLock(f"{home}.lock"), Deployment(home, PLANTED) as deployment:
         if not (deployment.artifacts / "evaluation/report/index.html").is_file():
             done = deployment.sbp("run")

@@ -92,11 +92,20 @@ def test_verify_finds_corrupted_artifacts_and_run_rematerialises_them(
 def test_a_missing_store_fails_no_check(deployment: Deployment):
     (deployment.artifacts).rename(deployment.home / "elsewhere")
     deployment.artifacts.mkdir()
-    said = deployment.sbp("verify", "pair", check=False)
-    assert said.returncode == 2 and "is it the right data_dir?" in said.stderr
+    for command in (["verify", "pair"], ["run"], ["copy-artifacts", "copy"]):
+        said = deployment.sbp(*command, check=False)
+        assert said.returncode == 2 and "is it the right data_dir?" in said.stderr, command
     deployment.artifacts.rmdir()
     (deployment.home / "elsewhere").rename(deployment.artifacts)
     assert "nothing to do" in deployment.sbp("run").stdout
+
+
+def test_a_lost_comparison_is_said_instead_of_printed(deployment: Deployment):
+    table = deployment.artifacts / "evaluation/comparison.parquet"
+    table.rename(deployment.home / "comparison")
+    said = deployment.sbp("run", check=False)
+    assert said.returncode == 2 and f"{table} is gone from the store" in said.stderr and "sbp verify" in said.stderr
+    (deployment.home / "comparison").rename(table)
 
 
 def test_a_lost_artifact_fails_its_check_and_is_requested(deployment: Deployment, defs: dg.Definitions):

@@ -35,6 +35,12 @@ def test_cells_grow_with_the_shard_and_can_be_trained() -> None:
     assert all(cells(n) <= max(1, n // 39) for n in (10, 100, 1000, 10_000))
 
 
+def test_equal_vectors_make_no_cells_of_equal_centres() -> None:
+    index = build_index(np.repeat(unit(1), 2000, axis=0), "ivf")
+    assert index.nlist == 1 and self_recall(index, np.repeat(unit(1), 2000, axis=0), 100) == 1
+    assert build_index(np.concatenate([np.repeat(unit(1), 1000, axis=0), unit(1000)]), "ivf").nlist == cells(2000)
+
+
 def test_self_recall_sees_keys_of_other_documents() -> None:
     assert self_recall(build_index(unit(50, seed=1), "flat"), unit(50, seed=2), 50) < 0.5
 

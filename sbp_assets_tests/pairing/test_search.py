@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,16 @@ def test_merged_shards_equal_one_index(scores: list[list[float]], owners: list[i
         assert merged.filter(pl.col("query") == q)["neighbor_id"].to_list() == [f"d{j:02d}" for j in expected]
 
 
-@given(owners=st.lists(st.integers(0, 3), min_size=2, max_size=25), repeats=st.integers(1, 25), k=st.integers(1, 6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_search_over_shards_ranks_all_their_codes(store: Path, owners: list[int], repeats: int, k: int) -> None:
+@given(
+    owners=st.lists(st.integers(0, 3), min_size=2, max_size=25),
+    repeats=st.integers(1, 25),
+    k=st.integers(1, 6),
+    kind=st.sampled_from(["flat", "ivf"]),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_search_over_shards_ranks_all_their_codes(
+    store: Path, owners: list[int], repeats: int, k: int, kind: str
+) -> None:
     # Few different vectors: equal documents, hence ties, across and within shards.
     vectors = unit(repeats)[np.arange(len(owners)) % repeats]
     ids = [f"d{i:02d}" for i in range(len(owners))]
@@ -70,10 +78,12 @@ def test_search_over_shards_ranks_all_their_codes(store: Path, owners: list[int]
         )
         for s in range(4)
     }
-    keys = write_shards(store, tables)
+    keys = write_shards(store, tables, kind)
     codes = {}
     for path in keys.values():
         key = KeyShard.load(path, 16)
+        if kind == "ivf":
+            key.index.make_direct_map()
         for row, id_ in enumerate(key.ids):
             codes[id_] = key.index.reconstruct(row)
     everything = embeddings_frame(pl.Series(ids), vectors)
@@ -87,6 +97,37 @@ def test_search_over_shards_ranks_all_their_codes(store: Path, owners: list[int]
         assert np.allclose(mine["similarity"].to_numpy(), [-s for s, _ in truth[:k]], atol=1e-5)
         for neighbor, similarity in mine.select("neighbor_id", "similarity").iter_rows():
             assert abs(similarity - np.clip(vectors[i] @ codes[neighbor], -1, 1)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_many_equal_documents_are_ranked_exactly_from_few_of_them(store: Path, kind: str) -> None:
+    # Every other document begins with the same licence.
+    vectors = unit(3000)
+    vectors[::2] = vectors[0]
+    table = embeddings_frame(pl.Series([f"d{i:04d}" for i in np.random.default_rng(0).permutation(3000)]), vectors)
+    keys = write_shards(store, {"0": table}, kind)
+    assert KeyShard.load(keys["0"], 16).without_excess(5).index.ntotal == 1500 + 6
+    found = find(table[:40], keys, 5)
+    same = table[::2]["id"].sort().to_list()
+    for query in table[:40:2]["id"]:
+        mine = found.filter(pl.col("query_id") == query)
+        assert mine["neighbor_id"].to_list() == [other for other in same[:6] if other != query][:5]
+        assert mine["similarity"].n_unique() == 1
+
+
+def test_ties_of_a_query_cost_the_other_queries_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pairs of equal documents: at any cut some query of a block has one of each side.
+    table = embeddings_frame(pl.Series([f"d{i:04d}" for i in range(2000)]), np.repeat(unit(1000), 2, axis=0))
+    keys, asked = write_shards(store, {"0": table}), []
+
+    def counted(self: KeyShard, queries: np.ndarray) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
+        look = searcher(self, queries)
+        return lambda some, k: (asked.append(len(some) * k), look(some, k))[1]
+
+    searcher = KeyShard.searcher
+    monkeypatch.setattr(KeyShard, "searcher", counted)
+    find(table, keys, 5)
+    assert sum(asked) < 2000 * 7 * 4, "to the end it would be 2000 * 2000 in one call"
 
 
 def test_ties_across_the_cut_go_to_the_smaller_id(store: Path) -> None:

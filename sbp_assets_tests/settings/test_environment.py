@@ -90,6 +90,9 @@ def test_a_section_that_the_profile_leaves_null_is_filled_by_its_settings():
         ("SBP_EXPERIMENT__SHARDS", "SBP_EXPERIMENT__CORPUS__SHARDS"),
         ("SBP_EXPERIMENT__CORPUS__SOURCE__PTH", "SBP_EXPERIMENT__CORPUS__SOURCE__PATH"),
         ("SBP_EXPERIMNT__PAIRING__NEIGHBORS", "SBP_EXPERIMENT__PAIRING__NEIGHBORS"),
+        ("SBP_EXPERIMENT_CORPUS_SHARDS", "SBP_EXPERIMENT__CORPUS__SHARDS"),
+        ("SBP_EXPERIMENT__CORPUS_SHARDS", "SBP_EXPERIMENT__CORPUS__SHARDS"),
+        ("sbp_experiment__corpus__shards", "SBP_EXPERIMENT__CORPUS__SHARDS"),
     ],
 )
 def test_an_unknown_variable_is_refused_with_the_nearest_name(name: str, nearest: str):
@@ -112,6 +115,13 @@ def test_an_error_in_a_section_given_whole_names_its_variable():
         load_settings("tiny", {SOURCE: '{"kind": "files"}'})
     with pytest.raises(SettingsError, match=r"seeds\.1 \(from SBP_EXPERIMENT__PRETRAINING__SEEDS\)"):
         load_settings("tiny", {"SBP_EXPERIMENT__PRETRAINING__SEEDS": "[0, -1]"})
+
+
+def test_json_with_a_key_twice_or_nested_beyond_reason_is_refused():
+    with pytest.raises(SettingsError, match=rf"source \(from {SOURCE}\): not JSON.*the key path is there twice"):
+        load_settings("tiny", {SOURCE: '{"kind": "files", "path": "/a", "path": "/b"}'})
+    with pytest.raises(SettingsError, match="nested too deeply"):
+        load_settings("tiny", {"SBP_EXPERIMENT__PRETRAINING__SEEDS": "[" * 100_000})
 
 
 def test_other_variables_of_the_project_and_those_of_others_are_no_settings():

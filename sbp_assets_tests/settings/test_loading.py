@@ -56,11 +56,156 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("value", "directory"), [("/x/{profile}/a", "/x/tiny/a"), ("/x/a{b}", "/x/a{b}"), ("/x/{", "/x/{")]
-)
-def test_only_the_profiles_name_is_filled_into_a_directory(value: str, directory: str):
+    ("value", "directory"),
+    [
+        ("/x/{profile}/a", "/x/tiny/a"), ("/x/{", "/x/{"), ("/x/a{1,2}", "/x/a{1,2}"),
+        ("/x/[v2] 'a' #%*", "/x/[v2] 'a' #%*"),
+        ("~/a", f"{os.path.expanduser('~')}/a"), ("/x/~", "/x/~"), ("//x/./y//z/", "/x/y/z"), ("/x/../y", "/y"),
+        ("a::b", f"{os.getcwd()}/a::b"), ("/x/s3://y", "/x/s3:/y"),
+    ],
+)  # fmt: skip
+def test_a_directory_is_the_path_that_was_written(value: str, directory: str):
     assert load(SBP_DEPLOYMENT__DATA_DIR=value).deployment.data_dir == directory
     assert load(SBP_DEPLOYMENT__TENSORBOARD_DIR=value).deployment.tensorboard_dir == directory
+
+
+def test_a_name_in_braces_is_the_profiles_or_a_folder_that_is_there(tmp_path: Path):
+    with pytest.raises(
+        SettingsError, match=r"data_dir \(from SBP_DEPLOYMENT__DATA_DIR\).*\{profile\} alone is filled in"
+    ):
+        load(SBP_DEPLOYMENT__DATA_DIR=f"{tmp_path}/a{{run}}/store")
+    (tmp_path / "a{run}").mkdir()
+    assert (
+        load(SBP_DEPLOYMENT__DATA_DIR=f"{tmp_path}/a{{run}}/store").deployment.data_dir == f"{tmp_path}/a{{run}}/store"
+    )
+
+
+@pytest.mark.parametrize("key", ["data_dir", "work_dir", "instance_dir", "tensorboard_dir", "benchmarks_dir"])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("caf\udce9", "not UTF-8|unicode string"), ("a\nb", "line break"), ("a\0b", "null character"), ("", "at least 1")],
+)
+def test_a_directory_that_cannot_be_opened_everywhere_is_refused(key: str, name: str, says: str):
+    with pytest.raises(SettingsError, match=rf"deployment\.{key} \(from .*({says})"):
+        load(**{f"SBP_DEPLOYMENT__{key.upper()}": name})
+
+
+def test_a_working_directory_that_is_not_utf8_is_refused_where_a_directory_is_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (folder := tmp_path / "caf\udce9").mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(SettingsError, match=r"deployment\.work_dir .*path that is not UTF-8.*rename that folder"):
+        load()
+    elsewhere = {f"SBP_DEPLOYMENT__{name.upper()}": f"/x/{name}" for name in ("data_dir", "work_dir", "instance_dir")}
+    assert load(**elsewhere).deployment.work_dir == "/x/work_dir"
+
+
+def test_a_question_mark_ends_the_url_of_an_sqlite_database():
+    with pytest.raises(SettingsError, match=r"deployment\.instance_dir .*'\?'.*SQLite"):
+        load(SBP_DEPLOYMENT__INSTANCE_DIR="/x/exp?1")
+    assert (
+        load(SBP_DEPLOYMENT__DATA_DIR="/x/exp?1", SBP_DEPLOYMENT__WORK_DIR="/x/exp?1").deployment.data_dir == "/x/exp?1"
+    )
+    postgres = {"SBP_DEPLOYMENT__INSTANCE_DIR": "/x/exp?1", "SBP_POSTGRES_URL": "postgresql://host/db"}
+    assert load(**postgres).deployment.instance_dir == "/x/exp?1"
+
+
+def test_a_url_is_of_a_protocol_that_there_is_and_a_local_folder_is_none():
+    with pytest.raises(SettingsError, match=r"deployment\.data_dir .*protocol that fsspec does not know.* s3,"):
+        load(SBP_DEPLOYMENT__DATA_DIR="s4://bucket/x")
+    with pytest.raises(SettingsError, match=r"deployment\.work_dir .*is a URL: this has to be a folder"):
+        load(SBP_DEPLOYMENT__WORK_DIR="s3://bucket/x")
+
+
+def test_a_deleted_working_directory_is_an_error_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(SettingsError, match="working directory"):
+        load()
+
+
+@pytest.mark.parametrize("content", [b"# caf\xc3\xa9\nnote: \xc3\xa9\n", b"\xef\xbb\xbfnote: \xc3\xa9\n"])
+def test_a_profile_is_utf8_whatever_the_locale(tmp_path: Path, content: bytes):
+    (tmp_path / "mine.yaml").write_bytes(content + (PROFILES_DIR / "tiny.yaml").read_bytes().replace(b"note:", b"#"))
+    code = "from sbp_assets.settings import load_settings; print(ascii(load_settings('mine.yaml', {}).note))"
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "'\\xe9'\n", done.stderr
+
+
+def test_a_variable_is_utf8_whatever_the_locale(tmp_path: Path):
+    names = ["SBP_EXPERIMENT__CORPUS__SPLIT__SALT", "SBP_DEPLOYMENT__WORK_DIR", SOURCE]
+    code = """if True:
+        import sys
+        from sbp_assets.settings import SettingsError, load_settings
+        try:
+            print(ascii(load_settings('text').experiment.corpus.split.salt))
+        except SettingsError as error:
+            print(ascii(str(error)))"""
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", SOURCE: "corpus"}
+    said = []
+    for name, value in [(names[0], b"\xc3\xa9"), (names[0], b"\xe9"), (names[1], b"\xc3\xa9"), (names[2], b"\xc3\xa9")]:
+        changed = {**{name.encode(): text.encode() for name, text in environ.items()}, name.encode(): value}
+        done = subprocess.run([sys.executable, "-c", code], env=changed, cwd=tmp_path, capture_output=True, text=True)
+        said.append(done.stdout)
+    assert said[0] == "'\\xe9'\n" and "salt (from SBP_EXPERIMENT__CORPUS__SPLIT__SALT): is not UTF-8" in said[1]
+    assert all(
+        f"(from {name})" in line and "set PYTHONUTF8=1" in line for name, line in zip(names[1:], said[2:], strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"# \xe9\nexperiment: {}\n", r"is not UTF-8 \(byte 3\)"),
+        (b"experiment:\n  name: a\n  name: b\n", r"the key name is there twice \(line 3, column 3\)"),
+        (b"deployment: {device: cpu, device: cuda}\n", "the key device is there twice"),
+        (b"experiment: {nam: a}\n", r"experiment\.nam .*is unknown; the nearest name is name"),
+        (b"experimnt: {}\n", r"experimnt: is unknown; the nearest name is experiment"),
+        (b"note: \x07\n", "character 7 is one that YAML does not allow"),
+        (b"profile: 9" + b"9" * 5000, "a number of thousands of digits"),
+        (b"note: " + b"[" * 5000, "nested too deeply"),
+        (b"- a\n", "expected a mapping"),
+        (b"note: !!python/object:os.system {}\n", "could not determine a constructor"),
+        (b"profile: a/b\n", "profile: has to be a name"),
+    ],
+)
+def test_a_profile_that_cannot_be_read_is_a_line(tmp_path: Path, text: bytes, says: str):
+    (tmp_path / "mine.yaml").write_bytes(text)
+    with pytest.raises(SettingsError, match=says):
+        load(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("'8'", 8),
+        ("1_000", 1000),
+        ("1:30", None),
+        ("0x10", None),
+        ("true", None),
+        ("yes", None),
+        ("1e3", 1000),
+    ],
+)
+def test_a_number_of_a_profile_is_what_was_written(tmp_path: Path, text: str, value: int | None):
+    tiny = (PROFILES_DIR / "tiny.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(tiny.replace("shards: 2", f"shards: {text}"))
+    if value is None:
+        with pytest.raises(SettingsError, match=r"experiment\.corpus\.shards"):
+            load(str(tmp_path / "mine.yaml"))
+    else:
+        assert load(str(tmp_path / "mine.yaml")).experiment.corpus.shards == value
+
+
+def test_a_key_that_a_merge_brings_may_be_overridden(tmp_path: Path):
+    merged = "x: &x {device: cuda, compile: true}\ndeployment: {<<: *x, device: cpu}\n"
+    (tmp_path / "mine.yaml").write_text(merged + (PROFILES_DIR / "tiny.yaml").read_text())
+    with pytest.raises(SettingsError, match=r"^profile .*\n  x: is unknown[^\n]*$"):
+        load(str(tmp_path / "mine.yaml"))
 
 
 def test_no_tracker_is_chosen_by_itself():

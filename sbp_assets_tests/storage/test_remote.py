@@ -42,6 +42,21 @@ def test_a_directory_comes_back_and_a_new_one_replaces_it(store: RemoteStore, tm
     assert not store.fs.exists(UPath(urls[0]).path)
 
 
+@pytest.mark.parametrize("name", ["exp?1", "a*", "exp [v2]"])
+def test_a_path_is_no_pattern_when_what_it_was_is_removed(tmp_path: Path, name: str):
+    bucket = f"memory://{uuid.uuid4().hex}"
+    stores = [
+        RemoteStore(root(f"{bucket}/{prefix}"), tmp_path / "c", 1e9, 0) for prefix in (name, "expX1", "ab", "exp v")
+    ]
+    for store in stores:  # the same content version, hence names that differ in the prefix of the store alone
+        store.put_directory(folder(tmp_path / uuid.uuid4().hex, "first"), path_of(store, "model"), "v")
+    others = {file for store in stores[1:] for file in store.fs.find(store.base.path)}
+    stores[0].put_directory(folder(tmp_path, "second"), path_of(stores[0], "model"), "v")
+    found = stores[0].fs.find(stores[0].base.path.rpartition("/")[0])
+    assert others < set(found) and len([file for file in found if f"/{name}/" in file]) == 3
+    assert (stores[0].get(path_of(stores[0], "model"), directory=True) / "deep/file.txt").read_text() == "second"
+
+
 def test_an_upload_that_dies_leaves_the_artifact_as_it_was(
     store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
