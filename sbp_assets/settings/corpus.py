@@ -36,7 +36,7 @@ class FiveTokensSource(Section):
 
 
 class FilesSource(Section):
-    """Files under a path or fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or .txt (one document a file)."""
+    """Files under a path or fsspec URL: .jsonl or .ndjson, .parquet, .txt (one document a file); .gz, .zst or .zstd."""
 
     kind: Literal["files"] = Field("files", description="Kind of source.")
     path: str = Field(min_length=1, description="A file, a directory (read recursively), a glob, or an fsspec URL.")
@@ -69,7 +69,11 @@ class HubSource(Section):
         description="Field of a row that holds its id; null, or absent from the row: the id is made from its place.",
     )
     url_field: str = Field("url", description="Field of a row that holds its URL, where there is one.")
-    max_documents: PositiveInt | None = Field(None, description="Documents that are read, at most; null: all.")
+    max_documents: PositiveInt | None = Field(
+        None,
+        description="Rows that are read, at most; null: all. With as many files as shards or more, each shard reads "
+        "its part of them from its own files; with fewer, they are the first rows.",
+    )
 
 
 class Dedup(Section):
@@ -134,6 +138,16 @@ class Corpus(Section):
     shards: Annotated[int, Field(ge=1, le=100_000, description="Shards of the corpus, each a partition.")]
     max_chars: PositiveInt | None = Field(
         None, description="Characters at which longer documents are cut, at a word boundary; null: none is."
+    )
+    max_row_bytes: PositiveInt = Field(
+        2**24,
+        description="Bytes of a row (a line, a .txt file, the text of a Parquet row) above which it is rejected, so "
+        "that one row cannot fill the memory.",
+    )
+    max_repeated_ids: Fraction = Field(
+        0.01,
+        description="Share of the documents, 0 to 1, that may be lost because a document of another text has their id; "
+        "above it, the run stops: such ids are those of a file, say, and not of the corpus.",
     )
     dedup: Dedup = Field(Dedup(), description="De-duplication.")
     split: Split = Field(description="Shares of the splits.")

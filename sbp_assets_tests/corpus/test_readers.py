@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.ingest import read_shard, source_manifest
-from sbp_assets.corpus.readers import cut_at_word
+from sbp_assets.corpus.rows import cut_at_word
 from sbp_assets.settings import FilesSource, HubSource
 from sbp_assets.storage.progress import Progress
 
@@ -63,7 +63,7 @@ def test_bad_row_is_rejected_alone_with_its_place_and_reason(tmp_path: Path, nam
     assert rejects["line"].to_list() == [2]
     assert reason in rejects["reason"][0]
     assert 0 < len(rejects["excerpt"][0]) <= 200 or name == "empty"
-    assert counts["rows_read"] == 3
+    assert counts.rows_read == 3
 
 
 UNREADABLE = {
@@ -174,7 +174,7 @@ def test_shard_without_files_or_rows_is_empty_with_its_columns(tmp_path: Path) -
     for shard in (0, 1):
         documents, rejects, counts = read(source, shard, 2)
         assert documents.schema["line"] == pl.Int64
-        assert (len(documents), len(rejects), counts["rows_read"]) == (0, 0, 0)
+        assert (len(documents), len(rejects), counts.rows_read) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
