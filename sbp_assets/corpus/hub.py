@@ -7,6 +7,7 @@ columns of the first file for those of all, and one malformed line for the end o
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from sbp_assets.corpus.rows import Document, Fields, Reject, Row, RowMaker
 from sbp_assets.corpus.source_files import ROW_SUFFIXES, Root, has_suffix
 from sbp_assets.settings import HubSource
 
+logger = logging.getLogger("sbp_assets.corpus.hub")
+
+EXACT_ROWS = 100_000
 OWN_FORMATS = {"json": ROW_SUFFIXES, "parquet": (".parquet",)}
 """Builders of `datasets` whose files are read here, with the endings of such files."""
 
@@ -40,24 +44,33 @@ def revision_of(source: HubSource) -> str:
 def hub_rows(source: HubSource, make: RowMaker, shard: int, shards: int) -> Iterator[Document | Reject]:
     """Yield the shard's rows of a streamed data set; `line` is the row's number in what is read.
 
-    With at least as many files as shards a shard reads its own files only, and of `max_documents` its equal part; with
-    fewer, every shard streams all rows and takes each `shards`-th. `make.file` is the manifest's name of the shard,
-    which holds the revision. Raises CorpusError where something cannot be read.
+    All shards together read the first `max_documents` rows: each streams them and takes every `shards`-th. Without
+    max_documents, or above EXACT_ROWS, that would read too much where there are as many files as shards or more: then a
+    shard reads its own files only, and of max_documents its equal part, or less where its files hold less (a warning
+    says so). `make.file` is the manifest's name of the shard, which holds the revision. Raises CorpusError where
+    something cannot be read.
     """
     revision = make.file.removeprefix(f"hub:{source.name}@").rpartition(":")[0]
     try:
         parts, rows = _stream(source, None if revision == "local" else revision, make.fields, make.max_bytes)
-        limit = source.max_documents
-        if len(parts) >= shards:
+        limit, quota = source.max_documents, None
+        if len(parts) >= shards and (limit is None or limit > EXACT_ROWS):
             size, more = divmod(len(parts), shards)
             first = shard * size + min(shard, more)
-            mine = parts[first : first + size + (shard < more)]
-            limit = None if limit is None else limit // shards + (shard < limit % shards)
-            numbered = itertools.islice(enumerate(rows(mine) if limit != 0 else (), start=1), limit)
+            quota = None if limit is None else limit // shards + (shard < limit % shards)
+            mine = rows(parts[first : first + size + (shard < more)])
+            numbered = itertools.islice(enumerate(mine, start=1), quota)
         else:
             numbered = itertools.islice(enumerate(rows(parts), start=1), shard, limit, shards)
+        read = 0
         for line, row in numbered:
+            read += 1
             yield make.make(row, line)
+        if quota is not None and read < quota:
+            logger.warning(
+                f"{make.file}: its files hold {read:,} rows; its part of corpus.source.max_documents is {quota:,}, and "
+                "no other shard reads more instead"
+            )
     except CorpusError as error:
         raise CorpusError(f"{make.file} (split {source.split}): {error}") from error
     except Exception as error:

@@ -80,11 +80,7 @@ class _Walk:
         while self._folder_links:
             self._folder_links.sort(reverse=True)
             path = self._folder_links.pop()
-            known = self._seen.get(os.path.realpath(self._full(path)))
-            if known is None:
-                self._enter(path)
-            else:
-                self._leave_out(f"{path}/", f"a link to {known or 'the folder itself'}, which is read")
+            self._enter(path)
         found, targets = set(self.files), dict[str, str]()
         for path in sorted(self._file_links):
             target = os.path.realpath(self._full(path))
@@ -93,7 +89,7 @@ class _Walk:
             if known not in found or not self._is_readable(known):
                 known = targets.get(target, "")
             if known:
-                self._leave_out(path, f"a link to {known}, which is read")
+                self._leave_out(path, f"a link leads to {known}, which is read")
             elif self._wanted(path):
                 self.files.append(path)
                 if self._is_readable(path):
@@ -111,7 +107,11 @@ class _Walk:
         waiting = [path]
         while waiting:
             path = waiting.pop()
-            self._seen[os.path.realpath(self._full(path))] = path
+            real = os.path.realpath(self._full(path))
+            if real in self._seen:  # A link led to a folder above this one.
+                self._leave_out(f"{path}/", f"a link leads to {self._seen[real] or 'the folder itself'}, which is read")
+                continue
+            self._seen[real] = path
             try:
                 with os.scandir(self._full(path)) as entries:
                     for entry in entries:

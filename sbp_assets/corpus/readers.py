@@ -19,9 +19,9 @@ from sbp_assets.corpus.parquet import parquet_rows
 from sbp_assets.corpus.rows import EXCERPT_CHARS, BadBytes, Document, Fields, Parts, Reject, Row, RowMaker, TooLong
 from sbp_assets.corpus.source_files import CHUNK, TEXT_SUFFIXES, Root, has_suffix, naming
 
-# A byte of zstd expands to at most 32 kB (a block of 128 kB in 4 bytes), so pieces of this size to at most 64 MB; in
-# one call for each megabyte, a file of ratio 5,000 took 1.3 GB. Smaller calls cost nothing measurable.
-ZSTD_PIECE = 2048
+# A byte of zstd expands to at most 32 kB (a block of 128 kB in 4 bytes), so pieces of this size to at most 16 MB; in
+# one call for each megabyte, a file of ratio 5,000 took 1.3 GB. Calls of this size cost nothing measurable.
+ZSTD_PIECE = 512
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAGIC = {

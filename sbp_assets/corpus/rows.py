@@ -131,9 +131,10 @@ class RowMaker:
         return self._from_object(row, line, raw)
 
     def _from_object(self, row: dict[str, Any], line: int, raw: bytes | str) -> Document | Reject:
-        names = (self.fields.text, self.fields.id, self.fields.url)
-        parts = [lookup(row, name) if name else None for name in names]
-        return self._from_parts(Parts(*parts, row.get("source")), line, raw)
+        fields = self.fields
+        key = lookup(row, fields.id) if fields.id else None
+        url = lookup(row, fields.url) if fields.url else None
+        return self._from_parts(Parts(lookup(row, fields.text), key, url, row.get("source")), line, raw)
 
     def _from_parts(self, row: Parts, line: int, raw: bytes | str) -> Document | Reject:
         text = row.text

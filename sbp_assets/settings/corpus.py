@@ -71,8 +71,8 @@ class HubSource(Section):
     url_field: str = Field("url", description="Field of a row that holds its URL, where there is one.")
     max_documents: PositiveInt | None = Field(
         None,
-        description="Rows that are read, at most; null: all. With as many files as shards or more, each shard reads "
-        "its part of them from its own files; with fewer, they are the first rows.",
+        description="Rows that are read, at most; null: all. Up to 100,000 these are the first ones, which every shard "
+        "streams. Beyond, with as many files as shards or more, each shard reads an equal part from its own files.",
     )
 
 
