@@ -1,7 +1,6 @@
 """The corpus stage: it ingests, de-duplicates, splits and tokenises documents."""
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,15 +21,6 @@ from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 from sbp_assets.storage.token_arrays import write_token_arrays
 
 PREVIEW_ROWS = 5
-LEFT_OUT, NAMED = "files_left_out", 1000
-"""Metadata key of the manifest, {file: why it is not read}, and how many files it names; the others it counts."""
-
-
-def _first(left_out: dict[str, str]) -> dict[str, str]:
-    """Return the first files that are left out with their reasons, and how many more there are of each reason."""
-    named = dict(list(left_out.items())[:NAMED])
-    more = Counter(list(left_out.values())[NAMED:])
-    return named | {f"({count:,} more)": reason for reason, count in more.items()}
 
 
 def _reading_version(settings: Settings, *keys: str) -> str:
@@ -73,7 +63,7 @@ def source_manifest(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResul
             "source_bytes": int(manifest["bytes"].sum()),
             "unassigned_files": int(manifest["shard"].null_count()),
             "ignored_files": len(left_out),
-            LEFT_OUT: dg.MetadataValue.json(_first(left_out)),
+            ingest.LEFT_OUT: dg.MetadataValue.json(ingest.first_left_out(left_out)),
             ROW_VERSIONS: dg.MetadataValue.json(
                 row_versions(manifest, settings.experiment.shard_keys, ["file", "sha256"])
             ),

@@ -7,8 +7,7 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus import audit
-from sbp_assets.corpus.assets import LEFT_OUT
-from sbp_assets.corpus.ingest import REPEATED_ID
+from sbp_assets.corpus.ingest import LEFT_OUT, REPEATED_ID
 from sbp_assets.corpus.tokenizer import load_tokenizer
 from sbp_assets.dagster_support.check_results import check_result, last_materialization, problems_result
 from sbp_assets.dagster_support.partitions import ALL, shard_check

@@ -151,7 +151,8 @@ def test_run_and_verify_end_with_the_files_that_were_not_read(sbp: Sbp, tmp_path
     result = sbp("verify", "-p", "tiny", **given)
     assert result.exit_code == 0
     assert f"  warning: corpus/source_manifest:{expected}\n1 partitions checked, 0 corrupted" in result.stdout
-    (corpus / "a.jsonl").unlink()
-    result = sbp("run", "-p", "tiny", "--until", "manifest", "--refresh", **given)
+    (corpus / "b.jsonl.gz").touch()
+    result = sbp("run", "-p", "tiny", "--until", "ingest", "--refresh", **given)
     assert result.exit_code == 1
-    assert expected in result.stdout and "holds no file to read" in result.stderr
+    assert "file b.jsonl.gz cannot be read" in result.stderr, "an error comes after the checks"
+    assert result.stdout.endswith(f"checks: 1 with a warning\n  warning: corpus/source_manifest:{expected}\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sbp_assets.corpus.errors import CorpusError
+from sbp_assets.corpus.ingest import NAMED, first_left_out
 from sbp_assets.corpus.source_files import Root
 
 ROW = '{"text": "some words"}\n'
@@ -164,3 +165,10 @@ def test_the_time_of_a_linked_file_is_that_of_its_target(tmp_path: Path) -> None
     before = root.stamps()["a.jsonl"]
     os.utime(tmp_path / "target.jsonl", (1, 1))
     assert root.stamps()["a.jsonl"] != before
+
+
+def test_many_files_that_are_left_out_are_counted_beyond_the_first() -> None:
+    left_out = {f"{number}.md": "unknown ending" for number in range(NAMED + 7)} | {"z": "hidden", "zz": "hidden"}
+    named = first_left_out(left_out)
+    assert len(named) == NAMED + 2
+    assert list(named)[-2:] == ["(7 more, unknown ending)", "(2 more, hidden)"]

@@ -59,7 +59,7 @@ def test_every_failed_check_is_a_line_and_what_passes_again_is_none(tmp_path: Pa
     materialise(defs, instance, shards)
     assert lines(defs, instance) == [
         "checks: 1 failed, 1 with a warning",
-        "  failed: t/whole:has_numbers: share 0.1235, rows 7",
+        "  failed: t/whole:has_numbers: rows 7, share 0.1235",
         "  warning: t/rows:warns [b, c, d and 2 more]: x_[b] [31m www.a.b; second",
     ]
     assert lines(defs, instance, ROWS)[0] == "checks: 1 with a warning"
