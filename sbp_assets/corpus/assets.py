@@ -1,6 +1,7 @@
 """The corpus stage: it ingests, de-duplicates, splits and tokenises documents."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 from sbp_assets.storage.token_arrays import write_token_arrays
 
 PREVIEW_ROWS = 5
+# Metadata of the manifest: {file: why it is not read} of the first NAMED, and {reason: files} of all.
+LEFT_OUT, LEFT_OUT_REASONS, NAMED = "files_left_out", "files_left_out_by_reason", 1000
 
 
 def _reading_version(settings: Settings, *keys: str) -> str:
@@ -63,7 +66,8 @@ def source_manifest(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResul
             "source_bytes": int(manifest["bytes"].sum()),
             "unassigned_files": int(manifest["shard"].null_count()),
             "ignored_files": len(left_out),
-            ingest.LEFT_OUT: dg.MetadataValue.json(ingest.first_left_out(left_out)),
+            LEFT_OUT: dg.MetadataValue.json(dict(list(left_out.items())[:NAMED])),
+            LEFT_OUT_REASONS: dg.MetadataValue.json(Counter(why.partition(":")[0] for why in left_out.values())),
             ROW_VERSIONS: dg.MetadataValue.json(
                 row_versions(manifest, settings.experiment.shard_keys, ["file", "sha256"])
             ),

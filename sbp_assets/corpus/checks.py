@@ -7,7 +7,8 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus import audit
-from sbp_assets.corpus.ingest import LEFT_OUT, REPEATED_ID
+from sbp_assets.corpus.assets import LEFT_OUT, LEFT_OUT_REASONS
+from sbp_assets.corpus.ingest import REPEATED_ID
 from sbp_assets.corpus.tokenizer import load_tokenizer
 from sbp_assets.dagster_support.check_results import check_result, last_materialization, problems_result
 from sbp_assets.dagster_support.partitions import ALL, shard_check
@@ -32,9 +33,13 @@ def every_file_has_a_shard(settings: dg.ResourceParam[Settings], source_manifest
 )
 def every_file_is_read(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     manifest = last_materialization(context.instance, dg.AssetKey(["corpus", "source_manifest"]), None)
-    found = manifest.metadata.get(LEFT_OUT) if manifest else None
-    left_out: Any = found.value if found else {}  # a manifest of an earlier version says nothing of them
-    return problems_result([f"{file}: {why}" for file, why in left_out.items()], dg.AssetCheckSeverity.WARN)
+    # A manifest of an earlier version says nothing of them.
+    found: dict[str, Any] = {name: value.value for name, value in manifest.metadata.items()} if manifest else {}
+    named, reasons = found.get(LEFT_OUT, {}), found.get(LEFT_OUT_REASONS, {})
+    problems = [f"{file}: {why}" for file, why in named.items()]
+    if sum(reasons.values()) > len(named):
+        problems = [f"{count:,} × {reason}" for reason, count in reasons.items()] + problems
+    return problems_result(problems, dg.AssetCheckSeverity.WARN, left_out=sum(reasons.values()))
 
 
 @dg.asset_check(

@@ -56,9 +56,6 @@ REJECTED_ROW_COLUMNS = [
 ]
 REJECTED_ROW_SCHEMA = table_schema(REJECTED_ROW_COLUMNS)
 
-LEFT_OUT, NAMED = "files_left_out", 1000
-"""Metadata key of the manifest, {file: why it is not read}, and how many files it names; the others it counts."""
-
 REPEATED_ROW = "duplicate id in this shard, and the same text"
 REPEATED_ID = "duplicate id in this shard"
 
@@ -109,13 +106,6 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
         described.append((file, shard if shard < shards else None, *facts))
         progress.advance()
     return pl.DataFrame(described, schema=MANIFEST_SCHEMA, orient="row"), left_out
-
-
-def first_left_out(left_out: dict[str, str]) -> dict[str, str]:
-    """Return the first NAMED files that are left out with their reasons, and how many more there are of each reason."""
-    named = dict(list(left_out.items())[:NAMED])
-    more = Counter(list(left_out.values())[NAMED:])
-    return named | {f"({count:,} more, {reason})": reason for reason, count in more.items()}
 
 
 def source_changes(source: FilesSource, manifest: pl.DataFrame) -> dict[str, dict[str, str]]:

@@ -89,7 +89,7 @@ class _Walk:
             if known not in found or not self._is_readable(known):
                 known = targets.get(target, "")
             if known:
-                self._leave_out(path, f"a link leads to {known}, which is read")
+                self._leave_out(path, f"a link: it leads to {known}, which is read")
             elif self._wanted(path):
                 self.files.append(path)
                 if self._is_readable(path):
@@ -109,7 +109,9 @@ class _Walk:
             path = waiting.pop()
             real = os.path.realpath(self._full(path))
             if real in self._seen:  # A link led to a folder above this one.
-                self._leave_out(f"{path}/", f"a link leads to {self._seen[real] or 'the folder itself'}, which is read")
+                self._leave_out(
+                    f"{path}/", f"a link: it leads to {self._seen[real] or 'the folder itself'}, which is read"
+                )
                 continue
             self._seen[real] = path
             try:

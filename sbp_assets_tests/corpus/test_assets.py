@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from sbp_assets.corpus import assets
 from sbp_assets.definitions import build_definitions
 from sbp_assets.orchestration.pipeline import PIPELINE
 from sbp_assets.settings import FilesSource, Settings
@@ -85,6 +86,24 @@ def test_a_document_that_is_lost_to_a_repeated_id_is_told(tmp_path: Path, shards
     failed = [evaluation for evaluation in evaluations if not evaluation.passed]
     assert [evaluation.asset_check_key.to_user_string() for evaluation in failed] == [check]
     assert failed[0].severity == dg.AssetCheckSeverity.WARN and "'0'" in str(failed[0].description)
+
+
+def test_more_files_than_are_named_are_counted_by_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, repeated=False)
+    for name in ("a.md", "b.md", "_c.jsonl"):
+        (tmp_path / "corpus" / name).touch()
+    told = []
+    for named in (3, 2):
+        monkeypatch.setattr(assets, "NAMED", named)
+        evaluations, _ = ingested(files_settings(tmp_path, 1))
+        told.append(next(str(e.description) for e in evaluations if e.asset_check_key.name == "every_file_is_read"))
+    assert [line.partition(":")[0] for line in told[0].splitlines()] == [r"- \_c.jsonl", "- a.md", "- b.md"]
+    assert [line.partition(":")[0] for line in told[1].splitlines()] == [
+        "- 1 × hidden",
+        "- 2 × unknown ending",
+        r"- \_c.jsonl",
+        "- a.md",
+    ]
 
 
 def test_many_rejected_rows_are_told_with_the_reason(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.ingest import NAMED, first_left_out
 from sbp_assets.corpus.source_files import Root
 
 ROW = '{"text": "some words"}\n'
@@ -75,12 +74,12 @@ def test_a_file_that_links_reach_twice_is_read_once_by_its_own_name(tmp_path: Pa
     found, left_out = files(corpus)
     assert found == ["c.jsonl", "one.jsonl", "one/b.jsonl", "real/a.jsonl"]
     assert left_out == {
-        "0-again/": "a link leads to real, which is read",
-        "0-first-by-name.jsonl": "a link leads to real/a.jsonl, which is read",
+        "0-again/": "a link: it leads to real, which is read",
+        "0-first-by-name.jsonl": "a link: it leads to real/a.jsonl, which is read",
         "one/_c.jsonl": "hidden: its name begins with . or _",
         "one/blob": "unknown ending",
-        "two.jsonl": "a link leads to one.jsonl, which is read",
-        "two/": "a link leads to one, which is read",
+        "two.jsonl": "a link: it leads to one.jsonl, which is read",
+        "two/": "a link: it leads to one, which is read",
     }
 
 
@@ -98,8 +97,8 @@ def test_links_in_a_circle_or_to_nothing_are_named(tmp_path: Path) -> None:
             "itself.jsonl": "a link to nothing",
             "nothing.jsonl": "a link to nothing",
             "pipe.jsonl": "neither a file nor a folder",
-            "x/parent/": "a link leads to the folder itself, which is read",
-            "x/up/": "a link leads to the folder itself, which is read",
+            "x/parent/": "a link: it leads to the folder itself, which is read",
+            "x/up/": "a link: it leads to the folder itself, which is read",
         },
     )
 
@@ -109,7 +108,7 @@ def test_a_folder_above_that_a_link_leads_to_is_read_but_for_the_corpus_itself(t
     link("..", tmp_path / "corpus/up")
     found, left_out = files(tmp_path / "corpus")
     assert found == ["a.jsonl", "up/beside.jsonl"]
-    assert left_out == {"up/corpus/": "a link leads to the folder itself, which is read"}
+    assert left_out == {"up/corpus/": "a link: it leads to the folder itself, which is read"}
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,10 +164,3 @@ def test_the_time_of_a_linked_file_is_that_of_its_target(tmp_path: Path) -> None
     before = root.stamps()["a.jsonl"]
     os.utime(tmp_path / "target.jsonl", (1, 1))
     assert root.stamps()["a.jsonl"] != before
-
-
-def test_many_files_that_are_left_out_are_counted_beyond_the_first() -> None:
-    left_out = {f"{number}.md": "unknown ending" for number in range(NAMED + 7)} | {"z": "hidden", "zz": "hidden"}
-    named = first_left_out(left_out)
-    assert len(named) == NAMED + 2
-    assert list(named)[-2:] == ["(7 more, unknown ending)", "(2 more, hidden)"]
