@@ -7,6 +7,7 @@ prints those it used. No dagster.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -140,7 +141,8 @@ def tokens_per_word(vocab_size: int) -> float:
 def _files_size(corpus: Corpus, source: FilesSource) -> tuple[int, int, str] | None:
     """Return corpus_size of a files source, by its first file, which stands for all; None where that is unreadable."""
     from sbp_assets.corpus.errors import CorpusError
-    from sbp_assets.corpus.readers import Document, Fields, cut_at_word, read_rows
+    from sbp_assets.corpus.readers import read_rows
+    from sbp_assets.corpus.rows import Document, Fields, RowMaker, cut_at_word
     from sbp_assets.corpus.source_files import Root
 
     try:
@@ -149,7 +151,7 @@ def _files_size(corpus: Corpus, source: FilesSource) -> tuple[int, int, str] | N
         sizes = [root.fs.size(root.full(file)) for file in files]
         sample, digest, _ = root.describe(files[0])
         fields = Fields(source.text_field, source.id_field, source.url_field)
-        rows = read_rows(root, files[0], fields, digest)
+        rows = read_rows(root, files[0], RowMaker(files[0], root.name, fields, corpus.max_row_bytes, Counter()), digest)
         characters = [len(cut_at_word(row.text, corpus.max_chars)) for row in rows if isinstance(row, Document)]
     except (CorpusError, OSError, IndexError):
         return None

@@ -27,7 +27,7 @@ def run(
     until: Annotated[str | None, typer.Option(help="Stop after this step (a job's name).")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Look for new and changed source files first.")] = False,
 ) -> None:
-    """Materialise every missing or stale asset, then print the comparison and the report's path."""
+    """Materialise every missing or stale asset, then print the comparison, the report's path and the failed checks."""
     settings = activate(profile)
     require_writable(settings)
     started = time.monotonic()
@@ -35,8 +35,9 @@ def run(
     import dagster as dg
 
     from sbp_assets.definitions import build_definitions
+    from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
     from sbp_assets.orchestration.pipeline import PIPELINE
-    from sbp_assets.orchestration.runner import end_killed_runs, run_pipeline
+    from sbp_assets.orchestration.runner import PipelineError, end_killed_runs, run_pipeline
     from sbp_assets.orchestration.staleness import Staleness
     from sbp_assets.pairing.embed import Embedder
     from sbp_assets.synthesis.engine import Generator, head_size_problem
@@ -60,10 +61,24 @@ def run(
         end_killed_runs(instance)
         require_store(defs, Staleness(defs.resolve_asset_graph(), instance), settings.deployment)
         engines = {"embed": embedder.close, "synthesise": generator.close}
-        states = run_pipeline(defs, instance, engines, until, refresh)
+        steps = PIPELINE[: names.index(until) + 1] if until else PIPELINE
+
+        def checks() -> str:
+            failed = failed_checks(defs.resolve_asset_graph(), instance, [key for step in steps for key in step.keys])
+            return failed_check_lines(failed)
+
+        try:
+            states = run_pipeline(defs, instance, engines, until, refresh)
+        except PipelineError:
+            if lines := checks():
+                typer.echo("\n" + lines)
+            raise
+        lines = checks()
     typer.echo("\n" + step_table(states, time.monotonic() - started))
     if not until:
         typer.echo(results(settings))
+    if lines:
+        typer.echo("\n" + lines)
 
 
 def step_table(states: Sequence[StepState], wall_seconds: float) -> str:

@@ -20,7 +20,8 @@ def verify(
 ) -> None:
     """Evaluate every check on the artifacts as they lie in the store, materialising nothing.
 
-    Finds what was corrupted, changed or lost since it was materialised. `sbp run` then re-materialises it.
+    Finds what was corrupted, changed or lost since it was materialised. `sbp run` then re-materialises it. Ends with a
+    line for each check that failed, warnings too.
     """
     settings = activate(profile, instance=False)
     deployment = settings.deployment
@@ -36,6 +37,7 @@ def verify(
     from sbp_assets.dagster_support.preview import printable
     from sbp_assets.definitions import build_definitions
     from sbp_assets.orchestration import runner
+    from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
     from sbp_assets.orchestration.pipeline import PIPELINE
     from sbp_assets.orchestration.staleness import Staleness
 
@@ -70,6 +72,12 @@ def verify(
                     typer.echo(f"  {printable(line)}")
             elif result.outcome is runner.Outcome.CRASHED:
                 typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(result.names)}", fg="red")
+        checked = {key for step, _ in materialised for key in step.keys}
+        failed = failed_checks(
+            defs.resolve_asset_graph(), instance, [key for step in PIPELINE for key in step.keys if key in checked]
+        )
+    if failed:
+        typer.echo(failed_check_lines(failed))
     summary = f"{len(materialised)} partitions checked, {corrupted} corrupted"
     if corrupted:
         summary += f"; `{command_line('run')}` re-materialises them"

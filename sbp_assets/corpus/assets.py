@@ -1,6 +1,7 @@
 """The corpus stage: it ingests, de-duplicates, splits and tokenises documents."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from sbp_assets.corpus import tokenizer as tokenization
 from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
-from sbp_assets.settings import FilesSource, Settings
+from sbp_assets.settings import FilesSource, HubSource, Settings
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
@@ -21,31 +22,41 @@ from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
 from sbp_assets.storage.token_arrays import write_token_arrays
 
 PREVIEW_ROWS = 5
+# Metadata of the manifest: {file: why it is not read} of the first NAMED, and {reason: files} of all.
+LEFT_OUT, LEFT_OUT_REASONS, NAMED = "files_left_out", "files_left_out_by_reason", 1000
 
 
-def _reading(settings: Settings) -> list[str]:
-    """Return the settings that reading a shard depends on, besides its rows of the manifest.
+def _reading_version(settings: Settings, *keys: str) -> str:
+    """Return the code version of what reading a shard gives: by the settings that it depends on, `keys` among them.
 
     The manifest alone assigns files to shards, so that further shards leave the others as they are; every other source
-    distributes its documents over all shards.
+    distributes its documents over all shards. A generated source has no rows that could be read in another way.
     """
-    if isinstance(settings.experiment.corpus.source, FilesSource):
-        return [f"corpus.source.{field}" for field in ("path", "text_field", "id_field", "url_field")]
-    return ["corpus.source", "corpus.shards"]
+    version = settings.experiment.version
+    match settings.experiment.corpus.source:
+        case FilesSource():
+            fields = [f"corpus.source.{field}" for field in ("path", "text_field", "id_field", "url_field")]
+            return version("2", *fields, "corpus.max_row_bytes", *keys)
+        case HubSource():
+            return version("2", "corpus.source", "corpus.shards", "corpus.max_row_bytes", *keys)
+        case _:
+            return version("1", "corpus.source", "corpus.shards", *keys)
 
 
 @for_settings(
     lambda settings: dg.asset(
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
-        code_version=settings.experiment.version("1", "corpus.source", "corpus.shards"),
+        code_version=settings.experiment.version(
+            "2" if settings.experiment.corpus.source.kind == "files" else "1", "corpus.source", "corpus.shards"
+        ),
         metadata=column_metadata(ingest.MANIFEST_COLUMNS),
     )
 )
 def source_manifest(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult:
     """The manifest has one row per source file, with its size, digest and shard; it pins the content of the corpus."""
     with Progress("source manifest", "files") as progress:
-        manifest, ignored = ingest.source_manifest(
+        manifest, left_out = ingest.source_manifest(
             settings.experiment.corpus.source, settings.experiment.corpus.shards, progress
         )
     return dg.MaterializeResult(
@@ -54,7 +65,9 @@ def source_manifest(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResul
             "dagster/row_count": len(manifest),
             "source_bytes": int(manifest["bytes"].sum()),
             "unassigned_files": int(manifest["shard"].null_count()),
-            "ignored_files": len(ignored),
+            "ignored_files": len(left_out),
+            LEFT_OUT: dg.MetadataValue.json(dict(list(left_out.items())[:NAMED])),
+            LEFT_OUT_REASONS: dg.MetadataValue.json(Counter(why.partition(":")[0] for why in left_out.values())),
             ROW_VERSIONS: dg.MetadataValue.json(
                 row_versions(manifest, settings.experiment.shard_keys, ["file", "sha256"])
             ),
@@ -72,7 +85,7 @@ def source_manifest(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResul
                 dagster_type=dg.Any,  # MaterializeResult annotations would make it Nothing, which no data frame is.
                 io_manager_key="parquet",
                 kinds={"polars", "parquet"},
-                code_version=settings.experiment.version("1", *_reading(settings), "corpus.max_chars"),
+                code_version=_reading_version(settings, "corpus.max_chars"),
                 description="The table has one row per valid document of the shard's files, in file and line order.",
                 metadata=column_metadata(ingest.RAW_DOCUMENT_COLUMNS),
             ),
@@ -81,7 +94,7 @@ def source_manifest(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResul
                 dagster_type=dg.Any,
                 io_manager_key="parquet",
                 kinds={"polars", "parquet"},
-                code_version=settings.experiment.version("1", *_reading(settings)),
+                code_version=_reading_version(settings),
                 description="The table has one row per source row that is not a valid document, with the reason.",
                 metadata=column_metadata(ingest.REJECTED_ROW_COLUMNS),
             ),
@@ -104,7 +117,15 @@ def raw_documents(
             corpus.shards,
             corpus.max_chars,
             progress,
+            corpus.max_row_bytes,
         )
+    ingest.require_distinct_ids(
+        counts.repeated_ids,
+        len(documents) + counts.repeated_ids,
+        corpus.max_repeated_ids,
+        f"shard {context.partition_key}",
+        counts.first_repeated_id,
+    )
     reasons = (
         rejects.group_by(pl.col("reason").str.split(":").list.first()).len(name="rows").sort("rows", descending=True)
     )
@@ -115,7 +136,10 @@ def raw_documents(
             metadata={
                 "dagster/row_count": len(documents),
                 "characters": int(documents["text"].str.len_chars().sum()),
-                **counts,
+                "rows_read": counts.rows_read,
+                "rows_cut": counts.rows_cut,
+                "generated_ids": counts.generated_ids.total(),
+                "generated_ids_by_type": dg.MetadataValue.json(dict(counts.generated_ids)),
                 "preview": dg.MetadataValue.md(table_preview(documents.head(PREVIEW_ROWS))),
                 **progress.metadata(),
             },
@@ -125,7 +149,8 @@ def raw_documents(
             value=rejects,
             metadata={
                 "dagster/row_count": len(rejects),
-                "rows_read": counts["rows_read"],
+                "rows_read": counts.rows_read,
+                "repeated_ids": counts.repeated_ids,
                 "reasons": dg.MetadataValue.md(table_preview(reasons)),
                 "preview": dg.MetadataValue.md(table_preview(rejects.head(PREVIEW_ROWS))),
             },
@@ -190,8 +215,16 @@ def duplicates(
             progress,
         )
     shutil.rmtree(scratch)
-    dedup.require_enough(counts, settings.experiment.corpus.source.kind)
     kinds = dict(dropped.group_by("kind").len().iter_rows())
+    first = next(dropped.filter(pl.col("kind") == "id").select("id", "kept_shard", "shard").iter_rows(), None)
+    ingest.require_distinct_ids(
+        kinds.get("id", 0),
+        counts["documents"],
+        settings.experiment.corpus.max_repeated_ids,
+        "over all shards",
+        "{!r} in the shards {} and {}".format(*first) if first else "",
+    )
+    dedup.require_enough(counts, settings.experiment.corpus.source.kind)
     return dg.MaterializeResult(
         value=dropped,
         metadata={

@@ -1,11 +1,14 @@
 """Checks of the corpus stage; `audit` does the work."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus import audit
+from sbp_assets.corpus.assets import LEFT_OUT, LEFT_OUT_REASONS
+from sbp_assets.corpus.ingest import REPEATED_ID
 from sbp_assets.corpus.tokenizer import load_tokenizer
 from sbp_assets.dagster_support.check_results import check_result, last_materialization, problems_result
 from sbp_assets.dagster_support.partitions import ALL, shard_check
@@ -21,6 +24,22 @@ _TOKEN_SOURCES = {name: dg.AssetIn(["corpus", name]) for name in ("documents", "
 def every_file_has_a_shard(settings: dg.ResourceParam[Settings], source_manifest: pl.LazyFrame) -> dg.AssetCheckResult:
     unassigned = source_manifest.filter(pl.col("shard").is_null()).collect()["file"].to_list()
     return problems_result(unassigned, dg.AssetCheckSeverity.WARN, shards=settings.experiment.corpus.shards)
+
+
+@dg.asset_check(
+    asset=["corpus", "source_manifest"],
+    description="Every file under the corpus path is read: none has an unknown ending or a name that is hidden or not "
+    "UTF-8, none is a second way to a file, and every folder can be listed.",
+)
+def every_file_is_read(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    manifest = last_materialization(context.instance, dg.AssetKey(["corpus", "source_manifest"]), None)
+    # A manifest of an earlier version says nothing of them.
+    found: dict[str, Any] = {name: value.value for name, value in manifest.metadata.items()} if manifest else {}
+    named, reasons = found.get(LEFT_OUT, {}), found.get(LEFT_OUT_REASONS, {})
+    problems = [f"{file}: {why}" for file, why in named.items()]
+    if sum(reasons.values()) > len(named):
+        problems = [f"{count:,} × {reason}" for reason, count in reasons.items()] + problems
+    return problems_result(problems, dg.AssetCheckSeverity.WARN, left_out=sum(reasons.values()))
 
 
 @dg.asset_check(
@@ -88,11 +107,22 @@ def rejected_share_is_low(rejected_rows: pl.LazyFrame, raw_documents: pl.LazyFra
     rejects = rejected_rows.select(pl.len()).collect().item()
     rows = rejects + raw_documents.select(pl.len()).collect().item()
     share = rejects / max(rows, 1)
-    return check_result(
-        passed=share <= MAX_REJECTED_SHARE,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"rejected": rejects, "rows": rows, "share": share},
-    )
+    problems = []
+    if share > MAX_REJECTED_SHARE:
+        reasons = rejected_rows.group_by(pl.col("reason").str.split(":").list.first()).len().collect()
+        (reason, count), *_ = reasons.sort("len", "reason", descending=[True, False]).iter_rows()
+        problems = [f"{rejects:,} of {rows:,} rows are rejected ({share:.1%}), of which {count:,}: {reason}"]
+    return problems_result(problems, dg.AssetCheckSeverity.WARN, rejected=rejects, rows=rows, share=share)
+
+
+@shard_check(
+    asset=["corpus", "rejected_rows"],
+    description="No row is rejected because a document of another text in the shard has its id.",
+)
+def ids_stand_for_one_text_in_the_shard(rejected_rows: pl.LazyFrame) -> dg.AssetCheckResult:
+    lost = rejected_rows.filter(pl.col("reason").str.starts_with(f"{REPEATED_ID}:")).select("file", "line", "reason")
+    problems = [f"{file}:{line}: {reason}" for file, line, reason in lost.collect().iter_rows()]
+    return problems_result(problems, dg.AssetCheckSeverity.WARN)
 
 
 @shard_check(
@@ -140,6 +170,16 @@ def duplicates_are_correct_and_complete(
 def kept_documents_exist(duplicates: pl.LazyFrame, raw_documents: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
     dropped = duplicates.collect()
     return problems_result(audit.dangling_duplicates(dropped, raw_documents), duplicates=len(dropped))
+
+
+@dg.asset_check(
+    asset=["corpus", "duplicates"],
+    description="No document is dropped because a document of another text, in another shard, has its id.",
+)
+def ids_stand_for_one_text(duplicates: pl.LazyFrame) -> dg.AssetCheckResult:
+    lost = duplicates.filter(pl.col("kind") == "id").select("id", "shard", "kept_shard").collect()
+    problems = [f"{name!r} of shard {shard}: that of shard {kept} is kept" for name, shard, kept in lost.iter_rows()]
+    return problems_result(problems, dg.AssetCheckSeverity.WARN)
 
 
 @shard_check(

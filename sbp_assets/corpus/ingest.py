@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, astuple
-from pathlib import Path
-from typing import Any, assert_never
+from dataclasses import dataclass, field
+from typing import assert_never
 
 import polars as pl
 
 from sbp_assets.corpus import five_tokens
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.readers import Document, Fields, Reject, RowMaker, cut_at_word, excerpt, read_rows
+from sbp_assets.corpus.hub import hub_rows, revision_of
+from sbp_assets.corpus.readers import read_rows
+from sbp_assets.corpus.rows import Document, Fields, Reject, RowMaker, cut_at_word, excerpt
+from sbp_assets.corpus.shingles import normalise
 from sbp_assets.corpus.source_files import Root
 from sbp_assets.settings import ConceptsSource, FilesSource, FiveTokensSource, HubSource
 from sbp_assets.storage.columns import Column, table_schema
@@ -54,11 +56,28 @@ REJECTED_ROW_COLUMNS = [
 ]
 REJECTED_ROW_SCHEMA = table_schema(REJECTED_ROW_COLUMNS)
 
-DUPLICATE_ID = "duplicate id in this shard"
+REPEATED_ROW = "duplicate id in this shard, and the same text"
+REPEATED_ID = "duplicate id in this shard"
 
 
-def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl.DataFrame, list[str]]:
-    """Return the manifest (MANIFEST_COLUMNS) and the files of unknown type that it leaves out.
+@dataclass
+class ShardCounts:
+    """What became of the rows of a shard.
+
+    `repeated_ids` are the rows that were rejected because a document of another text has their id, the first of them
+    with both places as `first_repeated_id`; `generated_ids` counts ids that were made from file and row though an
+    id_field is set, by the type that was found in their place.
+    """
+
+    rows_read: int = 0
+    rows_cut: int = 0
+    repeated_ids: int = 0
+    first_repeated_id: str = ""
+    generated_ids: Counter[str] = field(default_factory=Counter)
+
+
+def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl.DataFrame, dict[str, str]]:
+    """Return the manifest (MANIFEST_COLUMNS) and the files that it leaves out, with the reasons: {file: reason}.
 
     Files are assigned to shards in the order of their paths: round-robin, or `files_per_shard` at a time, where a file
     beyond the last shard gets a null shard. A generated source and `hub` have one row per shard; its digest is that of
@@ -67,9 +86,9 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
     if not isinstance(source, FilesSource):
         prefix, digest = _identity(source)
         rows = [(f"{prefix}:{shard}", shard, 0, digest, None) for shard in range(shards)]
-        return pl.DataFrame(rows, schema=MANIFEST_SCHEMA, orient="row"), []
+        return pl.DataFrame(rows, schema=MANIFEST_SCHEMA, orient="row"), {}
     root = Root(source.path)
-    files, ignored = root.files()
+    files, left_out = root.files()
     progress.total = len(files)
     if len(files) < shards:
         logger.warning("%d files for %d shards: a file goes to one shard whole, so some stay empty", len(files), shards)
@@ -86,7 +105,7 @@ def source_manifest(source: Source, shards: int, progress: Progress) -> tuple[pl
             facts = (None, None, None)
         described.append((file, shard if shard < shards else None, *facts))
         progress.advance()
-    return pl.DataFrame(described, schema=MANIFEST_SCHEMA, orient="row"), ignored
+    return pl.DataFrame(described, schema=MANIFEST_SCHEMA, orient="row"), left_out
 
 
 def source_changes(source: FilesSource, manifest: pl.DataFrame) -> dict[str, dict[str, str]]:
@@ -106,34 +125,65 @@ def source_changes(source: FilesSource, manifest: pl.DataFrame) -> dict[str, dic
 
 
 def read_shard(
-    source: Source, manifest: pl.DataFrame, shard: int, shards: int, max_chars: int | None, progress: Progress
-) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    source: Source,
+    manifest: pl.DataFrame,
+    shard: int,
+    shards: int,
+    max_chars: int | None,
+    progress: Progress,
+    max_row_bytes: int = 2**24,
+) -> tuple[pl.DataFrame, pl.DataFrame, ShardCounts]:
     """Return documents (RAW_DOCUMENT_COLUMNS), rejected rows (REJECTED_ROW_COLUMNS) and counts of a shard.
 
-    The counts are {rows_read, rows_cut}. Only the manifest's files of `shard` are read. Raises CorpusError, which names
-    the file, where one cannot be read or has changed.
+    Only the manifest's files of `shard` are read. A row of more than `max_row_bytes` is rejected. Raises CorpusError,
+    which names the file, where one cannot be read or has changed.
     """
     mine = manifest.filter(pl.col("shard") == shard)
-    documents: list[Document] = []
-    rejects: list[Reject] = []
-    seen: set[str] = set()
-    counts = {"rows_read": 0, "rows_cut": 0}
-    for row in itertools.chain.from_iterable(_rows(source, file, shard, shards) for file in mine.iter_rows(named=True)):
-        counts["rows_read"] += 1
+    documents: list[tuple[object, ...]] = []
+    rejects: list[tuple[object, ...]] = []
+    seen: dict[str, int] = {}  # id: place in `documents`
+    counts = ShardCounts()
+    for row in _rows(source, mine, shard, shards, max_row_bytes, counts.generated_ids):
+        counts.rows_read += 1
         progress.advance()
         if isinstance(row, Reject):
-            rejects.append(row)
-        elif row.id in seen:
-            rejects.append(Reject(row.file, row.line, f"{DUPLICATE_ID}: {row.id!r}", excerpt(row.text)))
-        else:
-            seen.add(row.id)
-            text = cut_at_word(row.text, max_chars)
-            counts["rows_cut"] += len(text) < len(row.text)
-            documents.append(Document(**{**asdict(row), "text": text}))
+            rejects.append((row.file, row.line, row.reason, row.excerpt))
+            continue
+        text = cut_at_word(row.text, max_chars)
+        if row.id not in seen:
+            seen[row.id] = len(documents)
+            counts.rows_cut += len(text) < len(row.text)
+            documents.append((row.id, text, row.url, row.source, row.file, row.line))
+            continue
+        _, first_text, _, _, first_file, first_line = documents[seen[row.id]]
+        same = normalise(str(first_text)) == normalise(text)
+        if not same:
+            counts.repeated_ids += 1
+            counts.first_repeated_id = (
+                counts.first_repeated_id or f"{row.id!r} in {row.file}:{row.line} and {first_file}:{first_line}"
+            )
+        rejects.append((row.file, row.line, f"{REPEATED_ROW if same else REPEATED_ID}: {row.id!r}", excerpt(row.text)))
     return (
-        pl.DataFrame([astuple(d) for d in documents], schema=RAW_DOCUMENT_SCHEMA, orient="row"),
-        pl.DataFrame([astuple(r) for r in rejects], schema=REJECTED_ROW_SCHEMA, orient="row"),
+        pl.DataFrame(documents, schema=RAW_DOCUMENT_SCHEMA, orient="row"),
+        pl.DataFrame(rejects, schema=REJECTED_ROW_SCHEMA, orient="row"),
         counts,
+    )
+
+
+def require_distinct_ids(repeated: int, documents: int, allowed: float, where: str, example: str) -> None:
+    """Raise CorpusError where more than the share `allowed` of `documents` has the id of another text.
+
+    Nothing tells such documents from duplicates, and all but the first of each id would be dropped.
+    """
+    if repeated <= allowed * documents:
+        return
+    raise CorpusError(
+        f"{where}: {repeated:,} of {documents:,} documents ({repeated / documents:.0%}) have the id of a document of "
+        f"another text, more than corpus.max_repeated_ids ({allowed:.2%}); for example {example}. These ids are not "
+        "unique over the corpus (do they begin anew in every file?), and all but the first document of each would be "
+        "dropped. Set corpus.source.id_field to null: an id is then made of the file and the row. Or name another "
+        "field. Where one id stands for versions of one document, of which the first is enough, raise "
+        "corpus.max_repeated_ids"
     )
 
 
@@ -141,71 +191,32 @@ def _identity(source: ConceptsSource | FiveTokensSource | HubSource) -> tuple[st
     """Return the prefix of a manifest row's `file`, and the digest that identifies the source's content."""
     if not isinstance(source, HubSource):
         return source.kind, hashlib.sha256(source.model_dump_json().encode()).hexdigest()
-    pinned = f"hub:{source.name}@{_revision(source)}"
+    pinned = f"hub:{source.name}@{revision_of(source)}"
     return pinned, hashlib.sha256(f"{pinned} {source.model_dump_json()}".encode()).hexdigest()
 
 
-def _revision(source: HubSource) -> str:
-    """Return the current commit of a hub data set, so that every shard reads the same; 'local' for a directory."""
-    if Path(source.name).exists():
-        return "local"
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise CorpusError(
-            f"corpus.source.name {source.name!r} (revision {source.revision or 'latest'}) cannot be looked up on the "
-            f"hub: {error}"
-        ) from error
-
-
-def _rows(source: Source, entry: dict[str, Any], shard: int, shards: int) -> Iterator[Document | Reject]:
-    file = entry["file"]
+def _rows(
+    source: Source, entries: pl.DataFrame, shard: int, shards: int, max_bytes: int, generated: Counter[str]
+) -> Iterator[Document | Reject]:
     match source:
         case FilesSource():
-            logger.info("reading %s", file)
+            root = Root(source.path)
             fields = Fields(source.text_field, source.id_field, source.url_field)
-            yield from read_rows(Root(source.path), file, fields, entry["sha256"])
+            for file, sha256 in entries.select("file", "sha256").iter_rows():
+                yield from read_rows(root, file, RowMaker(file, root.name, fields, max_bytes, generated), sha256)
         case ConceptsSource():
             world = ConceptWorld(source)
-            for number in range(shard, source.documents, shards):
-                yield Document(**world.document(number), file=file, line=number + 1)
+            for file in entries["file"]:
+                for number in range(shard, source.documents, shards):
+                    yield Document(**world.document(number), file=file, line=number + 1)
         case FiveTokensSource():
-            for number in range(shard, source.documents, shards):
-                yield Document(**five_tokens.document(source, number), file=file, line=number + 1)
+            for file in entries["file"]:
+                for number in range(shard, source.documents, shards):
+                    yield Document(**five_tokens.document(source, number), file=file, line=number + 1)
         case HubSource():
-            yield from _hub(source, file, shard, shards)
+            fields = Fields(source.text_field, source.id_field, source.url_field)
+            for file in entries["file"]:
+                make = RowMaker(file, source.name, fields, max_bytes, generated)
+                yield from hub_rows(source, make, shard, shards)
         case _:
             assert_never(source)
-
-
-def _hub(source: HubSource, file: str, shard: int, shards: int) -> Iterator[Document | Reject]:
-    """Yield the rows of a streamed data set; `line` is the row's number in what is read.
-
-    With at least as many files as shards a shard reads its own files only; with fewer, every shard streams all rows and
-    takes each `shards`-th.
-    """
-    from datasets import load_dataset
-
-    revision = file.removeprefix(f"hub:{source.name}@").rpartition(":")[0]
-    try:
-        rows = load_dataset(
-            source.name, source.config, split=source.split, streaming=True,
-            revision=None if revision == "local" else revision,
-        )  # fmt: skip
-        own_files = rows.num_shards >= shards
-        limit = source.max_documents
-        if own_files:
-            rows = rows.shard(num_shards=shards, index=shard)
-            limit = None if limit is None else limit // shards + (shard < limit % shards)
-            numbered = itertools.islice(enumerate(rows, start=1), limit)
-        else:
-            numbered = itertools.islice(enumerate(rows, start=1), shard, limit, shards)
-        make = RowMaker(file, source.name, Fields(source.text_field, source.id_field, source.url_field))
-        for line, row in numbered:
-            yield make.from_row(row, line, str(row.get(source.text_field)))
-    except Exception as error:
-        # datasets raises its builders' and the network's own errors; all mean that this shard cannot be read.
-        raise CorpusError(f"{file} (split {source.split}) cannot be read: {type(error).__name__}: {error}") from error

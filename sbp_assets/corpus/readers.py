@@ -1,173 +1,88 @@
-"""Read documents from files under any fsspec URL, row by row, and account for every row that is not a document.
+"""Read the rows of files under any fsspec URL, one by one, and lose none.
 
 Rows are bytes until they are known to be UTF-8, so one bad byte costs one row. What cannot be read to its end (a
-truncated .zst, say) raises CorpusError naming the file: a part of a file is never ingested as the whole.
+truncated .zst, say) raises CorpusError naming the file: a part of a file is never ingested as the whole. Memory holds a
+row of at most `max_bytes`, whatever the file expands to.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import zstandard
 
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.source_files import CHUNK, TEXT_SUFFIXES, Root, naming
+from sbp_assets.corpus.parquet import parquet_rows
+from sbp_assets.corpus.rows import EXCERPT_CHARS, BadBytes, Document, Fields, Parts, Reject, Row, RowMaker, TooLong
+from sbp_assets.corpus.source_files import CHUNK, TEXT_SUFFIXES, Root, has_suffix, naming
 
-EXCERPT_CHARS = 200
+# A byte of zstd expands to at most 32 kB (a block of 128 kB in 4 bytes), so pieces of this size to at most 16 MB; in
+# one call for each megabyte, a file of ratio 5,000 took 1.3 GB. Calls of this size cost nothing measurable.
+ZSTD_PIECE = 512
 
-
-@dataclass(frozen=True)
-class Document:
-    """A row that is a document. `line` is the line of a JSONL file or the row of a Parquet file, from 1; else 1."""
-
-    id: str
-    text: str
-    url: str | None
-    source: str
-    file: str
-    line: int
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A row that is not a document, and why. `excerpt` is its beginning as printable text."""
-
-    file: str
-    line: int | None
-    reason: str
-    excerpt: str
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAGIC = {
+    b"\x1f\x8b": "gzip data (.gz)",
+    b"\x28\xb5\x2f\xfd": "zstd data (.zst)",
+    b"PAR1": "Parquet (.parquet)",
+    b"BZh": "bzip2 data",
+    b"\xfd7zXZ": "xz data",
+    b"PK\x03\x04": "a zip archive",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+}
 
 
-@dataclass(frozen=True)
-class Fields:
-    """Where a row holds its parts. A dotted name reaches into nested objects ('metadata.id')."""
+def read_rows(root: Root, file: str, make: RowMaker, sha256: str | None) -> Iterator[Document | Reject]:
+    """Yield the documents and rejects of one file, in order, numbered as in the file.
 
-    text: str
-    id: str | None
-    url: str | None
-
-
-def read_rows(root: Root, file: str, fields: Fields, sha256: str | None) -> Iterator[Document | Reject]:
-    """Yield the documents and rejects of one file, in order.
-
-    Raises CorpusError at the end of a file whose content is not `sha256`, and wherever it cannot be read. The caller
-    must therefore publish nothing before the iterator is exhausted.
+    Raises as `raw_rows` does. The caller must therefore publish nothing before the iterator is exhausted.
     """
-    make = RowMaker(file, root.name, fields)
-    if file.endswith(".parquet"):
-        yield from _parquet(root, file, make, sha256)
+    for line, row in raw_rows(root, file, make.fields, make.max_bytes, sha256):
+        yield make.make(row, line)
+
+
+def raw_rows(
+    root: Root, file: str, fields: Fields, max_bytes: int, sha256: str | None, pinned: bool = True
+) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of one file with their numbers, from 1; lines that are blank are counted and left out.
+
+    Raises CorpusError, which names the file, at the end of one whose content is not `sha256`, and wherever it cannot be
+    read. With `pinned` false the content is not compared.
+    """
+    if has_suffix(file, ".parquet"):
+        if pinned:  # Parquet is read from its end, so its digest takes a reading of its own.
+            _check_digest(file, root.describe(file)[1], sha256)
+        with naming(file), root.open(file) as stream:
+            yield from parquet_rows(stream, file, fields)
         return
     with naming(file), root.open(file) as stream:
         hashing = _Hashing(stream)
         chunks = _decompressed(hashing, file)
-        if file.endswith(TEXT_SUFFIXES):
-            yield make.from_bytes(b"".join(chunks), 1)
+        if has_suffix(file, TEXT_SUFFIXES):
+            yield 1, _text(chunks, max_bytes)
         else:
-            for line, raw in enumerate(_lines(chunks), start=1):
-                if raw.strip():
-                    yield make.from_json(raw, line)
+            for line, raw in enumerate(_lines(_recognised(chunks), max_bytes), start=1):
+                if isinstance(raw, TooLong) or raw.strip():
+                    yield line, raw.removeprefix(BYTE_ORDER_MARK) if line == 1 and isinstance(raw, bytes) else raw
         hashing.exhaust()
-    _check_digest(file, hashing.digest.hexdigest(), sha256)
-
-
-def cut_at_word(text: str, max_chars: int | None) -> str:
-    """Return `text`, cut to at most `max_chars` characters, at white space where there is any."""
-    if max_chars is None or len(text) <= max_chars:
-        return text
-    text = text.lstrip()
-    if len(text) <= max_chars:
-        return text
-    head = text[:max_chars]
-    if not text[max_chars].isspace():
-        whole = head.rstrip().rsplit(None, 1)
-        # Scripts without spaces, and single huge words, have no boundary: those are cut where they are.
-        head = head[: len(head) - len(whole[-1])] if len(whole) == 2 and not head[-1].isspace() else head
-    return head.rstrip()
-
-
-def excerpt(raw: bytes | str) -> str:
-    """Return the beginning of a row as text that every file format can hold."""
-    text = raw[: 4 * EXCERPT_CHARS].decode("utf-8", "replace") if isinstance(raw, bytes) else raw[:EXCERPT_CHARS]
-    return text[:EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode()
-
-
-class RowMaker:
-    """Turns the parts of a row into a Document or a Reject."""
-
-    def __init__(self, file: str, source: str, fields: Fields) -> None:
-        self.file, self.source, self.fields = file, source, fields
-        stem = file.rpartition("/")[2].partition(".")[0]
-        # Files of one name in two directories must not get the same id.
-        self.prefix = f"{stem}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
-
-    def reject(self, line: int, reason: str, raw: bytes | str) -> Reject:
-        """Return the reject of a row with its `reason`; `raw` gives the excerpt."""
-        return Reject(self.file, line, reason, excerpt(raw))
-
-    def from_bytes(self, raw: bytes, line: int) -> Document | Reject:
-        """Return the document that the whole of a text file is, or its reject."""
-        try:
-            text = raw.removeprefix(b"\xef\xbb\xbf").decode()
-        except UnicodeDecodeError as error:
-            return self.reject(line, f"invalid UTF-8 at byte {error.start}", raw)
-        return self.from_parts(line, text, None, None, None, raw)
-
-    def from_json(self, raw: bytes, line: int) -> Document | Reject:
-        """Return the document of one line of a JSONL file, or its reject."""
-        raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
-        try:
-            row = json.loads(raw.decode())
-        except UnicodeDecodeError as error:
-            return self.reject(line, f"invalid UTF-8 at byte {error.start}", raw)
-        except (ValueError, RecursionError) as error:
-            return self.reject(line, f"malformed JSON: {error}", raw)
-        if not isinstance(row, dict):
-            return self.reject(line, f"not an object but {type(row).__name__}", raw)
-        return self.from_row(row, line, raw)
-
-    def from_row(self, row: dict[str, Any], line: int, raw: bytes | str) -> Document | Reject:
-        """Return the document of a row's fields, or its reject; `raw` gives the excerpt."""
-        fields = self.fields
-        if _get(row, fields.text) is None:
-            return self.reject(line, f"no text: field {fields.text!r} is missing or null", raw)
-        key = _get(row, fields.id) if fields.id else None
-        url = _get(row, fields.url) if fields.url else None
-        return self.from_parts(line, _get(row, fields.text), key, url, row.get("source"), raw)
-
-    def from_parts(self, line: int, text: Any, key: Any, url: Any, source: Any, raw: bytes | str) -> Document | Reject:
-        """Return the document of the parts of a row, or its reject. A row without id is named by file and line."""
-        if not isinstance(text, str):
-            return self.reject(line, f"text is not a string but {type(text).__name__}", raw)
-        if not text.strip():
-            return self.reject(line, "empty text", raw)
-        valid_key = (isinstance(key, str) and key.strip()) or (isinstance(key, int) and not isinstance(key, bool))
-        name = str(key) if valid_key else f"{self.prefix}-{line}"
-        url = url if isinstance(url, str) and url else None
-        source = source if isinstance(source, str) and source else self.source
-        try:
-            for value in (text, name, url or "", source):
-                value.encode()
-        except UnicodeEncodeError:
-            return self.reject(line, "invalid Unicode: a lone surrogate escape", raw)
-        return Document(name, text, url, source, self.file, line)
+    if pinned:
+        _check_digest(file, hashing.digest.hexdigest(), sha256)
 
 
 class _Hashing:
-    """A stream that digests what is read through it."""
+    """A stream that digests and counts what is read through it."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.digest = stream, hashlib.sha256()
+        self.stream, self.digest, self.size = stream, hashlib.sha256(), 0
 
     def read(self, size: int = -1) -> bytes:
         chunk = self.stream.read(size)
         self.digest.update(chunk)
+        self.size += len(chunk)
         return chunk
 
     def exhaust(self) -> None:
@@ -185,15 +100,18 @@ def _check_digest(file: str, found: str, expected: str | None) -> None:
 
 
 def _decompressed(stream: _Hashing, file: str) -> Iterator[bytes]:
-    if file.endswith(".zst"):
+    if has_suffix(file, (".zst", ".zstd")):
         yield from _zstd(stream)
-    elif file.endswith(".gz"):
+    elif has_suffix(file, ".gz"):
         with gzip.GzipFile(fileobj=stream) as unzipped:  # type: ignore[call-overload]  # Needs read() only.
             while chunk := unzipped.read(CHUNK):
                 yield chunk
     else:
         while chunk := stream.read(CHUNK):
             yield chunk
+        return
+    if stream.size == 0:
+        raise EOFError("it has 0 bytes, and so it is truncated: an archive of nothing has some")
 
 
 def _zstd(stream: _Hashing) -> Iterator[bytes]:
@@ -202,78 +120,63 @@ def _zstd(stream: _Hashing) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame, inside = decompressor.decompressobj(), False
     while chunk := stream.read(CHUNK):
-        while chunk:
-            yield frame.decompress(chunk)
-            inside, chunk = not frame.eof, b""
-            if frame.eof:
-                chunk, frame = frame.unused_data, decompressor.decompressobj()
+        for start in range(0, len(chunk), ZSTD_PIECE):
+            piece = chunk[start : start + ZSTD_PIECE]
+            while piece:
+                yield frame.decompress(piece)
+                inside, piece = not frame.eof, b""
+                if frame.eof:
+                    piece, frame = frame.unused_data, decompressor.decompressobj()
     if inside:
         raise EOFError("the file is truncated: its last zstd frame is not complete")
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield lines without their line feed; only b'\\n' ends a line, as JSON Lines has it."""
-    pending: list[bytes] = []
+def _recognised(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield `chunks`; raises CorpusError where they begin like a format that is not lines of text.
+
+    Otherwise each such file would come down to a few rejected rows.
+    """
+    head = b""
     for chunk in chunks:
-        first, *rest = chunk.split(b"\n")
-        pending.append(first)
-        for part in rest:
-            yield b"".join(pending)
-            pending = [part]
-    if any(pending):
-        yield b"".join(pending)
+        if len(head) < 8:
+            head += chunk[:8]
+            if found := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None):
+                raise ValueError(f"it holds {found}, which its name does not say")
+        yield chunk
 
 
-def _get(row: dict[str, Any], field: str) -> Any:
-    if field in row or "." not in field:
-        return row.get(field)
-    value: Any = row
-    for part in field.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+def _lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[bytes | TooLong]:
+    """Yield lines without their line feed; only b'\\n' ends a line, as JSON Lines has it."""
+    kept: list[bytes] = []  # of the line that has not ended, at most max_bytes and a chunk
+    size = 0
+    for chunk in chunks:
+        first, *others = chunk.split(b"\n")
+        if size <= max_bytes:
+            kept.append(first)
+        size += len(first)
+        for other in others:
+            yield _bounded(kept, size, max_bytes)
+            kept, size = [other], len(other)
+    if size:
+        yield _bounded(kept, size, max_bytes)
 
 
-def _parquet(root: Root, file: str, make: RowMaker, sha256: str | None) -> Iterator[Document | Reject]:
-    # Parquet is read from its end, so its digest takes a reading of its own.
-    _check_digest(file, root.describe(file)[1], sha256)
-    with naming(file), root.open(file) as stream:
-        table = pq.ParquetFile(stream)
-        names = table.schema_arrow.names
-        parts = [field.partition(".")[0] for field in (make.fields.text, make.fields.id, make.fields.url) if field]
-        if make.fields.text not in names and parts[0] not in names:
-            raise CorpusError(
-                f"file {file} has no column {make.fields.text!r}, only {', '.join(names)}; set corpus.source.text_field"
-            )
-        columns = [name for name in dict.fromkeys([make.fields.text, *parts, "source"]) if name in names]
-        line = 0
-        for batch in table.iter_batches(batch_size=1024, columns=columns):
-            values = {name: _cells(batch.column(name)) for name in batch.schema.names}
-            for index in range(batch.num_rows):
-                line += 1
-                row = {name: column[index] for name, column in values.items()}
-                bad = next((name for name, value in row.items() if isinstance(value, _BadBytes)), None)
-                if bad is not None:
-                    yield make.reject(line, f"invalid UTF-8 in column {bad!r}", row[bad].raw)
-                else:
-                    yield make.from_row(row, line, str(row.get(make.fields.text)))
+def _bounded(kept: list[bytes], size: int, max_bytes: int) -> bytes | TooLong:
+    return b"".join(kept) if size <= max_bytes else TooLong(size, b"".join(kept)[: 4 * EXCERPT_CHARS])
 
 
-@dataclass(frozen=True)
-class _BadBytes:
-    raw: bytes
-
-
-def _cells(column: pa.Array) -> list[Any]:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column.to_pylist()
-    # One invalid byte must not cost the batch.
-    return [_decode(raw) for raw in column.cast(pa.large_binary()).to_pylist()]
-
-
-def _decode(raw: bytes | None) -> str | _BadBytes | None:
+def _text(chunks: Iterable[bytes], max_bytes: int) -> Row:
+    """Return the one row of a text file."""
+    kept: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        if size <= max_bytes:
+            kept.append(chunk)
+        size += len(chunk)
+    raw = _bounded(kept, size, max_bytes)
+    if isinstance(raw, TooLong):
+        return raw
     try:
-        return None if raw is None else raw.decode()
-    except UnicodeDecodeError:
-        return _BadBytes(raw or b"")
+        return raw.removeprefix(BYTE_ORDER_MARK).decode()
+    except UnicodeDecodeError as error:
+        return Parts(BadBytes(raw, f"at byte {error.start}"), None, None, None)

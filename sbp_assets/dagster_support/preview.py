@@ -30,6 +30,11 @@ def escape(text: str, max_chars: int = 300) -> str:
     return _MARKDOWN.sub(r"\\\1", html.escape(inert, quote=False))
 
 
+def unescape(line: str) -> str:
+    """Return the text that `escape` made `line` of, but for what it cut: for a terminal, where nothing is markup."""
+    return html.unescape(re.sub(r"\\([\\`*_{}\[\]()#+!|~])", r"\1", line.replace("\u200b", "")))
+
+
 def table_preview(rows: pl.DataFrame, max_chars: int = 300) -> str:
     """Return `rows`, a head or a sample of a table, in markdown; text is escaped and cut, nulls are left empty."""
 

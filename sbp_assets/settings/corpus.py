@@ -40,7 +40,7 @@ class FiveTokensSource(Section):
 
 
 class FilesSource(Section):
-    """Files under a path or fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or .txt (one document a file)."""
+    """Files under a path or fsspec URL: .jsonl or .ndjson, .parquet, .txt (one document a file); .gz, .zst or .zstd."""
 
     kind: Literal["files"] = Field("files", description="Kind of source.")
     path: Location = Field(description="A file, a directory (read recursively), a glob, or an fsspec URL.")
@@ -73,7 +73,11 @@ class HubSource(Section):
         description="Field of a row that holds its id; null, or absent from the row: the id is made from its place.",
     )
     url_field: Name = Field("url", description="Field of a row that holds its URL, where there is one.")
-    max_documents: Count | None = Field(None, description="Documents that are read, at most; null: all.")
+    max_documents: Count | None = Field(
+        None,
+        description="Rows that are read, at most; null: all. Up to 100,000 these are the first ones, which every shard "
+        "streams. Beyond, with as many files as shards or more, each shard reads an equal part from its own files.",
+    )
 
 
 class Dedup(Section):
@@ -136,6 +140,16 @@ class Corpus(Section):
     shards: Integer = Field(ge=1, le=100_000, description="Shards of the corpus, each a partition.")
     max_chars: Count | None = Field(
         None, description="Characters at which longer documents are cut, at a word boundary; null: none is."
+    )
+    max_row_bytes: Count = Field(
+        2**24,
+        description="Bytes of a row (a line, a .txt file, the text of a Parquet row) above which it is rejected, so "
+        "that one row cannot fill the memory.",
+    )
+    max_repeated_ids: Fraction = Field(
+        0.01,
+        description="Share of the documents, 0 to 1, that may be lost because a document of another text has their id; "
+        "above it, the run stops: such ids are those of a file, say, and not of the corpus.",
     )
     dedup: Dedup = Field(Dedup(), description="De-duplication.")
     split: Split = Field(description="Shares of the splits.")

@@ -142,3 +142,25 @@ def test_the_runs_of_a_branch_are_seen_in_the_environment_of_the_branch(
     make_branch(settings, "narrow", {"synthesis.top_p": 0.5})
     branch = load_settings("tiny", branch_environment(settings, "narrow"))
     assert 'eval "$(sbp env --branch narrow -p tiny)", `sbp ui`' in how_to_open(branch)
+
+
+def test_run_and_verify_end_with_the_files_that_were_not_read(sbp: Sbp, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name in ("a.jsonl", "_hidden.jsonl", "notes.md"):
+        (corpus / name).write_text('{"text": "some words"}\n')
+    given = {"SBP_EXPERIMENT__CORPUS__SOURCE": f'{{"kind": "files", "path": "{corpus}"}}'}
+    expected = "every_file_is_read: _hidden.jsonl: hidden: its name begins with . or _; notes.md: unknown ending"
+    for again in (False, True):
+        result = sbp("run", "-p", "tiny", "--until", "manifest", **given)
+        assert result.exit_code == 0, result.output
+        assert ("up to date" in result.stdout) == again
+        assert result.stdout.endswith(f"checks: 1 with a warning\n  warning: corpus/source_manifest:{expected}\n")
+    result = sbp("verify", "-p", "tiny", **given)
+    assert result.exit_code == 0
+    assert f"  warning: corpus/source_manifest:{expected}\n1 partitions checked, 0 corrupted" in result.stdout
+    (corpus / "b.jsonl.gz").touch()
+    result = sbp("run", "-p", "tiny", "--until", "ingest", "--refresh", **given)
+    assert result.exit_code == 1
+    assert "file b.jsonl.gz cannot be read" in result.stderr, "an error comes after the checks"
+    assert result.stdout.endswith(f"checks: 1 with a warning\n  warning: corpus/source_manifest:{expected}\n")
