@@ -1,7 +1,8 @@
 """Read a Hugging Face data set as a stream.
 
 Files of JSON lines and Parquet are read as those of a files source are, row by row. The builders of `datasets` take the
-columns of the first file for those of all, and one malformed line for the end of the file; they read other formats.
+columns of the first file for those of all, and one malformed line for the end of the file; they read other formats,
+among them .json, packed or not, which may hold one array.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.readers import raw_rows
 from sbp_assets.corpus.rows import Document, Fields, Reject, Row, RowMaker
-from sbp_assets.corpus.source_files import ROW_SUFFIXES, Root, has_suffix
+from sbp_assets.corpus.source_files import LINE_SUFFIXES, Root, has_suffix
 from sbp_assets.settings import HubSource
 
 logger = logging.getLogger("sbp_assets.corpus.hub")
 
 EXACT_ROWS = 100_000
-OWN_FORMATS = {"json": ROW_SUFFIXES, "parquet": (".parquet",)}
+OWN_FORMATS = {"json": LINE_SUFFIXES, "parquet": (".parquet",)}
 """Builders of `datasets` whose files are read here, with the endings of such files."""
 
 

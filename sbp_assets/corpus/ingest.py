@@ -58,6 +58,8 @@ REJECTED_ROW_SCHEMA = table_schema(REJECTED_ROW_COLUMNS)
 
 REPEATED_ROW = "duplicate id in this shard, and the same text"
 REPEATED_ID = "duplicate id in this shard"
+# Fewer than FEW documents, and than FEW_SHARE of those that there are, stop no run: by chance, one of 99 is above 1%.
+FEW, FEW_SHARE = 10, 0.1
 
 
 @dataclass
@@ -171,17 +173,17 @@ def read_shard(
 
 
 def require_distinct_ids(repeated: int, documents: int, allowed: float, where: str, example: str) -> None:
-    """Raise CorpusError where more than the share `allowed` of `documents` has the id of another text.
+    """Raise CorpusError where more than the share `allowed` of `documents`, and more than a few, have another's id.
 
     Nothing tells such documents from duplicates, and all but the first of each id would be dropped.
     """
-    if repeated <= allowed * documents:
+    if repeated <= allowed * documents or (repeated < FEW and repeated < FEW_SHARE * documents):
         return
     raise CorpusError(
-        f"{where}: {repeated:,} of {documents:,} documents ({repeated / documents:.0%}) have the id of a document of "
-        f"another text, more than corpus.max_repeated_ids ({allowed:.2%}); for example {example}. These ids are not "
-        "unique over the corpus (do they begin anew in every file?), and all but the first document of each would be "
-        "dropped. Set corpus.source.id_field to null: an id is then made of the file and the row. Or name another "
+        f"{where}: {repeated:,} of {documents:,} documents ({100 * repeated / documents:.4g}%) have the id of a "
+        f"document of another text, more than corpus.max_repeated_ids ({100 * allowed:.4g}%); for example {example}. "
+        "These ids are not unique over the corpus (do they begin anew in every file?), and all but the first document "
+        "of each would be dropped. Set corpus.source.id_field to null: an id is then made of the file and the row. Or name another "
         "field. Where one id stands for versions of one document, of which the first is enough, raise "
         "corpus.max_repeated_ids"
     )

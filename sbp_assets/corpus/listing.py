@@ -40,16 +40,17 @@ def list_tree(base: str, is_readable: Callable[[str], bool]) -> Listing:
 
 
 def list_glob(base: str, pattern: str, is_readable: Callable[[str], bool]) -> Listing:
-    """Return what of `list_tree` has a path, `base` included, that matches the glob `pattern`.
+    """Return what of `list_tree` has a path below `base` that matches the glob `pattern`.
 
     A folder that matches, of which nothing else does, is left out by name: its files are not meant, or forgotten.
+    Raises CorpusError where `**` is a part of a name in the pattern, or `base` cannot be listed.
     """
-    if not os.path.isdir(base):
-        return [], {}
-    matches = re.compile(glob_translate(pattern)).match
-    depth = None if "**" in pattern else pattern.removeprefix(base).strip("/").count("/") + 1
-    root = base.rstrip("/")
-    walk = _Walk(base, is_readable, depth, lambda path: bool(matches(f"{root}/{path}")))
+    try:
+        matches = re.compile(glob_translate(pattern)).match
+    except ValueError as error:
+        raise CorpusError(f"{base}/{pattern}: {error}") from error
+    depth = None if "**" in pattern else pattern.count("/") + 1
+    walk = _Walk(base, is_readable, depth, lambda path: bool(matches(path)))
     walk.run()
     used = {"/".join(parts[:end]) for file in walk.files for parts in [file.split("/")] for end in range(1, len(parts))}
     unused = {f"{path}/": "a folder: end the glob in /** to read what is in it" for path in walk.matched - used}

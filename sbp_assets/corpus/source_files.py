@@ -15,11 +15,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.listing import HIDDEN, Listing, hidden, list_glob, list_tree
+from sbp_assets.settings.formats import is_url
+from sbp_assets.storage.paths import as_pattern
 
 CHUNK = 1 << 20
 COMPRESSED = (".gz", ".zst", ".zstd")
+LINE_SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in ("", *COMPRESSED))
 # JSON lines are also published as .json.gz and .json.zst (C4, Dolma); a bare .json is usually one object: not read.
-ROW_SUFFIXES = (".jsonl", ".ndjson", *(kind + end for kind in (".jsonl", ".ndjson", ".json") for end in COMPRESSED))
+ROW_SUFFIXES = (*LINE_SUFFIXES, *(".json" + end for end in COMPRESSED))
 TEXT_SUFFIXES = (".txt", *(".txt" + end for end in COMPRESSED))
 SUFFIXES = (*ROW_SUFFIXES, *TEXT_SUFFIXES, ".parquet")
 SHOWN = 5
@@ -37,26 +40,41 @@ def _is_readable(file: str) -> bool:
 class Root:
     """The location of a corpus: a file, a directory (read recursively), or a glob, on any fsspec file system.
 
-    What exists under the name itself is that, and no glob, whatever characters its name has.
+    The longest leading part of a path that exists under that very name is a folder, whatever characters it has; only
+    what follows it can be a pattern.
     """
 
     def __init__(self, path: str) -> None:
+        self.path = path
         try:
-            if os.path.exists(path):
-                self.fs, location = fsspec.filesystem("file"), os.path.abspath(path)
-            else:
+            if is_url(path) and not os.path.exists(path):
                 self.fs, location = url_to_fs(path)
+            else:
+                self.fs, location = fsspec.filesystem("file"), path
         except (ImportError, ValueError) as error:
             raise CorpusError(f"corpus.source.path {path!r}: {error}") from error
-        self.path, self._location = path, location.rstrip("/") or "/"
         self._local = isinstance(self.fs, LocalFileSystem)
-        self._is_glob = any(c in location for c in "*?[") and not self.fs.exists(self._location)
-        if self._is_glob:
-            parts = PurePosixPath(location).parts
-            fixed = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
-            self.base = str(PurePosixPath(*parts[:fixed])) if fixed else ""
-        else:
-            self.base = self._location.rpartition("/")[0] if self.fs.isfile(self._location) else self._location
+        self._location = _absolute(location) if self._local else location.rstrip("/") or "/"
+        self._pattern = ""  # of paths below the base; '' where the location is no glob
+        self.base = self._location
+        if self._local or (_is_pattern(location) and not self.fs.exists(self._location)):
+            self._split()
+        if not self._pattern and self.fs.isfile(self._location):
+            self.base = self._folder(self._location.rpartition("/")[0])
+
+    def _split(self) -> None:
+        """Take the rest of the location after what exists for a pattern, where it begins with one."""
+        parts = self._location.split("/")
+        # Of a remote path only these are looked up: each is a request.
+        places = range(1, len(parts)) if self._local else [at for at, part in enumerate(parts) if _is_pattern(part)]
+        exists = os.path.lexists if self._local else self.fs.exists
+        first = next((at for at in places if not exists("/".join(parts[: at + 1]))), None)
+        if first is not None and _is_pattern(parts[first]):
+            self._pattern = "/".join(parts[first:])
+            self.base = self._folder("/".join(parts[:first]))
+
+    def _folder(self, path: str) -> str:
+        return path or "/" * self._location.startswith("/")
 
     @property
     def name(self) -> str:
@@ -83,10 +101,11 @@ class Root:
         return readable, dict(sorted(left_out.items()))
 
     def _listing(self) -> Listing:
-        if self._is_glob and self._local:
-            return list_glob(self.base, self._location, _is_readable)
-        if self._is_glob:
-            paths = [path for path in self.fs.glob(self._location) if self.fs.isfile(path)]
+        if self._pattern and self._local:
+            return list_glob(self.base, self._pattern, _is_readable)
+        if self._pattern:
+            pattern = f"{as_pattern(self.base).rstrip('/')}/{self._pattern}" if self.base else self._pattern
+            paths = [path for path in self.fs.glob(pattern) if self.fs.isfile(path)]
         elif self.fs.isfile(self._location):
             return [self._location.removeprefix(self.base).lstrip("/")], {}  # named by hand: read, hidden or not
         elif self.fs.isdir(self._location):
@@ -145,6 +164,20 @@ class Root:
             return self.fs.modified(path).isoformat()
         except (NotImplementedError, AttributeError, KeyError, FileNotFoundError):
             return None
+
+
+def _is_pattern(text: str) -> bool:
+    return any(c in text for c in "*?[")
+
+
+def _absolute(path: str) -> str:
+    """Return an absolute path in one spelling: `..` is the folder above the one that is entered, links followed."""
+    written = path if os.path.lexists(path) else os.path.expanduser(path)
+    parts = (written if os.path.isabs(written) else os.path.join(os.getcwd(), written)).split("/")
+    if ".." in parts:
+        end = len(parts) - parts[::-1].index("..")
+        parts = [os.path.realpath("/".join(parts[:end])), *parts[end:]]
+    return "/" + "/".join(part for part in parts if part not in ("", "."))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from sbp_assets.corpus.errors import CorpusError
@@ -149,6 +150,62 @@ def test_a_path_that_exists_is_no_glob_and_no_url(tmp_path: Path, name: str) -> 
         root = Root(str(path))
         assert root.files() == (["x[1]?.jsonl"], {})
         assert root.describe("x[1]?.jsonl")[0] == len(ROW)
+
+
+SPELLINGS = ["*.jsonl", "./*.jsonl", ".//*.jsonl", "../{name}/*.jsonl", ".././{name}//*.jsonl", "{base}/*.jsonl"]
+SPELLINGS += [
+    "{base}//./*.jsonl",
+    "../link/../{name}/*.jsonl",
+    "file://{base}//*.jsonl",
+    "{base}/**",
+    "../*/x[[]1].jsonl",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", ["exp [v2]", "what?", "a*b", "**", "a::b", "plain"])
+def test_only_what_follows_the_folders_that_exist_is_a_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, spelling: str
+) -> None:
+    if name == "a::b" and spelling.startswith("file:"):
+        pytest.skip("in a URL, :: joins two")
+    # Each of the others would match the name as a pattern.
+    put(tmp_path, f"{name}/x[1].jsonl", f"{name}/notes.md", "exp v/other.jsonl", "what1/other.jsonl", "ab/other.jsonl")
+    link(tmp_path / name, tmp_path / "link")
+    monkeypatch.chdir(tmp_path / name)
+    root = Root(spelling.format(name=name, base=tmp_path / name))
+    file = f"{name}/x[1].jsonl" if "/*/" in spelling else "x[1].jsonl"
+    found, left_out = root.files()
+    assert found == [file]
+    assert left_out == ({"notes.md": "unknown ending"} if "**" in spelling else {})
+    assert root.describe(file)[0] == len(ROW)
+    assert root.name == (tmp_path.name if "/*/" in spelling else name)
+
+
+def test_what_does_not_exist_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "exp [v2]/a.jsonl")
+    monkeypatch.chdir(tmp_path / "exp [v2]")
+    for path in ("missing", "missing/*.jsonl", f"{tmp_path}/exp [v2]/missing", f"{tmp_path}/a::b/*.jsonl"):
+        with pytest.raises(CorpusError, match="does not exist"):
+            files(path)
+    for path in ("*.txt", f"{tmp_path}/*/a.jsonl/*"):
+        with pytest.raises(CorpusError, match="holds no file to read"):
+            files(path)
+    with pytest.raises(CorpusError, match="entire path component"):
+        files("a**.jsonl")
+
+
+@pytest.mark.parametrize("url", ["memory://q [1]/*.jsonl", "memory://q [1]"])
+def test_a_glob_of_a_remote_folder_is_matched_below_it(url: str) -> None:
+    fs = fsspec.filesystem("memory")
+    try:
+        for name in ("/q [1]/a.jsonl", "/q 1/other.jsonl", "/q [1]/_b.jsonl"):
+            fs.pipe(name, ROW.encode())
+        assert Root(url).files()[0] == ["a.jsonl"]
+        assert Root("memory://q [1]/[a]*").files()[0] == ["a.jsonl"]
+        assert Root("memory://q*/*.jsonl").files()[0] == ["q 1/other.jsonl", "q [1]/a.jsonl"]
+    finally:
+        fs.rm("/", recursive=True)
 
 
 def test_an_empty_corpus_says_what_is_there_and_why_it_is_not_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the manifest leaves out, or in the error of their shard) are together all the ro
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -107,6 +108,14 @@ links = st.lists(
 )
 
 
+BASES = ["corpus", "exp [v2]", "a*b", "what?", "**", "a#b", "a::b", "100%", "a b", "né", "[!x]", "b\\c"]
+FORMS = ["{base}", "{base}/", "{parent}//./{name}", "{name}", "./{name}", "../outer/{name}//"]
+FORMS += ["{base}/**", "./{name}//**", "../outer/{name}/**", "file://{base}", "file://{parent}//{name}/**"]
+locations = st.tuples(st.sampled_from(BASES), st.sampled_from(FORMS)).filter(
+    lambda location: not ("::" in location[0] and "file://" in location[1])  # In a URL, :: joins two.
+)
+
+
 def build(base: bytes, files: list[File], linked: Links) -> dict[bytes, int]:
     """Write the files and links; return the rows that are there by the real path of their file."""
     rows: dict[bytes, int] = {}
@@ -131,36 +140,51 @@ def is_named(file: str, left_out: dict[str, str]) -> bool:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(odd_files(), min_size=1, max_size=6), links)
-def test_rows_read_rejected_and_of_named_files_are_all_rows(files: list[File], linked: Links) -> None:
+@given(st.lists(odd_files(), min_size=1, max_size=6), links, locations, st.sampled_from([None, 1]))
+def test_rows_read_rejected_and_of_named_files_are_all_rows(
+    files: list[File], linked: Links, location: tuple[str, str], files_per_shard: int | None
+) -> None:
     with tempfile.TemporaryDirectory() as folder, Progress("test", "files") as progress:
-        base = Path(folder) / "outer/corpus"
+        name, form = location
+        base = Path(folder) / "outer" / name
         base.mkdir(parents=True)
+        above = any(target == b".." for _, target in linked)
+        for other in () if above else ("exp v", "aab", "what1", "x"):  # which a base matches as a pattern
+            (base.parent / other).mkdir()
+            (base.parent / other / "other.jsonl").write_bytes(b'{"text": "of another corpus"}\n')
         # One file is always there to be read: a corpus without any is refused, with the names of what it holds.
         rows = build(os.fsencode(base), [*files, File(b"z.jsonl", b'{"text": "last"}\n', 1)], linked)
-        source = FilesSource(path=str(base))
+        source = FilesSource(
+            path=form.format(base=base, parent=base.parent, name=name), files_per_shard=files_per_shard
+        )
         shards = 2 * len(files) + len(linked) + 2  # At least one for each file that is read, so that each fails alone.
-        manifest, left_out = source_manifest(source, shards, progress)
-        read: dict[bytes, int] = {}
-        named = 0
-        for file, shard in manifest.select("file", "shard").iter_rows():
-            real = os.path.realpath(os.fsencode(base / file))
-            assert real not in read, "read twice"
-            try:
-                documents, rejects, counts = read_shard(source, manifest, shard, shards, None, progress, MAX_ROW_BYTES)
-            except CorpusError as error:
-                assert file in str(error)
-                read[real], named = 0, named + rows[real]
-                continue
-            read[real] = len(documents) + len(rejects)
-            assert counts.rows_read == read[real]
-            assert (read[real], set(documents["file"]) | set(rejects["file"])) == (
-                rows[real],
-                {file} if read[real] else set(),
-            )
-        for real, count in rows.items():
-            if real not in read:
-                shown = os.path.relpath(real, os.path.realpath(os.fsencode(base))).decode(errors="backslashreplace")
-                assert is_named(shown, left_out), shown
-                named += count
-        assert sum(read.values()) + named == sum(rows.values())
+        with contextlib.chdir(base.parent):
+            check(source, base, shards, rows, progress)
+
+
+def check(source: FilesSource, base: Path, shards: int, rows: dict[bytes, int], progress: Progress) -> None:
+    """Read the corpus shard by shard and count what becomes of the `rows` of each file."""
+    manifest, left_out = source_manifest(source, shards, progress)
+    read: dict[bytes, int] = {}
+    named = 0
+    for file, shard in manifest.select("file", "shard").iter_rows():
+        real = os.path.realpath(os.fsencode(base / file))
+        assert real not in read, "read twice"
+        try:
+            documents, rejects, counts = read_shard(source, manifest, shard, shards, None, progress, MAX_ROW_BYTES)
+        except CorpusError as error:
+            assert file in str(error)
+            read[real], named = 0, named + rows[real]
+            continue
+        read[real] = len(documents) + len(rejects)
+        assert counts.rows_read == read[real]
+        assert (read[real], set(documents["file"]) | set(rejects["file"])) == (
+            rows[real],
+            {file} if read[real] else set(),
+        )
+    for real, count in rows.items():
+        if real not in read:
+            shown = os.path.relpath(real, os.path.realpath(os.fsencode(base))).decode(errors="backslashreplace")
+            assert is_named(shown, left_out), shown
+            named += count
+    assert sum(read.values()) + named == sum(rows.values())

@@ -182,6 +182,12 @@ def test_ids_that_repeat_are_told_from_rows_that_repeat(tmp_path: Path) -> None:
     ]
     assert (counts.repeated_ids, counts.first_repeated_id) == (2, "'1' in b.jsonl:1 and a.jsonl:1")
     require_distinct_ids(2, 5, 0.4, "shard 0", "")
+    require_distinct_ids(1, 99, 0.01, "a few of a small shard are told by a check", "")
+    for repeated, documents in [(10, 999), (2, 19)]:
+        with pytest.raises(CorpusError, match=rf"{repeated} of {documents} .*more than corpus.max_repeated_ids \(1%\)"):
+            require_distinct_ids(repeated, documents, 0.01, "shard 0", "")
+    with pytest.raises(CorpusError, match=r"\(1\.001%\).*max_repeated_ids \(1%\)"):
+        require_distinct_ids(1001, 100_000, 0.01, "shard 0", "")
     with pytest.raises(CorpusError, match=r"2 of 5 documents \(40%\).*for example '1' in b.jsonl:1 .*id_field to null"):
         require_distinct_ids(2, 5, 0.39, "shard 0", counts.first_repeated_id)
 
@@ -313,6 +319,11 @@ def test_a_bad_row_of_a_hub_file_costs_that_row_and_other_formats_are_read(tmp_p
     write(tmp_path / "other", "train.csv", b"id,text\n1,one\n2,two\n")
     documents, _, _ = read(HubSource(name=str(tmp_path / "other")))
     assert documents.select("id", "text").rows() == [("1", "one"), ("2", "two")]
+    write(
+        tmp_path / "array", "train.json.gz", gzip.compress(b'[{"id": "1", "text": "one"},\n{"id": "2", "text": "two"}]')
+    )
+    documents, rejects, _ = read(HubSource(name=str(tmp_path / "array")))
+    assert documents.select("id", "text").rows() == [("1", "one"), ("2", "two")] and not len(rejects)
 
 
 @given(st.text(max_size=40), st.integers(1, 40))
