@@ -191,7 +191,7 @@ def minhash_signatures(
             "minhash_signatures": dg.AssetIn(["corpus", "minhash_signatures"], partition_mapping=ALL),
         },
         pool="memory",
-        code_version=settings.experiment.version("2", "corpus.dedup"),
+        code_version=settings.experiment.version("3", "corpus.dedup"),
         metadata=column_metadata(dedup.DUPLICATE_COLUMNS),
     )
 )

@@ -1,9 +1,10 @@
 """Find duplicate documents: MinHash-LSH proposes, the exact Jaccard similarity of word shingles decides.
 
 MinHash bands (Broder, 1997; Leskovec et al., Mining of Massive Datasets, chapter 3) only name candidate pairs. A
-document is dropped for one reason alone: a document that comes before it *and is itself kept* has the same text, the
-same id, or a Jaccard similarity of at least the threshold. "Before" is the order of (shard, position). So every
-dropped document points at a kept one, there are no chains, and the result depends on nothing but the documents.
+document is dropped for one reason alone: a document that comes before it *and is itself kept* has the same text, a
+Jaccard similarity of at least the threshold, or the same id; the first of these that holds is its kind. "Before" is the
+order of (shard, position). So every dropped document points at a kept one, there are no chains, and the result depends
+on nothing but the documents.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SIGNATURE_SCHEMA = table_schema(SIGNATURE_COLUMNS)
 
 _ID = "corpus/minhash_signatures.id"
 _SIMILARITY = f"corpus/minhash_signatures.bands corpus/minhash_signatures.text_sha256 {_TEXT}"
-_KINDS = "'exact': same normalised text; 'near': jaccard at the threshold or above; 'id': same id."
+_KINDS = "'exact': same normalised text; 'near': jaccard at the threshold or above; 'id': same id, another text."
 DUPLICATE_COLUMNS = [
     Column("id", pl.String, "Document to drop.", _ID),
     Column("shard", pl.Int64, "Its shard."),
@@ -96,8 +97,8 @@ def find_duplicates(
     `documents` (id, text) and `signatures` are keyed by shard ('00000'), row for row in the same order. `scratch` is an
     empty directory: signatures and candidate texts are staged there and DuckDB spills there; memory holds at most
     `memory_limit` in DuckDB, one shard's texts, and the identifiers of the documents that have a duplicate. `jaccard`
-    is 1 for kind 'exact' and null for kind 'id' (the same id before other text). Raises CorpusError where a
-    shard's signatures are not those of its documents.
+    is 1 for kind 'exact' and null for kind 'id' (the same id of another text, which is not near). Raises CorpusError
+    where a shard's signatures are not those of its documents.
     """
     with duckdb.connect() as db:
         db.execute("SET memory_limit = ?", [memory_limit])
@@ -257,11 +258,11 @@ def _greedy(db: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, int, str, int,
             near = [(n, similarity) for n, similarity in neighbours.get(text, ()) if n in kept_texts]
             if text in kept_texts:
                 yield (name, shard, *kept_texts[text], 1.0, "exact")
-            elif name in kept_ids:
-                yield (name, shard, *kept_ids[name], None, "id")
-            elif near:
+            elif near:  # Before the id: a later version of a page keeps its URL, and is no other text.
                 kept, similarity = min(near)
                 yield (name, shard, *kept_texts[kept], similarity, "near")
+            elif name in kept_ids:
+                yield (name, shard, *kept_ids[name], None, "id")
             else:
                 kept_ids[name] = kept_texts[text] = (name, shard)
 

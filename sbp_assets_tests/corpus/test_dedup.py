@@ -65,6 +65,11 @@ def test_a_document_is_not_dropped_for_a_document_that_is_dropped() -> None:
     assert dropped["id"].to_list() == ["b"]
 
 
+def test_a_later_version_under_the_same_id_is_near_and_no_other_text() -> None:
+    dropped, _ = find([[("url", words(200))], [("url", words(200) + " updated"), ("other", "one more text")]])
+    assert dropped.select("id", "shard", "kept_id", "kind").rows() == [("url", 1, "url", "near")]
+
+
 def test_the_id_of_a_dropped_document_is_free() -> None:
     dropped, _ = find([[("a", words(30)), ("b", words(30))], [("b", "quite another text")]])
     assert dropped.select("id", "shard").rows() == [("b", 0)]
@@ -98,7 +103,7 @@ def test_law_every_cluster_keeps_exactly_one(shards: list[Rows]) -> None:
         assert place[other] < place[mine]
         similarity = jaccard(*(text.shingles for text in shingled((texts[mine], texts[other]), 2)))
         if row["kind"] == "id":
-            assert row["id"] == row["kept_id"]
+            assert row["id"] == row["kept_id"] and texts[mine] != texts[other]
         else:
             assert similarity == row["jaccard"] >= SETTINGS.threshold
             assert (row["kind"] == "exact") == (texts[mine] == texts[other])
