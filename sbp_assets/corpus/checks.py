@@ -10,7 +10,13 @@ from sbp_assets.corpus import audit
 from sbp_assets.corpus.assets import LEFT_OUT, LEFT_OUT_REASONS
 from sbp_assets.corpus.ingest import REPEATED_ID
 from sbp_assets.corpus.tokenizer import load_tokenizer
-from sbp_assets.dagster_support.check_results import check_result, last_materialization, problems_result
+from sbp_assets.dagster_support.check_results import (
+    PROBLEM_CHARS,
+    SHOWN,
+    check_result,
+    last_materialization,
+    problems_result,
+)
 from sbp_assets.dagster_support.partitions import ALL, shard_check
 from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
@@ -36,10 +42,12 @@ def every_file_is_read(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckR
     # A manifest of an earlier version says nothing of them.
     found: dict[str, Any] = {name: value.value for name, value in manifest.metadata.items()} if manifest else {}
     named, reasons = found.get(LEFT_OUT, {}), found.get(LEFT_OUT_REASONS, {})
-    problems = [f"{file}: {why}" for file, why in named.items()]
-    if sum(reasons.values()) > len(named):
-        problems = [f"{count:,} × {reason}" for reason, count in reasons.items()] + problems
-    return problems_result(problems, dg.AssetCheckSeverity.WARN, left_out=sum(reasons.values()))
+    problems, total = [f"{file}: {why}" for file, why in named.items()], sum(reasons.values())
+    if total > SHOWN or total > len(named) or len("; ".join(problems)) > PROBLEM_CHARS:
+        counts = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.items())
+        where = f"{'the first ' * (total > len(named))}{len(named):,} by name in {LEFT_OUT} of corpus/source_manifest"
+        problems.insert(0, f"{total:,} are not read ({counts}), {where}")
+    return problems_result(problems, dg.AssetCheckSeverity.WARN, left_out=total)
 
 
 @dg.asset_check(

@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from sbp_assets.corpus import assets
+from sbp_assets.dagster_support.preview import unescape
 from sbp_assets.definitions import build_definitions
 from sbp_assets.orchestration.pipeline import PIPELINE
 from sbp_assets.settings import FilesSource, Settings
@@ -88,22 +89,23 @@ def test_a_document_that_is_lost_to_a_repeated_id_is_told(tmp_path: Path, shards
     assert failed[0].severity == dg.AssetCheckSeverity.WARN and "'0'" in str(failed[0].description)
 
 
-def test_more_files_than_are_named_are_counted_by_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_not_read_are_named_or_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(tmp_path, repeated=False)
-    for name in ("a.md", "b.md", "_c.jsonl"):
-        (tmp_path / "corpus" / name).touch()
     told = []
-    for named in (3, 2):
+    for names, named in [(["a.md", "b.md", "_c.jsonl"], 3), ([], 2), (["d.md", "e.md", "f.md"], 1000)]:
+        for name in names:
+            (tmp_path / "corpus" / name).touch()
         monkeypatch.setattr(assets, "NAMED", named)
         evaluations, _ = ingested(files_settings(tmp_path, 1))
-        told.append(next(str(e.description) for e in evaluations if e.asset_check_key.name == "every_file_is_read"))
-    assert [line.partition(":")[0] for line in told[0].splitlines()] == [r"- \_c.jsonl", "- a.md", "- b.md"]
-    assert [line.partition(":")[0] for line in told[1].splitlines()] == [
-        "- 1 × hidden",
-        "- 2 × unknown ending",
-        r"- \_c.jsonl",
-        "- a.md",
-    ]
+        text = next(str(e.description) for e in evaluations if e.asset_check_key.name == "every_file_is_read")
+        told.append([unescape(line.removeprefix("- ")) for line in text.splitlines()])
+    hidden = "_c.jsonl: hidden: its name begins with . or _"
+    a, b = "a.md: unknown ending", "b.md: unknown ending"
+    assert told[0] == [hidden, a, b]
+    place = "by name in files_left_out of corpus/source_manifest"
+    assert told[1] == [f"3 are not read (1 × hidden, 2 × unknown ending), the first 2 {place}", hidden, a]
+    assert told[2][:2] == [f"6 are not read (1 × hidden, 5 × unknown ending), 6 {place}", hidden]
+    assert told[2][-1] == "and 2 more"
 
 
 def test_many_rejected_rows_are_told_with_the_reason(tmp_path: Path) -> None:
