@@ -2,7 +2,8 @@
 
     python -m benchmarks.ingest [--files 100000] [--line-mb 64] [--rows 700000]
 
-- `zst` and `gz`: so many log-like rows of 880 bytes (620 MB), compressed 5,000 and 300 times;
+- `zst` and `gz`: so many log-like rows of 880 bytes (620 MB), compressed 5,000 and 300 times, and
+  `window`: a .zst of the largest window that is read, 128 MiB;
 - `line`: one line of so many MB between two short ones, rejected under corpus.max_row_bytes, and `line_read`: read;
 - `parquet`: 20,000 rows of one text of 100 kB, which Parquet stores once;
 - `files`: so many files of one row in one folder: listed and digested (`manifest`), read, and compared with the
@@ -93,7 +94,17 @@ def _line() -> bytes:
 
 def write_zst(folder: Path, sizes: Sizes) -> None:
     """Write the log-like rows as .jsonl.zst."""
-    compressor, block = zstandard.ZstdCompressor(level=3).compressobj(), _line() * 1000
+    _write_zst(folder, sizes, zstandard.ZstdCompressor(level=3))
+
+
+def write_window(folder: Path, sizes: Sizes) -> None:
+    """Write the log-like rows as .jsonl.zst with a window of 128 MiB, the largest that is read."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=27)
+    _write_zst(folder, sizes, zstandard.ZstdCompressor(compression_params=parameters))
+
+
+def _write_zst(folder: Path, sizes: Sizes, packing: zstandard.ZstdCompressor) -> None:
+    compressor, block = packing.compressobj(), _line() * 1000
     with (folder / "a.jsonl.zst").open("wb") as file:
         for _ in range(sizes.rows // 1000):
             file.write(compressor.compress(block))
@@ -161,7 +172,7 @@ def read_files(folder: str) -> dict[str, Any]:
 
     with Progress("files", "files") as progress:
         manifest, _ = timed("manifest", lambda: source_manifest(source, 1, progress))
-        documents, rejects, _ = timed("read", lambda: read_shard(source, manifest, 0, 1, None, progress))
+        documents, rejects, _ = timed("read", lambda: read_shard(source, manifest, 0, 1, None, progress, LIMIT))
     changes = timed("changes", lambda: source_changes(source, manifest))
     changed = sum(map(len, changes.values()))
     return {"documents": len(documents), "rejected": len(rejects), "changes": changed, **seconds}
@@ -170,6 +181,7 @@ def read_files(folder: str) -> dict[str, Any]:
 CASES: dict[str, tuple[Callable[[Path, Sizes], None], Callable[[str], dict[str, Any]]]] = {
     "baseline": (write_two, read_all),
     "zst": (write_zst, read_all),
+    "window": (write_window, read_all),
     "gz": (write_gz, read_all),
     "line": (write_line, read_all),
     "line_read": (write_line, read_long),

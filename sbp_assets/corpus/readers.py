@@ -2,7 +2,7 @@
 
 Rows are bytes until they are known to be UTF-8, so one bad byte costs one row. What cannot be read to its end (a
 truncated .zst, say) raises CorpusError naming the file: a part of a file is never ingested as the whole. Memory holds a
-row of at most `max_bytes`, whatever the file expands to.
+row of at most `max_bytes`, and ZSTD_WINDOW of a .zst, whatever the file expands to.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from sbp_assets.corpus.source_files import CHUNK, TEXT_SUFFIXES, Root, has_suffi
 # A byte of zstd expands to at most 32 kB (a block of 128 kB in 4 bytes), so pieces of this size to at most 16 MB; in
 # one call for each megabyte, a file of ratio 5,000 took 1.3 GB. Calls of this size cost nothing measurable.
 ZSTD_PIECE = 512
+# What a frame may make its reader hold, zstd's own limit: a file of 139 kB with a window of 2 GiB took 1.5 GB.
+ZSTD_WINDOW = 2**27
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAGIC = {
@@ -116,14 +118,22 @@ def _decompressed(stream: _Hashing, file: str) -> Iterator[bytes]:
 
 def _zstd(stream: _Hashing) -> Iterator[bytes]:
     """Yield all frames of a .zst file: zstandard's own stream_reader ends silently inside a truncated frame."""
-    # Files compressed with --long need the larger window.
-    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
     frame, inside = decompressor.decompressobj(), False
     while chunk := stream.read(CHUNK):
         for start in range(0, len(chunk), ZSTD_PIECE):
             piece = chunk[start : start + ZSTD_PIECE]
             while piece:
-                yield frame.decompress(piece)
+                try:
+                    expanded = frame.decompress(piece)
+                except zstandard.ZstdError as error:
+                    if "too much memory" not in str(error):
+                        raise
+                    raise ValueError(
+                        f"its zstd window is larger than {ZSTD_WINDOW // 2**20} MiB; write it anew: zstd -d --long=31 "
+                        "--stdout OLD | zstd -o NEW"
+                    ) from error
+                yield expanded
                 inside, piece = not frame.eof, b""
                 if frame.eof:
                     piece, frame = frame.unused_data, decompressor.decompressobj()
