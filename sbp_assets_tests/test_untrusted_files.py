@@ -167,7 +167,7 @@ def test_a_data_set_of_pickles_or_with_a_script_is_refused(tmp_path: Path, mark:
         with Progress("test", "rows") as progress:
             manifest, _ = source_manifest(source, 1, progress)
             with pytest.raises(CorpusError, match="cannot be read"):
-                read_shard(source, manifest, 0, 1, None, progress)
+                read_shard(source, manifest, 0, 1, None, progress, 2**24)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ def _reading_version(settings: Settings, *keys: str) -> str:
     match settings.experiment.corpus.source:
         case FilesSource():
             fields = [f"corpus.source.{field}" for field in ("path", "text_field", "id_field", "url_field")]
-            return version("2", *fields, "corpus.max_row_bytes", *keys)
+            return version("3", *fields, "corpus.max_row_bytes", *keys)
         case HubSource():
-            return version("2", "corpus.source", "corpus.shards", "corpus.max_row_bytes", *keys)
+            return version("3", "corpus.source", "corpus.shards", "corpus.max_row_bytes", *keys)
         case _:
             return version("1", "corpus.source", "corpus.shards", *keys)
 

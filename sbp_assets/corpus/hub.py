@@ -27,8 +27,17 @@ OWN_FORMATS = {"json": LINE_SUFFIXES, "parquet": (".parquet",)}
 
 
 def revision_of(source: HubSource) -> str:
-    """Return the current commit of a hub data set, so that every shard reads the same; 'local' for a directory."""
-    if Path(source.name).exists():
+    """Return the current commit of a hub data set, so that every shard reads the same; 'local' for a directory.
+
+    Raises CorpusError where it cannot be looked up, or is a directory that `datasets` would take for others.
+    """
+    if (path := Path(source.name)).exists():
+        # Through a link it would still see the path that the link leads to.
+        if found := next((part for part in ("*", "?", "[", "::") if part in str(path.resolve())), None):
+            raise CorpusError(
+                f"corpus.source.name {source.name!r} is below a folder with {found} in its name, which the library "
+                "datasets takes for a pattern: rename it, or read its files with corpus.source.kind files"
+            )
         return "local"
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled

@@ -133,7 +133,7 @@ def read_shard(
     shards: int,
     max_chars: int | None,
     progress: Progress,
-    max_row_bytes: int = 2**24,
+    max_row_bytes: int,
 ) -> tuple[pl.DataFrame, pl.DataFrame, ShardCounts]:
     """Return documents (RAW_DOCUMENT_COLUMNS), rejected rows (REJECTED_ROW_COLUMNS) and counts of a shard.
 
@@ -158,13 +158,14 @@ def read_shard(
             documents.append((row.id, text, row.url, row.source, row.file, row.line))
             continue
         _, first_text, _, _, first_file, first_line = documents[seen[row.id]]
-        same = normalise(str(first_text)) == normalise(text)
+        same, name = normalise(str(first_text)) == normalise(text), excerpt(row.id)
         if not same:
             counts.repeated_ids += 1
             counts.first_repeated_id = (
-                counts.first_repeated_id or f"{row.id!r} in {row.file}:{row.line} and {first_file}:{first_line}"
+                counts.first_repeated_id or f"{name!r} in {row.file}:{row.line} and {first_file}:{first_line}"
             )
-        rejects.append((row.file, row.line, f"{REPEATED_ROW if same else REPEATED_ID}: {row.id!r}", excerpt(row.text)))
+        reason = f"{REPEATED_ROW if same else REPEATED_ID}: {name!r}"
+        rejects.append((row.file, row.line, reason, excerpt(row.text)))
     return (
         pl.DataFrame(documents, schema=RAW_DOCUMENT_SCHEMA, orient="row"),
         pl.DataFrame(rejects, schema=REJECTED_ROW_SCHEMA, orient="row"),
@@ -183,8 +184,8 @@ def require_distinct_ids(repeated: int, documents: int, allowed: float, where: s
         f"{where}: {repeated:,} of {documents:,} documents ({100 * repeated / documents:.4g}%) have the id of a "
         f"document of another text, more than corpus.max_repeated_ids ({100 * allowed:.4g}%); for example {example}. "
         "These ids are not unique over the corpus (do they begin anew in every file?), and all but the first document "
-        "of each would be dropped. Set corpus.source.id_field to null: an id is then made of the file and the row. Or name another "
-        "field. Where one id stands for versions of one document, of which the first is enough, raise "
+        "of each would be dropped. Set corpus.source.id_field to null: an id is then made of the file and the row. Or "
+        "name another field. Where one id stands for versions of one document, of which the first is enough, raise "
         "corpus.max_repeated_ids"
     )
 

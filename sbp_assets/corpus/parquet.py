@@ -59,7 +59,7 @@ def find(schema: pa.Schema, field: str, file: str) -> Path | None:
         if names.count(name) > 1:
             raise CorpusError(
                 f"file {file} has {names.count(name)} columns named {name!r}: which is meant? Rename one, or set "
-                "corpus.source.text_field, id_field or url_field to another column"
+                "corpus.source.text_field, id_field or url_field to another column; id_field and url_field also to null"
             )
         if name in names:
             if not rest:

@@ -151,9 +151,8 @@ class RowMaker:
         url = row.url if isinstance(row.url, str) and row.url else None
         source = row.source if isinstance(row.source, str) and row.source else self.source
         try:
-            size = len(text.encode())
-            for value in (name, url or "", source):
-                value.encode()
+            size = sum(len(value.encode()) for value in (text, given or "", url or ""))
+            size += len(source.encode()) if source is not self.source else 0
         except UnicodeEncodeError:
             return self._reject(line, "invalid Unicode: a lone surrogate escape", raw)
         if size > self.max_bytes:

@@ -49,7 +49,9 @@ class FilesSource(Section):
         "id",
         description="Field of a row that holds its id; null, or absent from the row: it is made from file and line.",
     )
-    url_field: Name = Field("url", description="Field of a row that holds its URL, where there is one.")
+    url_field: Name | None = Field(
+        "url", description="Field of a row that holds its URL, where there is one; null: none is read."
+    )
     files_per_shard: Count | None = Field(
         None,
         description="Files of a shard, in the order of their names, so that files keep their shard as others are "
@@ -72,7 +74,9 @@ class HubSource(Section):
         "id",
         description="Field of a row that holds its id; null, or absent from the row: the id is made from its place.",
     )
-    url_field: Name = Field("url", description="Field of a row that holds its URL, where there is one.")
+    url_field: Name | None = Field(
+        "url", description="Field of a row that holds its URL, where there is one; null: none is read."
+    )
     max_documents: Count | None = Field(
         None,
         description="Rows that are read, at most; null: all. Up to 100,000 these are the first ones, which every shard "
@@ -143,8 +147,8 @@ class Corpus(Section):
     )
     max_row_bytes: Count = Field(
         2**24,
-        description="Bytes of a row (a line, a .txt file, the text of a Parquet row) above which it is rejected, so "
-        "that one row cannot fill the memory.",
+        description="Bytes of a row (a line, a .txt file; text, id, URL and source of a Parquet row) above which it is "
+        "rejected, so that one row cannot fill the memory.",
     )
     max_repeated_ids: Fraction = Field(
         0.01,

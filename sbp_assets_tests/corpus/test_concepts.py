@@ -20,7 +20,7 @@ def test_documents_do_not_depend_on_the_number_of_shards() -> None:
     def corpus(shards: int) -> dict[str, str]:
         with Progress("test", "docs") as progress:
             manifest, _ = source_manifest(SOURCE, shards, progress)
-            parts = [read_shard(SOURCE, manifest, shard, shards, None, progress)[0] for shard in range(shards)]
+            parts = [read_shard(SOURCE, manifest, shard, shards, None, progress, 2**24)[0] for shard in range(shards)]
         return {name: text for part in parts for name, text in part.select("id", "text").iter_rows()}
 
     assert corpus(1) == corpus(3)

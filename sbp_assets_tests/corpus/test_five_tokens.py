@@ -60,7 +60,7 @@ def test_any_sharding_reads_the_same_documents_and_deduplication_drops_none(tmp_
     with Progress("test", "docs") as progress:
         for shards in (1, 2):
             manifest, ignored = source_manifest(source, shards, progress)
-            parts = [read_shard(source, manifest, shard, shards, None, progress) for shard in range(shards)]
+            parts = [read_shard(source, manifest, shard, shards, None, progress, 2**24) for shard in range(shards)]
             assert not ignored and all(rejects.is_empty() for _, rejects, _ in parts)
             frames[shards] = pl.concat([documents for documents, _, _ in parts]).sort("id")
         assert frames[1].drop("file").equals(frames[2].drop("file"))

@@ -133,6 +133,23 @@ def test_a_text_column_of_another_type_rejects_its_rows_without_decoding_them(tm
     assert all("text is not a string but list" in reason for reason in rejects["reason"])
 
 
+def test_a_url_column_that_is_there_twice_is_no_matter_where_no_url_is_read(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["words"])], names=["url", "url", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match=r"2 columns named 'url'.*to null"):
+        read(FilesSource(path=str(tmp_path)))
+    documents, _, _ = read(FilesSource(path=str(tmp_path), url_field=None))
+    assert documents.select("text", "url").rows() == [("words", None)]
+
+
+@pytest.mark.parametrize("field", ["id", "url", "source"])
+def test_what_a_row_holds_beside_its_text_counts_too(tmp_path: Path, field: str) -> None:
+    pq.write_table(pa.table({"text": ["x" * 500] * 2, field: ["y" * 500, "z" * 501]}), tmp_path / "a.parquet")
+    documents, rejects, _ = read(FilesSource(path=str(tmp_path)), max_row_bytes=1000)
+    assert documents["line"].to_list() == [1]
+    assert rejects["reason"].to_list() == ["longer than corpus.max_row_bytes (1,000): 1,001 bytes"]
+
+
 def test_a_text_that_is_too_long_is_rejected(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x" * 2000, "short", "y" * 999]}), tmp_path / "a.parquet")
     documents, rejects, _ = read(FilesSource(path=str(tmp_path)), max_row_bytes=1000)

@@ -104,7 +104,7 @@ def test_file_changed_since_the_manifest_fails_and_is_named(tmp_path: Path) -> N
         manifest, _ = source_manifest(source, 1, progress)
         write(tmp_path, "a.jsonl.gz", gzip.compress(GOOD + row("more")))
         with pytest.raises(CorpusError, match=r"a\.jsonl\.gz changed since the manifest"):
-            read_shard(source, manifest, 0, 1, None, progress)
+            read_shard(source, manifest, 0, 1, None, progress, 2**24)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,19 @@ def test_a_file_that_expands_without_end_is_read_in_bounded_memory(tmp_path: Pat
     assert rows == 150_000
     assert len(packed) * 1000 < 150_000 * len(line)
     assert peak < 40 * 2**20  # 145 MB in one piece
+
+
+@pytest.mark.parametrize("log", [27, 28, 31])
+def test_a_zstd_window_above_128_mib_is_refused_by_name(tmp_path: Path, log: int) -> None:
+    stream = zstandard.ZstdCompressor().compressobj()
+    frame = bytearray(stream.compress(GOOD) + stream.flush())
+    frame[5] = (log - 10) << 3  # the window of a frame that does not say how much it holds
+    source = write(tmp_path, "a.jsonl.zst", bytes(frame))
+    if log == 27:
+        assert read(source)[0]["id"].to_list() == ["g"]
+        return
+    with pytest.raises(CorpusError, match=r"file a\.jsonl\.zst cannot be read: .*window is larger than 128 MiB"):
+        read(source)
 
 
 def test_ids_that_repeat_are_told_from_rows_that_repeat(tmp_path: Path) -> None:
@@ -324,6 +337,16 @@ def test_a_bad_row_of_a_hub_file_costs_that_row_and_other_formats_are_read(tmp_p
     )
     documents, rejects, _ = read(HubSource(name=str(tmp_path / "array")))
     assert documents.select("id", "text").rows() == [("1", "one"), ("2", "two")] and not len(rejects)
+
+
+@pytest.mark.parametrize("name", ["exp [v2]", "a*b", "what?", "a::b"])
+def test_a_local_hub_data_set_whose_path_is_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, "train.jsonl", GOOD)
+    write(tmp_path / "aab", "train.jsonl", GOOD + row("of another data set"))
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    for path in (name, "link"):
+        with pytest.raises(CorpusError, match="takes for a pattern: rename it"):
+            read(HubSource(name=str(tmp_path / path)))
 
 
 @given(st.text(max_size=40), st.integers(1, 40))
