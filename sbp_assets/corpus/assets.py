@@ -48,7 +48,7 @@ def _reading_version(settings: Settings, *keys: str) -> str:
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
         code_version=settings.experiment.version(
-            "2" if settings.experiment.corpus.source.kind == "files" else "1", "corpus.source", "corpus.shards"
+            "3" if settings.experiment.corpus.source.kind == "files" else "1", "corpus.source", "corpus.shards"
         ),
         metadata=column_metadata(ingest.MANIFEST_COLUMNS),
     )
