@@ -46,13 +46,14 @@ class Root:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        try:
-            if is_url(path) and not os.path.exists(path):
-                self.fs, location = url_to_fs(path)
-            else:
-                self.fs, location = fsspec.filesystem("file"), path
-        except (ImportError, ValueError) as error:
-            raise CorpusError(f"corpus.source.path {path!r}: {error}") from error
+        with naming_path(path):
+            self._open(path)
+
+    def _open(self, path: str) -> None:
+        if is_url(path) and not os.path.exists(path):
+            self.fs, location = url_to_fs(path)
+        else:
+            self.fs, location = fsspec.filesystem("file"), path
         self._local = isinstance(self.fs, LocalFileSystem)
         self._location = _absolute(location) if self._local else location.rstrip("/") or "/"
         self._pattern = ""  # of paths below the base; '' where the location is no glob
@@ -88,7 +89,8 @@ class Root:
         read once. A folder that is left out whole (hidden, say) is one entry, which ends in "/". Raises CorpusError
         where the root does not exist, cannot be listed or has no file to read.
         """
-        found, left_out = self._listing()
+        with naming_path(self.path):
+            found, left_out = self._listing()
         readable = sorted(file for file in found if _is_readable(file))
         left_out |= {file: "unknown ending" for file in found if not _is_readable(file)}
         if not readable:
@@ -178,6 +180,20 @@ def _absolute(path: str) -> str:
         end = len(parts) - parts[::-1].index("..")
         parts = [os.path.realpath("/".join(parts[:end])), *parts[end:]]
     return "/" + "/".join(part for part in parts if part not in ("", "."))
+
+
+@contextmanager
+def naming_path(path: str) -> Iterator[None]:
+    """Raise CorpusError, which names the setting and `path`, for every error in the block.
+
+    Every file system has errors of its own: a package or credentials that are missing, a server that does not answer.
+    """
+    try:
+        yield
+    except CorpusError:
+        raise
+    except Exception as error:
+        raise CorpusError(f"corpus.source.path {path!r} cannot be opened: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
