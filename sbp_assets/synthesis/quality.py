@@ -257,11 +257,6 @@ def repetitive(texts: Iterable[str]) -> list[bool]:
     return flags
 
 
-def is_repetitive(text: str) -> bool:
-    """Return whether one text is `repetitive`."""
-    return repetitive([text])[0]
-
-
 def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: Path, memory_limit: str) -> list[bool]:
     """Return for each text, in order, whether the Jaccard similarity of shingles with an earlier one is high enough.
 
@@ -337,11 +332,6 @@ def copies(texts: Sequence[str], seed_texts: Sequence[str], shingle_words: int) 
     """
     pairs = zip(shingled(texts, shingle_words), shingled(seed_texts, shingle_words), strict=True)
     return [bool(text.units) and shared(seed, text) > COPY_THRESHOLD for text, seed in pairs]
-
-
-def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
-    """Return whether one synthetic document copies its seed document (`copies`)."""
-    return copies([text], [seed_text], shingle_words)[0]
 
 
 def is_irrelevant(text: str, seed_text: str, world: ConceptWorld) -> bool:
