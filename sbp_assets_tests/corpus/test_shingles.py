@@ -26,7 +26,7 @@ from sbp_assets_tests.twins import TWINS
 
 # Letters, marks and digits of many scripts, punctuation, emoji, what is invisible, and kinds of white space.
 CHARACTERS = (
-    "aZßİΣς\u0301\u0345é9²_.'’!-"
+    "aZßİΣς\u0301\u0345é9²_.'’!-+*/=|`×٪−("
     + "日々〆ガカ\u3099ー"
     + "กิำเ๒"
     + "ກິຳ"
@@ -74,13 +74,31 @@ def length(text: str) -> float:
         ("བོད་སྐད།", ["བོད", "སྐད"]),
         ("soft\u00adware\u200b \ufeffmi\u200cx", ["software", "mix"]),
         ("ok 👍🏽 👩\u200d🔬 ❤\ufe0f 🇩🇪🇫🇷", ["ok", "👍🏽", "👩", "🔬", "❤", "🇩🇪", "🇫🇷"]),
-        ("a = b + 1;", ["a", "b", "1"]),
+        ("a = b + 1;", ["a", "=", "b", "+", "1"]),
+        ("if (a<b) x -= -5; y->z <- 2", ["if", "a", "<", "b", "x", "-=", "−", "5", "y", "->", "z", "<-", "2"]),
+        ("well-known 2024-01-02 3 - 4--[-7]", ["well", "known", "2024", "01", "02", "3", "4", "−", "7"]),
+        ("*Bold* **b**, a*b x * y a**b a*=b", ["bold", "b", *"a*b", "x", "*", "y", "a", "**", "b", "a", "*=", "b"]),
+        ("５％ of C# at x@y, `R&D` $3", ["5", "%", "of", "c", "#", "at", "x", "@", "y", "r", "&", "d", "$", "3"]),
+        ("日+月-年 ＋ -5°, ２／3", ["日", "+", "月", "年", "+", "−", "5", "°", "2", "/", "3"]),
+        ("A\n=====\n| b | c |\n|---|---|\n* * * *\nd", ["a", "b", "|", "c", "d"]),
         ("?! …", ["?!", "..."]),
         (" \n\u200b", []),
     ],
 )
 def test_words_of_scripts_punctuation_and_emoji(text: str, expected: list[str]) -> None:
     assert words(text) == expected
+
+
+TEMPLATES = {"English": "What is {} {} {}?", "Chinese": "{}{}{}等于多少？", "Thai": "{} {} {} เท่ากับเท่าไร"}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_operators_tell_texts_apart_and_hyphens_and_quotes_do_not(template: str) -> None:
+    texts = [template.format(12, operator, 34) for operator in ("+", "-", "*", "/", "<", ">", "=", "->", "^", "|", "×")]
+    texts += [template.format(12, "+", -34), template.format(-12, "+", 34), template.format(12, "+", "$34")]
+    assert len({tuple(text.shingles.tolist()) for text in shingled(texts, 5)}) == len(texts)
+    quoted, plain = ("The “well-known” fox (red) — it’s back!", "The 'well known' fox, [red]: it's back...")
+    assert words(quoted) == words(plain)
 
 
 def test_thai_vowels_lao_vowels_and_marks_stay_with_their_letter() -> None:
