@@ -46,7 +46,7 @@ import numpy as np
 import polars as pl
 
 UNITS_PER_WORD = 3
-_BATCH, _CHARACTERS = 512, 4_000_000  # Texts that are cut at a time, and their characters.
+_BATCH, _CHARACTERS = 512, 4_000_000  # Texts that are cut at a time, and their characters once normalised.
 # Those that Unicode's line breaking (annex 14) breaks without spaces: classes ID, CJ, SA and AK.
 LOGOGRAPHIC = ("Han", "Khitan_Small_Script", "Tangut")
 _TAI = ("Ahom", "Lao", "New_Tai_Lue", "Tai_Le", "Tai_Tham", "Tai_Viet", "Thai")
@@ -86,17 +86,33 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
 )
+# Where a run of more than MARKS marks may be: \W holds all but U+FF9E and U+FF9F, which NFKC makes marks of.
+MARKS = 30
+_MAYBE_MARKS = re.compile(rf"[\W\uff9e\uff9f]{{{MARKS + 1},}}")
 
 
 def normalise(text: str) -> str:
     """Return `text` as texts are compared: without case, forms of characters, invisible characters, and with one space.
 
-    Forms are those that Unicode calls compatible (NFKC): full and half width, ligatures, composed or not.
+    Forms are those that Unicode calls compatible (NFKC): full and half width, ligatures, composed or not. Of a run of
+    marks the first MARKS count, as many as Unicode's stream-safe format has (annex 15): no language writes more than a
+    few, and putting n of them into order takes n**2 steps.
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
+    text = _MAYBE_MARKS.sub(_first_marks, _INVISIBLE.sub("", text))
+    text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _first_marks(found: re.Match[str]) -> str:
+    kept, run = [], 0
+    for character in found[0]:
+        parts = unicodedata.normalize("NFKD", character)
+        run = run + len(parts) if unicodedata.combining(parts[0]) else 0
+        if run <= MARKS:
+            kept.append(character)
+    return "".join(kept)
 
 
 def segment(normalised: Iterable[str]) -> pl.Series:
@@ -226,7 +242,7 @@ class Text:
 def shingled(texts: Iterable[str], words: int) -> Iterator[Text]:
     """Yield each of `texts` with its shingles of so many words; memory is that of a batch (`batched`)."""
     for batch in batched(texts):
-        cut = Words.of(segment(map(normalise, batch)))
+        cut = Words.of(segment(batch))
         shingles, bounds = cut.shingles(words)
         short = cut.totals < UNITS_PER_WORD * words
         for number, whole in enumerate(short.tolist()):
@@ -239,13 +255,13 @@ def shingled(texts: Iterable[str], words: int) -> Iterator[Text]:
 
 
 def batched(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the texts in lists of _BATCH texts and _CHARACTERS at most, or of one text, whose words fit into memory.
+    """Yield the texts normalised, in lists of _BATCH texts and _CHARACTERS at most, or of one text.
 
-    A word takes about 60 bytes while its text is compared.
+    So their words fit into memory: one takes about 60 bytes while its text is compared.
     """
     batch: list[str] = []
     characters = 0
-    for text in texts:
+    for text in map(normalise, texts):
         if batch and (len(batch) == _BATCH or characters + len(text) > _CHARACTERS):
             yield batch
             batch, characters = [], 0

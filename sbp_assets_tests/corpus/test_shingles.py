@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sbp_assets.corpus.shingles import (
+    MARKS,
     UNITS_PER_WORD,
     Text,
     Words,
@@ -120,6 +121,15 @@ def test_normalisation_is_done_once_and_for_all(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
 
 
+@pytest.mark.parametrize("marks", ["\u0301\u0323", "\u0301\u200b\u0323", "ﾞ\u0301", "\u0344\u0323"])
+def test_endless_marks_are_cut_before_they_are_put_into_order(marks: str) -> None:
+    # Ordering all of these takes half a minute.
+    endless = normalise(f"red x{marks * 80_000} fox")
+    assert endless.startswith("red ") and endless.endswith(" fox") and len(endless) <= len("red x fox") + MARKS
+    assert endless == normalise(f"red x{marks * 70_000} fox") == normalise(endless)
+    assert words(f"x{marks}") != words("x"), "a few count"
+
+
 LETTERS_AND_MARKS = {
     "Latin": "aé\u0301\u0323",
     "Japanese": "日かガー々\u3099",
@@ -191,6 +201,8 @@ def test_batches_are_bounded_by_texts_and_by_characters() -> None:
     long = "a" * 3_000_000
     assert [len(batch) for batch in batched([long, "a", long, long * 2, "a", "a"])] == [2, 1, 1, 2]
     assert list(batched([])) == []
+    # U+FDFA, a phrase in one character, has 18 once normalised.
+    assert [len(batch) for batch in batched(["\ufdfa" * 100_000] * 5)] == [2, 2, 1]
 
 
 @given(MIXED, MIXED, st.integers(1, 4))

@@ -8,6 +8,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from sbp_assets.corpus.shingles import normalise
 from sbp_assets.evaluation import checks
 from sbp_assets.evaluation.benchmarks import BENCHMARKS
 from sbp_assets.evaluation.contamination import (
@@ -141,7 +142,7 @@ def test_agrees_with_a_plain_implementation_whatever_the_batches() -> None:
     assert counts(summary, "unique")[1] == sum(hit for hit, _, _ in expected.values())
     one_by_one = Comparison(evaluated, SETTINGS)
     for row in documents.iter_slices(1):
-        one_by_one.feed("unique", row)
+        one_by_one.feed("unique", row["id"], [normalise(row["text"].item())])
     assert one_by_one.results()[1].equals(listed)
 
 
