@@ -86,8 +86,9 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
 )
-# Where a run of more than MARKS marks may be: \W holds all but U+FF9E and U+FF9F, which NFKC makes marks of.
 MARKS = 30
+_MADE_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"  # Of no combining class themselves, but made marks by NFKC.
+# Where a run of more than MARKS marks may be: only the last two of those are no \W.
 _MAYBE_MARKS = re.compile(rf"[\W\uff9e\uff9f]{{{MARKS + 1},}}")
 
 
@@ -100,7 +101,10 @@ def normalise(text: str) -> str:
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    text = _MAYBE_MARKS.sub(_first_marks, _INVISIBLE.sub("", text))
+    text = _INVISIBLE.sub("", text)
+    # A longer run has one of these characters; looking at all takes as long as all of the rest.
+    if any(unicodedata.combining(character) or character in _MADE_MARKS for character in text[:: MARKS + 1]):
+        text = _MAYBE_MARKS.sub(_first_marks, text)
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", text).split())
 

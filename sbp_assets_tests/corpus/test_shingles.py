@@ -121,7 +121,7 @@ def test_normalisation_is_done_once_and_for_all(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
 
 
-@pytest.mark.parametrize("marks", ["\u0301\u0323", "\u0301\u200b\u0323", "ﾞ\u0301", "\u0344\u0323"])
+@pytest.mark.parametrize("marks", ["\u0301\u0323", "\u0301\u200b\u0323", "ﾞ\u0301", "\u0344\u0323", "\u0f73"])
 def test_endless_marks_are_cut_before_they_are_put_into_order(marks: str) -> None:
     # Ordering all of these takes half a minute.
     endless = normalise(f"red x{marks * 80_000} fox")
