@@ -19,7 +19,7 @@ import polars as pl
 from rensa import RMinHash
 
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.shingles import Words, batched, jaccard, normalise, segment, shingled
+from sbp_assets.corpus.shingles import Words, batched, jaccard, segment, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.paths import duckdb_table
@@ -62,8 +62,7 @@ def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress) -> 
     """
     frames = [pl.DataFrame(schema=SIGNATURE_SCHEMA)]
     start = 0
-    for batch in batched(documents["text"]):
-        texts = [normalise(text) for text in batch]
+    for texts in batched(documents["text"]):
         shingles, bounds = Words.of(segment(texts)).shingles(settings.shingle_words)
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
             shingles, bounds.tolist(), settings.permutations, settings.seed
@@ -72,15 +71,15 @@ def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress) -> 
         frames.append(
             pl.DataFrame(
                 {
-                    "id": documents["id"].slice(start, len(batch)),
+                    "id": documents["id"].slice(start, len(texts)),
                     "bands": bands.tolist(),
                     "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
                 },
                 schema=SIGNATURE_SCHEMA,
             )
         )
-        start += len(batch)
-        progress.advance(len(batch))
+        start += len(texts)
+        progress.advance(len(texts))
     return pl.concat(frames)
 
 

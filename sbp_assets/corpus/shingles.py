@@ -1,17 +1,28 @@
-"""Words and shingles: the one way in which every stage cuts texts into words and compares runs of them.
+r"""Words and shingles: the one way in which every stage cuts texts into words and compares runs of them.
 
 Texts are compared in the form of `normalise`. Its words are, whatever the language:
 
 - a run of letters, marks and digits, where the script puts spaces (or, as Tibetan, signs) between words;
 - in a script that does not (UNSPACED), each letter with the marks that belong to it (for Thai, Khmer or Japanese text,
   about a grapheme cluster of Unicode's annex 29), for finding words there needs a dictionary per language;
-- an emoji with its modifiers.
+- an emoji with its modifiers;
+- a run of symbols that stand for something, so that `a + b` is not `a * b`: those that Unicode calls symbols
+  (mathematics, currencies, `|`, `~`, `^`, arrows, degrees; not the quote `` ` ``) and `* / \ % # & @`, with
+  hyphens-minus among them (`->`, `-=`). More than three of them between two words are a rule, the frame of a table or a
+  drawing, and none of them counts.
 
-Punctuation and other symbols, `_` included, separate words and are none. Only in a text of nothing else is each run of
-them a word, so that two such texts can be told apart.
+Two of these characters are something else more often, and count with exceptions:
 
-A run of n words is to be as much text in every script, so each word has a length, in UNITS_PER_WORD-ths: 3 units are a
-spaced word or an emoji, 2 a Chinese character, 1 a letter of another unspaced script. So 13 words are 20 Chinese
+- asterisks where words begin or end are emphasis and no word (`*word*`); `a*b`, `a * b` and `a *= b` have theirs;
+- a hyphen-minus is a hyphen or a dash and no word (`well-known`, `2024-01-02`, `3 - 4`, which differs from `3 + 4` all
+  the same), but a sign and a word at the beginning of a text or after a space, opening bracket or comma, if a letter or
+  digit follows (`-5`, which is U+2212 and 5).
+
+Other punctuation, `_` included, separates words and is none. Only in a text of nothing else is each run of it a word,
+so that two such texts can be told apart.
+
+A run of n words is to be as much text in every script, so each word has a length, in UNITS_PER_WORD-ths: 2 units are a
+Chinese character, 1 is a letter of another unspaced script, and 3 are any other word. So 13 words are 20 Chinese
 characters or 39 Thai letters, and mixed text needs no rule of its own. The lengths are rounded from translations of one
 software's messages (`benchmarks.word_lengths`): for an English word 1.5 characters of Chinese, 2.6 of Japanese (a fifth
 of them Chinese), 3.2 letters of Thai, 2.5 of Khmer and 2.2 of Burmese. Languages with spaces have 0.7 (Tamil, Korean)
@@ -35,7 +46,7 @@ import numpy as np
 import polars as pl
 
 UNITS_PER_WORD = 3
-_BATCH, _CHARACTERS = 512, 4_000_000  # Texts that are cut at a time, and their characters.
+_BATCH, _CHARACTERS = 512, 4_000_000  # Texts that are cut at a time, and their characters once normalised.
 # Those that Unicode's line breaking (annex 14) breaks without spaces: classes ID, CJ, SA and AK.
 LOGOGRAPHIC = ("Han", "Khitan_Small_Script", "Tangut")
 _TAI = ("Ahom", "Lao", "New_Tai_Lue", "Tai_Le", "Tai_Tham", "Tai_Viet", "Thai")
@@ -53,10 +64,21 @@ def _letters(scripts: Sequence[str]) -> str:
 # What binds the next consonant into the same syllable: Myanmar, Khmer, Tai Tham, Balinese, Javanese.
 _STACKERS = r"[\u{1039}\u{17d2}\u{1a60}\u{1b44}\u{a9c0}]"
 _LETTER = _letters(UNSPACED)
+_EMOJI = r"\p{Extended_Pictographic}\p{Regional_Indicator}"
+_SYMBOL = rf"[[\p{{S}}*/\\%٪‰\#&@]--[`{_EMOJI}\p{{Emoji_Modifier}}]]"
 _WORD = (
     rf"{_LETTER}(?:{_STACKERS}\p{{M}}*{_LETTER}|\p{{M}})*"
     rf"|[[\p{{L}}\p{{M}}\p{{N}}]--{_LETTER}]+"
     r"|\p{Regional_Indicator}{1,2}|\p{Extended_Pictographic}[\p{Emoji_Modifier}\p{M}]*"
+    rf"|-?{_SYMBOL}[{_SYMBOL}-]*"
+)
+_DRAWING = rf"{_SYMBOL}(?:[^\p{{L}}\p{{M}}\p{{N}}{_EMOJI}]*{_SYMBOL}){{3,}}"
+# By Python's expressions: those of polars have no look-behind, and take 25 times as long with \b in text that is not
+# ASCII. Each begins with the one character that it looks for, which is found fast.
+_SIGN = re.compile(r"-(?:(?<=^-)|(?<=[ (\[{,]-))(?=\w)")
+_EMPHASIS = re.compile(
+    r"""\*(?:(?<=^\*)|(?<=[ (\[{"']\*))\**(?=\w)"""
+    r"""|\*(?<=[^ (\[{*/%٪‰\\#&@|~^<>=+-]\*)\**(?=[ ,.;:!?)\]}"'。、，；：！？）]|$)"""
 )
 # Unicode's Default_Ignorable_Code_Point: what shows nothing, such as the joiners in emoji, soft hyphens, variation
 # selectors and the zero-width spaces that some Khmer and Thai text has between words, and its copy has not.
@@ -64,27 +86,62 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
 )
+MARKS = 30
+_MADE_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"  # Of no combining class themselves, but made marks by NFKC.
+# Where a run of more than MARKS marks may be: only the last two of those are no \W.
+_MAYBE_MARKS = re.compile(rf"[\W\uff9e\uff9f]{{{MARKS + 1},}}")
 
 
 def normalise(text: str) -> str:
     """Return `text` as texts are compared: without case, forms of characters, invisible characters, and with one space.
 
-    Forms are those that Unicode calls compatible (NFKC): full and half width, ligatures, composed or not.
+    Forms are those that Unicode calls compatible (NFKC): full and half width, ligatures, composed or not. Of a run of
+    marks the first MARKS count, as many as Unicode's stream-safe format has (annex 15): no language writes more than a
+    few, and putting n of them into order takes n**2 steps.
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
+    text = _INVISIBLE.sub("", text)
+    # A longer run has one of these characters; looking at all takes as long as all of the rest.
+    if any(unicodedata.combining(character) or character in _MADE_MARKS for character in text[:: MARKS + 1]):
+        text = _MAYBE_MARKS.sub(_first_marks, text)
+    text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _first_marks(found: re.Match[str]) -> str:
+    kept, run = [], 0
+    for character in found[0]:
+        parts = unicodedata.normalize("NFKD", character)
+        run = run + len(parts) if unicodedata.combining(parts[0]) else 0
+        if run <= MARKS:
+            kept.append(character)
+    return "".join(kept)
 
 
 def segment(normalised: Iterable[str]) -> pl.Series:
     """Return a series of lists: the words of each of some texts that `normalise` returned."""
     texts = pl.Series(normalised, dtype=pl.String)
-    words = texts.str.extract_all(_WORD)
+    told = pl.Series(map(_told, texts), dtype=pl.String)
+    words = told.str.replace_all(_DRAWING, " ").str.extract_all(_WORD)
     wordless = words.list.len() == 0
     if not wordless.any():
         return words
     return pl.select(pl.when(wordless).then(texts.str.extract_all(r"\S+")).otherwise(words)).to_series()
+
+
+def _unless_after_symbol(found: re.Match[str]) -> str:
+    before = found.string[max(found.start() - 1, 0)]
+    return found[0] if unicodedata.category(before).startswith("S") else " "
+
+
+def _told(text: str) -> str:
+    """Return `text` with minus signs (U+2212) for the hyphens that are signs, and without the asterisks of emphasis."""
+    if "-" in text:
+        text = _SIGN.sub("\u2212", text)
+    if "*" in text:
+        text = _EMPHASIS.sub(_unless_after_symbol, text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -189,7 +246,7 @@ class Text:
 def shingled(texts: Iterable[str], words: int) -> Iterator[Text]:
     """Yield each of `texts` with its shingles of so many words; memory is that of a batch (`batched`)."""
     for batch in batched(texts):
-        cut = Words.of(segment(map(normalise, batch)))
+        cut = Words.of(segment(batch))
         shingles, bounds = cut.shingles(words)
         short = cut.totals < UNITS_PER_WORD * words
         for number, whole in enumerate(short.tolist()):
@@ -202,13 +259,13 @@ def shingled(texts: Iterable[str], words: int) -> Iterator[Text]:
 
 
 def batched(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the texts in lists of _BATCH texts and _CHARACTERS at most, or of one text, whose words fit into memory.
+    """Yield the texts normalised, in lists of _BATCH texts and _CHARACTERS at most, or of one text.
 
-    A word takes about 60 bytes while its text is compared.
+    So their words fit into memory: one takes about 60 bytes while its text is compared.
     """
     batch: list[str] = []
     characters = 0
-    for text in texts:
+    for text in map(normalise, texts):
         if batch and (len(batch) == _BATCH or characters + len(text) > _CHARACTERS):
             yield batch
             batch, characters = [], 0

@@ -18,7 +18,8 @@ evaluation sets and of one batch of documents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,6 @@ _HOLDERS_SCHEMA = {"hash": pl.UInt64, "documents": pl.Int64}
 _BEST_SCHEMA = {"number": pl.Int64, "document": pl.String, "shared": pl.Int64, "place": pl.Int64, "n": pl.Int64}
 
 
-def _text(row: Mapping[str, Any]) -> str:
-    return str(row["text"])
-
-
 def _chosen(row: Mapping[str, Any]) -> str:
     return f"{row['question']} {row['choices'][row['answer']]}"
 
@@ -95,9 +92,9 @@ def _labelled(row: Mapping[str, Any]) -> str:
 
 
 TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "heldout": _text,
-    "openwebtext2": _text,
-    "lambada": _text,
+    "heldout": itemgetter("text"),
+    "openwebtext2": itemgetter("text"),
+    "lambada": itemgetter("text"),
     "concept_questions": _chosen,
     "mmlu": _chosen,
     "arc_challenge": _labelled,
@@ -193,12 +190,12 @@ class Comparison:
         self._holders = dict.fromkeys(CORPORA, pl.DataFrame(schema=_HOLDERS_SCHEMA))
         self._best = dict.fromkeys(CORPORA, pl.DataFrame(schema=_BEST_SCHEMA))
 
-    def feed(self, corpus: str, documents: pl.DataFrame) -> None:
-        """Compare a batch of documents (id, text) of one of CORPORA with all items."""
-        self._documents[corpus] += len(documents)
+    def feed(self, corpus: str, ids: pl.Series, texts: Sequence[str]) -> None:
+        """Compare a batch of documents of one of CORPORA, `texts` as `normalise` returns them, with all items."""
+        self._documents[corpus] += len(ids)
         if self._index.is_empty():
             return
-        ids, words = documents["id"], Words.of(segment(map(normalise, documents["text"])))
+        words = Words.of(segment(texts))
         places, ends = words.runs(self._n)
         hashes = words.hash(places, ends)
         at = self._known.places(hashes)
@@ -257,17 +254,13 @@ class Comparison:
             )
         every = pl.concat(frames).sort("number", maintain_order=True)
         counts = [pl.col(name).sum().cast(pl.Int64) for name in ("judged", "hit", "contained")]
+        # Nothing judged: no share, rather than a reassuring zero.
+        judged = pl.when(pl.col("judged") > 0).then("judged")
+        shares = {f"{name}_share": pl.col(name) / judged for name in ("hit", "contained")}
         summary = (
             every.group_by("evaluation_set", "corpus", maintain_order=True)
             .agg(pl.col("documents").first(), *counts, items=pl.len().cast(pl.Int64))
-            .with_columns(
-                # Nothing judged: no share, rather than a reassuring zero.
-                *(
-                    pl.when(pl.col("judged") > 0).then(pl.col(name) / pl.col("judged")).alias(f"{name}_share")
-                    for name in ("hit", "contained")
-                ),
-                words=pl.lit(self._settings.words, dtype=pl.Int64),
-            )
+            .with_columns(words=pl.lit(self._settings.words, dtype=pl.Int64), **shares)
         )
         listed = every.filter(pl.col("hit") | pl.col("contained")).sort(
             "contained", "document_share", descending=True, maintain_order=True
@@ -294,7 +287,7 @@ def compare(
     for corpus, rows in documents:
         start = 0
         for texts in batched(rows["text"]):
-            comparison.feed(corpus, rows.slice(start, len(texts)))
+            comparison.feed(corpus, rows["id"].slice(start, len(texts)), texts)
             start += len(texts)
             progress.advance(len(texts))
     return comparison.results()

@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.corpus.shingles import Words, batched, normalise, segment, shared, shingled
+from sbp_assets.corpus.shingles import Words, batched, segment, shared, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.paths import duckdb_table
@@ -47,8 +47,8 @@ COPY_THRESHOLD = 0.5
 DEFINITIONS = {
     "repetition": (
         f"Share of documents in which more than {REPETITION_THRESHOLD:.0%} of the {REPETITION_WORDS}-word sequences "
-        "repeat an earlier one of the same document (words without punctuation; of a script without spaces, 6 Chinese "
-        "characters or 12 letters of another)."
+        "repeat an earlier one of the same document (words and symbols, without punctuation; of a script without "
+        "spaces, 6 Chinese characters or 12 letters of another)."
     ),
     "duplicates": (
         "Share of documents of a fixed sample that equal an earlier one of it (case, forms of characters and white "
@@ -250,16 +250,11 @@ def repetitive(texts: Iterable[str]) -> list[bool]:
     """Return for each text whether more than 20% of its 4-word sequences have occurred before in it."""
     flags: list[bool] = []
     for batch in batched(texts):
-        sequences, bounds = Words.of(segment(map(normalise, batch))).shingles(REPETITION_WORDS)
+        sequences, bounds = Words.of(segment(batch)).shingles(REPETITION_WORDS)
         for first, end in pairwise(bounds.tolist()):
             repeated = end - first - len(np.unique(sequences[first:end]))
             flags.append(repeated / (end - first) > REPETITION_THRESHOLD)
     return flags
-
-
-def is_repetitive(text: str) -> bool:
-    """Return whether one text is `repetitive`."""
-    return repetitive([text])[0]
 
 
 def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: Path, memory_limit: str) -> list[bool]:
@@ -279,7 +274,7 @@ def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: 
     staged = False
     for number, texts in enumerate(part for batch in batches for part in batched(batch)):
         numbers, different = [], []
-        for text in map(normalise, texts):
+        for text in texts:
             digest = hashlib.sha256(text.encode()).digest()
             if digest not in seen:
                 numbers.append(len(flags))
@@ -337,11 +332,6 @@ def copies(texts: Sequence[str], seed_texts: Sequence[str], shingle_words: int) 
     """
     pairs = zip(shingled(texts, shingle_words), shingled(seed_texts, shingle_words), strict=True)
     return [bool(text.units) and shared(seed, text) > COPY_THRESHOLD for text, seed in pairs]
-
-
-def is_copy(text: str, seed_text: str, shingle_words: int) -> bool:
-    """Return whether one synthetic document copies its seed document (`copies`)."""
-    return copies([text], [seed_text], shingle_words)[0]
 
 
 def is_irrelevant(text: str, seed_text: str, world: ConceptWorld) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sbp_assets.corpus.shingles import (
+    MARKS,
     UNITS_PER_WORD,
     Text,
     Words,
@@ -26,7 +27,7 @@ from sbp_assets_tests.twins import TWINS
 
 # Letters, marks and digits of many scripts, punctuation, emoji, what is invisible, and kinds of white space.
 CHARACTERS = (
-    "aZßİΣς\u0301\u0345é9²_.'’!-"
+    "aZßİΣς\u0301\u0345é9²_.'’!-+*/=|`×٪−("
     + "日々〆ガカ\u3099ー"
     + "กิำเ๒"
     + "ກິຳ"
@@ -74,13 +75,31 @@ def length(text: str) -> float:
         ("བོད་སྐད།", ["བོད", "སྐད"]),
         ("soft\u00adware\u200b \ufeffmi\u200cx", ["software", "mix"]),
         ("ok 👍🏽 👩\u200d🔬 ❤\ufe0f 🇩🇪🇫🇷", ["ok", "👍🏽", "👩", "🔬", "❤", "🇩🇪", "🇫🇷"]),
-        ("a = b + 1;", ["a", "b", "1"]),
+        ("a = b + 1;", ["a", "=", "b", "+", "1"]),
+        ("if (a<b) x -= -5; y->z <- 2", ["if", "a", "<", "b", "x", "-=", "−", "5", "y", "->", "z", "<-", "2"]),
+        ("well-known 2024-01-02 3 - 4--[-7]", ["well", "known", "2024", "01", "02", "3", "4", "−", "7"]),
+        ("*Bold* **b**, a*b x * y a**b a*=b", ["bold", "b", *"a*b", "x", "*", "y", "a", "**", "b", "a", "*=", "b"]),
+        ("５％ of C# at x@y, `R&D` $3", ["5", "%", "of", "c", "#", "at", "x", "@", "y", "r", "&", "d", "$", "3"]),
+        ("日+月-年 ＋ -5°, ２／3", ["日", "+", "月", "年", "+", "−", "5", "°", "2", "/", "3"]),
+        ("A\n=====\n| b | c |\n|---|---|\n* * * *\nd", ["a", "b", "|", "c", "d"]),
         ("?! …", ["?!", "..."]),
         (" \n\u200b", []),
     ],
 )
 def test_words_of_scripts_punctuation_and_emoji(text: str, expected: list[str]) -> None:
     assert words(text) == expected
+
+
+TEMPLATES = {"English": "What is {} {} {}?", "Chinese": "{}{}{}等于多少？", "Thai": "{} {} {} เท่ากับเท่าไร"}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_operators_tell_texts_apart_and_hyphens_and_quotes_do_not(template: str) -> None:
+    texts = [template.format(12, operator, 34) for operator in ("+", "-", "*", "/", "<", ">", "=", "->", "^", "|", "×")]
+    texts += [template.format(12, "+", -34), template.format(-12, "+", 34), template.format(12, "+", "$34")]
+    assert len({tuple(text.shingles.tolist()) for text in shingled(texts, 5)}) == len(texts)
+    quoted, plain = ("The “well-known” fox (red) — it’s back!", "The 'well known' fox, [red]: it's back...")
+    assert words(quoted) == words(plain)
 
 
 def test_thai_vowels_lao_vowels_and_marks_stay_with_their_letter() -> None:
@@ -100,6 +119,15 @@ def test_a_run_of_n_words_is_about_as_much_text_in_every_language() -> None:
 @example("ᾳ\u0345")
 def test_normalisation_is_done_once_and_for_all(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0323", "\u0301\u200b\u0323", "ﾞ\u0301", "\u0344\u0323", "\u0f73"])
+def test_endless_marks_are_cut_before_they_are_put_into_order(marks: str) -> None:
+    # Ordering all of these takes half a minute.
+    endless = normalise(f"red x{marks * 80_000} fox")
+    assert endless.startswith("red ") and endless.endswith(" fox") and len(endless) <= len("red x fox") + MARKS
+    assert endless == normalise(f"red x{marks * 70_000} fox") == normalise(endless)
+    assert words(f"x{marks}") != words("x"), "a few count"
 
 
 LETTERS_AND_MARKS = {
@@ -173,6 +201,8 @@ def test_batches_are_bounded_by_texts_and_by_characters() -> None:
     long = "a" * 3_000_000
     assert [len(batch) for batch in batched([long, "a", long, long * 2, "a", "a"])] == [2, 1, 1, 2]
     assert list(batched([])) == []
+    # U+FDFA, a phrase in one character, has 18 once normalised.
+    assert [len(batch) for batch in batched(["\ufdfa" * 100_000] * 5)] == [2, 2, 1]
 
 
 @given(MIXED, MIXED, st.integers(1, 4))

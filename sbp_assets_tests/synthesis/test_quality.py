@@ -29,9 +29,7 @@ from sbp_assets.synthesis.quality import (
     duplicates_over_shards,
     expected_rows,
     fixed_sample,
-    is_copy,
     is_irrelevant,
-    is_repetitive,
     quality_over_shards,
     quality_rows,
     repetitive,
@@ -63,11 +61,10 @@ def value_of(rows: pl.DataFrame, metric: str, corpus: str, method: str = EXACT) 
 
 
 def test_repetition_is_more_than_a_fifth_of_the_sequences() -> None:
-    assert not is_repetitive(PLAIN)
-    assert is_repetitive("the cat sat down. " * 5)
-    assert not is_repetitive("The cat sat down the cat sat down"), "1 of 5 is at the threshold"
-    assert is_repetitive("The cat sat down the cat sat down the"), "2 of 6 are above it"
-    assert not is_repetitive("") and not is_repetitive("one two")
+    assert repetitive([PLAIN, "the cat sat down. " * 5]) == [False, True]
+    at, above = "The cat sat down the cat sat down", "The cat sat down the cat sat down the"
+    assert repetitive([at, above]) == [False, True], "1 of 5 is at the threshold, 2 of 6 are above it"
+    assert repetitive(["", "one two"]) == [False, False]
 
 
 @pytest.mark.parametrize("language", TWINS)
@@ -109,12 +106,10 @@ def test_duplicates_are_counted_across_shards_in_one_sample_of_both(tmp_path: Pa
 
 
 def test_copying_is_containment_in_the_seed() -> None:
-    assert is_copy(PLAIN, f"before {PLAIN} after", 5)
-    assert not is_copy(PLAIN, BACKWARDS, 5)
+    assert copies([PLAIN, PLAIN], [f"before {PLAIN} after", BACKWARDS], 5) == [True, False]
     half = " ".join(PLAIN.split()[:8])
-    assert is_copy(half, PLAIN, 5) and not is_copy(PLAIN, half, 5), "containment is of the synthesis in the seed"
-    assert is_copy("Two three", PLAIN, 5) and not is_copy("three two", PLAIN, 5) and not is_copy("wo thre", PLAIN, 5)
-    assert not is_copy("", PLAIN, 5)
+    assert copies([half, PLAIN], [PLAIN, half], 5) == [True, False], "containment is of the synthesis in the seed"
+    assert copies(["Two three", "three two", "wo thre", ""], [PLAIN] * 4, 5) == [True, False, False, False]
 
 
 @pytest.mark.parametrize("language", TWINS)
@@ -131,8 +126,8 @@ def test_copying_and_duplicates_are_found_in_every_language(language: str) -> No
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.text("ab日ก .", max_size=40), max_size=4))
 def test_flags_do_not_depend_on_the_batch(texts: list[str]) -> None:
-    assert repetitive(texts) == [is_repetitive(text) for text in texts]
-    assert copies(texts, texts[::-1], 2) == [is_copy(*pair, 2) for pair in zip(texts, texts[::-1], strict=True)]
+    assert repetitive(texts) == [repetitive([text])[0] for text in texts]
+    assert copies(texts, texts[::-1], 2) == [copies([a], [b], 2)[0] for a, b in zip(texts, texts[::-1], strict=True)]
 
 
 def test_irrelevance_is_about_the_seeds_concept() -> None:
