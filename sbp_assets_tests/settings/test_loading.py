@@ -36,6 +36,7 @@ def load(profile: str = "tiny", **environ: str) -> Settings:
         ("SBP_EXPERIMENT__PRETRAINING__SEEDS", "[", r"seeds \(from SBP_EXPERIMENT__PRETRAINING__SEEDS\): not JSON"),
         ("SBP_EXPERIMENT__NAME", "{", r"experiment\.name \(from SBP_EXPERIMENT__NAME\): String should match"),
         ("SBP_EXPERIMENT__SYNTHESIS__JUDGE__MODEL", "some-model", "deployment.judge_url is not"),
+        ("SBP_EXPERIMENT__SYNTHESIS__JUDGE__PROMPTS", "v99", r"PROMPTS\): is no revision of the prompts.* are: v1"),
     ],
 )
 def test_impossible_settings_are_refused_with_key_and_reason(variable: str, value: str, says: str):
