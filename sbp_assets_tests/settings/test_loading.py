@@ -166,7 +166,12 @@ def test_a_variable_is_utf8_whatever_the_locale(tmp_path: Path):
         (b"experiment: {nam: a}\n", r"experiment\.nam .*is unknown; the nearest name is name"),
         (b"experimnt: {}\n", r"experimnt: is unknown; the nearest name is experiment"),
         (b"note: \x07\n", "character 7 is one that YAML does not allow"),
-        (b"profile: 9" + b"9" * 5000, "a number of thousands of digits"),
+        (b"profile: 9" + b"9" * 5000, r"there is no int that can be read \(line 1, column 10\)"),
+        (b"note: !!bool s3cret\n", r"not YAML: there is no bool that can be read \(line 1, column 7\)"),
+        (b"note: [1,\n !!int s3cret]\n", r"there is no int that can be read \(line 2, column 2\)"),
+        (b"note: !!float s3cret\n", "there is no float that can be read"),
+        (b"note: !!timestamp 2026-99-99\n", "there is no timestamp that can be read"),
+        (b"note: !!timestamp s3cret\n", "there is no timestamp that can be read"),
         (b"note: " + b"[" * 5000, "nested too deeply"),
         (b"- a\n", "expected a mapping"),
         (b"note: !!python/object:os.system {}\n", "could not determine a constructor"),
@@ -175,8 +180,9 @@ def test_a_variable_is_utf8_whatever_the_locale(tmp_path: Path):
 )
 def test_a_profile_that_cannot_be_read_is_a_line(tmp_path: Path, text: bytes, says: str):
     (tmp_path / "mine.yaml").write_bytes(text)
-    with pytest.raises(SettingsError, match=says):
+    with pytest.raises(SettingsError, match=says) as refused:
         load(str(tmp_path / "mine.yaml"))
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +193,7 @@ def test_a_profile_that_cannot_be_read_is_a_line(tmp_path: Path, text: bytes, sa
         ("1_000", 1000),
         ("1:30", None),
         ("0x10", None),
+        ("0o17", None),
         ("true", None),
         ("yes", None),
         ("1e3", 1000),
