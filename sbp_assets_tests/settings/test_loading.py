@@ -36,6 +36,11 @@ def load(profile: str = "tiny", **environ: str) -> Settings:
         ("SBP_EXPERIMENT__PRETRAINING__SEEDS", "[", r"seeds \(from SBP_EXPERIMENT__PRETRAINING__SEEDS\): not JSON"),
         ("SBP_EXPERIMENT__NAME", "{", r"experiment\.name \(from SBP_EXPERIMENT__NAME\): String should match"),
         ("SBP_EXPERIMENT__SYNTHESIS__JUDGE__MODEL", "some-model", "deployment.judge_url is not"),
+        (
+            "SBP_EXPERIMENT__CORPUS__SOURCE__KIND",
+            "x",
+            r"source\.kind \(from SBP_.*__KIND\): is none of",
+        ),
         ("SBP_EXPERIMENT__SYNTHESIS__JUDGE__PROMPTS", "v99", r"PROMPTS\): is no revision of the prompts.* are: v1"),
     ],
 )
@@ -54,6 +59,8 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path):
     settings = load(str(tmp_path / "mine.yaml"))
     assert settings.profile == "mine"
     assert settings.deployment.data_dir.endswith(".sbp/mine/artifacts")
+    (tmp_path / "a\u3000b.yaml").write_text((PROFILES_DIR / "tiny.yaml").read_text())
+    assert load(str(tmp_path / "a\u3000b.yaml")).profile == "a\u3000b"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,7 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path):
         ("/x/{profile}/a", "/x/tiny/a"), ("/x/{", "/x/{"), ("/x/a{1,2}", "/x/a{1,2}"),
         ("/x/[v2] 'a' #%*", "/x/[v2] 'a' #%*"),
         ("~/a", f"{os.path.expanduser('~')}/a"), ("/x/~", "/x/~"), ("//x/./y//z/", "/x/y/z"), ("/x/../y", "/y"),
+        *((name, name) for name in ("/x/a\u3000b", "/x/a\u00a0b", "/x/می\u200cخواهم", "/x/👨\u200d👩\u200d👧")),
         ("a::b", f"{os.getcwd()}/a::b"), ("/x/s3://y", "/x/s3:/y"),
     ],
 )  # fmt: skip
@@ -84,7 +92,14 @@ def test_a_name_in_braces_is_the_profiles_or_a_folder_that_is_there(tmp_path: Pa
 @pytest.mark.parametrize("key", ["data_dir", "work_dir", "instance_dir", "tensorboard_dir", "benchmarks_dir"])
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("caf\udce9", "not UTF-8|unicode string"), ("a\nb", "line break"), ("a\0b", "null character"), ("", "at least 1")],
+    [
+        ("caf\udce9", "not UTF-8|unicode string"),
+        ("a\nb", "line break"),
+        ("a\u2028b", "line break"),
+        ("a\x1bb", "control"),
+        ("a\0b", "null character"),
+        ("", "at least 1"),
+    ],
 )
 def test_a_directory_that_cannot_be_opened_everywhere_is_refused(key: str, name: str, says: str):
     with pytest.raises(SettingsError, match=rf"deployment\.{key} \(from .*({says})"):
@@ -115,6 +130,8 @@ def test_a_question_mark_ends_the_url_of_an_sqlite_database():
 def test_a_url_is_of_a_protocol_that_there_is_and_a_local_folder_is_none():
     with pytest.raises(SettingsError, match=r"deployment\.data_dir .*protocol that fsspec does not know.* s3,"):
         load(SBP_DEPLOYMENT__DATA_DIR="s4://bucket/x")
+    with pytest.raises(SettingsError, match="protocol that fsspec does not know"):
+        load("text", **{SOURCE: "zipp::s3://bucket/a.zip"})
     with pytest.raises(SettingsError, match=r"deployment\.work_dir .*is a URL: this has to be a folder"):
         load(SBP_DEPLOYMENT__WORK_DIR="s3://bucket/x")
 
@@ -270,7 +287,8 @@ def test_credentials_of_a_file_system_are_refused_in_its_url(path: str):
     [
         "s3://bucket/part-?.jsonl", "hf://datasets/a/b@main/x.parquet", "zip://*.jsonl::hf://datasets/a/b@main/x.zip",
         "http://localhost:8080/a@b.jsonl", "abfs://container@account.dfs.core.windows.net/x", "sftp://user@host:22/x@y",
-        "/data/a:b@c/d?.jsonl",
+        "/data/a:b@c/d?.jsonl", "zip://*.jsonl::/data/a.zip", "zip://*.jsonl::~/a.zip", "zip://*.jsonl::../a.zip",
+        "zip://a.jsonl::a1.zip", "simplecache::zip://*.jsonl::file:///data/a.zip",
     ],
 )  # fmt: skip
 def test_urls_that_hold_no_credentials_are_taken(path: str):
