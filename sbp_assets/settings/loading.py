@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from sbp_assets.settings.deployment import Deployment
+from sbp_assets.settings.deployment import FOLDERS, Deployment
 from sbp_assets.settings.environment import apply_environment, nearest, setting_types, variable
 from sbp_assets.settings.experiment import Experiment
 from sbp_assets.settings.formats import is_one_line, is_url, local_folder
@@ -19,8 +19,6 @@ from sbp_assets.settings.yaml_file import read_mapping
 
 PROFILES_DIR = Path(__file__).parent.parent / "profiles"
 DEFAULT_PROFILE = "demo"
-# Settings of the deployment that name a folder.
-_FOLDERS = ("data_dir", "work_dir", "instance_dir", "tensorboard_dir", "benchmarks_dir")
 
 
 class Settings(Section):
@@ -83,7 +81,7 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
     except ValidationError as error:
         wrong += [f"{_where(_keys(e), environ)}: {_reason(e)}" for e in error.errors()]
     folders = {}
-    for key in _FOLDERS if not wrong else ():
+    for key in FOLDERS if not wrong else ():
         if value := getattr(settings.deployment, key):
             try:
                 folders[key] = _absolute(value, settings.profile)
