@@ -41,14 +41,16 @@ class Root:
     """
 
     def __init__(self, path: str) -> None:
-        try:
-            if os.path.exists(path):
-                self.fs, location = fsspec.filesystem("file"), os.path.abspath(path)
-            else:
-                self.fs, location = url_to_fs(path)
-        except (ImportError, ValueError) as error:
-            raise CorpusError(f"corpus.source.path {path!r}: {error}") from error
-        self.path, self._location = path, location.rstrip("/") or "/"
+        self.path = path
+        with naming_path(path):
+            self._open(path)
+
+    def _open(self, path: str) -> None:
+        if os.path.exists(path):
+            self.fs, location = fsspec.filesystem("file"), os.path.abspath(path)
+        else:
+            self.fs, location = url_to_fs(path)
+        self._location = location.rstrip("/") or "/"
         self._local = isinstance(self.fs, LocalFileSystem)
         self._is_glob = any(c in location for c in "*?[") and not self.fs.exists(self._location)
         if self._is_glob:
@@ -70,7 +72,8 @@ class Root:
         read once. A folder that is left out whole (hidden, say) is one entry, which ends in "/". Raises CorpusError
         where the root does not exist, cannot be listed or has no file to read.
         """
-        found, left_out = self._listing()
+        with naming_path(self.path):
+            found, left_out = self._listing()
         readable = sorted(file for file in found if _is_readable(file))
         left_out |= {file: "unknown ending" for file in found if not _is_readable(file)}
         if not readable:
@@ -145,6 +148,20 @@ class Root:
             return self.fs.modified(path).isoformat()
         except (NotImplementedError, AttributeError, KeyError, FileNotFoundError):
             return None
+
+
+@contextmanager
+def naming_path(path: str) -> Iterator[None]:
+    """Raise CorpusError, which names the setting and `path`, for every error in the block.
+
+    Every file system has errors of its own: a package or credentials that are missing, a server that does not answer.
+    """
+    try:
+        yield
+    except CorpusError:
+        raise
+    except Exception as error:
+        raise CorpusError(f"corpus.source.path {path!r} cannot be opened: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
