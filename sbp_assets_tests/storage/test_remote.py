@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> RemoteStore:
     return RemoteStore(root(f"memory://{uuid.uuid4().hex}"), tmp_path / "cache", cache_bytes=1e9, patience=0)
 
 
-@pytest.mark.parametrize("base", ["github://a/b", "dir://x", "reference://x", "ftp://127.0.0.1:1/x", "nowhere://x"])
+@pytest.mark.parametrize("base", ["github://a/b", "zip://x", "ftp://127.0.0.1:1/x", "nowhere://x"])
 def test_a_store_that_cannot_be_opened_is_an_error_with_its_url(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = {"class": "no_such_package.Files", "err": "Please install no_such_package"}
     monkeypatch.setitem(known_implementations, "nowhere", lacking)
