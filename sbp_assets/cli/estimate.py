@@ -143,17 +143,18 @@ def _files_size(corpus: Corpus, source: FilesSource) -> tuple[int, int, str] | N
     from sbp_assets.corpus.errors import CorpusError
     from sbp_assets.corpus.readers import read_rows
     from sbp_assets.corpus.rows import Document, Fields, RowMaker, cut_at_word
-    from sbp_assets.corpus.source_files import Root
+    from sbp_assets.corpus.source_files import Root, naming_path
 
     try:
         root = Root(source.path)
         files, _ = root.files()
-        sizes = [root.fs.size(root.full(file)) for file in files]
+        with naming_path(source.path):
+            sizes = [root.fs.size(root.full(file)) for file in files]
         sample, digest, _ = root.describe(files[0])
         fields = Fields(source.text_field, source.id_field, source.url_field)
         rows = read_rows(root, files[0], RowMaker(files[0], root.name, fields, corpus.max_row_bytes, Counter()), digest)
         characters = [len(cut_at_word(row.text, corpus.max_chars)) for row in rows if isinstance(row, Document)]
-    except (CorpusError, OSError, IndexError):
+    except CorpusError:
         return None
     if not characters:
         return None

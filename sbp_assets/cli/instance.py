@@ -12,7 +12,6 @@ import typer
 
 from sbp_assets.cli.errors import CommandError
 from sbp_assets.cli.profile import (
-    DIRECTORIES,
     ENV_PROFILE,
     OF_THE_PROFILE,
     Profile,
@@ -24,6 +23,7 @@ from sbp_assets.instance.branch import branch_environment, branch_of, overrides
 from sbp_assets.instance.home import dagster_environment, require_writable
 from sbp_assets.instance.storage import DRIVER, POSTGRES_URL, schema_name
 from sbp_assets.settings import load_settings, variable
+from sbp_assets.settings.deployment import EXPERIMENT_FOLDERS
 
 
 def ui(
@@ -31,7 +31,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port of the webserver.", min=1, max=65535)] = 3000,
 ) -> None:
     """Open the Dagster UI and start the daemon on the profile's instance, on loopback."""
-    require_writable(activate(profile))
+    require_writable(activate(profile), ["instance_dir"])  # a store on a read-only disk can be looked at
     # The daemon would go on without a page, and say that there is one.
     with socket.socket() as listener, socket.socket() as other:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a webserver that has just ended is no reason
@@ -64,7 +64,7 @@ def env(
     variables = dagster_environment(settings)
     variables[ENV_PROFILE] = variables["SBP_PROFILE"]
     variables |= {name: value for name, value in os.environ.items() if name.startswith("SBP_") and "__" in name}
-    variables |= {variable("deployment", key): getattr(settings.deployment, key) for key in DIRECTORIES}
+    variables |= {variable("deployment", key): getattr(settings.deployment, key) for key in EXPERIMENT_FOLDERS}
     if os.environ.get(POSTGRES_URL):
         variables[variable("deployment", "postgres_schema")] = schema_name(settings)
     for name in sorted(left - variables.keys()):

@@ -12,15 +12,15 @@ from sbp_assets.cli.errors import CommandError
 from sbp_assets.instance.home import activate_instance, portable_profile
 from sbp_assets.instance.storage import prepare_instance
 from sbp_assets.settings import DEFAULT_PROFILE, Settings, load_settings, variable
+from sbp_assets.settings.deployment import EXPERIMENT_FOLDERS
 
 Profile = Annotated[
     str | None, typer.Option("--profile", "-p", help="Profile name or YAML path; default $SBP_PROFILE, then demo.")
 ]
 
 ENV_PROFILE = "SBP_ENV_PROFILE"
-DIRECTORIES = ("data_dir", "work_dir", "instance_dir")
 # Settings that `sbp env` exports for a profile, whether they were set before or not.
-OF_THE_PROFILE = tuple(variable("deployment", key) for key in (*DIRECTORIES, "postgres_schema"))
+OF_THE_PROFILE = tuple(variable("deployment", key) for key in (*EXPERIMENT_FOLDERS, "postgres_schema"))
 
 
 def activate(profile: str | None, instance: bool = True) -> Settings:

@@ -12,6 +12,7 @@ from sbp_assets.cli.errors import FAILED, CommandError
 from sbp_assets.cli.profile import Profile, activate, profile_name
 from sbp_assets.instance.storage import instance_exists
 from sbp_assets.settings.environment import as_utf8
+from sbp_assets.settings.formats import is_one_line
 
 
 def trace(
@@ -31,8 +32,8 @@ def trace(
       sbp_scores                 an asset, or pretraining/sbp_model/0: a partition of it
     """
     settings, name = activate(profile, instance=False), as_utf8(name)
-    if not name.isprintable():
-        raise CommandError("ID is not UTF-8, or has characters that cannot be printed")
+    if not is_one_line(name) or name.encode(errors="ignore").decode() != name:
+        raise CommandError("ID is not UTF-8, or has a line break or another control character")
     import dagster as dg
 
     from sbp_assets.definitions import build_definitions

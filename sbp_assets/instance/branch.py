@@ -21,6 +21,7 @@ from typing import Any
 
 from sbp_assets.instance.storage import POSTGRES_URL, exclusive_instance
 from sbp_assets.settings import Experiment, Settings, SettingsError, as_text, load_settings, variable
+from sbp_assets.settings.deployment import EXPERIMENT_FOLDERS
 
 RECORD = "branch.json"  # the settings that the branch changes
 
@@ -103,8 +104,7 @@ def branch_environment(settings: Settings, name: str) -> dict[str, str]:
         known = sorted(path.name for path in home.parent.glob("[!.]*")) if home.parent.is_dir() else []
         raise SettingsError(f"no branch {name} of {settings.profile}; there are {', '.join(known) or 'none'}")
     changes = json.loads((home / RECORD).read_text(encoding="utf-8"))
-    directories = {"data_dir": "artifacts", "work_dir": "work", "instance_dir": "instance"}
-    folders = {variable("deployment", key): str(home / folder) for key, folder in directories.items()}
+    folders = {variable("deployment", key): str(home / folder) for key, folder in EXPERIMENT_FOLDERS.items()}
     return folders | overrides(changes)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sbp_assets.instance.storage import POSTGRES_URL, schema_name, with_driver
 from sbp_assets.settings import Settings, SettingsError, variable
+from sbp_assets.settings.deployment import WRITTEN_FOLDERS
 from sbp_assets.settings.formats import is_url
 
 
@@ -57,19 +58,19 @@ def dagster_environment(settings: Settings, environ: Mapping[str, str] | None = 
     return variables
 
 
-def require_writable(settings: Settings) -> None:
-    """Create the folders of `settings` on this machine; raise SettingsError, which names one, where one cannot be
-    written.
+def require_writable(settings: Settings, keys: Iterable[str] = WRITTEN_FOLDERS) -> None:
+    """Raise SettingsError, which names it, where one of the folders of `settings` on this machine cannot be written.
 
-    It would be found out hours later, by a step that fails.
+    It would be found out hours later, by a step that fails. Of a folder that is not there yet, the nearest one above it
+    is tried, and nothing is created: its name may be mistyped.
     """
-    for key in ("data_dir", "work_dir", "instance_dir", "tensorboard_dir"):
+    for key in keys:
         folder = getattr(settings.deployment, key)
         if folder is None or is_url(folder):
             continue
+        there = next(path for path in (Path(folder), *Path(folder).parents) if os.path.lexists(path))
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
+            with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
             raise SettingsError(

@@ -128,3 +128,10 @@ class Deployment(Section):
         ("team:pretraining",),
         description="Owners of all assets, as Dagster shows them: team:NAME or an e-mail address.",
     )
+
+
+# The settings that name a folder. The first three hold the experiment, each below the profile's folder, and below that
+# of a branch, under this name.
+EXPERIMENT_FOLDERS = {"data_dir": "artifacts", "work_dir": "work", "instance_dir": "instance"}
+WRITTEN_FOLDERS = (*EXPERIMENT_FOLDERS, "tensorboard_dir")
+FOLDERS = (*WRITTEN_FOLDERS, "benchmarks_dir")

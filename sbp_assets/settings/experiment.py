@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from sbp_assets.settings.corpus import ConceptsSource, Corpus
 from sbp_assets.settings.section import Count, Fraction, Integer, Name, Real, Section, Seed
+
+PROMPTS = Path(__file__).parent.parent / "synthesis/prompts"
 
 
 class Pairing(Section):
@@ -173,6 +176,14 @@ class Judge(Section):
     temperature: Annotated[Real, Field(ge=0, le=10)] | None = Field(
         0.0, description="Sampling temperature; null: the endpoint's own."
     )
+
+    @field_validator("prompts")
+    @classmethod
+    def _is_a_revision(cls, value: str) -> str:
+        known = sorted(path.name for path in PROMPTS.iterdir() if path.is_dir())
+        if value not in known:
+            raise ValueError(f"is no revision of the prompts; revisions are: {', '.join(known)}")
+        return value
 
 
 class Synthesis(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import unicodedata
 import zoneinfo
 from typing import Annotated
 
@@ -18,6 +19,11 @@ _PLACEHOLDER = re.compile(r"\{\w+\}")
 def is_url(text: str) -> bool:
     """Return whether `text` is an fsspec URL rather than the path of a file or folder."""
     return _URL.match(text) is not None
+
+
+def is_one_line(text: str) -> bool:
+    """Return whether `text` has no line break and no other control character."""
+    return not any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
 
 
 def local_folder(text: str, profile: str) -> str:
@@ -50,8 +56,8 @@ def local_folder(text: str, profile: str) -> str:
             "is, from / on, a path that is not UTF-8, which Parquet and SQLite files cannot be opened by: rename that "
             "folder, or name another one"
         ) from None
-    if not path.isprintable():
-        raise ValueError("is, from / on, a path with a line break or another character that cannot be printed")
+    if not is_one_line(path):
+        raise ValueError("is, from / on, a path with a line break or another control character")
     if "{profile}" in path:
         raise ValueError("is, from / on, a path with {profile} in it, which would be filled in when it is read again")
     return path
@@ -69,7 +75,9 @@ def _is_location(text: str) -> str:
     if not is_url(text):
         _of_the_locale(text)
     for part in text.split("::") if is_url(text) else ():
-        protocol = part.partition("://")[0]
+        protocol, separator, _ = part.partition("://")
+        if not separator and not re.fullmatch("[a-z]*", part):
+            continue  # fsspec takes it for a path of this machine
         from fsspec.registry import known_implementations, registry  # a quarter of a second
 
         if protocol not in known_implementations and protocol not in registry:
@@ -94,14 +102,26 @@ _CRON: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
     ("weekday", 0, 7, _WEEKDAYS),
 )
 _DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_ALIASES = {
+    "@hourly": "0 * * * *", "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *", "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *",
+}  # fmt: skip
 
 
 def _is_cron(text: str) -> str:
-    parts = text.split()
+    # What Dagster takes and finds a next time for. Its own parser comes with dagster, which settings do not import.
+    parts = [part.lower() for part in _ALIASES.get(text.lower(), text).split()]
     if len(parts) != len(_CRON):
-        raise ValueError("is not a cron expression: give minute, hour, day, month and weekday, as in '0 2 * * *'")
+        raise ValueError(
+            "is not a cron expression: give minute, hour, day, month and weekday, as in '0 2 * * *', or one of "
+            + ", ".join(_ALIASES)
+        )
+    parts[2], parts[4] = ("*" if part == "?" else part for part in (parts[2], parts[4]))
+    # The first Monday of a month (mon#1) or its last one (l1), beside which no day may be given.
+    if parts[2] == "*" and re.fullmatch(rf"(?:[0-7]|{'|'.join(_WEEKDAYS)})#[1-5]|l[0-7]", parts[4]):
+        parts[4] = "*"
     values = {field[0]: _cron_values(part, *field) for part, field in zip(parts, _CRON, strict=True)}
-    if parts[4] == "*" and min(values["day"]) > max(_DAYS[month - 1] for month in values["month"]):
+    if min(values["day"]) > max(_DAYS[month - 1] for month in values["month"]):
         raise ValueError("is a cron expression of a day that never comes: none of its months has so many days")
     return text
 
@@ -109,18 +129,23 @@ def _is_cron(text: str) -> str:
 def _cron_values(text: str, name: str, low: int, high: int, names: tuple[str, ...]) -> set[int]:
     """Return the values that a field of a cron expression stands for; raise ValueError where it is none."""
     values: set[int] = set()
-    for item in text.lower().split(","):
+    for item in text.split(","):
+        if item == "l" and name == "day":
+            values.add(min(_DAYS) - 1)  # the last one of every month: at least the 28th
+            continue
         spelt = re.sub("|".join(names), lambda name: str(low + names.index(name[0])), item) if names else item
         match = re.fullmatch(r"(?:\*|(\d{1,2})(-\d{1,2})?)(/\d{1,2})?", spelt, re.ASCII)
         one, to, step = match.groups() if match else (None, None, None)
         first = int(one or low)
         last = int(to[1:]) if to else first if one and not step else high
         every = int(step[1:]) if step else 1
-        if not match or not low <= first <= last <= high or not 1 <= every <= high:
+        round_the_end = to is not None and first > last and not step  # fri-mon
+        if not match or not low <= first <= high or not (first <= last or round_the_end) or not 1 <= every <= high:
             raise ValueError(
                 f"is not a cron expression: its {name} is of {low} to {high}, written as 5, 1-5, */10 or 1,3"
             )
-        values.update(range(first, last + 1, every))
+        values.update(range(first, high + 1) if round_the_end else range(first, last + 1, every))
+        values.update(range(low, last + 1) if round_the_end else ())
     return values
 
 
@@ -141,11 +166,12 @@ def _is_memory(text: str) -> str:
 
 
 Location = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_is_location)]
-"""A path, or an fsspec URL of a known protocol whose package is installed."""
+"""A path, or a URL of a protocol that fsspec knows; whether its package is installed is found out where it is used."""
 Folder = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_is_folder)]
 Cron = Annotated[str, AfterValidator(_is_cron)]
 TimeZone = Annotated[str, AfterValidator(_is_timezone)]
 MemorySize = Annotated[str, AfterValidator(_is_memory)]
 WebAddress = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(?:/\S*)?$")]
 # As Dagster has them.
-Owner = Annotated[str, Field(pattern=r"^(?:team:[\w.-]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+)$", max_length=200)]
+_EMAIL = r"[A-Za-z0-9_][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}"
+Owner = Annotated[str, Field(pattern=rf"^(?:team:[\w.-]+|{_EMAIL})$", max_length=200)]

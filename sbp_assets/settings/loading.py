@@ -10,17 +10,15 @@ from pathlib import Path
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from sbp_assets.settings.deployment import Deployment
+from sbp_assets.settings.deployment import FOLDERS, Deployment
 from sbp_assets.settings.environment import apply_environment, nearest, setting_types, variable
 from sbp_assets.settings.experiment import Experiment
-from sbp_assets.settings.formats import is_url, local_folder
+from sbp_assets.settings.formats import is_one_line, is_url, local_folder
 from sbp_assets.settings.section import Section, SettingsError
 from sbp_assets.settings.yaml_file import read_mapping
 
 PROFILES_DIR = Path(__file__).parent.parent / "profiles"
 DEFAULT_PROFILE = "demo"
-# Settings of the deployment that name a folder.
-_FOLDERS = ("data_dir", "work_dir", "instance_dir", "tensorboard_dir", "benchmarks_dir")
 
 
 class Settings(Section):
@@ -36,7 +34,7 @@ class Settings(Section):
     @field_validator("profile")
     @classmethod
     def _names_a_folder(cls, value: str) -> str:
-        if value in ("", ".", "..") or "/" in value or not value.isprintable():
+        if value in ("", ".", "..") or "/" in value or not is_one_line(value):
             raise ValueError("has to be a name that a folder may have, as it stands for {profile} in directories")
         return value
 
@@ -81,16 +79,16 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        wrong += [f"{_where(e['loc'], environ)}: {_reason(e)}" for e in error.errors()]
+        wrong += [f"{_where(_keys(e), environ)}: {_reason(e)}" for e in error.errors()]
     folders = {}
-    for key in _FOLDERS if not wrong else ():
+    for key in FOLDERS if not wrong else ():
         if value := getattr(settings.deployment, key):
             try:
                 folders[key] = _absolute(value, settings.profile)
                 if key == "instance_dir" and not environ.get("SBP_POSTGRES_URL"):
                     _can_be_sqlite_url(folders[key])
             except ValueError as error:
-                wrong.append(f"{_where(('deployment', key), environ)}: {error}")
+                wrong.append(f"{_where(['deployment', key], environ)}: {error}")
     if wrong:
         raise SettingsError("\n  ".join([f"profile {profile} ({path}) cannot be used:", *wrong]))
     return settings.model_copy(update={"deployment": settings.deployment.model_copy(update=folders)})
@@ -104,14 +102,13 @@ def _can_be_sqlite_url(path: str) -> None:
     # Dagster puts the path into a URL as it is.
     if re.search(r"\?|%[0-9a-f]{2}", path, re.IGNORECASE):
         raise ValueError(
-            "is, from / on, a path with '?' or '%' and two digits, which mean something else in the URL of an SQLite "
-            "database: name another folder"
+            "is, from / on, a path with '?' or '%' and two hexadecimal digits, which mean something else in the "
+            "URL of an SQLite database: name another folder"
         )
 
 
-def _where(location: tuple[int | str, ...], environ: Mapping[str, str]) -> str:
+def _where(keys: list[int | str], environ: Mapping[str, str]) -> str:
     """Return the dotted key of a validation error, and the environment variable that set it or could."""
-    keys = _keys(location)
     dotted = ".".join(map(str, keys))
     # A place in a list has no variable of its own.
     path = [key for key in keys if isinstance(key, str)]
@@ -121,20 +118,25 @@ def _where(location: tuple[int | str, ...], environ: Mapping[str, str]) -> str:
     return f"{dotted} (environment variable {variable(*path)})" if len(path) > 1 else dotted or "(profile)"
 
 
-def _keys(location: tuple[int | str, ...]) -> list[int | str]:
-    """Return the keys of the profile in the location of a validation error."""
-    # The source's kind stands in the location as pydantic's tag of the union; it is no key of the profile.
-    return [part for index, part in enumerate(location) if not (index and location[index - 1] == "source")]
+def _keys(error: ErrorDetails) -> list[int | str]:
+    """Return the keys of the profile that a validation error is about."""
+    location = error["loc"]
+    # The source's kind stands in the location as pydantic's tag of the union, where it is no key of the profile; and
+    # not at all where the kind itself is wrong.
+    keys = [part for index, part in enumerate(location) if not (index and location[index - 1] == "source")]
+    return [*keys, "kind"] if error["type"].startswith("union_tag_") else keys
 
 
 def _reason(error: ErrorDetails) -> str:
     """Return why a value is wrong, without the value."""
     if error["type"] == "extra_forbidden":
-        *section, key = _keys(error["loc"])
+        *section, key = _keys(error)
         siblings = [path[-1] for path in setting_types(Settings) if list(path[:-1]) == section]
         return f"is unknown; the nearest name is {nearest(str(key), siblings)}" if siblings else error["msg"]
     if error["type"] == "string_unicode":
         return "is not UTF-8"
     if error["type"] == "union_tag_invalid":  # the one message of pydantic's that quotes it
-        return f"{error['ctx']['discriminator']} is none of {error['ctx']['expected_tags']}"
+        return f"is none of {error['ctx']['expected_tags']}"
+    if error["type"] == "union_tag_not_found":
+        return "Field required"
     return error["msg"].removeprefix("Value error, ")

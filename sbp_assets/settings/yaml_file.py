@@ -1,7 +1,7 @@
 """Profiles are read as YAML 1.2 has it, which takes fewer texts for something else than PyYAML does by itself.
 
 `010` is ten and not eight, `1:30` no number of seconds, `2026-11-27` no date, `no` not false; and a key that is there
-twice, of which PyYAML keeps the last one, is refused.
+twice, of which PyYAML keeps the last one, is refused. Integers are decimal alone: `0x10` and `0o17` are texts.
 """
 
 from __future__ import annotations
@@ -28,11 +28,20 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):  # a text that is not of its tag; int() reads 4300 digits at most
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"there is no {kind} that can be read", node.start_mark
+            ) from None
+
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         return int(self.construct_scalar(node))
 
 
-# The core schema of YAML 1.2.2, section 10.3.2, and the merge key of 1.1.
+# The core schema of YAML 1.2.2, section 10.3.2, without hexadecimal and octal integers, and the merge key of 1.1.
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -60,8 +69,6 @@ def read_mapping(path: Path) -> dict[Any, Any]:
         raise SettingsError(f"{path}: not YAML: {_fault(error)}") from None
     except RecursionError:
         raise SettingsError(f"{path}: nested too deeply") from None
-    except ValueError:  # of int(): Python reads no more than 4300 digits
-        raise SettingsError(f"{path}: holds a value that cannot be read, as a number of thousands of digits") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -83,13 +83,17 @@ def is_local(path: UPath) -> bool:
 def root(url: str) -> UPath:
     """Return `url` as a path whose listings are never cached: those would hide what other processes write.
 
-    Raises StorageError where the package of its file system is not installed.
+    Raises StorageError where its file system cannot be opened: its package is not installed, say, or the URL lacks what
+    it needs.
     """
     try:
         path = UPath(url)
-    except (ImportError, ValueError) as error:
-        raise StorageError(f"{url} cannot be opened: {error}") from error
-    return path if is_local(path) else UPath(url, use_listings_cache=False)
+        if not is_local(path):
+            path = UPath(url, use_listings_cache=False)
+            _ = path.fs  # made, and its package imported, when it is first asked for
+    except Exception as error:  # of the file system's own kind
+        raise StorageError(f"deployment.data_dir {url} cannot be opened: {type(error).__name__}: {error}") from error
+    return path
 
 
 def url(directory: UPath) -> str:

@@ -7,16 +7,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from string import Template
 
 import polars as pl
 
 from sbp_assets.settings import Judge
+from sbp_assets.settings.experiment import PROMPTS
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets.synthesis.quality import REAL, SYNTHETIC, fixed_sample, ids_of, texts_of, with_seeds
 
-PROMPTS = Path(__file__).parent / "prompts"
 # The word of a verdict, and whether it finds the document at fault.
 VERDICTS: dict[str, dict[str, bool]] = {
     "non_factual": {"FACTUAL": False, "NON_FACTUAL": True},
@@ -27,7 +26,7 @@ Message = dict[str, str]
 
 
 class JudgeError(ValueError):
-    """No judge can work with the prompts or settings; the message says what to do."""
+    """No judge can be asked; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +41,13 @@ class Question:
 
 
 def load_prompts(revision: str) -> dict[str, Template]:
-    """Return the wording of each metric's question, and of the `reminder`.
-
-    Raises JudgeError for an unknown revision.
-    """
+    """Return the wording of each metric's question, and of the `reminder`."""
     names = (*VERDICTS, "reminder")
-    try:
-        return {name: Template((PROMPTS / revision / f"{name}.md").read_text(encoding="utf-8")) for name in names}
-    except OSError as error:
-        known = ", ".join(sorted(path.name for path in PROMPTS.iterdir() if path.is_dir()))
-        raise JudgeError(
-            f"experiment.synthesis.judge.prompts is {revision!r}, and {error.filename} cannot be read; "
-            f"revisions are: {known}"
-        ) from error
+    return {name: Template((PROMPTS / revision / f"{name}.md").read_text(encoding="utf-8")) for name in names}
 
 
 def prompts_version(revision: str) -> str:
-    """Return the digest of a revision's wording (16 hex digits), which a revision's name does not pin.
-
-    Raises JudgeError for an unknown revision.
-    """
-    load_prompts(revision)
+    """Return the digest of a revision's wording (16 hex digits), which a revision's name does not pin."""
     return content_version(PROMPTS / revision)
 
 

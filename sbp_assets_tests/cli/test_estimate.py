@@ -129,6 +129,11 @@ def test_a_files_source_is_measured_on_its_first_file(tmp_path: Path):
     assert made.estimate.unique_tokens == pytest.approx(200 * 100, rel=0.05)
 
 
+@pytest.mark.parametrize("path", ["http://127.0.0.1:1/x", "github://a/b", "/nowhere/x"])
+def test_a_corpus_that_cannot_be_opened_has_no_estimate(path: str):
+    assert plan_of("text", corpus__source__path=path).estimate is None
+
+
 @pytest.mark.parametrize("profile", ["tiny", "demo"])
 def test_tokens_per_word_are_about_those_of_the_trained_tokenizer(profile: str):
     corpus, estimate = settings_of(profile).experiment.corpus, plan_of(profile).estimate

@@ -46,6 +46,13 @@ def test_a_head_size_matters_from_the_step_that_samples(sbp: Sbp, nothing_runs: 
     assert sbp("run", "-p", "tiny", "--until", "synthesise", **other_engine).exit_code == 0
 
 
+def test_a_store_that_the_instance_does_not_know_is_not_created_before_it_is_refused(
+    sbp: Sbp, nothing_runs: None, tmp_path: Path
+) -> None:
+    result = sbp("run", "-p", "tiny", "--until", "ingest", SBP_DEPLOYMENT__DATA_DIR=str(tmp_path / "typo/artifacts"))
+    assert result.exit_code == 0 and (tmp_path / ".sbp").exists() and not (tmp_path / "typo").exists(), result.output
+
+
 def test_engines_are_closed_after_a_run_and_before_another_process_may_begin_one(
     sbp: Sbp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,5 +47,8 @@ def test_a_folder_that_cannot_be_written_is_named(
     (tmp_path / "file").touch()
     folder, variable = f"{tmp_path}/file/folder", f"SBP_DEPLOYMENT__{key.upper()}"
     result = sbp(*command, "-p", "tiny", **{variable: folder})
+    if command == ["ui"] and key != "instance_dir":  # a finished store on a read-only disk can be looked at
+        assert result.exit_code == 0 and served
+        return
     assert result.exit_code == 2 and not served
     assert re.fullmatch(rf"deployment\.{key} {folder} cannot be (written|created): Not a directory.*\n", result.stderr)

@@ -7,9 +7,9 @@ import yaml
 from dagster._core.instance.config import dagster_instance_config
 
 from sbp_assets.definitions import build_definitions
-from sbp_assets.instance.home import dagster_environment, project_file
+from sbp_assets.instance.home import dagster_environment, project_file, require_writable
 from sbp_assets.instance.storage import POSTGRES_URL, schema_name
-from sbp_assets.settings import load_settings
+from sbp_assets.settings import SettingsError, load_settings
 
 FILES = [project_file("dagster.yaml"), project_file("deploy/postgres/dagster.yaml")]
 
@@ -62,3 +62,13 @@ def test_profiles_and_stores_have_schemas_of_their_own(monkeypatch: pytest.Monke
     # Other options stay; an earlier profile's schema, left in the environment by `sbp env`, does not.
     again = dagster_environment(settings, {POSTGRES_URL: url, "PGOPTIONS": "-c work_mem=8MB -c search_path=sbp_old_1"})
     assert again["PGOPTIONS"] == f"-c work_mem=8MB -c search_path={schema_name(settings)}"
+
+
+def test_a_folder_that_is_not_there_is_tried_where_it_would_be_and_not_created(tmp_path: Path):
+    keys = ("data_dir", "work_dir", "instance_dir", "tensorboard_dir")
+    folders = {f"SBP_DEPLOYMENT__{key.upper()}": f"{tmp_path}/a/{key}" for key in keys}
+    require_writable(load_settings("tiny", folders))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").touch()
+    with pytest.raises(SettingsError, match=r"deployment\.data_dir .*/a/data_dir cannot be written: Not a directory"):
+        require_writable(load_settings("tiny", folders))

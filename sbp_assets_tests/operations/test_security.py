@@ -165,7 +165,7 @@ def contents(path: Path) -> Iterator[bytes]:
     """The bytes of a file and, of databases and tables, those of every value: compressed or split over pages there."""
     yield path.read_bytes()
     if path.suffix == ".parquet":
-        yield json.dumps(pl.read_parquet(path).to_dicts(), default=str).encode()
+        yield json.dumps(pl.read_parquet(path, glob=False).to_dicts(), default=str).encode()
     if path.suffix == ".db":
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             for (table,) in database.execute("select name from sqlite_master where type = 'table'").fetchall():

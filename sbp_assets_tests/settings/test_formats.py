@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import tempfile
 import types
@@ -13,6 +15,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import annotated_types
 import pytest
 import yaml
+from dagster._core.definitions.utils import is_valid_owner
 from dagster._utils.schedules import is_valid_cron_schedule, schedule_execution_time_iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,12 +105,16 @@ def test_a_variable_with_any_text_gives_settings_or_a_settings_error(path: tuple
     try:
         load_settings("tiny", {variable(*path): text}).model_dump_json()
     except SettingsError as error:
-        assert variable(*path) in str(error) or "experiment" in str(error) or "deployment" in str(error)
+        # A setting that is right alone may need another one of its section, or contradict one of another section.
+        alone = [variable(*path), ".".join(path)]
+        together = [".".join(path[:-1]), ".".join(path[1:])] if len(path) > 2 else []
+        assert any(name in str(error) for name in alone + together)
 
 
 FIELD = st.one_of(
     st.sampled_from(["*", "*/5", "0", "7", "31", "1-5", "5-1", "1,3", "60", "99", "5/15", "*/0", "-1"]),
-    st.sampled_from(["mon-fri", "jan", "feb", "a", "L"]),
+    st.sampled_from(["mon-fri", "fri-sun", "jan", "nov-feb", "feb", "a", "31-2", "5-1/2"]),
+    st.sampled_from(["L", "l,30", "L5", "?", "?,1", "?/2", "1#1", "mon#5", "1#6", "1,2#2", "H", "R"]),
     st.from_regex(r"\A[0-9*/,-]{1,5}\Z"),
 )  # fmt: skip
 
@@ -126,9 +133,16 @@ def test_a_cron_expression_that_is_taken_has_a_next_time_in_dagster(fields: list
 
 
 @pytest.mark.parametrize(
-    "text", ["0 2 * * *", "*/30 * * * *", "0 22 * * mon-fri", "5,35 1-6/2 1 JAN,jul *", "0 0 29 2 *", "0 0 * * 7"]
-)
+    "text",
+    [
+        "0 2 * * *", "*/30 * * * *", "0 22 * * mon-fri", "5,35 1-6/2 1 JAN,jul *", "0 0 29 2 *", "0 0 * * 7",
+        "@daily", "@Weekly", "@hourly", "@midnight", "@monthly", "@yearly", "@annually", "0 2 ? * *", "0 2 * * ?",
+        "0 0 L * *", "0 0 1,l * *", "0 2 * * 1#1", "0 2 ? * mon#5", "0 2 * * L5", "0 2 * * fri-sun", "0 2 * * 5-1",
+        "0 22-6 * * *", "0 2 28-3 nov-feb *",
+    ],
+)  # fmt: skip
 def test_usual_cron_expressions_are_taken(text: str):
+    assert is_valid_cron_schedule(text) and next(schedule_execution_time_iterator(1e9, text, "UTC"))
     assert load_settings("tiny", {"SBP_DEPLOYMENT__NIGHTLY_UNTIL": text}).deployment.nightly_until == text
 
 
@@ -139,7 +153,7 @@ def test_usual_cron_expressions_are_taken(text: str):
         ("timezone", ["Mars/Phobos", "", "../UTC"], "IANA"),
         ("webserver_url", ["127.0.0.1:3000", "http://", "ftp://x"], "pattern"),
         ("judge_url", ["host/v1", "https:// x"], "pattern"),
-        ("owners", ['["me"]', '["team:"]', '["a@b"]'], "pattern"),
+        ("owners", ['["me"]', '["team:"]', '["a@b"]', '["a@b.c"]', '["a@b.photography"]'], "pattern"),
         ("overdue_days", ["0", "1000000000", "nan"], "Input should be"),
         ("wandb_project", ["a/b", ""], "pattern"),
         ("judge_retries", ["-1", "1000000"], "equal to"),
@@ -158,6 +172,20 @@ def test_memory_sizes_that_are_taken_are_duckdbs(text: str):
     limit = load_settings("tiny", {"SBP_DEPLOYMENT__MEMORY_LIMIT": text}).deployment.memory_limit
     with duckdb.connect() as db:
         db.execute("SET memory_limit = ?", [limit])
+
+
+@given(
+    st.one_of(
+        st.from_regex(r"\A[\w.%+-]{1,3}@[\w.-]{1,4}\.[\w]{1,8}\Z"),
+        st.from_regex(r"\A(team:)?[\w.@-]{0,4}\Z"),
+        st.text(max_size=9),
+    )
+)
+@settings(max_examples=300)
+def test_an_owner_that_is_taken_is_dagsters(owner: str):
+    with contextlib.suppress(SettingsError):
+        load_settings("tiny", {"SBP_DEPLOYMENT__OWNERS": json.dumps([owner])})
+        assert is_valid_owner(owner)
 
 
 def test_owners_that_are_taken_are_dagsters():

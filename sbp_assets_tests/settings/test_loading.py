@@ -36,6 +36,12 @@ def load(profile: str = "tiny", **environ: str) -> Settings:
         ("SBP_EXPERIMENT__PRETRAINING__SEEDS", "[", r"seeds \(from SBP_EXPERIMENT__PRETRAINING__SEEDS\): not JSON"),
         ("SBP_EXPERIMENT__NAME", "{", r"experiment\.name \(from SBP_EXPERIMENT__NAME\): String should match"),
         ("SBP_EXPERIMENT__SYNTHESIS__JUDGE__MODEL", "some-model", "deployment.judge_url is not"),
+        (
+            "SBP_EXPERIMENT__CORPUS__SOURCE__KIND",
+            "x",
+            r"source\.kind \(from SBP_.*__KIND\): is none of",
+        ),
+        ("SBP_EXPERIMENT__SYNTHESIS__JUDGE__PROMPTS", "v99", r"PROMPTS\): is no revision of the prompts.* are: v1"),
     ],
 )
 def test_impossible_settings_are_refused_with_key_and_reason(variable: str, value: str, says: str):
@@ -53,6 +59,8 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path):
     settings = load(str(tmp_path / "mine.yaml"))
     assert settings.profile == "mine"
     assert settings.deployment.data_dir.endswith(".sbp/mine/artifacts")
+    (tmp_path / "a\u3000b.yaml").write_text((PROFILES_DIR / "tiny.yaml").read_text())
+    assert load(str(tmp_path / "a\u3000b.yaml")).profile == "a\u3000b"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +69,7 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path):
         ("/x/{profile}/a", "/x/tiny/a"), ("/x/{", "/x/{"), ("/x/a{1,2}", "/x/a{1,2}"),
         ("/x/[v2] 'a' #%*", "/x/[v2] 'a' #%*"),
         ("~/a", f"{os.path.expanduser('~')}/a"), ("/x/~", "/x/~"), ("//x/./y//z/", "/x/y/z"), ("/x/../y", "/y"),
+        *((name, name) for name in ("/x/a\u3000b", "/x/a\u00a0b", "/x/می\u200cخواهم", "/x/👨\u200d👩\u200d👧")),
         ("a::b", f"{os.getcwd()}/a::b"), ("/x/s3://y", "/x/s3:/y"),
     ],
 )  # fmt: skip
@@ -83,7 +92,14 @@ def test_a_name_in_braces_is_the_profiles_or_a_folder_that_is_there(tmp_path: Pa
 @pytest.mark.parametrize("key", ["data_dir", "work_dir", "instance_dir", "tensorboard_dir", "benchmarks_dir"])
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("caf\udce9", "not UTF-8|unicode string"), ("a\nb", "line break"), ("a\0b", "null character"), ("", "at least 1")],
+    [
+        ("caf\udce9", "not UTF-8|unicode string"),
+        ("a\nb", "line break"),
+        ("a\u2028b", "line break"),
+        ("a\x1bb", "control"),
+        ("a\0b", "null character"),
+        ("", "at least 1"),
+    ],
 )
 def test_a_directory_that_cannot_be_opened_everywhere_is_refused(key: str, name: str, says: str):
     with pytest.raises(SettingsError, match=rf"deployment\.{key} \(from .*({says})"):
@@ -114,6 +130,8 @@ def test_a_question_mark_ends_the_url_of_an_sqlite_database():
 def test_a_url_is_of_a_protocol_that_there_is_and_a_local_folder_is_none():
     with pytest.raises(SettingsError, match=r"deployment\.data_dir .*protocol that fsspec does not know.* s3,"):
         load(SBP_DEPLOYMENT__DATA_DIR="s4://bucket/x")
+    with pytest.raises(SettingsError, match="protocol that fsspec does not know"):
+        load("text", **{SOURCE: "zipp::s3://bucket/a.zip"})
     with pytest.raises(SettingsError, match=r"deployment\.work_dir .*is a URL: this has to be a folder"):
         load(SBP_DEPLOYMENT__WORK_DIR="s3://bucket/x")
 
@@ -165,7 +183,12 @@ def test_a_variable_is_utf8_whatever_the_locale(tmp_path: Path):
         (b"experiment: {nam: a}\n", r"experiment\.nam .*is unknown; the nearest name is name"),
         (b"experimnt: {}\n", r"experimnt: is unknown; the nearest name is experiment"),
         (b"note: \x07\n", "character 7 is one that YAML does not allow"),
-        (b"profile: 9" + b"9" * 5000, "a number of thousands of digits"),
+        (b"profile: 9" + b"9" * 5000, r"there is no int that can be read \(line 1, column 10\)"),
+        (b"note: !!bool s3cret\n", r"not YAML: there is no bool that can be read \(line 1, column 7\)"),
+        (b"note: [1,\n !!int s3cret]\n", r"there is no int that can be read \(line 2, column 2\)"),
+        (b"note: !!float s3cret\n", "there is no float that can be read"),
+        (b"note: !!timestamp 2026-99-99\n", "there is no timestamp that can be read"),
+        (b"note: !!timestamp s3cret\n", "there is no timestamp that can be read"),
         (b"note: " + b"[" * 5000, "nested too deeply"),
         (b"- a\n", "expected a mapping"),
         (b"note: !!python/object:os.system {}\n", "could not determine a constructor"),
@@ -174,8 +197,9 @@ def test_a_variable_is_utf8_whatever_the_locale(tmp_path: Path):
 )
 def test_a_profile_that_cannot_be_read_is_a_line(tmp_path: Path, text: bytes, says: str):
     (tmp_path / "mine.yaml").write_bytes(text)
-    with pytest.raises(SettingsError, match=says):
+    with pytest.raises(SettingsError, match=says) as refused:
         load(str(tmp_path / "mine.yaml"))
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +210,7 @@ def test_a_profile_that_cannot_be_read_is_a_line(tmp_path: Path, text: bytes, sa
         ("1_000", 1000),
         ("1:30", None),
         ("0x10", None),
+        ("0o17", None),
         ("true", None),
         ("yes", None),
         ("1e3", 1000),
@@ -262,7 +287,8 @@ def test_credentials_of_a_file_system_are_refused_in_its_url(path: str):
     [
         "s3://bucket/part-?.jsonl", "hf://datasets/a/b@main/x.parquet", "zip://*.jsonl::hf://datasets/a/b@main/x.zip",
         "http://localhost:8080/a@b.jsonl", "abfs://container@account.dfs.core.windows.net/x", "sftp://user@host:22/x@y",
-        "/data/a:b@c/d?.jsonl",
+        "/data/a:b@c/d?.jsonl", "zip://*.jsonl::/data/a.zip", "zip://*.jsonl::~/a.zip", "zip://*.jsonl::../a.zip",
+        "zip://a.jsonl::a1.zip", "simplecache::zip://*.jsonl::file:///data/a.zip",
     ],
 )  # fmt: skip
 def test_urls_that_hold_no_credentials_are_taken(path: str):

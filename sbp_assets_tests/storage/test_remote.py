@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fsspec.exceptions import FSTimeoutError
+from fsspec.registry import known_implementations
 from upath import UPath
 
 from sbp_assets.storage.artifacts import ABANDONED
@@ -17,6 +18,15 @@ from sbp_assets.storage.remote import CorruptedArtifactError, RemoteStore, Stora
 @pytest.fixture
 def store(tmp_path: Path) -> RemoteStore:
     return RemoteStore(root(f"memory://{uuid.uuid4().hex}"), tmp_path / "cache", cache_bytes=1e9, patience=0)
+
+
+@pytest.mark.parametrize("base", ["github://a/b", "zip://x", "ftp://127.0.0.1:1/x", "nowhere://x"])
+def test_a_store_that_cannot_be_opened_is_an_error_with_its_url(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = {"class": "no_such_package.Files", "err": "Please install no_such_package"}
+    monkeypatch.setitem(known_implementations, "nowhere", lacking)
+    with pytest.raises(StorageError, match=f"deployment.data_dir {base} cannot be opened: ") as refused:
+        root(base)
+    assert base != "nowhere://x" or "Please install no_such_package" in str(refused.value)
 
 
 def folder(tmp_path: Path, content: str) -> Path:
