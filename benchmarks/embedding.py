@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -29,7 +30,8 @@ import torch
 from benchmarks.arguments import parser
 from benchmarks.machine import describe
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.readers import Document, Fields, read_rows
+from sbp_assets.corpus.readers import read_rows
+from sbp_assets.corpus.rows import Document, Fields, RowMaker
 from sbp_assets.corpus.source_files import Root
 from sbp_assets.pairing.embed import Embedder, embed, model_path
 from sbp_assets.settings import Pairing
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH = 32
 BATCH_SIZES = (4, 8, 16, 32, 64)
+MAX_ROW_BYTES = 2**24
 
 
 class Timed(NamedTuple):
@@ -147,7 +150,13 @@ def _read(corpus: str, count: int) -> list[str]:
     """Return the texts of `count` documents, spread evenly, in the order of the corpus; of all where it has fewer."""
     root = Root(corpus)
     fields = Fields("text", None, None)
-    rows = (row for file in root.files()[0] for row in read_rows(root, file, fields, root.describe(file)[1]))
+    rows = (
+        row
+        for file in root.files()[0]
+        for row in read_rows(
+            root, file, RowMaker(file, root.name, fields, MAX_ROW_BYTES, Counter()), root.describe(file)[1]
+        )
+    )
     texts = [row.text for row in rows if isinstance(row, Document)]
     return [texts[i * len(texts) // count] for i in range(count)] if len(texts) > count else texts
 
