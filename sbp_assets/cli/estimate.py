@@ -151,7 +151,7 @@ def _files_size(corpus: Corpus, source: FilesSource) -> tuple[int, int, str] | N
         with naming_path(source.path):
             sizes = [root.fs.size(root.full(file)) for file in files]
         sample, digest, _ = root.describe(files[0])
-        fields = Fields(source.text_field, source.id_field, source.url_field)
+        fields = Fields.of(source)
         rows = read_rows(root, files[0], RowMaker(files[0], root.name, fields, corpus.max_row_bytes, Counter()), digest)
         characters = [len(cut_at_word(row.text, corpus.max_chars)) for row in rows if isinstance(row, Document)]
     except CorpusError:

@@ -72,10 +72,9 @@ def verify(
                     typer.echo(f"  {printable(line)}")
             elif result.outcome is runner.Outcome.CRASHED:
                 typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(result.names)}", fg="red")
-        checked = {key for step, _ in materialised for key in step.keys}
-        failed = failed_checks(
-            defs.resolve_asset_graph(), instance, [key for step in PIPELINE for key in step.keys if key in checked]
-        )
+        checked = {step for step, _ in materialised}
+        keys = [key for step in PIPELINE if step in checked for key in step.keys]
+        failed = failed_checks(defs.resolve_asset_graph(), instance, keys)
     if failed:
         typer.echo(failed_check_lines(failed))
     summary = f"{len(materialised)} partitions checked, {corrupted} corrupted"

@@ -183,7 +183,7 @@ def require_distinct_ids(repeated: int, documents: int, allowed: float, where: s
     raise CorpusError(
         f"{where}: {repeated:,} of {documents:,} documents ({100 * repeated / documents:.4g}%) have the id of a "
         f"document of another text, more than corpus.max_repeated_ids ({100 * allowed:.4g}%); for example {example}. "
-        "These ids are not unique over the corpus (do they begin anew in every file?), and all but the first document "
+        "These ids are not unique over the corpus (do they start again in every file?), and all but the first document "
         "of each would be dropped. Set corpus.source.id_field to null: an id is then made of the file and the row. Or "
         "name another field. Where one id stands for versions of one document, of which the first is enough, raise "
         "corpus.max_repeated_ids"
@@ -204,7 +204,7 @@ def _rows(
     match source:
         case FilesSource():
             root = Root(source.path)
-            fields = Fields(source.text_field, source.id_field, source.url_field)
+            fields = Fields.of(source)
             for file, sha256 in entries.select("file", "sha256").iter_rows():
                 yield from read_rows(root, file, RowMaker(file, root.name, fields, max_bytes, generated), sha256)
         case ConceptsSource():
@@ -217,7 +217,7 @@ def _rows(
                 for number in range(shard, source.documents, shards):
                     yield Document(**five_tokens.document(source, number), file=file, line=number + 1)
         case HubSource():
-            fields = Fields(source.text_field, source.id_field, source.url_field)
+            fields = Fields.of(source)
             for file in entries["file"]:
                 make = RowMaker(file, source.name, fields, max_bytes, generated)
                 yield from hub_rows(source, make, shard, shards)

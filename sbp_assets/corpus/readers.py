@@ -130,8 +130,8 @@ def _zstd(stream: _Hashing) -> Iterator[bytes]:
                     if "too much memory" not in str(error):
                         raise
                     raise ValueError(
-                        f"its zstd window is larger than {ZSTD_WINDOW // 2**20} MiB; write it anew: zstd -d --long=31 "
-                        "--stdout OLD | zstd -o NEW"
+                        f"its zstd window is larger than {ZSTD_WINDOW // 2**20} MiB; compress it again: zstd -d "
+                        "--long=31 --stdout OLD | zstd -o NEW"
                     ) from error
                 yield expanded
                 inside, piece = not frame.eof, b""

@@ -10,6 +10,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from sbp_assets.settings import FilesSource, HubSource
+
 EXCERPT_CHARS = 200
 MISSING = "missing"
 
@@ -43,6 +45,11 @@ class Fields:
     text: str
     id: str | None
     url: str | None
+
+    @classmethod
+    def of(cls, source: FilesSource | HubSource) -> Fields:
+        """Return the fields that the settings of a source name."""
+        return cls(source.text_field, source.id_field, source.url_field)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def escape(text: str, max_chars: int = 300) -> str:
 
 def unescape(line: str) -> str:
     """Return the text that `escape` made `line` of, but for what it cut: for a terminal, where nothing is markup."""
-    return html.unescape(re.sub(r"\\([\\`*_{}\[\]()#+!|~])", r"\1", line.replace("\u200b", "")))
+    return html.unescape(re.sub(rf"\\{_MARKDOWN.pattern}", r"\1", line.replace("\u200b", "")))
 
 
 def table_preview(rows: pl.DataFrame, max_chars: int = 300) -> str:

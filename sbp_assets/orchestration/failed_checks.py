@@ -82,10 +82,9 @@ def failed_check_lines(failed: Sequence[FailedCheck]) -> str:
     if not failed:
         return ""
     warnings = sum(one.kind == "warning" for one in failed)
-    counts = [f"{len(failed) - warnings} failed"] * (warnings < len(failed)) + [f"{warnings} with a warning"] * (
-        warnings > 0
-    )
-    return "\n".join([f"checks: {', '.join(counts)}", *(f"  {one.line}" for one in failed)])
+    counts = {"failed": len(failed) - warnings, "with a warning": warnings}
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return "\n".join([f"checks: {told}", *(f"  {one.line}" for one in failed)])
 
 
 def _reason(evaluation: dg.AssetCheckEvaluation) -> str:

@@ -65,7 +65,7 @@ def write_files(tmp_path: Path, repeated: bool) -> None:
 
 
 @pytest.mark.parametrize(("shards", "step"), [(1, "corpus_ingest"), (2, "corpus__duplicates")])
-def test_ids_that_begin_anew_in_every_file_stop_the_run(tmp_path: Path, shards: int, step: str) -> None:
+def test_ids_that_start_again_in_every_file_stop_the_run(tmp_path: Path, shards: int, step: str) -> None:
     write_files(tmp_path, repeated=True)
     _, result = ingested(files_settings(tmp_path, shards))
     failure = next(event for event in result.all_events if event.is_step_failure)
