@@ -38,7 +38,8 @@ def verify(
     from sbp_assets.definitions import build_definitions
     from sbp_assets.orchestration import runner
     from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
-    from sbp_assets.orchestration.pipeline import PIPELINE
+    from sbp_assets.orchestration.materialisations import Partition
+    from sbp_assets.orchestration.pipeline import PIPELINE, Step
     from sbp_assets.orchestration.staleness import Staleness
 
     defs = build_definitions(settings)
@@ -51,18 +52,22 @@ def verify(
         instance = stack.enter_context(dg.DagsterInstance.get())
         runner.end_killed_runs(instance)
         staleness = Staleness(defs.resolve_asset_graph(), instance)
-        materialised = []
+        materialised: dict[Step, list[Partition]] = {}
         for step in (known[name] for name in steps or known):
             versions = [staleness.versions(key) for key in step.keys]
-            materialised += [
-                (step, name) for name in runner.step_partitions(defs, step) if all(name in found for found in versions)
-            ]
-        if not materialised:
+            names = runner.step_partitions(defs, step)
+            materialised[step] = [name for name in names if all(name in found for found in versions)]
+        total = sum(map(len, materialised.values()))
+        if not total:
             raise nothing
         # Failed checks are recorded, and what fails is re-materialised.
         require_store(defs, staleness, deployment)
-        for step, partition in tracked(materialised, "checking"):
-            result = runner.verify(defs, instance, step, partition)
+        results = (
+            (step, partition, result)
+            for step, names in materialised.items()
+            for partition, result in runner.verify(defs, instance, step, names)
+        )
+        for step, partition, result in tracked(results, "checking", total):
             corrupted += result.outcome is runner.Outcome.FAILED
             crashed += result.outcome is runner.Outcome.CRASHED
             name = " ".join(filter(None, (step.name, partition)))
@@ -72,12 +77,11 @@ def verify(
                     typer.echo(f"  {printable(line)}")
             elif result.outcome is runner.Outcome.CRASHED:
                 typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(result.names)}", fg="red")
-        checked = {step for step, _ in materialised}
-        keys = [key for step in PIPELINE if step in checked for key in step.keys]
+        keys = [key for step, names in materialised.items() if names for key in step.keys]
         failed = failed_checks(defs.resolve_asset_graph(), instance, keys)
     if failed:
         typer.echo(failed_check_lines(failed))
-    summary = f"{len(materialised)} partitions checked, {corrupted} corrupted"
+    summary = f"{total} partitions checked, {corrupted} corrupted"
     if corrupted:
         summary += f"; `{command_line('run')}` re-materialises them"
     if crashed:

@@ -5,13 +5,20 @@ No other module imports from `dagster._*`, so that an upgrade of Dagster has one
 
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.asset_graph_view.entity_subset import EntitySubset
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 from dagster._core.definitions.assets.graph.asset_graph import executable_in_same_run
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
     SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD,
     extract_data_provenance_from_entry,
     extract_data_version_from_entry,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
 )
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, EVENT_TYPE_TO_PIPELINE_RUN_STATUS
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
@@ -25,6 +32,7 @@ from dagster._core.storage.event_log.base import PartitionKeyFilter
 from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata, SqlEventLogStorageTable
 from dagster._core.storage.runs.schema import RunsTable, RunStorageSqlMetadata
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from dagster._utils import tail_file
 from dagster._utils.error import SerializableErrorInfo
 
@@ -33,12 +41,18 @@ __all__ = [
     # Copying SQLite into PostgreSQL: the tables, and which events are in the index beside the log of their run.
     "ASSET_CHECK_EVENTS",
     "ASSET_EVENTS",
+    "ASSET_PARTITION_RANGE_END_TAG",  # of a run of a range of partitions, as backfills start them
+    "ASSET_PARTITION_RANGE_START_TAG",  # likewise
+    # A run of many shards records the provenance of each itself, as Dagster does in a run of one.
+    "CODE_VERSION_TAG",
+    "DATA_VERSION_IS_USER_PROVIDED_TAG",
     # Staleness: the resolver that Dagster has asks for one partition after another and skips inputs of 100 partitions.
     "DATA_VERSION_TAG",  # to read the versions of all partitions in one query; the public API reads one at a time
     "EVENT_TYPE_TO_PIPELINE_RUN_STATUS",  # copying, as above
     "FINISHED_STATUSES",  # of runs; `dg.DagsterRun.is_finished` answers for one run that is already loaded
     "NOT_FINISHED_STATUSES",  # likewise, to ask the run storage for those runs alone
     "SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD",  # from here on Dagster records an input's last event, no digest
+    "AssetCheckEvaluationTargetMaterializationData",  # the materialisation that a check looked at, in a run of many
     "AssetCheckExecutionRecord",  # type of what the event log storage returns for a check
     "AssetCheckExecutionRecordStatus",  # planned, succeeded, failed: the public API has evaluations alone
     "AssetCheckPartitionInfo",  # type of the one query that answers for all partitions of a check
@@ -58,6 +72,8 @@ __all__ = [
     "executable_in_same_run",  # whether an input that is requested now is materialised first in the same run
     "extract_data_provenance_from_entry",  # code version and inputs of a materialisation that was read in bulk
     "extract_data_version_from_entry",  # its data version
+    "get_input_data_version_tag",  # provenance, as above
+    "get_input_event_pointer_tag",  # likewise
     "tail_file",  # follows a file that a training process is writing messages to
 ]
 # fmt: on

@@ -62,7 +62,7 @@ class LatestMaterialisations:
         self._provenance = known.provenance[key]
         self._row_versions: dict[int, Mapping[str, str] | None] = {}
         self._all: tuple[str, ...] | None = None
-        self.storage_ids: Mapping[Partition, int] = {}
+        self.storage_ids: dict[Partition, int] = {}
         self.versions: dict[Partition, str] = {}
         if partitions is not None:
             storage = instance.event_log_storage
@@ -86,6 +86,10 @@ class LatestMaterialisations:
         """Return the code version and inputs that `partition` was materialised with; None where there is no record."""
         self.load_provenance([partition])
         return self._provenance.get(partition, (0, None))[1]
+
+    def add(self, partition: str, version: str, storage_id: int) -> None:
+        """Take note of a materialisation later than first sight."""
+        self.storage_ids[partition], self.versions[partition] = storage_id, version
 
     def all_partitions(self) -> tuple[str, ...]:
         """Return the keys of the asset's partitions, sorted; none for an unpartitioned asset."""

@@ -10,6 +10,7 @@ import platform
 import signal
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ from sbp_assets.dagster_support.preview import printable
 from sbp_assets.orchestration.display import StepState, StepStatus, display
 from sbp_assets.orchestration.materialisations import Partition, StalenessCache
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
+from sbp_assets.orchestration.ranges import contiguous, range_tags
 from sbp_assets.orchestration.run_launcher import HOST_TAG
-from sbp_assets.orchestration.staleness import Staleness
+from sbp_assets.orchestration.shard_step import FAILED_SHARDS
+from sbp_assets.orchestration.staleness import Staleness, partition_checks
 
 ERROR = dg.AssetCheckSeverity.ERROR
 RUN_TAGS = {"sbp/command": "run"}
@@ -86,24 +89,40 @@ class VerifyResult:
         return sorted(check.to_user_string() for check in (*self.failed, *self.crashed))
 
 
-def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, partition: Partition) -> VerifyResult:
-    """Run the checks of `step` alone on the artifacts as they lie in the store, and return what they found.
+def verify(
+    defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, partitions: Sequence[Partition]
+) -> Iterator[tuple[Partition, VerifyResult]]:
+    """Run the checks of `step` alone on the artifacts as they lie in the store, and yield what they found.
 
     Materialises nothing. The evaluations are recorded: a failed one stops the nightly automation, and `sbp run`
     re-materialises the partition before anything that reads it.
     """
-    checks = {key for key in defs.resolve_asset_graph().asset_check_keys if key.asset_key in step.keys}
+    graph = defs.resolve_asset_graph()
+    checks = {check for key in step.keys for check in partition_checks(graph, key)}
     if not checks:
-        return VerifyResult({})
+        yield from ((partition, VerifyResult({})) for partition in partitions)
+        return
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
-    result = _execute(job, instance, partition)
-    evaluations = {evaluation.asset_check_key: evaluation for evaluation in result.get_asset_check_evaluations()}
-    failed = {
-        key: evaluation.description or ""
-        for key, evaluation in sorted(evaluations.items())
-        if not evaluation.passed and evaluation.severity == ERROR
-    }
-    return VerifyResult(failed, sorted(checks - evaluations.keys()))
+    for batch in _batches(defs, step, partitions):
+        evaluations: dict[Partition, dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]] = defaultdict(dict)
+        for evaluation in _execute(job, instance, batch).get_asset_check_evaluations():
+            evaluations[evaluation.partition][evaluation.asset_check_key] = evaluation
+        for partition in batch:
+            found = evaluations[partition]
+            failed = {
+                key: evaluation.description or ""
+                for key, evaluation in sorted(found.items())
+                if not evaluation.passed and evaluation.severity == ERROR
+            }
+            yield partition, VerifyResult(failed, sorted(checks - found.keys()))
+
+
+def _batches(defs: dg.Definitions, step: Step, partitions: Sequence[Partition]) -> list[list[Partition]]:
+    """Return `partitions` as runs can take them: ranges, as long as the backfill policy allows."""
+    policy = defs.resolve_asset_graph().get(step.keys[0]).backfill_policy
+    if policy is None:
+        return [[partition] for partition in partitions]
+    return contiguous(partitions, step_partitions(defs, step), policy.max_partitions_per_run or len(partitions))
 
 
 def step_partitions(defs: dg.Definitions, step: Step) -> list[Partition]:
@@ -186,44 +205,40 @@ def _run_step(
         return
     state.status, started = StepStatus.RUNNING, time.monotonic()
     listen(state)
-    for partition, needs_materialisation in pending.items():
-        failure = _run_partition(defs, instance, state, partition, needs_materialisation)
+
+    def note(partition: Partition, failure: str | None) -> None:
         if failure is None:
             state.finished += 1
         else:
             state.failures[partition] = failure
         state.seconds = time.monotonic() - started
         listen(state)
+
+    stale = {partition for partition, needs_materialisation in pending.items() if needs_materialisation}
+    # A check that is newer than the artifact: a model need not be trained again to be checked.
+    for partition, checked in verify(defs, instance, state.step, [name for name in pending if name not in stale]):
+        if checked.outcome is Outcome.CRASHED:
+            # That says nothing of the artifact: the store may be unreachable, or the check wrong.
+            note(partition, f"check crashed: {', '.join(checked.names)}; its run's log says why")
+        elif checked.outcome is Outcome.PASSED:
+            note(partition, None)
+        else:
+            stale.add(partition)
+    job = defs.resolve_job_def(state.step.name)
+    for batch in _batches(defs, state.step, [name for name in state.partitions if name in stale]):
+        result = _execute(job, instance, batch)
+        state.own_seconds += sum(_wall_seconds(result))
+        failures = _failures(result, batch)
+        for partition in batch:
+            note(partition, failures.get(partition))
     state.status = StepStatus.FAILED if state.failures else StepStatus.DONE
     listen(state)
 
 
-def _run_partition(
-    defs: dg.Definitions,
-    instance: dg.DagsterInstance,
-    state: StepState,
-    partition: Partition,
-    needs_materialisation: bool,
-) -> str | None:
-    """Materialise a partition, or only run its checks; return why that failed, and None where it did not.
-
-    Adds the time that the assets themselves took to `state`.
-    """
-    if not needs_materialisation:
-        # A check that is newer than the artifact: a model need not be trained again to be checked.
-        checked = verify(defs, instance, state.step, partition)
-        if checked.outcome is Outcome.CRASHED:
-            # That says nothing of the artifact: the store may be unreachable, or the check wrong.
-            return f"check crashed: {', '.join(checked.names)}; its run's log says why"
-        if checked.outcome is Outcome.PASSED:
-            return None
-    result = _execute(defs.resolve_job_def(state.step.name), instance, partition)
-    state.own_seconds += sum(_wall_seconds(result))
-    return None if result.success else _failure(result)
-
-
-def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, partition: Partition) -> dg.ExecuteInProcessResult:
-    """Run `job` in this process, as a run of `sbp run` that the daemon leaves alone.
+def _execute(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, partitions: Sequence[Partition]
+) -> dg.ExecuteInProcessResult:
+    """Run `job` for a range of partitions in this process, as a run of `sbp run` that the daemon leaves alone.
 
     Raises KeyboardInterrupt on Ctrl-C and SIGTERM: Dagster takes them for a failure of the asset, or ignores them
     outside of one, after which the next partition would begin.
@@ -231,10 +246,10 @@ def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, partition: Par
     with _signals() as seen:
         result = job.execute_in_process(
             instance=instance,
-            partition_key=partition,
+            partition_key=partitions[0] if len(partitions) == 1 else None,
             raise_on_error=False,
             run_config=RUN_CONFIG,
-            tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED,
+            tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED | (range_tags(partitions) if len(partitions) > 1 else {}),
         )
         if seen() & {signal.SIGINT, signal.SIGTERM}:
             raise KeyboardInterrupt
@@ -268,13 +283,27 @@ def _wall_seconds(result: dg.ExecuteInProcessResult) -> Iterator[float]:
             yield float(str(value.value))
 
 
-def _failure(result: dg.ExecuteInProcessResult) -> str:
+def _failures(result: dg.ExecuteInProcessResult, partitions: Sequence[Partition]) -> dict[Partition, str]:
+    """Return why a run failed, by partition; nothing where it did not."""
+    if result.success:
+        return {}
     for event in result.all_events:
-        if event.is_step_failure and (error := event.step_failure_data.error):
-            # A file's name in it is as untrusted as its text.
-            return f"{event.step_key}: " + "\n".join(map(printable, original_error(error).message.strip().splitlines()))
+        if event.is_step_failure:
+            named = event.step_failure_data.user_failure_data
+            if named and FAILED_SHARDS in named.metadata:
+                by_shard = named.metadata[FAILED_SHARDS].value
+                return {name: _on_lines(reason) for name, reason in by_shard.items()}  # type: ignore[union-attr]
+            if error := event.step_failure_data.error:
+                reason = named.description if named and named.description else original_error(error).message
+                return dict.fromkeys(partitions, f"{event.step_key}: {_on_lines(reason)}")
     checks = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]
-    return f"check failed: {', '.join(checks)}" if checks else "the run failed; see its log in the UI"
+    reason = f"check failed: {', '.join(checks)}" if checks else "the run failed; see its log in the UI"
+    return dict.fromkeys(partitions, reason)
+
+
+def _on_lines(reason: str) -> str:
+    # A file's name in it is as untrusted as its text.
+    return "\n".join(map(printable, reason.strip().splitlines()))
 
 
 def original_error(error: SerializableErrorInfo) -> SerializableErrorInfo:

@@ -30,6 +30,22 @@ from sbp_assets.orchestration.materialisations import (
 )
 from sbp_assets.orchestration.status import FRESH, PartitionStatus, Status
 
+# What Dagster records of an input that has none.
+NO_VERSION = "INITIAL"
+
+
+def partition_checks(graph: BaseAssetGraph, key: dg.AssetKey) -> list[dg.AssetCheckKey]:
+    """Return the checks of an asset that look at one of its partitions, or at an unpartitioned asset."""
+    partitioned = graph.get(key).is_partitioned
+    return [
+        check for check in graph.get(key).check_keys if (graph.get(check).partitions_def is not None) == partitioned
+    ]
+
+
+def fan_in_checks(graph: BaseAssetGraph, key: dg.AssetKey) -> list[dg.AssetCheckKey]:
+    """Return the checks of a partitioned asset that look at all of its partitions."""
+    return sorted(set(graph.get(key).check_keys) - set(partition_checks(graph, key)))
+
 
 class Staleness:
     """The status of the assets of `graph` in `instance`, looked at once; create another one to look again.
@@ -87,6 +103,29 @@ class Staleness:
         latest.load_provenance(partitions)
         events = latest.events(latest.storage_ids[name] for name in partitions if name in latest.storage_ids)
         return {event.partition_key: event for event in events}
+
+    def inputs(self, key: dg.AssetKey, partition: Partition) -> dict[dg.AssetKey, tuple[str, int | None]]:
+        """Return what a materialisation of `partition` now has to record of each input, which `status` compares later.
+
+        That is the version read, and the id of the input's last event: what Dagster records of a run of one partition.
+        """
+        found: dict[dg.AssetKey, tuple[str, int | None]] = {}
+        for parent in sorted(self.graph.get(key).parent_keys):
+            latest = self._latest(parent)
+            last = max(latest.storage_ids, key=lambda name: latest.storage_ids[name], default=None)
+            version, event = latest.versions.get(last, NO_VERSION), latest.storage_ids.get(last)
+            if self.graph.get(parent).is_partitioned:
+                parents = self._parent_partitions(key, partition, parent)
+                if len(parents) < SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD:
+                    version = self._digest(parent, parents)
+            found[parent] = version, event
+        return found
+
+    def materialised(self, key: dg.AssetKey, partition: str, version: str, storage_id: int) -> None:
+        """Take note of a materialisation that the caller has just recorded."""
+        self._latest(key).add(partition, version, storage_id)
+        self._pending.pop(key, None)
+        self._digests.pop((key, (partition,)), None)
 
     def unchecked(self, key: dg.AssetKey) -> dict[Partition, int]:
         """Return the materialisation's event id of each unchecked partition of `key` that no run is about to check.
@@ -178,7 +217,7 @@ class Staleness:
     def _check_infos(self, key: dg.AssetKey, partition: Partition) -> dict[dg.AssetCheckKey, AssetCheckPartitionInfo]:
         if key not in self._checks:
             found = self._checks[key] = defaultdict(dict)
-            checks = sorted(self.graph.get(key).check_keys)
+            checks = sorted(partition_checks(self.graph, key))
             for info in self.instance.event_log_storage.get_asset_check_partition_info(checks):
                 found[info.partition_key][info.check_key] = info
         return self._checks[key].get(partition, {})
@@ -191,7 +230,7 @@ class Staleness:
         infos = self._check_infos(key, partition)
         found = [
             (not self.graph.get(check).blocking, status is Status.UNCHECKED, check.name, status, check)
-            for check in self.graph.get(key).check_keys
+            for check in partition_checks(self.graph, key)
             if (status := self._status_of_check(check, partition, infos.get(check))) is not Status.FRESH
         ]
         if not found:

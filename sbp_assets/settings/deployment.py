@@ -40,6 +40,9 @@ class Deployment(Section):
     storage_patience: Seconds = Field(
         60, description="Seconds for which a remote data_dir may be unreachable before a transfer fails."
     )
+    shards_per_run: AtATime = Field(
+        50, description="Corpus shards that a backfill and `sbp run` put into one run of a step, at most."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of all models; auto: CUDA where there is a GPU, else the CPU."
     )

@@ -31,8 +31,7 @@ class ArtifactIOManager(dg.UPathIOManager):
         self._cache = Path(cache)
         self._remote = None if self.is_local else RemoteStore(self._base_path, self._cache, cache_gb * 1e9, patience)
         self._run_id = ""
-        self._published = ""
-        self._bytes = 0
+        self._metadata: dict[str, Any] = {}
 
     @property
     def is_local(self) -> bool:
@@ -58,27 +57,40 @@ class ArtifactIOManager(dg.UPathIOManager):
             super().make_directory(path)
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
-        with ExitStack() as stack:
-            if self._remote is None:
-                local = Path(path.path)
-                with atomic_path(local) as temporary:
-                    self.write(obj, temporary)
-            else:
-                local = stack.enter_context(self._remote.cache.temporary()) / path.name
-                self.write(obj, local)
-            version, self._bytes = content_version(local), bytes_on_disk(local)
-            self._published = str(path)
-            if self._remote:
-                self._published = self._remote.put(local, path.path, version)
+        version, self._metadata = self._publish(obj, path, context.definition_metadata)
         # Recorded only once all of it is in the store.
         if context.has_asset_key:
             context.step_context.set_data_version(context.asset_key, dg.DataVersion(version))
 
     def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, Any]:
-        # Called right after dump_to_path. Dagster looks for column lineage on materialisations alone, never on the
-        # asset's definition.
-        lineage = {key: value for key, value in context.definition_metadata.items() if key == LINEAGE}
-        return {"bytes": self._bytes, "path": dg.MetadataValue.path(self._published), **lineage}
+        return self._metadata  # called right after dump_to_path
+
+    def save(
+        self, key: dg.AssetKey, partition: str | None, obj: Any, definition_metadata: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """Write `obj`, as an asset returns it, to the store; return its content version and metadata to record.
+
+        `definition_metadata` is that of the asset.
+        """
+        path = self._path_of(key, partition)
+        self.make_directory(path.parent)
+        return self._publish(obj, path, definition_metadata)
+
+    def _publish(self, obj: Any, path: UPath, definition_metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        with ExitStack() as stack:
+            if self._remote is None:
+                local, published = Path(path.path), str(path)
+                with atomic_path(local) as temporary:
+                    self.write(obj, temporary)
+            else:
+                local = stack.enter_context(self._remote.cache.temporary()) / path.name
+                self.write(obj, local)
+            version, size = content_version(local), bytes_on_disk(local)
+            if self._remote:
+                published = self._remote.put(local, path.path, version)
+        # Dagster looks for column lineage on materialisations alone, never on the asset's definition.
+        lineage = {key: value for key, value in definition_metadata.items() if key == LINEAGE}
+        return version, {"bytes": size, "path": dg.MetadataValue.path(published), **lineage}
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         if self._remote and context.step_context.run_id != self._run_id:

@@ -16,7 +16,8 @@ import pytest
 
 from sbp_assets.orchestration.display import StepStatus
 from sbp_assets.orchestration.pipeline import Step, display_logger
-from sbp_assets.orchestration.runner import Outcome, PipelineError, pending_partitions, run_pipeline, verify
+from sbp_assets.orchestration.runner import Outcome, PipelineError, VerifyResult, pending_partitions, run_pipeline
+from sbp_assets.orchestration.runner import verify as verify_partitions
 from sbp_assets.storage.io_managers import ParquetIOManager
 
 PIPELINE = (Step("one", "One", ("t/rows",)), Step("two", "Two", ("t/sum",)))
@@ -63,6 +64,11 @@ def definitions(
         loggers={"display": display_logger},
         resources={"parquet": ParquetIOManager(str(tmp_path / "store"), cache=str(tmp_path))},
     )
+
+
+def verify(defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, partition: str | None) -> VerifyResult:
+    ((_, result),) = verify_partitions(defs, instance, step, [partition])
+    return result
 
 
 def run(defs: dg.Definitions, instance: dg.DagsterInstance) -> list[StepStatus]:

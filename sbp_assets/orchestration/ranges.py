@@ -1,0 +1,23 @@
+"""Partitions as Dagster puts them into runs: one, or a range without gaps."""
+
+from collections.abc import Sequence
+
+from sbp_assets.dagster_support.internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from sbp_assets.orchestration.materialisations import Partition
+
+
+def contiguous(partitions: Sequence[Partition], among: Sequence[Partition], size: int) -> list[list[Partition]]:
+    """Return `partitions` in ranges of at most `size` that leave none of `among` out, in its order."""
+    place = {partition: number for number, partition in enumerate(among)}
+    ranges: list[list[Partition]] = []
+    for partition in sorted(partitions, key=place.__getitem__):
+        if ranges and len(ranges[-1]) < size and place[ranges[-1][-1]] + 1 == place[partition]:
+            ranges[-1].append(partition)
+        else:
+            ranges.append([partition])
+    return ranges
+
+
+def range_tags(partitions: Sequence[Partition]) -> dict[str, str]:
+    """Return the tags of a run of the range `partitions`, which are partitioned ones without gaps between them."""
+    return {ASSET_PARTITION_RANGE_START_TAG: str(partitions[0]), ASSET_PARTITION_RANGE_END_TAG: str(partitions[-1])}

@@ -1,0 +1,395 @@
+"""A step of the pipeline whose assets are partitioned by corpus shard: one op materialises and checks many shards.
+
+A run costs seconds before it does anything, an engine more, a shard of a corpus of thousands often less. So the assets
+of such a step, declared for one shard each, and their checks become one multi-asset that goes over the range of shards
+of its run: each asset of the chain is materialised, recorded and checked before the next, shard after shard.
+
+Dagster (1.13) records what such an op returns for the whole range with one data version, and its checks without their
+shard. So a run of a range logs an event per shard itself and returns nothing; a run of one shard returns its results as
+any asset does, so that other steps may follow in that run.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_origin
+
+import dagster as dg
+
+from sbp_assets.dagster_support.internals import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    AssetCheckEvaluationTargetMaterializationData,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
+)
+from sbp_assets.orchestration.materialisations import MATERIALIZED
+from sbp_assets.orchestration.pipeline import PIPELINE, Step
+from sbp_assets.orchestration.staleness import Staleness
+
+# Metadata of the failure of a run: why, by shard.
+FAILED_SHARDS = "failed_shards"
+RESUMED_TAG, ROOT_RUN_TAG = "dagster/is_resume_retry", "dagster/root_run_id"
+NAMED = 20  # Failed shards in the message of a failure.
+
+ShardResult = dg.MaterializeResult | dg.AssetCheckResult
+
+
+class ShardContext(dg.AssetExecutionContext):
+    """The context of a run of many shards, as an asset or a check of one of them sees it."""
+
+    def __init__(self, context: dg.AssetExecutionContext, shard: str) -> None:
+        super().__init__(context.op_execution_context)
+        self._shard = shard
+
+    @property
+    def partition_key(self) -> str:
+        return self._shard
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An argument that an artifact is loaded for: its asset, and which of its partitions."""
+
+    key: dg.AssetKey
+    io_manager: str
+    # None: the shard's own. Otherwise all that are read, the same for every shard; (None,) of an unpartitioned asset.
+    partitions: tuple[str | None, ...] | None
+    as_dict: bool
+
+
+@dataclass(frozen=True)
+class _Function:
+    """The function of an asset, or of a check, of one shard."""
+
+    call: Callable[..., Any]
+    inputs: Mapping[str, _Input]
+    takes_context: bool
+    resources: Sequence[str]
+
+    def run(self, context: ShardContext, load: Callable[[_Input, str], Any]) -> Any:
+        arguments = {name: load(read, context.partition_key) for name, read in self.inputs.items()}
+        resources = {name: getattr(context.resources, name) for name in self.resources}
+        return self.call(*([context] if self.takes_context else []), **arguments, **resources)
+
+
+@dataclass(frozen=True)
+class _Maker(_Function):
+    """The function of the assets `specs`, which returns a MaterializeResult for each."""
+
+    specs: Sequence[dg.AssetSpec]
+    io_managers: Mapping[dg.AssetKey, str]
+
+    @property
+    def keys(self) -> list[dg.AssetKey]:
+        return [spec.key for spec in self.specs]
+
+
+@dataclass(frozen=True)
+class _Check(_Function):
+    """The function of a check, which returns an AssetCheckResult."""
+
+    spec: dg.AssetCheckSpec
+
+
+def shard_step(
+    name: str,
+    assets: Sequence[dg.AssetsDefinition],
+    checks: Sequence[dg.AssetChecksDefinition],
+    all_assets: Sequence[dg.AssetsDefinition],
+    shards_per_run: int,
+) -> dg.AssetsDefinition:
+    """Return the multi-asset `name` that materialises `assets`, in that order, and runs `checks`, shard by shard.
+
+    `all_assets` are those of the code location, which say where inputs are kept. A backfill puts at most
+    `shards_per_run` shards into a run.
+    """
+    upstream = {spec.key: (asset, spec) for asset in all_assets for spec in asset.specs}
+    partitions = assets[0].partitions_def
+    assert isinstance(partitions, dg.StaticPartitionsDefinition)
+    makers = [_maker(asset, upstream, partitions) for asset in assets]
+    checked = [_check(check, upstream, partitions) for check in checks]
+    specs = [
+        spec.replace_attributes(skippable=True).with_io_manager_key(maker.io_managers[spec.key])
+        for maker in makers
+        for spec in maker.specs
+    ]
+    pools = {pool for asset in assets if (pool := asset.op.pool)}
+    if len(pools) > 1:
+        raise ValueError(f"the assets of the step {name} are in several pools: {sorted(pools)}")
+
+    @dg.multi_asset(
+        name=name,
+        specs=specs,
+        check_specs=[check.spec for check in checked],
+        partitions_def=partitions,
+        can_subset=True,
+        backfill_policy=dg.BackfillPolicy.multi_run(shards_per_run),
+        pool=next(iter(pools), None),
+        required_resource_keys={key for one in (*assets, *checks) for key in one.required_resource_keys}
+        | {read.io_manager for one in (*makers, *checked) for read in one.inputs.values()},
+    )
+    def step(context: dg.AssetExecutionContext) -> Iterator[ShardResult]:
+        run = _ShardRun(context, makers, checked)
+        if context.has_partition_key:
+            yield from run.shard(context.partition_key)
+        else:
+            run.range()
+
+    return step
+
+
+def with_shard_steps(
+    assets: Sequence[dg.AssetsDefinition],
+    checks: Sequence[dg.AssetChecksDefinition],
+    partitions: dg.PartitionsDefinition,
+    shards_per_run: int,
+    pipeline: Sequence[Step] = PIPELINE,
+) -> tuple[list[dg.AssetsDefinition], list[dg.AssetChecksDefinition]]:
+    """Return `assets` and `checks` with those of each step that has `partitions` made one multi-asset.
+
+    An unpartitioned check of a partitioned asset stays as it is: it looks at all shards.
+    """
+    by_key = {key: asset for asset in assets for key in asset.keys if asset.partitions_def == partitions}
+    made, left = list[dg.AssetsDefinition](), [asset for asset in assets if asset.partitions_def != partitions]
+    of_shards = [check for check in checks if check.partitions_def == partitions]
+    for step in pipeline:
+        members = list(dict.fromkeys(by_key[key] for key in step.keys if key in by_key))
+        if members:
+            # Dagster puts assets of one policy into one run, and in a run of a range nothing can follow on a step:
+            # it returns nothing. So no two steps have the same.
+            many = shards_per_run + len(made)
+            theirs = [check for check in of_shards if _target(check) in step.keys]
+            made.append(shard_step(step.name, members, theirs, assets, many))
+    return made + left, [check for check in checks if check not in of_shards]
+
+
+def _target(check: dg.AssetChecksDefinition) -> dg.AssetKey:
+    (spec,) = check.check_specs
+    return spec.asset_key
+
+
+def _maker(
+    asset: dg.AssetsDefinition,
+    upstream: Mapping[dg.AssetKey, tuple[dg.AssetsDefinition, dg.AssetSpec]],
+    partitions: dg.PartitionsDefinition,
+) -> _Maker:
+    specs = list(asset.specs)
+    mappings = {dep.asset_key: dep.partition_mapping for spec in specs for dep in spec.deps}
+    io_managers = {spec.key: asset.get_io_manager_key_for_asset_key(spec.key) for spec in specs}
+    return _Maker(**_function(asset, mappings, upstream, partitions), specs=specs, io_managers=io_managers)
+
+
+def _check(
+    check: dg.AssetChecksDefinition,
+    upstream: Mapping[dg.AssetKey, tuple[dg.AssetsDefinition, dg.AssetSpec]],
+    partitions: dg.PartitionsDefinition,
+) -> _Check:
+    (spec,) = check.check_specs
+    mappings = {dep.asset_key: dep.partition_mapping for dep in spec.additional_deps}
+    return _Check(**_function(check, mappings, upstream, partitions), spec=spec)
+
+
+def _function(
+    definition: dg.AssetsDefinition,
+    mappings: Mapping[dg.AssetKey, dg.PartitionMapping | None],
+    upstream: Mapping[dg.AssetKey, tuple[dg.AssetsDefinition, dg.AssetSpec]],
+    partitions: dg.PartitionsDefinition,
+) -> dict[str, Any]:
+    """Return the fields of _Function: what each argument of the definition's function is."""
+    inputs: dict[str, _Input] = {}
+    for argument, key in definition.keys_by_input_name.items():
+        kind = definition.op.input_def_named(argument).dagster_type
+        if not kind.is_nothing:
+            asset, spec = upstream[key]
+            read = _partitions_read(mappings.get(key), spec.partitions_def, partitions)
+            as_dict = get_origin(kind.typing_type) is dict
+            inputs[argument] = _Input(key, asset.get_io_manager_key_for_asset_key(key), read, as_dict)
+    call = definition.op.compute_fn.decorated_fn  # type: ignore[union-attr]
+    others = [argument for argument in inspect.signature(call).parameters if argument not in inputs]
+    takes_context = others[:1] == ["context"]
+    return {
+        "call": call,
+        "inputs": inputs,
+        "takes_context": takes_context,
+        "resources": others[1:] if takes_context else others,
+    }
+
+
+def _partitions_read(
+    mapping: dg.PartitionMapping | None,
+    of_input: dg.PartitionsDefinition | None,
+    of_shards: dg.PartitionsDefinition,
+) -> tuple[str | None, ...] | None:
+    if of_input is None:
+        return (None,)
+    if mapping is None or isinstance(mapping, dg.IdentityPartitionMapping):
+        return None
+    if isinstance(mapping, dg.AllPartitionMapping):
+        return tuple(of_input.get_partition_keys())
+    assert isinstance(mapping, dg.SpecificPartitionsPartitionMapping), mapping
+    return tuple(mapping.partition_keys)
+
+
+class _ShardRun:
+    """A run of a step: what its shards share."""
+
+    def __init__(self, context: dg.AssetExecutionContext, makers: Sequence[_Maker], checks: Sequence[_Check]) -> None:
+        self._context, self._makers, self._checks = context, makers, checks
+        graph = context.op_execution_context.job_def.asset_layer.asset_graph
+        self._staleness = Staleness(graph, context.instance)
+        self._fan_ins: dict[tuple[dg.AssetKey, tuple[str | None, ...]], Any] = {}
+        # By shard: a blocking check that failed ends the shard's chain.
+        self._stopped_by: dict[str, list[str]] = {}
+        for manager in {read.io_manager for one in (*makers, *checks) for read in one.inputs.values()}:
+            # What an earlier run of this process has read may leave the cache of a remote store.
+            getattr(context.resources, manager).release()
+
+    def shard(self, shard: str) -> Iterator[ShardResult]:
+        """Materialise and check one shard, and yield the results as they are found.
+
+        A blocking check that fails ends it. A check that raises does so after those beside it have run.
+        """
+        context = ShardContext(self._context, shard)
+        for maker in self._makers:
+            if any(key in self._context.selected_asset_keys for key in maker.keys):
+                yield from self._materialise(maker, context)
+            crashed: list[Exception] = []
+            for check in self._checks:
+                if check.spec.key in self._context.selected_asset_check_keys and check.spec.asset_key in maker.keys:
+                    try:
+                        result: dg.AssetCheckResult = check.run(context, self._load)
+                    except Exception as error:
+                        error.add_note(f"raised by the check {check.spec.key.to_user_string()}")
+                        crashed.append(error)
+                        continue
+                    yield result._replace(asset_key=check.spec.asset_key, check_name=check.spec.name)
+                    if check.spec.blocking and not result.passed and result.severity is dg.AssetCheckSeverity.ERROR:
+                        self._stopped_by.setdefault(shard, []).append(check.spec.name)
+            if crashed:
+                raise crashed[0]
+            if shard in self._stopped_by:
+                return
+
+    def range(self) -> None:
+        """Materialise and check the shards of the run's range; raise dg.Failure, which names those that failed."""
+        context, failed = self._context, dict[str, str]()
+        steps = {key for maker in self._makers for key in maker.keys}
+        if others := sorted(key.to_user_string() for key in (context.run.asset_selection or set()) - steps):
+            raise dg.Failure(
+                f"A run of a range of shards is of one step, and this one has {', '.join(others)}, too. Select them in "
+                "a backfill, which starts runs for each step, or materialise one shard.",
+                allow_retries=False,
+            )
+        shards = context.partition_keys
+        done = self._materialised_before(shards)
+        for number, shard in enumerate(shards, 1):
+            if shard in done:
+                continue
+            try:
+                for result in self.shard(shard):
+                    self._log(result, shard)
+                if checks := self._stopped_by.get(shard):
+                    failed[shard] = f"check failed: {', '.join(checks)}"
+            except Exception as error:
+                failed[shard] = "; ".join([str(error) or repr(error), *getattr(error, "__notes__", [])])
+                # Dagster's event log keeps the text of a message and no exception.
+                context.log.error("shard %s failed:\n%s", shard, "".join(traceback.format_exception(error)))
+            context.log.info("shard %s · %d of %d shards · %d failed", shard, number, len(shards), len(failed))
+        if failed:
+            lines = [f"{shard}: {reason}" for shard, reason in list(failed.items())[:NAMED]]
+            if len(failed) > NAMED:
+                lines.append(f"and {len(failed) - NAMED} more, in the metadata")
+            raise dg.Failure(
+                f"{len(failed)} of {len(shards)} shards failed; the others are done.\n" + "\n".join(lines),
+                metadata={FAILED_SHARDS: dg.MetadataValue.json(failed)},
+                allow_retries=False,
+            )
+
+    def _materialise(self, maker: _Maker, context: ShardContext) -> Iterator[dg.MaterializeResult]:
+        shard = context.partition_key
+        # Looked up before the inputs are read: what changes meanwhile makes the shard stale.
+        tags = {key: self._provenance(key, shard) for key in maker.keys}
+        made = maker.run(context, self._load)
+        for spec, result in zip(maker.specs, (made,) if isinstance(made, dg.MaterializeResult) else made, strict=True):
+            if spec.key not in self._context.selected_asset_keys:
+                continue
+            manager = getattr(context.resources, maker.io_managers[spec.key])
+            version, metadata = manager.save(spec.key, shard, result.value, spec.metadata)
+            yield dg.MaterializeResult(
+                asset_key=spec.key,
+                metadata={**(result.metadata or {}), **metadata},
+                data_version=dg.DataVersion(version),
+                tags={
+                    **tags[spec.key],
+                    CODE_VERSION_TAG: spec.code_version or context.run.run_id,
+                    DATA_VERSION_TAG: version,
+                    DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
+                },
+            )
+            events = context.instance.event_log_storage.get_latest_storage_id_by_partition(
+                spec.key, MATERIALIZED, {shard}
+            )
+            self._staleness.materialised(spec.key, shard, version, events[shard])
+
+    def _provenance(self, key: dg.AssetKey, shard: str) -> dict[str, str]:
+        tags = {}
+        for parent, (version, event) in self._staleness.inputs(key, shard).items():
+            tags[get_input_data_version_tag(parent)] = version
+            tags[get_input_event_pointer_tag(parent)] = str(event) if event else "NULL"
+        return tags
+
+    def _load(self, read: _Input, shard: str) -> Any:
+        load = partial(getattr(self._context.resources, read.io_manager).load, read.key)
+        if read.partitions is None:
+            return {shard: load(shard)} if read.as_dict else load(shard)
+        if (read.key, read.partitions) not in self._fan_ins:
+            self._fan_ins[read.key, read.partitions] = {partition: load(partition) for partition in read.partitions}
+        loaded = self._fan_ins[read.key, read.partitions]
+        return dict(loaded) if read.as_dict else loaded[read.partitions[0]]
+
+    def _log(self, result: ShardResult, shard: str) -> None:
+        """Record a result as an event of its shard."""
+        assert result.asset_key is not None
+        if isinstance(result, dg.MaterializeResult):
+            self._context.log_event(
+                dg.AssetMaterialization(result.asset_key, partition=shard, metadata=result.metadata, tags=result.tags)
+            )
+            return
+        assert result.check_name is not None
+        key = dg.AssetCheckKey(result.asset_key, result.check_name)
+        blocking = next(check.spec.blocking for check in self._checks if check.spec.key == key)
+        record = self._staleness.materialisations(result.asset_key, [shard]).get(shard)
+        self._context.log_event(
+            dg.AssetCheckEvaluation(
+                result.asset_key,
+                result.check_name,
+                passed=result.passed,
+                partition=shard,
+                metadata=result.metadata,
+                severity=result.severity,
+                description=result.description,
+                blocking=blocking,
+                target_materialization_data=record
+                and AssetCheckEvaluationTargetMaterializationData(
+                    storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+                ),
+            )
+        )
+
+    def _materialised_before(self, shards: Sequence[str]) -> set[str]:
+        """Return the shards that the run which this one resumes has finished, checks included."""
+        run = self._context.run
+        if run.tags.get(RESUMED_TAG) != "true" or not run.root_run_id:
+            return set()
+        resumed = dg.RunsFilter(tags={ROOT_RUN_TAG: run.root_run_id})
+        group = {run.root_run_id, *(other.run_id for other in self._context.instance.get_runs(resumed))}
+        finished = set(shards)
+        for key in self._context.selected_asset_keys:
+            events = self._staleness.materialisations(key, shards)
+            pending = self._staleness.pending(key)
+            finished &= {shard for shard, event in events.items() if event.run_id in group and shard not in pending}
+        return finished
