@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import dagster as dg
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -49,6 +50,7 @@ class StepState:
     partitions: list[str | None]
     status: StepStatus = StepStatus.WAITING
     finished: int = 0  # partitions
+    materialised: int = 0  # partitions of the run that goes on
     seconds: float = 0.0
     line: str = ""
     own_seconds: float = 0.0  # of `seconds`, in the assets themselves
@@ -56,8 +58,8 @@ class StepState:
 
     @property
     def count(self) -> str:
-        """Return the finished partitions of all, as in '3/8'."""
-        return f"{self.finished}/{len(self.partitions)}"
+        """Return the finished partitions of all, as in '3/8'; of a run of many, those that it has materialised."""
+        return f"{self.finished + self.materialised}/{len(self.partitions)}"
 
 
 @contextmanager
@@ -122,7 +124,12 @@ class _ProgressHandler(logging.Handler):
         message = str(meta.get("orig_message", ""))
         if record.levelno == logging.WARNING:  # errors are reported once, by PipelineError
             self._console.print(f"[yellow]{record.levelname.lower()}[/] ", Text(printable(message)))
-        if " · " not in message or self.state is None:
+        if self.state is None:
+            return
+        event: dg.DagsterEvent | None = meta.get("dagster_event")
+        if event and event.is_step_materialization and event.partition and event.asset_key == self.state.step.keys[-1]:
+            self.state.materialised += 1
+        if " · " not in message:
             return
         self.state.line = message
         if not self._live and time.monotonic() - self._last_printed >= SECONDS_BETWEEN_LINES:

@@ -18,6 +18,7 @@ import dagster as dg
 from sbp_assets.dagster_support.internals import (
     NOT_FINISHED_STATUSES,
     AssetGraphView,
+    BaseAssetGraph,
     EntitySubset,
     executable_in_same_run,
 )
@@ -221,10 +222,16 @@ class UpstreamPending(dg.AutomationCondition[dg.AssetKey]):
             for parent in sorted(graph.get(context.key).parent_keys):
                 pending = await self._automation.evaluation(view).pending(parent)
                 requested = context.request_subsets_by_key.get(parent)
-                if requested and executable_in_same_run(graph, child_key=context.key, parent_key=parent):
+                if requested and _in_one_run(graph, context.key, parent):
                     pending = pending.compute_difference(requested)
                 found = found.compute_union(view.compute_child_subset(context.key, pending))
         return dg.AutomationResult(context, context.candidate_subset.compute_intersection(found))
+
+
+def _in_one_run(graph: BaseAssetGraph, child: dg.AssetKey, parent: dg.AssetKey) -> bool:
+    """Whether a request of both puts them into one run; Dagster's rule leaves out that two policies make two runs."""
+    same_policy = graph.get(child).backfill_policy == graph.get(parent).backfill_policy
+    return same_policy and executable_in_same_run(graph, child_key=child, parent_key=parent)
 
 
 def default_status(running: bool) -> dg.DefaultSensorStatus:

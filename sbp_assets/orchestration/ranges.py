@@ -2,7 +2,13 @@
 
 from collections.abc import Sequence
 
-from sbp_assets.dagster_support.internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+import dagster as dg
+
+from sbp_assets.dagster_support.internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    BaseAssetGraph,
+)
 from sbp_assets.orchestration.materialisations import Partition
 
 
@@ -16,6 +22,15 @@ def contiguous(partitions: Sequence[Partition], among: Sequence[Partition], size
         else:
             ranges.append([partition])
     return ranges
+
+
+def batches(graph: BaseAssetGraph, key: dg.AssetKey, partitions: Sequence[Partition]) -> list[list[Partition]]:
+    """Return `partitions` of an asset as runs can take them: in ranges, as long as its backfill policy allows."""
+    node = graph.get(key)
+    if node.partitions_def is None or node.backfill_policy is None:
+        return [[partition] for partition in sorted(partitions, key=str)]
+    size = node.backfill_policy.max_partitions_per_run or len(partitions)
+    return contiguous(partitions, list(node.partitions_def.get_partition_keys()), size)
 
 
 def range_tags(partitions: Sequence[Partition]) -> dict[str, str]:

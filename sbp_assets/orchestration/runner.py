@@ -29,7 +29,7 @@ from sbp_assets.dagster_support.preview import printable
 from sbp_assets.orchestration.display import StepState, StepStatus, display
 from sbp_assets.orchestration.materialisations import Partition, StalenessCache
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
-from sbp_assets.orchestration.ranges import contiguous, range_tags
+from sbp_assets.orchestration.ranges import batches, range_tags
 from sbp_assets.orchestration.run_launcher import HOST_TAG
 from sbp_assets.orchestration.shard_step import FAILED_SHARDS
 from sbp_assets.orchestration.staleness import Staleness, partition_checks
@@ -103,7 +103,7 @@ def verify(
         yield from ((partition, VerifyResult({})) for partition in partitions)
         return
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
-    for batch in _batches(defs, step, partitions):
+    for batch in batches(graph, step.keys[0], partitions):
         evaluations: dict[Partition, dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]] = defaultdict(dict)
         for evaluation in _execute(job, instance, batch).get_asset_check_evaluations():
             evaluations[evaluation.partition][evaluation.asset_check_key] = evaluation
@@ -115,14 +115,6 @@ def verify(
                 if not evaluation.passed and evaluation.severity == ERROR
             }
             yield partition, VerifyResult(failed, sorted(checks - found.keys()))
-
-
-def _batches(defs: dg.Definitions, step: Step, partitions: Sequence[Partition]) -> list[list[Partition]]:
-    """Return `partitions` as runs can take them: ranges, as long as the backfill policy allows."""
-    policy = defs.resolve_asset_graph().get(step.keys[0]).backfill_policy
-    if policy is None:
-        return [[partition] for partition in partitions]
-    return contiguous(partitions, step_partitions(defs, step), policy.max_partitions_per_run or len(partitions))
 
 
 def step_partitions(defs: dg.Definitions, step: Step) -> list[Partition]:
@@ -225,8 +217,10 @@ def _run_step(
         else:
             stale.add(partition)
     job = defs.resolve_job_def(state.step.name)
-    for batch in _batches(defs, state.step, [name for name in state.partitions if name in stale]):
+    graph = defs.resolve_asset_graph()
+    for batch in batches(graph, state.step.keys[0], [name for name in state.partitions if name in stale]):
         result = _execute(job, instance, batch)
+        state.materialised = 0
         state.own_seconds += sum(_wall_seconds(result))
         failures = _failures(result, batch)
         for partition in batch:

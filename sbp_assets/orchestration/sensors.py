@@ -17,8 +17,9 @@ from sbp_assets.orchestration import webhook
 from sbp_assets.orchestration.materialisations import StalenessCache
 from sbp_assets.orchestration.nightly import default_status
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
+from sbp_assets.orchestration.ranges import batches, range_tags
 from sbp_assets.orchestration.runner import RUN_TAGS, original_error
-from sbp_assets.orchestration.staleness import Staleness
+from sbp_assets.orchestration.staleness import Staleness, partition_checks
 from sbp_assets.settings import Deployment, FilesSource
 
 MANIFEST = dg.AssetKey(["corpus", "source_manifest"])
@@ -132,9 +133,11 @@ def unchecked_sensor(
         staleness, requests = Staleness(graph, instance, cache), 0
         for step in pipeline:
             by_key = {key: staleness.unchecked(key) for key in step.keys}
-            for partition in sorted({name for events in by_key.values() for name in events}, key=str):
-                events = {key: events[partition] for key, events in by_key.items() if partition in events}
-                run_key = f"{step.name} {partition} {sorted(events.values())} {today:%F}"
+            found = {name for events in by_key.values() for name in events}
+            for partitions in batches(graph, step.keys[0], list(found)):
+                events = {key: [by_key[key].get(name) for name in partitions] for key in step.keys}
+                run_key = f"{step.name} {partitions[0]} {sorted(events.items())} {today:%F}"
+                run_key = f"{step.name} {partitions[0]} {hashlib.sha256(run_key.encode()).hexdigest()}"
                 if run_key in requested_today:
                     continue
                 if requests == UNCHECKED_AT_ONCE:
@@ -143,9 +146,15 @@ def unchecked_sensor(
                 yield dg.RunRequest(
                     run_key=run_key,
                     job_name=step.name,
-                    partition_key=partition,
-                    asset_check_keys=sorted(check for key in events for check in graph.get(key).check_keys),
-                    tags={**UNCHECKED_TAGS, "dagster/priority": "-1"},
+                    partition_key=partitions[0] if len(partitions) == 1 else None,
+                    asset_check_keys=sorted(
+                        check for key in step.keys if any(events[key]) for check in partition_checks(graph, key)
+                    ),
+                    tags={
+                        **UNCHECKED_TAGS,
+                        "dagster/priority": "-1",
+                        **(range_tags(partitions) if len(partitions) > 1 else {}),
+                    },
                 )
 
     return unchecked
