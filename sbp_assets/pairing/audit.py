@@ -1,11 +1,15 @@
-"""What the pairing checks verify, as plain functions: each returns whether its check passes, and what it found.
+"""What the checks of one shard verify, as plain functions: each returns whether its check passes, and what it found.
 
-Samples find errors of whole artifacts: vectors of other texts, shuffled pairs, an index of another model.
+Samples find errors of whole artifacts: vectors of other texts, shuffled pairs, an index of another model. Of other
+shards a check reads a sample of fixed size, so that the checks of all shards grow with their number alone; what only
+all shards show is in `global_audit`. docs/checks.md says what a sample finds with what probability.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import heapq
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +28,29 @@ from sbp_assets.storage.progress import Progress
 NORM_TOLERANCE = 1e-4
 SELF_RECALL_SAMPLE, MIN_SELF_RECALL = 500, 0.99
 RECALL_SAMPLE, MIN_RECALL = 50, 0.95
-# Exact search reads whole shards of vectors: a few of many are enough.
-RECALL_SHARDS = 8
 # One byte per component of a unit vector moves a cosine by a few thousandths, a few bits of bfloat16 by less.
 SIMILARITY_TOLERANCE = 0.02
 EMBEDDED_SAMPLE = 8
-PAIRS_SAMPLE, PAIRS_SHARDS = 100, 8
+PAIRS_SAMPLE = 100
+# Shards that a check reads beside its own: a profile of up to nine shards is read as a whole.
+SAMPLED_SHARDS = 8
 
 # Whether the property that a function's docstring names holds, and the metadata of the check.
 Result = tuple[bool, dict[str, int | float | str]]
+
+
+def sampled_shards(shard: str, others: Iterable[str], size: int = SAMPLED_SHARDS) -> list[str]:
+    """Return the `size` shards of `others` that the check of `shard` reads beside its own, or all where they are fewer.
+
+    Those with the least hash of both keys are taken (rendezvous hashing, Thaler and Ravishankar 1998): each shard has
+    its own, as if drawn by chance but always the same, and one more shard replaces at most one of them. Each key is
+    hashed: 6 ms for 10,000.
+    """
+    return heapq.nsmallest(
+        size,
+        (other for other in others if other != shard),
+        key=lambda other: hashlib.sha256(f"{shard} {other}".encode()).digest(),
+    )
 
 
 def check_embeddings(embeddings: pl.DataFrame, document_ids: pl.Series) -> Result:
@@ -52,7 +70,7 @@ def check_embeddings(embeddings: pl.DataFrame, document_ids: pl.Series) -> Resul
         "documents_without_vector": len(missing),
         "vectors_without_document": len(extra),
         "repeated_ids": repeated,
-        "offending_ids": _some(ids.filter(pl.Series(wrong)), missing, extra),
+        "offending_ids": some(ids.filter(pl.Series(wrong)), missing, extra),
     }
 
 
@@ -77,7 +95,7 @@ def check_texts(
         "sample": len(sample),
         "of_another_text": int(wrong.sum()),
         "least_cosine": float(cosines.min(initial=1.0)),
-        "offending_ids": _some(sample["id"].filter(pl.Series(wrong))),
+        "offending_ids": some(sample["id"].filter(pl.Series(wrong))),
     }
 
 
@@ -95,29 +113,41 @@ def check_index(directory: Path, embeddings: pl.DataFrame, nprobe: int) -> Resul
 
 
 def check_candidates(
-    candidates: pl.DataFrame, queries: pl.DataFrame, embeddings: Mapping[str, pl.LazyFrame], k: int
+    candidates: pl.DataFrame,
+    queries: pl.DataFrame,
+    embeddings: Mapping[str, pl.LazyFrame],
+    shard: str,
+    k: int,
+    others: int = SAMPLED_SHARDS,
 ) -> Result:
     """Return whether ranks are 1 … k, none is its own neighbour, ids are known, and similarities fall with the rank.
 
     On a sample, recall@k and similarities are compared with those of exact search. `embeddings` are tables by shard,
-    `queries` that of the candidates' own shard.
+    `queries` that of the candidates' own `shard`. Beside it `others` shards are read; other ids are not looked up.
+    Where those read hold no more than k documents, how many ranks are possible is not known: all have the same number.
     """
+    few = sampled_shards(shard, embeddings, others)
+    known = {shard: queries["id"], **{key: embeddings[key].select("id").collect()["id"] for key in few}}
     ranks = candidates.group_by("query_id").agg(n=pl.len(), ranks=pl.col("rank").sort())
-    total = sum(frame.select(pl.len()).collect().item() for frame in embeddings.values())
-    expected = min(k, total - 1)
+    least = max(0, min(k, sum(map(len, known.values())) - 1))
+    most = least if len(known) == len(embeddings) else k
+    expected = min(max(least, ranks["n"].max() or 0), most)  # type: ignore[type-var]
     short = len(queries) - len(ranks) if expected else 0
     whole = pl.int_ranges(1, pl.col("n") + 1).cast(pl.List(pl.Int64))
     bad_ranks = ranks.filter((pl.col("n") != expected) | (pl.col("ranks") != whole))
     itself = candidates.filter(pl.col("query_id") == pl.col("neighbor_id"))
     outside = candidates.filter(~pl.col("similarity").is_between(-1, 1))
     rising = candidates.sort("query_id", "rank").filter(pl.col("similarity").diff().over("query_id") > 0)
-    unknown = candidates.select(id="query_id").join(queries, on="id", how="anti")["id"]
-    for (shard,), rows in candidates.partition_by("neighbor_shard", as_dict=True).items():
-        known = embeddings[str(shard)].select("id").collect()
-        unknown = pl.concat([unknown, rows.select(id="neighbor_id").join(known, on="id", how="anti")["id"]])
-    sample = queries.sample(min(RECALL_SAMPLE, len(queries)), seed=0)
-    shards = pl.Series(sorted(embeddings)).sample(min(RECALL_SHARDS, len(embeddings)), seed=0).to_list()
-    exact = exact_neighbors(sample["id"].to_list(), vectors_of(sample), {s: embeddings[s] for s in shards}, k)
+    references = pl.concat(
+        [
+            candidates.select(id="query_id", shard=pl.lit(shard)),
+            candidates.select(id="neighbor_id", shard="neighbor_shard"),
+        ]
+    )
+    unknown = _unknown(references, known, embeddings)
+    sample = queries.sample(min(RECALL_SAMPLE, len(queries)), seed=_seed(shard))
+    read = {shard: queries.lazy(), **{key: embeddings[key] for key in few}}
+    exact = exact_neighbors(sample["id"].to_list(), vectors_of(sample), read, k)
     found = recall(candidates, exact, k)
     ground_truth = pl.concat(
         [near.with_columns(query_id=pl.lit(query)) for query, near in exact.items()] or [candidates[:0]]
@@ -135,8 +165,8 @@ def check_candidates(
         "unknown_ids": len(unknown),
         f"recall_at_{k}": found,
         "recall_sample": len(sample),
-        "recall_shards": len(shards),
-        "offending_ids": _some(
+        "shards_read": len(read),
+        "offending_ids": some(
             bad_ranks["query_id"],
             itself["query_id"],
             outside["query_id"],
@@ -147,20 +177,29 @@ def check_candidates(
     }
 
 
-def check_pairs(pairs: pl.DataFrame, documents: Mapping[str, pl.LazyFrame], shard: str, settings: Pairing) -> Result:
-    """Return whether similarities and shared shingles are in bounds, pairs distinct and of D, and both caps kept."""
+def check_pairs(
+    pairs: pl.DataFrame,
+    documents: Mapping[str, pl.LazyFrame],
+    shard: str,
+    settings: Pairing,
+    others: int = SAMPLED_SHARDS,
+) -> Result:
+    """Return whether similarities and shared shingles are in bounds, pairs distinct and of D, and the caps kept here.
+
+    That every d1 is of this shard is looked up, and d2 here and in `others` of the shards that they are said to be in.
+    """
     cap = settings.max_pairs_per_document
     outside = pairs.filter(~pl.col("similarity").is_between(settings.min_similarity, settings.max_similarity))
     copies = pairs.filter(pl.col("shared_shingles") > settings.max_shared_shingles)
     itself = pairs.filter(pl.col("d1") == pl.col("d2"))
     repeated = pairs.filter(pl.struct("d1", "d2").is_duplicated())
     over = {side: pairs.group_by(side).len().filter(pl.col("len") > cap)[side] for side in ("d1", "d2")}
-    # That every d1 is of this shard also rules out that two shards keep the same pair.
-    members = [pairs.select(id="d1", shard=pl.lit(shard)), pairs.select(id="d2", shard="d2_shard")]
-    unknown = pl.Series("id", [], pl.String)
-    for (key,), rows in pl.concat(members).unique().partition_by("shard", as_dict=True).items():
-        known = documents[str(key)].filter(pl.col("split") == UNIQUE).select("id").collect()
-        unknown = pl.concat([unknown, rows.join(known, on="id", how="anti")["id"]])
+    references = pl.concat([pairs.select(id="d1", shard=pl.lit(shard)), pairs.select(id="d2", shard="d2_shard")])
+    known = {
+        key: documents[key].filter(pl.col("split") == UNIQUE).select("id").collect()["id"]
+        for key in (_shards_to_read(pairs, documents, shard, others) if len(pairs) else ())
+    }
+    unknown = _unknown(references, known, documents)
     faults = {
         "similarities_out_of_bounds": len(outside),
         "near_copies": len(copies),
@@ -173,7 +212,8 @@ def check_pairs(pairs: pl.DataFrame, documents: Mapping[str, pl.LazyFrame], shar
     return not any(faults.values()), {
         **faults,
         "pairs": len(pairs),
-        "offending_ids": _some(
+        "shards_read": len(known),
+        "offending_ids": some(
             outside["d1"], copies["d1"], itself["d1"], repeated["d1"], over["d1"], over["d2"], unknown
         ),
     }
@@ -185,28 +225,26 @@ def check_origin(
     documents: Mapping[str, pl.LazyFrame],
     shard: str,
     settings: Pairing,
+    others: int = SAMPLED_SHARDS,
 ) -> Result:
-    """Return whether a sample of pairs, with d2 in a few shards, are candidates and have the stated figures.
+    """Return whether a sample of pairs, with d2 here or in `others` shards, are candidates and have the stated figures.
 
     The figures, similarity and shared shingles, are those of the candidates and of the documents' texts.
     """
-    others = pairs["d2_shard"].unique().sort()
-    few = others.sample(min(PAIRS_SHARDS, len(others)), seed=0)
-    sample = pairs.filter(pl.col("d2_shard").is_in(few.implode()))
-    sample = sample.sample(min(PAIRS_SAMPLE, len(sample)), seed=0)
-    sides = {"query_id": "d1", "neighbor_id": "d2"}
-    found = [_similarities(candidates[shard], sample, sides)]
-    if settings.both_directions:
-        sides = {"query_id": "d2", "neighbor_id": "d1"}
-        found += [_similarities(candidates[key], sample.filter(d2_shard=key), sides) for key in few]
+    few = _shards_to_read(pairs, documents, shard, others)
+    sample = pairs.filter(pl.col("d2_shard").is_in(few))
+    sample = sample.sample(min(PAIRS_SAMPLE, len(sample)), seed=_seed(shard))
+    found = [_similarities(candidates[shard], sample, {"query_id": "d1", "neighbor_id": "d2"})]
+    first = texts_of(sample["d1"], documents[shard])
+    second: dict[str, str] = {}
+    for (key,), rows in sample.partition_by("d2_shard", as_dict=True).items():
+        second |= texts_of(rows["d2"], documents[str(key)])
+        if settings.both_directions:
+            found.append(_similarities(candidates[str(key)], rows, {"query_id": "d2", "neighbor_id": "d1"}))
     near = pl.concat(found).group_by("d1", "d2").agg(pl.col("found").max())
     joined = sample.join(near, on=["d1", "d2"], how="left")
     close = (pl.col("similarity") - pl.col("found")).abs() <= SIMILARITY_TOLERANCE
     unfound = joined.filter(~close.fill_null(False))
-    first = texts_of(sample["d1"], documents[shard])
-    second: dict[str, str] = {}
-    for key in few:
-        second |= texts_of(sample.filter(d2_shard=key)["d2"], documents[key])
     wrong = [
         d1
         for d1, d2, stated in sample.select("d1", "d2", "shared_shingles").iter_rows()
@@ -216,8 +254,34 @@ def check_origin(
         "sample": len(sample),
         "no_such_candidate": len(unfound),
         "other_shared_shingles": len(wrong),
-        "offending_ids": _some(unfound["d1"], pl.Series(wrong, dtype=pl.String)),
+        "offending_ids": some(unfound["d1"], pl.Series(wrong, dtype=pl.String)),
     }
+
+
+def _seed(shard: str) -> int:
+    # Of each shard other places: samples of one seed would leave out the same rows of all.
+    return int.from_bytes(hashlib.sha256(shard.encode()).digest()[:8], "big")
+
+
+def _shards_to_read(pairs: pl.DataFrame, documents: Mapping[str, pl.LazyFrame], shard: str, others: int) -> list[str]:
+    """Return the pairs' own shard, and those in which d2 are looked up; a shard that does not exist is not among them.
+
+    Two checks of one shard read the same.
+    """
+    return [shard, *sampled_shards(shard, [key for key in pairs["d2_shard"].unique() if key in documents], others)]
+
+
+def _unknown(references: pl.DataFrame, known: Mapping[str, pl.Series], shards: Iterable[str]) -> pl.Series:
+    """Return the ids of `references` (id, shard) that their shard does not have, where it is one of `known`.
+
+    Also those of a shard that is none of `shards`.
+    """
+    references = references.unique()
+    found = [references.filter(~pl.col("shard").is_in(list(shards)).fill_null(False))["id"]]
+    for key, ids in known.items():
+        rows = references.filter(shard=key)
+        found.append(rows.join(ids.to_frame("id"), on="id", how="anti")["id"])
+    return pl.concat(found)
 
 
 def _similarities(candidates: pl.LazyFrame, pairs: pl.DataFrame, sides: dict[str, str]) -> pl.DataFrame:
@@ -233,5 +297,6 @@ def _shared(d1: str | None, d2: str | None, words: int) -> float:
     return overlap(*shingled([d1, d2], words))
 
 
-def _some(*ids: pl.Series) -> str:
+def some(*ids: pl.Series) -> str:
+    """Return up to ten of the ids, of those that begin each series, for a check's metadata."""
     return ", ".join(sorted({str(i) for series in ids for i in series.head(10)})[:10])

@@ -1,4 +1,4 @@
-"""Checks of the pairing stage; `audit` does the work."""
+"""Checks of the pairing stage; `audit` does the work for one shard, `global_audit` for all of them."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ import polars as pl
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.dagster_support.check_results import check_result, problems_result
 from sbp_assets.dagster_support.partitions import shard_check, shards
-from sbp_assets.pairing import audit
+from sbp_assets.pairing import audit, global_audit
 from sbp_assets.pairing.embed import Embedder
 from sbp_assets.pairing.ground_truth import not_above_chance, truth_problems
 from sbp_assets.settings import Settings
+from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.checks import all_partitions
 from sbp_assets.storage.io_managers import ParquetIOManager
 
@@ -60,8 +61,8 @@ def index_matches_embeddings(
     asset=["pairing", "neighbor_candidates"],
     additional_deps=[["pairing", "embeddings"]],
     blocking=True,
-    description=f"Ranks are complete, ids are known, and recall against exact search on a sample is at least "
-    f"{audit.MIN_RECALL:.0%}.",
+    description=f"Ranks are complete; of the shard and {audit.SAMPLED_SHARDS} others, ids are known, and recall "
+    f"against exact search on a sample is at least {audit.MIN_RECALL:.0%}.",
 )
 def candidates_are_nearest_neighbors(
     context: dg.AssetCheckExecutionContext,
@@ -70,15 +71,37 @@ def candidates_are_nearest_neighbors(
     neighbor_candidates: pl.LazyFrame,
 ) -> dg.AssetCheckResult:
     embeddings = all_partitions(parquet, "pairing/embeddings", shards(settings))
-    candidates, queries = neighbor_candidates.collect(), embeddings[context.partition_key].collect()
-    return check_result(*audit.check_candidates(candidates, queries, embeddings, settings.experiment.pairing.neighbors))
+    candidates, shard = neighbor_candidates.collect(), context.partition_key
+    k, queries = settings.experiment.pairing.neighbors, embeddings[shard].collect()
+    return check_result(*audit.check_candidates(candidates, queries, embeddings, shard, k))
+
+
+# A check of all shards is of no partition. It does not block: it would hold up every shard.
+@dg.asset_check(
+    asset=["pairing", "neighbor_candidates"],
+    additional_deps=[["pairing", "embeddings"]],
+    description="Over all shards, every document and every neighbour is of D and in the shard that is stated, and each "
+    "document has all of its neighbours.",
+)
+def candidates_are_known_over_all_shards(
+    settings: dg.ResourceParam[Settings], parquet: dg.ResourceParam[ParquetIOManager]
+) -> dg.AssetCheckResult:
+    found = global_audit.check_all_candidates(
+        all_partitions(parquet, "pairing/neighbor_candidates", shards(settings)),
+        all_partitions(parquet, "pairing/embeddings", shards(settings)),
+        settings.experiment.pairing.neighbors,
+        staging(settings.deployment.work_dir, "all_candidates"),
+        settings.deployment.memory_limit,
+    )
+    return check_result(*found)
 
 
 @shard_check(
     asset=["pairing", "neighbor_pairs"],
     additional_deps=[["corpus", "documents"]],
     blocking=True,
-    description="Pairs are related, are not copies, occur once, are of D only, and no document exceeds the caps.",
+    description="Pairs are related, are not copies, occur once, are of D only (d2 of the shard and "
+    f"{audit.SAMPLED_SHARDS} others), and no document exceeds the caps in the shard.",
 )
 def pairs_are_related_and_distinct(
     context: dg.AssetCheckExecutionContext,
@@ -94,8 +117,8 @@ def pairs_are_related_and_distinct(
     asset=["pairing", "neighbor_pairs"],
     additional_deps=[["corpus", "documents"], ["pairing", "neighbor_candidates"]],
     blocking=True,
-    description=f"Of {audit.PAIRS_SAMPLE} pairs, each was found as a neighbour of that similarity and shares the "
-    "shingles that it states.",
+    description=f"Of {audit.PAIRS_SAMPLE} pairs with d2 in the shard or {audit.SAMPLED_SHARDS} others, each was found "
+    "as a neighbour of that similarity and shares the shingles that it states.",
 )
 def pairs_match_candidates(
     context: dg.AssetCheckExecutionContext,
@@ -108,6 +131,25 @@ def pairs_match_candidates(
     return check_result(
         *audit.check_origin(pairs, candidates, documents, context.partition_key, settings.experiment.pairing)
     )
+
+
+@dg.asset_check(
+    asset=["pairing", "neighbor_pairs"],
+    additional_deps=[["corpus", "documents"]],
+    description="Over all shards, every d1 and d2 is of D and in the shard that is stated, no pair is kept twice, and "
+    "no document exceeds the caps.",
+)
+def pairs_are_distinct_over_all_shards(
+    settings: dg.ResourceParam[Settings], parquet: dg.ResourceParam[ParquetIOManager]
+) -> dg.AssetCheckResult:
+    found = global_audit.check_all_pairs(
+        all_partitions(parquet, "pairing/neighbor_pairs", shards(settings)),
+        all_partitions(parquet, "corpus/documents", shards(settings)),
+        settings.experiment.pairing,
+        staging(settings.deployment.work_dir, "all_pairs"),
+        settings.deployment.memory_limit,
+    )
+    return check_result(*found)
 
 
 @dg.asset_check(

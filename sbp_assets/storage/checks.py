@@ -4,7 +4,7 @@ Also what a check of one shard reads of all shards: Dagster (1.13) gives a parti
 an input, whatever the partition mapping.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -58,10 +58,35 @@ def stored_checks(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetChecksD
     ]
 
 
-def all_partitions(manager: ArtifactIOManager, asset: str, partitions: dg.PartitionsDefinition) -> dict[str, Any]:
+class Partitions(Mapping[str, Any]):
+    """Every partition of an asset by its key, opened each time that it is asked for and not before.
+
+    A check of one shard looks at few of thousands, and from a remote store each is a download.
+    """
+
+    def __init__(self, load: Callable[[str], Any], keys: Iterable[str]) -> None:
+        self._load, self._keys = load, dict.fromkeys(keys)
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._load(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def all_partitions(manager: ArtifactIOManager, asset: str, partitions: dg.PartitionsDefinition) -> Partitions:
     """Return every partition of `asset` ("stage/name"), by its key, as a fan-in input would be.
 
-    The check names the asset among its `additional_deps`, and takes the asset's IO manager as a resource.
+    The check names the asset among its `additional_deps`, and takes the asset's IO manager as a resource. One that the
+    store does not hold raises FileNotFoundError when it is asked for.
     """
     key = dg.AssetKey(asset.split("/"))
-    return {partition: manager.load(key, partition) for partition in partitions.get_partition_keys()}
+    return Partitions(lambda partition: manager.load(key, partition), partitions.get_partition_keys())

@@ -252,11 +252,14 @@ DAMAGES = [
         ("neighbours shuffled", column(neighbor_id=pl.col("neighbor_id").reverse()),
          "candidates_are_nearest_neighbors"),
         ("similarities shuffled", column(similarity=pl.col("similarity").reverse()),
-         "candidates_are_nearest_neighbors")),
+         "candidates_are_nearest_neighbors"),
+        ("neighbours of a shard that does not exist", column(neighbor_shard=pl.lit("99999")),
+         "candidates_are_known_over_all_shards")),
     *of("pairing/neighbor_pairs", SHARD, "synthesizer/tuning_examples",
         ("pairs shuffled", table(shuffled_pairs), "pairs_match_candidates"),
         ("a held-out d2", first("d2", A_HELDOUT), "pairs_are_related_and_distinct"),
-        ("a pair twice", table(lambda rows: pl.concat([rows, rows[:1]])), "pairs_are_related_and_distinct")),
+        ("a pair twice", table(lambda rows: pl.concat([rows, rows[:1]])), "pairs_are_related_and_distinct"),
+        ("the pairs of another shard", of_the_other_shard, "pairs_are_distinct_over_all_shards")),
     *of("pairing/pair_truth", None, "evaluation/report",
         ("a share that its counts do not give", first("precision", 0.99), "pair_precision_is_above_chance")),
     *of("synthesizer/tuning_examples", None, "synthesizer/checkpoint",
@@ -371,9 +374,14 @@ def table_of_damage() -> str:
 
 
 def write_tables() -> None:
-    """Replace the two tables of docs/checks.md by those of the present checks and damages."""
-    before, between, after = re.split(r"(?:^\|.*\n)+", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    PAGE.write_text(f"{before}{table_of_checks()}\n{between}{table_of_damage()}\n{after}", encoding="utf-8")
+    """Replace the last two tables of docs/checks.md by those of the present checks and damages."""
+    page = PAGE.read_text(encoding="utf-8")
+    checks, damage = list(re.finditer(r"(?:^\|.*\n)+", page, flags=re.MULTILINE))[-2:]
+    between = page[checks.end() : damage.start()]
+    PAGE.write_text(
+        f"{page[: checks.start()]}{table_of_checks()}\n{between}{table_of_damage()}\n{page[damage.end() :]}",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

@@ -65,11 +65,11 @@ def test_candidates(store: Path, embeddings: Tables) -> None:
     frames = {shard: table.lazy() for shard, table in embeddings.items()}
 
     def fault(table: pl.DataFrame) -> dict[str, int | float | str]:
-        passed, metadata = check_candidates(table, queries, frames, k)
+        passed, metadata = check_candidates(table, queries, frames, "00000", k)
         assert not passed
         return metadata
 
-    passed, metadata = check_candidates(good, queries, frames, k)
+    passed, metadata = check_candidates(good, queries, frames, "00000", k)
     assert passed and metadata["recall_at_5"] >= 0.95, metadata
     row = pl.int_range(pl.len()) == 0
     assert fault(good[1:])["queries_with_wrong_ranks"] == 1
