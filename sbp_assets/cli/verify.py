@@ -16,6 +16,10 @@ from sbp_assets.instance.storage import exclusive_instance, instance_exists
 
 def verify(
     steps: Annotated[list[str] | None, typer.Argument(help="Steps (jobs' names) to check; default: all.")] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Checks of one shard read all others, not a sample of deployment.checked_shards."),
+    ] = False,
     profile: Profile = None,
 ) -> None:
     """Evaluate every check on the artifacts as they lie in the store, materialising nothing.
@@ -24,6 +28,9 @@ def verify(
     line for each check that failed, warnings too.
     """
     settings = activate(profile, instance=False)
+    if full:
+        everything = {"checked_shards": max(1, len(settings.experiment.shard_keys))}
+        settings = settings.model_copy(update={"deployment": settings.deployment.model_copy(update=everything)})
     deployment = settings.deployment
     nothing = CommandError(
         f"nothing to verify: the instance {deployment.instance_dir} has no materialisations of "
@@ -62,13 +69,12 @@ def verify(
             raise nothing
         # Failed checks are recorded, and what fails is re-materialised.
         require_store(defs, staleness, deployment)
-        results = (
-            (step, partition, result)
-            for step, names in materialised.items()
-            for partition, result in runner.verify(defs, instance, step, names)
-        )
-        for step, partition, result in tracked(results, "checking", total):
-            corrupted += result.outcome is runner.Outcome.FAILED
+        over_all = 0
+        for step, partition, result in tracked(runner.verify_steps(defs, instance, materialised), "checking", total):
+            if partition == runner.OVER_ALL:
+                over_all += result.outcome is runner.Outcome.FAILED
+            else:
+                corrupted += result.outcome is runner.Outcome.FAILED
             crashed += result.outcome is runner.Outcome.CRASHED
             name = " ".join(filter(None, (step.name, partition)))
             if result.outcome is runner.Outcome.FAILED:
@@ -84,8 +90,10 @@ def verify(
     summary = f"{total} partitions checked, {corrupted} corrupted"
     if corrupted:
         summary += f"; `{command_line('run')}` re-materialises them"
+    if over_all:
+        summary += f"; {over_all} steps fail over all shards: materialise in the UI the shards that are named"
     if crashed:
         summary += f"; {crashed} could not be checked"
     typer.echo(summary)
-    if corrupted or crashed:
+    if corrupted or over_all or crashed:
         raise typer.Exit(FAILED)

@@ -27,18 +27,21 @@ from sbp_assets.dagster_support.internals import (
 )
 from sbp_assets.dagster_support.preview import printable
 from sbp_assets.orchestration.display import StepState, StepStatus, display
+from sbp_assets.orchestration.fan_in_checks import due_checks, failed_checks_of_all
 from sbp_assets.orchestration.materialisations import Partition, StalenessCache
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
 from sbp_assets.orchestration.ranges import batches, range_tags
 from sbp_assets.orchestration.run_launcher import HOST_TAG
 from sbp_assets.orchestration.shard_step import FAILED_SHARDS
-from sbp_assets.orchestration.staleness import Staleness, partition_checks
+from sbp_assets.orchestration.staleness import Staleness, fan_in_checks, partition_checks
 
 ERROR = dg.AssetCheckSeverity.ERROR
 RUN_TAGS = {"sbp/command": "run"}
 HOST_TAGS = {HOST_TAG: platform.node()}
 # What is killed resumes with the next `sbp run`; a daemon on the same instance shall not start it again.
 NOT_RETRIED = {"dagster/max_retries": "0"}
+# In the place of a partition's name: what the checks find that look at all partitions of a step.
+OVER_ALL = "over all partitions"
 RUN_CONFIG: dict[str, Any] = {"loggers": {"display": {}}}
 
 
@@ -117,6 +120,32 @@ def verify(
             yield partition, VerifyResult(failed, sorted(checks - found.keys()))
 
 
+def verify_steps(
+    defs: dg.Definitions, instance: dg.DagsterInstance, partitions: Mapping[Step, Sequence[Partition]]
+) -> Iterator[tuple[Step, Partition, VerifyResult]]:
+    """Yield what the checks find of the `partitions` of each step, and as OVER_ALL those that look at all partitions.
+
+    The latter are run where all partitions of the step are among them.
+    """
+    graph = defs.resolve_asset_graph()
+    for step, names in partitions.items():
+        for partition, result in verify(defs, instance, step, names):
+            yield step, partition, result
+        checks = [check for key in step.keys for check in fan_in_checks(graph, key)]
+        if checks and len(names) == len(step_partitions(defs, step)):
+            yield step, OVER_ALL, verify_fan_ins(defs, instance, step, checks)
+
+
+def verify_fan_ins(
+    defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, checks: Sequence[dg.AssetCheckKey]
+) -> VerifyResult:
+    """Run `checks`, which look at all partitions of the step's assets, and return what they found."""
+    job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=set(checks))
+    evaluations = _execute(job, instance, [None]).get_asset_check_evaluations()
+    failed = {e.asset_check_key: e.description or "" for e in evaluations if not e.passed and e.severity == ERROR}
+    return VerifyResult(failed, sorted({*checks} - {evaluation.asset_check_key for evaluation in evaluations}))
+
+
 def step_partitions(defs: dg.Definitions, step: Step) -> list[Partition]:
     """Return all partition keys of the step's assets; [None] where they are unpartitioned."""
     partitions = defs.resolve_asset_graph().get(step.keys[0]).partitions_def
@@ -191,10 +220,32 @@ def _run_step(
     else:
         pending = _pending(defs, Staleness(defs.resolve_asset_graph(), instance, cache), state.step)
     state.finished = len(state.partitions) - len(pending)
-    if not pending:
-        state.status = StepStatus.FRESH
-        listen(state)
-        return
+    if pending:
+        _run_pending(defs, instance, state, listen, pending)
+    if not state.failures:
+        staleness = Staleness(defs.resolve_asset_graph(), instance, cache)
+        due = due_checks(staleness, state.step.keys)
+        crashed = verify_fan_ins(defs, instance, state.step, due).crashed if due else []
+        reasons = [f"check crashed: {check.to_user_string()}; its run's log says why" for check in crashed]
+        for check, reason in failed_checks_of_all(staleness, state.step.keys).items():
+            reasons.append(f"check failed: {check.to_user_string()}: {reason}")
+        if reasons:
+            state.failures[OVER_ALL] = "\n".join(reasons)
+    if state.failures:
+        state.status = StepStatus.FAILED
+    else:
+        state.status = StepStatus.DONE if pending else StepStatus.FRESH
+    listen(state)
+
+
+def _run_pending(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    state: StepState,
+    listen: Callable[[StepState], None],
+    pending: Mapping[Partition, bool],
+) -> None:
+    """Materialise, or only check, the `pending` partitions of a step."""
     state.status, started = StepStatus.RUNNING, time.monotonic()
     listen(state)
 
@@ -225,8 +276,6 @@ def _run_step(
         failures = _failures(result, batch)
         for partition in batch:
             note(partition, failures.get(partition))
-    state.status = StepStatus.FAILED if state.failures else StepStatus.DONE
-    listen(state)
 
 
 def _execute(
@@ -285,8 +334,8 @@ def _failures(result: dg.ExecuteInProcessResult, partitions: Sequence[Partition]
         if event.is_step_failure:
             named = event.step_failure_data.user_failure_data
             if named and FAILED_SHARDS in named.metadata:
-                by_shard = named.metadata[FAILED_SHARDS].value
-                return {name: _on_lines(reason) for name, reason in by_shard.items()}  # type: ignore[union-attr]
+                by_shard: Any = named.metadata[FAILED_SHARDS].value
+                return {name: _on_lines(reason) for name, reason in by_shard.items()}
             if error := event.step_failure_data.error:
                 reason = named.description if named and named.description else original_error(error).message
                 return dict.fromkeys(partitions, f"{event.step_key}: {_on_lines(reason)}")

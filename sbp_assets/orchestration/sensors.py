@@ -14,6 +14,7 @@ import dagster as dg
 from sbp_assets.corpus.ingest import source_changes
 from sbp_assets.dagster_support.internals import NOT_FINISHED_STATUSES
 from sbp_assets.orchestration import webhook
+from sbp_assets.orchestration.fan_in_checks import due_checks
 from sbp_assets.orchestration.materialisations import StalenessCache
 from sbp_assets.orchestration.nightly import default_status
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
@@ -156,8 +157,18 @@ def unchecked_sensor(
                         **(range_tags(partitions) if len(partitions) > 1 else {}),
                     },
                 )
+            yield from _over_all(staleness, step, requested_today, today)
 
     return unchecked
+
+
+def _over_all(staleness: Staleness, step: Step, requested: set[str | None], today: datetime) -> Iterator[dg.RunRequest]:
+    """Request the checks of all shards of a step that are due."""
+    due = due_checks(staleness, step.keys)
+    run_key = f"{step.name} over all {[staleness.last_event(key) for key in step.keys]} {today:%F}"
+    if due and run_key not in requested:
+        tags = {**UNCHECKED_TAGS, "dagster/priority": "-1"}
+        yield dg.RunRequest(run_key=run_key, job_name=step.name, asset_check_keys=due, tags=tags)
 
 
 def failure_sensor(deployment: Deployment) -> dg.SensorDefinition:

@@ -23,9 +23,11 @@ from sbp_assets.dagster_support.internals import (
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
     AssetCheckEvaluationTargetMaterializationData,
+    PartitionKeyFilter,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
+from sbp_assets.orchestration.fan_in_checks import ENDED, alone
 from sbp_assets.orchestration.materialisations import MATERIALIZED
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
 from sbp_assets.orchestration.staleness import Staleness
@@ -151,7 +153,7 @@ def with_shard_steps(
 ) -> tuple[list[dg.AssetsDefinition], list[dg.AssetChecksDefinition]]:
     """Return `assets` and `checks` with those of each step that has `partitions` made one multi-asset.
 
-    An unpartitioned check of a partitioned asset stays as it is: it looks at all shards.
+    An unpartitioned check of those assets looks at all shards, in runs of its own.
     """
     by_key = {key: asset for asset in assets for key in asset.keys if asset.partitions_def == partitions}
     made, left = list[dg.AssetsDefinition](), [asset for asset in assets if asset.partitions_def != partitions]
@@ -164,7 +166,8 @@ def with_shard_steps(
             many = shards_per_run + len(made)
             theirs = [check for check in of_shards if _target(check) in step.keys]
             made.append(shard_step(step.name, members, theirs, assets, many))
-    return made + left, [check for check in checks if check not in of_shards]
+    others = [check for check in checks if check not in of_shards]
+    return made + left, [alone(check) if _target(check) in by_key else check for check in others]
 
 
 def _target(check: dg.AssetChecksDefinition) -> dg.AssetKey:
@@ -267,7 +270,7 @@ class _ShardRun:
                         crashed.append(error)
                         continue
                     yield result._replace(asset_key=check.spec.asset_key, check_name=check.spec.name)
-                    if check.spec.blocking and not result.passed and result.severity is dg.AssetCheckSeverity.ERROR:
+                    if _blocks(check.spec, result):
                         self._stopped_by.setdefault(shard, []).append(check.spec.name)
             if crashed:
                 raise crashed[0]
@@ -277,8 +280,9 @@ class _ShardRun:
     def range(self) -> None:
         """Materialise and check the shards of the run's range; raise dg.Failure, which names those that failed."""
         context, failed = self._context, dict[str, str]()
-        steps = {key for maker in self._makers for key in maker.keys}
-        if others := sorted(key.to_user_string() for key in (context.run.asset_selection or set()) - steps):
+        own = {key for maker in self._makers for key in maker.keys}
+        selected = context.op_execution_context.job_def.asset_layer.executable_asset_keys
+        if others := sorted(key.to_user_string() for key in selected - own):
             raise dg.Failure(
                 f"A run of a range of shards is of one step, and this one has {', '.join(others)}, too. Select them in "
                 "a backfill, which starts runs for each step, or materialise one shard.",
@@ -382,14 +386,34 @@ class _ShardRun:
 
     def _materialised_before(self, shards: Sequence[str]) -> set[str]:
         """Return the shards that the run which this one resumes has finished, checks included."""
-        run = self._context.run
-        if run.tags.get(RESUMED_TAG) != "true" or not run.root_run_id:
+        tags, instance = self._context.run.tags, self._context.instance
+        if tags.get(RESUMED_TAG) != "true":
             return set()
-        resumed = dg.RunsFilter(tags={ROOT_RUN_TAG: run.root_run_id})
-        group = {run.root_run_id, *(other.run_id for other in self._context.instance.get_runs(resumed))}
+        resumed = instance.get_runs(dg.RunsFilter(tags={ROOT_RUN_TAG: tags[ROOT_RUN_TAG]}))
+        group = {tags[ROOT_RUN_TAG], *(run.run_id for run in resumed)}
         finished = set(shards)
         for key in self._context.selected_asset_keys:
             events = self._staleness.materialisations(key, shards)
-            pending = self._staleness.pending(key)
-            finished &= {shard for shard, event in events.items() if event.run_id in group and shard not in pending}
+            checks = [check.spec for check in self._checks if check.spec.asset_key == key]
+            finished &= {
+                shard
+                for shard, event in events.items()
+                if event.run_id in group and all(self._passed(check, shard, event.storage_id) for check in checks)
+            }
         return finished
+
+    def _passed(self, check: dg.AssetCheckSpec, shard: str, materialisation: int) -> bool:
+        """Whether a check, if it is selected, has been run on the materialisation, and does not block what follows."""
+        if check.key not in self._context.selected_asset_check_keys:
+            return True
+        # The last that ended: this run's own are planned already.
+        records = self._context.instance.event_log_storage.get_asset_check_execution_history(
+            check.key, limit=1, status=ENDED, partition_filter=PartitionKeyFilter(key=shard)
+        )
+        evaluation = records[0].evaluation if records else None
+        target = evaluation.target_materialization_data if evaluation else None
+        return bool(evaluation and target and target.storage_id == materialisation and not _blocks(check, evaluation))
+
+
+def _blocks(check: dg.AssetCheckSpec, result: dg.AssetCheckResult | dg.AssetCheckEvaluation) -> bool:
+    return check.blocking and not result.passed and result.severity is dg.AssetCheckSeverity.ERROR

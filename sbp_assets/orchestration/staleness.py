@@ -89,6 +89,10 @@ class Staleness:
             if status.status is not Status.CHECK_FAILED or (status.check and self.graph.get(status.check).blocking)
         ]
 
+    def last_event(self, key: dg.AssetKey) -> int:
+        """Return the id of the last materialisation of any partition of `key`; 0 without one."""
+        return max(self._latest(key).storage_ids.values(), default=0)
+
     def versions(self, key: dg.AssetKey) -> dict[Partition, str]:
         """Return the data version of each materialised partition of `key`, of those that the settings define."""
         versions = self._latest(key).versions

@@ -32,14 +32,12 @@ RECALL_SAMPLE, MIN_RECALL = 50, 0.95
 SIMILARITY_TOLERANCE = 0.02
 EMBEDDED_SAMPLE = 8
 PAIRS_SAMPLE = 100
-# Shards that a check reads beside its own: a profile of up to nine shards is read as a whole.
-SAMPLED_SHARDS = 8
 
 # Whether the property that a function's docstring names holds, and the metadata of the check.
 Result = tuple[bool, dict[str, int | float | str]]
 
 
-def sampled_shards(shard: str, others: Iterable[str], size: int = SAMPLED_SHARDS) -> list[str]:
+def sampled_shards(shard: str, others: Iterable[str], size: int) -> list[str]:
     """Return the `size` shards of `others` that the check of `shard` reads beside its own, or all where they are fewer.
 
     Those with the least hash of both keys are taken (rendezvous hashing, Thaler and Ravishankar 1998): each shard has
@@ -118,7 +116,7 @@ def check_candidates(
     embeddings: Mapping[str, pl.LazyFrame],
     shard: str,
     k: int,
-    others: int = SAMPLED_SHARDS,
+    others: int,
 ) -> Result:
     """Return whether ranks are 1 … k, none is its own neighbour, ids are known, and similarities fall with the rank.
 
@@ -182,7 +180,7 @@ def check_pairs(
     documents: Mapping[str, pl.LazyFrame],
     shard: str,
     settings: Pairing,
-    others: int = SAMPLED_SHARDS,
+    others: int,
 ) -> Result:
     """Return whether similarities and shared shingles are in bounds, pairs distinct and of D, and the caps kept here.
 
@@ -225,7 +223,7 @@ def check_origin(
     documents: Mapping[str, pl.LazyFrame],
     shard: str,
     settings: Pairing,
-    others: int = SAMPLED_SHARDS,
+    others: int,
 ) -> Result:
     """Return whether a sample of pairs, with d2 here or in `others` shards, are candidates and have the stated figures.
 

@@ -61,7 +61,7 @@ def index_matches_embeddings(
     asset=["pairing", "neighbor_candidates"],
     additional_deps=[["pairing", "embeddings"]],
     blocking=True,
-    description=f"Ranks are complete; of the shard and {audit.SAMPLED_SHARDS} others, ids are known, and recall "
+    description=f"Ranks are complete; of the shard and a sample of others, ids are known, and recall "
     f"against exact search on a sample is at least {audit.MIN_RECALL:.0%}.",
 )
 def candidates_are_nearest_neighbors(
@@ -73,7 +73,9 @@ def candidates_are_nearest_neighbors(
     embeddings = all_partitions(parquet, "pairing/embeddings", shards(settings))
     candidates, shard = neighbor_candidates.collect(), context.partition_key
     k, queries = settings.experiment.pairing.neighbors, embeddings[shard].collect()
-    return check_result(*audit.check_candidates(candidates, queries, embeddings, shard, k))
+    return check_result(
+        *audit.check_candidates(candidates, queries, embeddings, shard, k, settings.deployment.checked_shards)
+    )
 
 
 # A check of all shards is of no partition. It does not block: it would hold up every shard.
@@ -101,7 +103,7 @@ def candidates_are_known_over_all_shards(
     additional_deps=[["corpus", "documents"]],
     blocking=True,
     description="Pairs are related, are not copies, occur once, are of D only (d2 of the shard and "
-    f"{audit.SAMPLED_SHARDS} others), and no document exceeds the caps in the shard.",
+    "a sample of others), and no document exceeds the caps in the shard.",
 )
 def pairs_are_related_and_distinct(
     context: dg.AssetCheckExecutionContext,
@@ -110,14 +112,15 @@ def pairs_are_related_and_distinct(
     neighbor_pairs: pl.LazyFrame,
 ) -> dg.AssetCheckResult:
     pairs, documents = neighbor_pairs.collect(), all_partitions(parquet, "corpus/documents", shards(settings))
-    return check_result(*audit.check_pairs(pairs, documents, context.partition_key, settings.experiment.pairing))
+    shard, pairing, others = context.partition_key, settings.experiment.pairing, settings.deployment.checked_shards
+    return check_result(*audit.check_pairs(pairs, documents, shard, pairing, others))
 
 
 @shard_check(
     asset=["pairing", "neighbor_pairs"],
     additional_deps=[["corpus", "documents"], ["pairing", "neighbor_candidates"]],
     blocking=True,
-    description=f"Of {audit.PAIRS_SAMPLE} pairs with d2 in the shard or {audit.SAMPLED_SHARDS} others, each was found "
+    description=f"Of {audit.PAIRS_SAMPLE} pairs with d2 in the shard or a sample of others, each was found "
     "as a neighbour of that similarity and shares the shingles that it states.",
 )
 def pairs_match_candidates(
@@ -128,9 +131,8 @@ def pairs_match_candidates(
 ) -> dg.AssetCheckResult:
     candidates = all_partitions(parquet, "pairing/neighbor_candidates", shards(settings))
     pairs, documents = neighbor_pairs.collect(), all_partitions(parquet, "corpus/documents", shards(settings))
-    return check_result(
-        *audit.check_origin(pairs, candidates, documents, context.partition_key, settings.experiment.pairing)
-    )
+    shard, pairing, others = context.partition_key, settings.experiment.pairing, settings.deployment.checked_shards
+    return check_result(*audit.check_origin(pairs, candidates, documents, shard, pairing, others))
 
 
 @dg.asset_check(

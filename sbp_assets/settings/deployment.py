@@ -43,6 +43,11 @@ class Deployment(Section):
     shards_per_run: AtATime = Field(
         50, description="Corpus shards that a backfill and `sbp run` put into one run of a step, at most."
     )
+    checked_shards: AtATime = Field(
+        8,
+        description="Other corpus shards that the checks of one shard read, at most: a sample, of which docs/checks.md "
+        "says what it finds. `sbp verify --full` reads all.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of all models; auto: CUDA where there is a GPU, else the CPU."
     )

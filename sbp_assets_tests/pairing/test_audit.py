@@ -18,7 +18,7 @@ from sbp_assets.pairing.audit import (
 )
 from sbp_assets.pairing.embed import Embedder, embeddings_frame, vectors_of
 from sbp_assets.pairing.filter import PAIR_SCHEMA, filter_pairs
-from sbp_assets.settings import Pairing
+from sbp_assets.settings import Deployment, Pairing
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.pairing.test_search import find, write_shards
 
@@ -65,11 +65,11 @@ def test_candidates(store: Path, embeddings: Tables) -> None:
     frames = {shard: table.lazy() for shard, table in embeddings.items()}
 
     def fault(table: pl.DataFrame) -> dict[str, int | float | str]:
-        passed, metadata = check_candidates(table, queries, frames, "00000", k)
+        passed, metadata = check_candidates(table, queries, frames, "00000", k, OTHERS)
         assert not passed
         return metadata
 
-    passed, metadata = check_candidates(good, queries, frames, "00000", k)
+    passed, metadata = check_candidates(good, queries, frames, "00000", k, OTHERS)
     assert passed and metadata["recall_at_5"] >= 0.95, metadata
     row = pl.int_range(pl.len()) == 0
     assert fault(good[1:])["queries_with_wrong_ranks"] == 1
@@ -86,6 +86,7 @@ def test_candidates(store: Path, embeddings: Tables) -> None:
     assert float(fault(far)["recall_at_5"]) < 0.1
 
 
+OTHERS = Deployment().checked_shards
 PAIRING = Pairing(min_similarity=0.5, max_similarity=0.95, max_pairs_per_document=2)
 
 
@@ -114,10 +115,14 @@ def test_pairs(documents: Tables, row: tuple[object, ...], fault: str) -> None:
         orient="row",
     )
     frames = {shard: table.lazy() for shard, table in documents.items()}
-    assert check_pairs(good, frames, "00000", PAIRING)[0]
-    assert check_pairs(good[:0], frames, "00000", PAIRING)[0]
+    assert check_pairs(good, frames, "00000", PAIRING, OTHERS)[0]
+    assert check_pairs(good[:0], frames, "00000", PAIRING, OTHERS)[0]
     passed, metadata = check_pairs(
-        pl.concat([good, pl.DataFrame([row], schema=PAIR_SCHEMA, orient="row")]), frames, "00000", PAIRING
+        pl.concat([good, pl.DataFrame([row], schema=PAIR_SCHEMA, orient="row")]),
+        frames,
+        "00000",
+        PAIRING,
+        OTHERS,
     )
     assert not passed and metadata[fault]
 
@@ -133,7 +138,7 @@ def test_pairs_that_were_never_found(store: Path, documents: Tables, embeddings:
     assert len(pairs)
 
     def fault(table: pl.DataFrame) -> dict[str, int | float | str]:
-        passed, metadata = check_origin(table, candidates, texts, "00000", settings)
+        passed, metadata = check_origin(table, candidates, texts, "00000", settings, OTHERS)
         assert passed == (not metadata["no_such_candidate"] and not metadata["other_shared_shingles"])
         return metadata
 

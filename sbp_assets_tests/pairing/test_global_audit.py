@@ -7,13 +7,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from sbp_assets.pairing.audit import SAMPLED_SHARDS, Result, check_candidates, check_origin, check_pairs, sampled_shards
+from sbp_assets.pairing.audit import Result, check_candidates, check_origin, check_pairs, sampled_shards
 from sbp_assets.pairing.global_audit import check_all_candidates, check_all_pairs
-from sbp_assets.settings import Pairing
+from sbp_assets.settings import Deployment, Pairing
 from sbp_assets_tests.pairing.worlds import Tables, World, make_world, with_first
 
 SHARDS, OF_EACH, K = 64, 3, 4
 SHARD = "00007"
+OTHERS = Deployment().checked_shards
 PAIRING = Pairing(max_similarity=1.0, max_shared_shingles=1.0, max_pairs_per_document=100, neighbors=K).model_copy(
     update={"min_similarity": -1.0}  # all of the nearest are pairs
 )
@@ -51,16 +52,16 @@ def test_the_checks_of_a_shard_open_a_few_others_whatever_the_number_of_shards(
             documents, candidates, pairs = opened["documents"], opened["candidates"], world.pairs[shard]
             if check == "candidates":
                 queries, embeddings = world.embeddings[shard], opened["embeddings"]
-                found.append(check_candidates(world.candidates[shard], queries, embeddings, shard, K))
-                assert set(embeddings.times) == set(sampled_shards(shard, world.embeddings))
+                found.append(check_candidates(world.candidates[shard], queries, embeddings, shard, K, OTHERS))
+                assert set(embeddings.times) == set(sampled_shards(shard, world.embeddings, OTHERS))
             elif check == "pairs":
-                found.append(check_pairs(pairs, documents, shard, settings))
-                assert len(documents.times) == 1 + SAMPLED_SHARDS
+                found.append(check_pairs(pairs, documents, shard, settings, OTHERS))
+                assert len(documents.times) == 1 + OTHERS
             else:
-                found.append(check_origin(pairs, candidates, documents, shard, settings))
+                found.append(check_origin(pairs, candidates, documents, shard, settings, OTHERS))
                 assert shard in documents.times and len(documents.times) > 1
             for name, tables in opened.items():
-                assert len(tables.times) <= 1 + SAMPLED_SHARDS, (check, name)
+                assert len(tables.times) <= 1 + OTHERS, (check, name)
                 assert all(times <= 2 for times in tables.times.values()), (check, name)
         assert all(passed for passed, _ in found), found
 
@@ -82,14 +83,18 @@ def test_the_checks_of_all_shards_open_each_table_once(world: World, tmp_path: P
 def unseen(world: World) -> str:
     """Return a shard in which d2 of SHARD lie, which its checks do not read."""
     occurring = world.pairs[SHARD]["d2_shard"].unique()
-    read = {SHARD, *sampled_shards(SHARD, occurring), *sampled_shards(SHARD, world.embeddings)}
+    read = {
+        SHARD,
+        *sampled_shards(SHARD, occurring, OTHERS),
+        *sampled_shards(SHARD, world.embeddings, OTHERS),
+    }
     return min(set(occurring) - read)
 
 
 def test_an_unknown_neighbor_is_found_by_the_shard_where_it_reads_and_over_all_shards_anywhere(
     world: World, tmp_path: Path
 ) -> None:
-    for place, shard in enumerate((sampled_shards(SHARD, world.embeddings)[0], unseen(world))):
+    for place, shard in enumerate((sampled_shards(SHARD, world.embeddings, OTHERS)[0], unseen(world))):
         table = world.candidates[SHARD]
         there = pl.col("neighbor_shard") == shard
         if table.filter(there).is_empty():
@@ -97,7 +102,7 @@ def test_an_unknown_neighbor_is_found_by_the_shard_where_it_reads_and_over_all_s
         damaged = table.with_columns(
             neighbor_id=pl.when(there & there.cum_sum().eq(1)).then(pl.lit("nowhere")).otherwise("neighbor_id")
         )
-        _, own = check_candidates(damaged, world.embeddings[SHARD], lazy(world.embeddings), SHARD, K)
+        _, own = check_candidates(damaged, world.embeddings[SHARD], lazy(world.embeddings), SHARD, K, OTHERS)
         assert bool(own["unknown_ids"]) == (place == 0)
         _, full = check_candidates(damaged, world.embeddings[SHARD], lazy(world.embeddings), SHARD, K, others=SHARDS)
         assert full["unknown_ids"] == 1
@@ -135,14 +140,14 @@ def test_shards_of_few_documents_have_as_many_ranks_as_there_are_others(tmp_path
     for k, expected in ((10, True), (11, False)):
         assert of_candidates(world, world.candidates, tmp_path / str(k), k)[0] == expected
         for shard, table in world.candidates.items():
-            _, metadata = check_candidates(table, world.embeddings[shard], lazy(world.embeddings), shard, k)
+            _, metadata = check_candidates(table, world.embeddings[shard], lazy(world.embeddings), shard, k, OTHERS)
             assert not metadata["queries_with_wrong_ranks"], "10 ranks are possible: only all shards tell"
             cut = table.filter(pl.col("rank") < 8)
-            _, metadata = check_candidates(cut, world.embeddings[shard], lazy(world.embeddings), shard, k)
+            _, metadata = check_candidates(cut, world.embeddings[shard], lazy(world.embeddings), shard, k, OTHERS)
             assert metadata["queries_with_wrong_ranks"] == 1
     alone, none = make_world(1, 1, 0), {"00000": world.candidates["00000"][:0]}
     assert of_candidates(alone, none, tmp_path / "alone")[0]
-    assert check_candidates(none["00000"], alone.embeddings["00000"], lazy(alone.embeddings), "00000", K)[0]
+    assert check_candidates(none["00000"], alone.embeddings["00000"], lazy(alone.embeddings), "00000", K, OTHERS)[0]
 
 
 def test_pairs_of_all_shards(world: World, tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ def test_pairs_of_all_shards(world: World, tmp_path: Path) -> None:
         passed, metadata = of_pairs(world, {**world.pairs, SHARD: table}, tmp_path / fault)
         assert not passed and metadata[fault], fault
     table = damages["documents_not_in_d"]
-    assert check_pairs(table, lazy(world.documents), SHARD, PAIRING)[0]
+    assert check_pairs(table, lazy(world.documents), SHARD, PAIRING, OTHERS)[0]
     assert not check_pairs(table, lazy(world.documents), SHARD, PAIRING, others=SHARDS)[0]
     # Held out, where D had it.
     documents = {**world.documents, "00000": world.documents["00000"].with_columns(split=pl.lit("heldout"))}
@@ -178,14 +183,17 @@ def test_of_nine_shards_a_shard_reads_all(shards: int) -> None:
     world = make_world(shards, OF_EACH, K)
     candidates, pairs = world.candidates["00000"], world.pairs["00000"]
     queries, embeddings, documents = world.embeddings["00000"], lazy(world.embeddings), lazy(world.documents)
-    assert check_candidates(candidates, queries, embeddings, "00000", K)[0]
-    assert check_pairs(pairs, documents, "00000", PAIRING)[0]
+    assert check_candidates(candidates, queries, embeddings, "00000", K, OTHERS)[0]
+    assert check_pairs(pairs, documents, "00000", PAIRING, OTHERS)[0]
     for row in range(len(candidates)):
         here = pl.int_range(pl.len()) == row
         wrong = candidates.with_columns(neighbor_id=pl.when(here).then(pl.lit("x")).otherwise("neighbor_id"))
-        assert check_candidates(wrong, queries, embeddings, "00000", K)[1]["unknown_ids"] == 1
+        assert check_candidates(wrong, queries, embeddings, "00000", K, OTHERS)[1]["unknown_ids"] == 1
         wrong = pairs.with_columns(d2=pl.when(here).then(pl.lit("x")).otherwise("d2"))
-        assert check_pairs(wrong, documents, "00000", PAIRING)[1]["documents_not_in_d"] == 1
-        assert check_origin(wrong, lazy(world.candidates), documents, "00000", PAIRING)[1]["no_such_candidate"] == 1
+        assert check_pairs(wrong, documents, "00000", PAIRING, OTHERS)[1]["documents_not_in_d"] == 1
+        assert (
+            check_origin(wrong, lazy(world.candidates), documents, "00000", PAIRING, OTHERS)[1]["no_such_candidate"]
+            == 1
+        )
     for table in (with_first(pairs, d2_shard="99999"), pairs.with_columns(d2_shard=pl.lit(None, pl.String))):
-        assert check_pairs(table, documents, "00000", PAIRING)[1]["documents_not_in_d"]
+        assert check_pairs(table, documents, "00000", PAIRING, OTHERS)[1]["documents_not_in_d"]

@@ -14,19 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.pairing.audit import PAIRS_SAMPLE, SAMPLED_SHARDS, _seed, sampled_shards
+from sbp_assets.pairing.audit import PAIRS_SAMPLE, _seed, sampled_shards
+from sbp_assets.settings import Deployment
 
 PAGE = Path(__file__).parents[2] / "docs" / "checks.md"
+OTHERS = Deployment().checked_shards
 KEYS = [f"{shard:05d}" for shard in range(512)]
 
 
-def missed_places(shards: int, wrong: int, read: int = SAMPLED_SHARDS) -> float:
+def missed_places(shards: int, wrong: int, read: int = OTHERS) -> float:
     """Return how likely one shard's check reads none of `wrong` other shards, of `shards` in all."""
     read = min(read, shards - 1)
     return comb(shards - 1 - wrong, read) / comb(shards - 1, read)
 
 
-def missed_by_all(shards: int, wrong: int, read: int = SAMPLED_SHARDS) -> float:
+def missed_by_all(shards: int, wrong: int, read: int = OTHERS) -> float:
     """Return how likely the checks of `wrong` shards, each with one place in another shard, all read past it."""
     return missed_places(shards, 1, read) ** wrong
 
@@ -39,18 +41,21 @@ def missed_rows(share: float, rows: int = PAIRS_SAMPLE) -> float:
 @given(st.sets(st.text("0123456789", min_size=1, max_size=6)), st.text("0123456789", min_size=1, max_size=6), st.data())
 def test_one_more_shard_replaces_at_most_one(others: set[str], shard: str, data: st.DataObject) -> None:
     more = data.draw(st.text("0123456789", min_size=1, max_size=6))
-    before, after = sampled_shards(shard, others), sampled_shards(shard, {*others, more})
+    before, after = (
+        sampled_shards(shard, others, OTHERS),
+        sampled_shards(shard, {*others, more}, OTHERS),
+    )
     assert shard not in before and set(before) <= others and len(set(before)) == len(before)
-    assert len(before) == min(SAMPLED_SHARDS, len(others - {shard}))
+    assert len(before) == min(OTHERS, len(others - {shard}))
     assert set(after) <= {*before, more} and len(set(before) - set(after)) <= 1
-    assert sampled_shards(shard, sorted(others, reverse=True)) == before
+    assert sampled_shards(shard, sorted(others, reverse=True), OTHERS) == before
 
 
 def test_no_two_shards_read_the_same_and_all_are_read() -> None:
-    samples = {shard: tuple(sampled_shards(shard, KEYS)) for shard in KEYS}
+    samples = {shard: tuple(sampled_shards(shard, KEYS, OTHERS)) for shard in KEYS}
     assert len({frozenset(sample) for sample in samples.values()}) == len(KEYS)
     times = Counter(other for sample in samples.values() for other in sample)
-    assert set(times) == set(KEYS) and max(times.values()) < 3 * SAMPLED_SHARDS
+    assert set(times) == set(KEYS) and max(times.values()) < 3 * OTHERS
     assert samples["00000"][:2] == ("00096", "00384")
 
 
@@ -63,7 +68,7 @@ def deviation(share: float, draws: int) -> float:
 def test_wrong_rows_of_one_shard_are_found_as_often_as_stated(shards: int, wrong: int) -> None:
     keys, found, draws = KEYS[:shards], 0, 0
     for place, shard in enumerate(keys):
-        read = set(sampled_shards(shard, keys))
+        read = set(sampled_shards(shard, keys, OTHERS))
         for step in range(1, shards - wrong, wrong):
             places = {keys[(place + step + i) % shards] for i in range(wrong)}
             found, draws = found + bool(read & places), draws + 1
@@ -74,7 +79,7 @@ def test_wrong_rows_of_one_shard_are_found_as_often_as_stated(shards: int, wrong
 
 @pytest.mark.parametrize("wrong", [2, 8, 32])
 def test_rows_wrong_in_several_shards_are_found_as_often_as_stated(wrong: int) -> None:
-    read = {shard: set(sampled_shards(shard, KEYS)) for shard in KEYS}
+    read = {shard: set(sampled_shards(shard, KEYS, OTHERS)) for shard in KEYS}
     # In `wrong` consecutive shards one row each, whose place lies `step` shards further.
     found = [
         any(KEYS[(first + i + step) % len(KEYS)] in read[KEYS[(first + i) % len(KEYS)]] for i in range(wrong))
