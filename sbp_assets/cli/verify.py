@@ -43,7 +43,7 @@ def verify(
 
     from sbp_assets.dagster_support.preview import printable
     from sbp_assets.definitions import build_definitions
-    from sbp_assets.orchestration import runner
+    from sbp_assets.orchestration import runner, verification
     from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
     from sbp_assets.orchestration.materialisations import Partition
     from sbp_assets.orchestration.pipeline import PIPELINE, Step
@@ -62,7 +62,7 @@ def verify(
         materialised: dict[Step, list[Partition]] = {}
         for step in (known[name] for name in steps or known):
             versions = [staleness.versions(key) for key in step.keys]
-            names = runner.step_partitions(defs, step)
+            names = verification.step_partitions(defs, step)
             materialised[step] = [name for name in names if all(name in found for found in versions)]
         total = sum(map(len, materialised.values()))
         if not total:
@@ -70,18 +70,20 @@ def verify(
         # Failed checks are recorded, and what fails is re-materialised.
         require_store(defs, staleness, deployment)
         over_all = 0
-        for step, partition, result in tracked(runner.verify_steps(defs, instance, materialised), "checking", total):
-            if partition == runner.OVER_ALL:
-                over_all += result.outcome is runner.Outcome.FAILED
+        for step, partition, result in tracked(
+            verification.verify_steps(defs, instance, materialised), "checking", total
+        ):
+            if partition == verification.OVER_ALL:
+                over_all += result.outcome is verification.Outcome.FAILED
             else:
-                corrupted += result.outcome is runner.Outcome.FAILED
-            crashed += result.outcome is runner.Outcome.CRASHED
+                corrupted += result.outcome is verification.Outcome.FAILED
+            crashed += result.outcome is verification.Outcome.CRASHED
             name = " ".join(filter(None, (step.name, partition)))
-            if result.outcome is runner.Outcome.FAILED:
+            if result.outcome is verification.Outcome.FAILED:
                 typer.secho(f"{name}: {', '.join(result.names)}", fg="red")
                 for line in (line for reason in result.failed.values() for line in reason.splitlines()):
                     typer.echo(f"  {printable(line)}")
-            elif result.outcome is runner.Outcome.CRASHED:
+            elif result.outcome is verification.Outcome.CRASHED:
                 typer.secho(f"{name}: check crashed, its run's log says why: {', '.join(result.names)}", fg="red")
         keys = [key for step, names in materialised.items() if names for key in step.keys]
         failed = failed_checks(defs.resolve_asset_graph(), instance, keys)

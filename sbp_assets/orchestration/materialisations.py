@@ -62,6 +62,7 @@ class LatestMaterialisations:
         self._provenance = known.provenance[key]
         self._row_versions: dict[int, Mapping[str, str] | None] = {}
         self._all: tuple[str, ...] | None = None
+        self._last: tuple[Partition, int] | None = None
         self.storage_ids: dict[Partition, int] = {}
         self.versions: dict[Partition, str] = {}
         if partitions is not None:
@@ -90,6 +91,14 @@ class LatestMaterialisations:
     def add(self, partition: str, version: str, storage_id: int) -> None:
         """Take note of a materialisation later than first sight."""
         self.storage_ids[partition], self.versions[partition] = storage_id, version
+        if self._last and storage_id > self._last[1]:
+            self._last = partition, storage_id
+
+    def last(self) -> tuple[Partition, int] | None:
+        """Return the partition that was materialised last, and its event's id; None where none was."""
+        if self._last is None and self.storage_ids:
+            self._last = max(self.storage_ids.items(), key=lambda item: item[1])
+        return self._last
 
     def all_partitions(self) -> tuple[str, ...]:
         """Return the keys of the asset's partitions, sorted; none for an unpartitioned asset."""

@@ -22,9 +22,9 @@ from sbp_assets.dagster_support.internals import (
     EntitySubset,
     executable_in_same_run,
 )
+from sbp_assets.orchestration.in_process import RUN_TAGS
 from sbp_assets.orchestration.materialisations import Partition, StalenessCache
 from sbp_assets.orchestration.pipeline import PIPELINE, NightlyPolicy
-from sbp_assets.orchestration.runner import RUN_TAGS
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.orchestration.status import Status
 from sbp_assets.settings import Deployment

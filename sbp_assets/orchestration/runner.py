@@ -6,15 +6,8 @@ so the UI shows it like any other.
 
 from __future__ import annotations
 
-import platform
-import signal
-import socket
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import dagster as dg
@@ -28,21 +21,13 @@ from sbp_assets.dagster_support.internals import (
 from sbp_assets.dagster_support.preview import printable
 from sbp_assets.orchestration.display import StepState, StepStatus, display
 from sbp_assets.orchestration.fan_in_checks import due_checks, failed_checks_of_all
+from sbp_assets.orchestration.in_process import HOST_TAGS, RUN_TAGS, execute
 from sbp_assets.orchestration.materialisations import Partition, StalenessCache
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
-from sbp_assets.orchestration.ranges import batches, range_tags
-from sbp_assets.orchestration.run_launcher import HOST_TAG
+from sbp_assets.orchestration.ranges import batches
 from sbp_assets.orchestration.shard_step import FAILED_SHARDS
-from sbp_assets.orchestration.staleness import Staleness, fan_in_checks, partition_checks
-
-ERROR = dg.AssetCheckSeverity.ERROR
-RUN_TAGS = {"sbp/command": "run"}
-HOST_TAGS = {HOST_TAG: platform.node()}
-# What is killed resumes with the next `sbp run`; a daemon on the same instance shall not start it again.
-NOT_RETRIED = {"dagster/max_retries": "0"}
-# In the place of a partition's name: what the checks find that look at all partitions of a step.
-OVER_ALL = "over all partitions"
-RUN_CONFIG: dict[str, Any] = {"loggers": {"display": {}}}
+from sbp_assets.orchestration.staleness import Staleness
+from sbp_assets.orchestration.verification import OVER_ALL, Outcome, step_partitions, verify, verify_fan_ins
 
 
 class PipelineError(RuntimeError):
@@ -62,94 +47,6 @@ def _pending(defs: dg.Definitions, staleness: Staleness, step: Step) -> dict[Par
         for partition in step_partitions(defs, step)
         if any(partition in found for found in statuses)
     }
-
-
-class Outcome(Enum):
-    """What the checks of a step find of a partition, all taken together."""
-
-    PASSED = "passed"
-    FAILED = "failed"
-    CRASHED = "crashed"
-
-
-@dataclass(frozen=True)
-class VerifyResult:
-    """Checks of one partition that failed as errors, with their descriptions in Markdown, and those that crashed."""
-
-    failed: Mapping[dg.AssetCheckKey, str]
-    crashed: Sequence[dg.AssetCheckKey] = ()
-
-    @property
-    def outcome(self) -> Outcome:
-        """Return FAILED where any check failed: a check that crashed on a corrupted artifact adds nothing to that."""
-        if self.failed:
-            return Outcome.FAILED
-        return Outcome.CRASHED if self.crashed else Outcome.PASSED
-
-    @property
-    def names(self) -> list[str]:
-        """Return the names of the checks that failed or crashed, as in 'corpus/documents:has_rows', sorted."""
-        return sorted(check.to_user_string() for check in (*self.failed, *self.crashed))
-
-
-def verify(
-    defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, partitions: Sequence[Partition]
-) -> Iterator[tuple[Partition, VerifyResult]]:
-    """Run the checks of `step` alone on the artifacts as they lie in the store, and yield what they found.
-
-    Materialises nothing. The evaluations are recorded: a failed one stops the nightly automation, and `sbp run`
-    re-materialises the partition before anything that reads it.
-    """
-    graph = defs.resolve_asset_graph()
-    checks = {check for key in step.keys for check in partition_checks(graph, key)}
-    if not checks:
-        yield from ((partition, VerifyResult({})) for partition in partitions)
-        return
-    job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
-    for batch in batches(graph, step.keys[0], partitions):
-        evaluations: dict[Partition, dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]] = defaultdict(dict)
-        for evaluation in _execute(job, instance, batch).get_asset_check_evaluations():
-            evaluations[evaluation.partition][evaluation.asset_check_key] = evaluation
-        for partition in batch:
-            found = evaluations[partition]
-            failed = {
-                key: evaluation.description or ""
-                for key, evaluation in sorted(found.items())
-                if not evaluation.passed and evaluation.severity == ERROR
-            }
-            yield partition, VerifyResult(failed, sorted(checks - found.keys()))
-
-
-def verify_steps(
-    defs: dg.Definitions, instance: dg.DagsterInstance, partitions: Mapping[Step, Sequence[Partition]]
-) -> Iterator[tuple[Step, Partition, VerifyResult]]:
-    """Yield what the checks find of the `partitions` of each step, and as OVER_ALL those that look at all partitions.
-
-    The latter are run where all partitions of the step are among them.
-    """
-    graph = defs.resolve_asset_graph()
-    for step, names in partitions.items():
-        for partition, result in verify(defs, instance, step, names):
-            yield step, partition, result
-        checks = [check for key in step.keys for check in fan_in_checks(graph, key)]
-        if checks and len(names) == len(step_partitions(defs, step)):
-            yield step, OVER_ALL, verify_fan_ins(defs, instance, step, checks)
-
-
-def verify_fan_ins(
-    defs: dg.Definitions, instance: dg.DagsterInstance, step: Step, checks: Sequence[dg.AssetCheckKey]
-) -> VerifyResult:
-    """Run `checks`, which look at all partitions of the step's assets, and return what they found."""
-    job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=set(checks))
-    evaluations = _execute(job, instance, [None]).get_asset_check_evaluations()
-    failed = {e.asset_check_key: e.description or "" for e in evaluations if not e.passed and e.severity == ERROR}
-    return VerifyResult(failed, sorted({*checks} - {evaluation.asset_check_key for evaluation in evaluations}))
-
-
-def step_partitions(defs: dg.Definitions, step: Step) -> list[Partition]:
-    """Return all partition keys of the step's assets; [None] where they are unpartitioned."""
-    partitions = defs.resolve_asset_graph().get(step.keys[0]).partitions_def
-    return list(partitions.get_partition_keys()) if partitions else [None]
 
 
 def end_killed_runs(instance: dg.DagsterInstance) -> None:
@@ -270,53 +167,12 @@ def _run_pending(
     job = defs.resolve_job_def(state.step.name)
     graph = defs.resolve_asset_graph()
     for batch in batches(graph, state.step.keys[0], [name for name in state.partitions if name in stale]):
-        result = _execute(job, instance, batch)
+        result = execute(job, instance, batch)
         state.materialised = 0
         state.own_seconds += sum(_wall_seconds(result))
         failures = _failures(result, batch)
         for partition in batch:
             note(partition, failures.get(partition))
-
-
-def _execute(
-    job: dg.JobDefinition, instance: dg.DagsterInstance, partitions: Sequence[Partition]
-) -> dg.ExecuteInProcessResult:
-    """Run `job` for a range of partitions in this process, as a run of `sbp run` that the daemon leaves alone.
-
-    Raises KeyboardInterrupt on Ctrl-C and SIGTERM: Dagster takes them for a failure of the asset, or ignores them
-    outside of one, after which the next partition would begin.
-    """
-    with _signals() as seen:
-        result = job.execute_in_process(
-            instance=instance,
-            partition_key=partitions[0] if len(partitions) == 1 else None,
-            raise_on_error=False,
-            run_config=RUN_CONFIG,
-            tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED | (range_tags(partitions) if len(partitions) > 1 else {}),
-        )
-        if seen() & {signal.SIGINT, signal.SIGTERM}:
-            raise KeyboardInterrupt
-    return result
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], set[int]]]:
-    """Yield a function that returns the signals this process has received during the block, handled or not."""
-    reader, writer = socket.socketpair()
-    with reader, writer:
-        reader.setblocking(False)
-        writer.setblocking(False)
-        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-        def seen() -> set[int]:
-            with suppress(BlockingIOError):
-                return set(reader.recv(4096))
-            return set()
-
-        try:
-            yield seen
-        finally:
-            signal.set_wakeup_fd(before)
 
 
 def _wall_seconds(result: dg.ExecuteInProcessResult) -> Iterator[float]:

@@ -15,11 +15,12 @@ from sbp_assets.corpus.ingest import source_changes
 from sbp_assets.dagster_support.internals import NOT_FINISHED_STATUSES
 from sbp_assets.orchestration import webhook
 from sbp_assets.orchestration.fan_in_checks import due_checks
+from sbp_assets.orchestration.in_process import RUN_TAGS
 from sbp_assets.orchestration.materialisations import StalenessCache
 from sbp_assets.orchestration.nightly import default_status
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
 from sbp_assets.orchestration.ranges import batches, range_tags
-from sbp_assets.orchestration.runner import RUN_TAGS, original_error
+from sbp_assets.orchestration.runner import original_error
 from sbp_assets.orchestration.staleness import Staleness, partition_checks
 from sbp_assets.settings import Deployment, FilesSource
 

@@ -9,12 +9,11 @@ shard. So a run of a range logs an event per shard itself and returns nothing; a
 any asset does, so that other steps may follow in that run.
 """
 
-import inspect
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, get_origin
+from typing import Any
 
 import dagster as dg
 
@@ -30,6 +29,14 @@ from sbp_assets.dagster_support.internals import (
 from sbp_assets.orchestration.fan_in_checks import ENDED, alone
 from sbp_assets.orchestration.materialisations import MATERIALIZED
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
+from sbp_assets.orchestration.shard_functions import (
+    ArtifactInput,
+    AssetFunction,
+    CheckFunction,
+    ShardContext,
+    asset_function,
+    check_function,
+)
 from sbp_assets.orchestration.staleness import Staleness
 
 # Metadata of the failure of a run: why, by shard.
@@ -38,63 +45,6 @@ RESUMED_TAG, ROOT_RUN_TAG = "dagster/is_resume_retry", "dagster/root_run_id"
 NAMED = 20  # Failed shards in the message of a failure.
 
 ShardResult = dg.MaterializeResult | dg.AssetCheckResult
-
-
-class ShardContext(dg.AssetExecutionContext):
-    """The context of a run of many shards, as an asset or a check of one of them sees it."""
-
-    def __init__(self, context: dg.AssetExecutionContext, shard: str) -> None:
-        super().__init__(context.op_execution_context)
-        self._shard = shard
-
-    @property
-    def partition_key(self) -> str:
-        return self._shard
-
-
-@dataclass(frozen=True)
-class _Input:
-    """An argument that an artifact is loaded for: its asset, and which of its partitions."""
-
-    key: dg.AssetKey
-    io_manager: str
-    # None: the shard's own. Otherwise all that are read, the same for every shard; (None,) of an unpartitioned asset.
-    partitions: tuple[str | None, ...] | None
-    as_dict: bool
-
-
-@dataclass(frozen=True)
-class _Function:
-    """The function of an asset, or of a check, of one shard."""
-
-    call: Callable[..., Any]
-    inputs: Mapping[str, _Input]
-    takes_context: bool
-    resources: Sequence[str]
-
-    def run(self, context: ShardContext, load: Callable[[_Input, str], Any]) -> Any:
-        arguments = {name: load(read, context.partition_key) for name, read in self.inputs.items()}
-        resources = {name: getattr(context.resources, name) for name in self.resources}
-        return self.call(*([context] if self.takes_context else []), **arguments, **resources)
-
-
-@dataclass(frozen=True)
-class _Maker(_Function):
-    """The function of the assets `specs`, which returns a MaterializeResult for each."""
-
-    specs: Sequence[dg.AssetSpec]
-    io_managers: Mapping[dg.AssetKey, str]
-
-    @property
-    def keys(self) -> list[dg.AssetKey]:
-        return [spec.key for spec in self.specs]
-
-
-@dataclass(frozen=True)
-class _Check(_Function):
-    """The function of a check, which returns an AssetCheckResult."""
-
-    spec: dg.AssetCheckSpec
 
 
 def shard_step(
@@ -112,12 +62,12 @@ def shard_step(
     upstream = {spec.key: (asset, spec) for asset in all_assets for spec in asset.specs}
     partitions = assets[0].partitions_def
     assert isinstance(partitions, dg.StaticPartitionsDefinition)
-    makers = [_maker(asset, upstream, partitions) for asset in assets]
-    checked = [_check(check, upstream, partitions) for check in checks]
+    functions = [asset_function(asset, upstream, partitions) for asset in assets]
+    checked = [check_function(check, upstream, partitions) for check in checks]
     specs = [
-        spec.replace_attributes(skippable=True).with_io_manager_key(maker.io_managers[spec.key])
-        for maker in makers
-        for spec in maker.specs
+        spec.replace_attributes(skippable=True).with_io_manager_key(function.io_managers[spec.key])
+        for function in functions
+        for spec in function.specs
     ]
     pools = {pool for asset in assets if (pool := asset.op.pool)}
     if len(pools) > 1:
@@ -132,10 +82,10 @@ def shard_step(
         backfill_policy=dg.BackfillPolicy.multi_run(shards_per_run),
         pool=next(iter(pools), None),
         required_resource_keys={key for one in (*assets, *checks) for key in one.required_resource_keys}
-        | {read.io_manager for one in (*makers, *checked) for read in one.inputs.values()},
+        | {read.io_manager for one in (*functions, *checked) for read in one.inputs.values()},
     )
     def step(context: dg.AssetExecutionContext) -> Iterator[ShardResult]:
-        run = _ShardRun(context, makers, checked)
+        run = _ShardRun(context, functions, checked)
         if context.has_partition_key:
             yield from run.shard(context.partition_key)
         else:
@@ -156,18 +106,21 @@ def with_shard_steps(
     An unpartitioned check of those assets looks at all shards, in runs of its own.
     """
     by_key = {key: asset for asset in assets for key in asset.keys if asset.partitions_def == partitions}
-    made, left = list[dg.AssetsDefinition](), [asset for asset in assets if asset.partitions_def != partitions]
-    of_shards = [check for check in checks if check.partitions_def == partitions]
+    steps = list[dg.AssetsDefinition]()
     for step in pipeline:
         members = list(dict.fromkeys(by_key[key] for key in step.keys if key in by_key))
         if members:
             # Dagster puts assets of one policy into one run, and in a run of a range nothing can follow on a step:
             # it returns nothing. So no two steps have the same.
-            many = shards_per_run + len(made)
-            theirs = [check for check in of_shards if _target(check) in step.keys]
-            made.append(shard_step(step.name, members, theirs, assets, many))
-    others = [check for check in checks if check not in of_shards]
-    return made + left, [alone(check) if _target(check) in by_key else check for check in others]
+            many = shards_per_run + len(steps)
+            theirs = [check for check in checks if _target(check) in step.keys and check.partitions_def == partitions]
+            steps.append(shard_step(step.name, members, theirs, assets, many))
+    inside = {key for step in steps for key in (*step.keys, *step.check_keys)}
+    other_checks = [check for check in checks if inside.isdisjoint(check.check_keys)]
+    return (
+        steps + [asset for asset in assets if inside.isdisjoint(asset.keys)],
+        [alone(check) if _target(check) in inside else check for check in other_checks],
+    )
 
 
 def _target(check: dg.AssetChecksDefinition) -> dg.AssetKey:
@@ -175,79 +128,20 @@ def _target(check: dg.AssetChecksDefinition) -> dg.AssetKey:
     return spec.asset_key
 
 
-def _maker(
-    asset: dg.AssetsDefinition,
-    upstream: Mapping[dg.AssetKey, tuple[dg.AssetsDefinition, dg.AssetSpec]],
-    partitions: dg.PartitionsDefinition,
-) -> _Maker:
-    specs = list(asset.specs)
-    mappings = {dep.asset_key: dep.partition_mapping for spec in specs for dep in spec.deps}
-    io_managers = {spec.key: asset.get_io_manager_key_for_asset_key(spec.key) for spec in specs}
-    return _Maker(**_function(asset, mappings, upstream, partitions), specs=specs, io_managers=io_managers)
-
-
-def _check(
-    check: dg.AssetChecksDefinition,
-    upstream: Mapping[dg.AssetKey, tuple[dg.AssetsDefinition, dg.AssetSpec]],
-    partitions: dg.PartitionsDefinition,
-) -> _Check:
-    (spec,) = check.check_specs
-    mappings = {dep.asset_key: dep.partition_mapping for dep in spec.additional_deps}
-    return _Check(**_function(check, mappings, upstream, partitions), spec=spec)
-
-
-def _function(
-    definition: dg.AssetsDefinition,
-    mappings: Mapping[dg.AssetKey, dg.PartitionMapping | None],
-    upstream: Mapping[dg.AssetKey, tuple[dg.AssetsDefinition, dg.AssetSpec]],
-    partitions: dg.PartitionsDefinition,
-) -> dict[str, Any]:
-    """Return the fields of _Function: what each argument of the definition's function is."""
-    inputs: dict[str, _Input] = {}
-    for argument, key in definition.keys_by_input_name.items():
-        kind = definition.op.input_def_named(argument).dagster_type
-        if not kind.is_nothing:
-            asset, spec = upstream[key]
-            read = _partitions_read(mappings.get(key), spec.partitions_def, partitions)
-            as_dict = get_origin(kind.typing_type) is dict
-            inputs[argument] = _Input(key, asset.get_io_manager_key_for_asset_key(key), read, as_dict)
-    call = definition.op.compute_fn.decorated_fn  # type: ignore[union-attr]
-    others = [argument for argument in inspect.signature(call).parameters if argument not in inputs]
-    takes_context = others[:1] == ["context"]
-    return {
-        "call": call,
-        "inputs": inputs,
-        "takes_context": takes_context,
-        "resources": others[1:] if takes_context else others,
-    }
-
-
-def _partitions_read(
-    mapping: dg.PartitionMapping | None,
-    of_input: dg.PartitionsDefinition | None,
-    of_shards: dg.PartitionsDefinition,
-) -> tuple[str | None, ...] | None:
-    if of_input is None:
-        return (None,)
-    if mapping is None or isinstance(mapping, dg.IdentityPartitionMapping):
-        return None
-    if isinstance(mapping, dg.AllPartitionMapping):
-        return tuple(of_input.get_partition_keys())
-    assert isinstance(mapping, dg.SpecificPartitionsPartitionMapping), mapping
-    return tuple(mapping.partition_keys)
-
-
 class _ShardRun:
     """A run of a step: what its shards share."""
 
-    def __init__(self, context: dg.AssetExecutionContext, makers: Sequence[_Maker], checks: Sequence[_Check]) -> None:
-        self._context, self._makers, self._checks = context, makers, checks
+    def __init__(
+        self, context: dg.AssetExecutionContext, assets: Sequence[AssetFunction], checks: Sequence[CheckFunction]
+    ) -> None:
+        self._context, self._assets, self._checks = context, assets, checks
         graph = context.op_execution_context.job_def.asset_layer.asset_graph
         self._staleness = Staleness(graph, context.instance)
         self._fan_ins: dict[tuple[dg.AssetKey, tuple[str | None, ...]], Any] = {}
+        self._targets: dict[dg.AssetKey, dict[str, AssetCheckEvaluationTargetMaterializationData]] = {}
         # By shard: a blocking check that failed ends the shard's chain.
         self._stopped_by: dict[str, list[str]] = {}
-        for manager in {read.io_manager for one in (*makers, *checks) for read in one.inputs.values()}:
+        for manager in {read.io_manager for one in (*assets, *checks) for read in one.inputs.values()}:
             # What an earlier run of this process has read may leave the cache of a remote store.
             getattr(context.resources, manager).release()
 
@@ -257,12 +151,12 @@ class _ShardRun:
         A blocking check that fails ends it. A check that raises does so after those beside it have run.
         """
         context = ShardContext(self._context, shard)
-        for maker in self._makers:
-            if any(key in self._context.selected_asset_keys for key in maker.keys):
-                yield from self._materialise(maker, context)
+        for function in self._assets:
+            if any(key in self._context.selected_asset_keys for key in function.keys):
+                yield from self._materialise(function, context)
             crashed: list[Exception] = []
             for check in self._checks:
-                if check.spec.key in self._context.selected_asset_check_keys and check.spec.asset_key in maker.keys:
+                if check.spec.key in self._context.selected_asset_check_keys and check.spec.asset_key in function.keys:
                     try:
                         result: dg.AssetCheckResult = check.run(context, self._load)
                     except Exception as error:
@@ -280,8 +174,8 @@ class _ShardRun:
     def range(self) -> None:
         """Materialise and check the shards of the run's range; raise dg.Failure, which names those that failed."""
         context, failed = self._context, dict[str, str]()
-        own = {key for maker in self._makers for key in maker.keys}
-        selected = context.op_execution_context.job_def.asset_layer.executable_asset_keys
+        own = {key for function in self._assets for key in function.keys}
+        selected = {*context.op_execution_context.job_def.asset_layer.executable_asset_keys}
         if others := sorted(key.to_user_string() for key in selected - own):
             raise dg.Failure(
                 f"A run of a range of shards is of one step, and this one has {', '.join(others)}, too. Select them in "
@@ -313,15 +207,16 @@ class _ShardRun:
                 allow_retries=False,
             )
 
-    def _materialise(self, maker: _Maker, context: ShardContext) -> Iterator[dg.MaterializeResult]:
+    def _materialise(self, function: AssetFunction, context: ShardContext) -> Iterator[dg.MaterializeResult]:
         shard = context.partition_key
         # Looked up before the inputs are read: what changes meanwhile makes the shard stale.
-        tags = {key: self._provenance(key, shard) for key in maker.keys}
-        made = maker.run(context, self._load)
-        for spec, result in zip(maker.specs, (made,) if isinstance(made, dg.MaterializeResult) else made, strict=True):
+        tags = {key: self._provenance(key, shard) for key in function.keys}
+        made = function.run(context, self._load)
+        results = (made,) if isinstance(made, dg.MaterializeResult) else made
+        for spec, result in zip(function.specs, results, strict=True):
             if spec.key not in self._context.selected_asset_keys:
                 continue
-            manager = getattr(context.resources, maker.io_managers[spec.key])
+            manager = getattr(context.resources, function.io_managers[spec.key])
             version, metadata = manager.save(spec.key, shard, result.value, spec.metadata)
             yield dg.MaterializeResult(
                 asset_key=spec.key,
@@ -338,6 +233,9 @@ class _ShardRun:
                 spec.key, MATERIALIZED, {shard}
             )
             self._staleness.materialised(spec.key, shard, version, events[shard])
+            self._targets.setdefault(spec.key, {})[shard] = AssetCheckEvaluationTargetMaterializationData(
+                storage_id=events[shard], run_id=context.run.run_id, timestamp=time.time()
+            )
 
     def _provenance(self, key: dg.AssetKey, shard: str) -> dict[str, str]:
         tags = {}
@@ -346,7 +244,7 @@ class _ShardRun:
             tags[get_input_event_pointer_tag(parent)] = str(event) if event else "NULL"
         return tags
 
-    def _load(self, read: _Input, shard: str) -> Any:
+    def _load(self, read: ArtifactInput, shard: str) -> Any:
         load = partial(getattr(self._context.resources, read.io_manager).load, read.key)
         if read.partitions is None:
             return {shard: load(shard)} if read.as_dict else load(shard)
@@ -366,7 +264,6 @@ class _ShardRun:
         assert result.check_name is not None
         key = dg.AssetCheckKey(result.asset_key, result.check_name)
         blocking = next(check.spec.blocking for check in self._checks if check.spec.key == key)
-        record = self._staleness.materialisations(result.asset_key, [shard]).get(shard)
         self._context.log_event(
             dg.AssetCheckEvaluation(
                 result.asset_key,
@@ -377,12 +274,21 @@ class _ShardRun:
                 severity=result.severity,
                 description=result.description,
                 blocking=blocking,
-                target_materialization_data=record
-                and AssetCheckEvaluationTargetMaterializationData(
-                    storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
-                ),
+                target_materialization_data=self._looked_at(result.asset_key).get(shard),
             )
         )
+
+    def _looked_at(self, key: dg.AssetKey) -> dict[str, AssetCheckEvaluationTargetMaterializationData]:
+        """Return the materialisations of an asset that its checks look at, by shard: this run's, or else the last."""
+        if key not in self._targets:
+            events = self._staleness.materialisations(key, self._context.partition_keys)
+            self._targets[key] = {
+                str(shard): AssetCheckEvaluationTargetMaterializationData(
+                    storage_id=event.storage_id, run_id=event.run_id, timestamp=event.timestamp
+                )
+                for shard, event in events.items()
+            }
+        return self._targets[key]
 
     def _materialised_before(self, shards: Sequence[str]) -> set[str]:
         """Return the shards that the run which this one resumes has finished, checks included."""
@@ -396,9 +302,9 @@ class _ShardRun:
             events = self._staleness.materialisations(key, shards)
             checks = [check.spec for check in self._checks if check.spec.asset_key == key]
             finished &= {
-                shard
+                str(shard)
                 for shard, event in events.items()
-                if event.run_id in group and all(self._passed(check, shard, event.storage_id) for check in checks)
+                if event.run_id in group and all(self._passed(check, str(shard), event.storage_id) for check in checks)
             }
         return finished
 

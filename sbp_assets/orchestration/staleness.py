@@ -91,7 +91,8 @@ class Staleness:
 
     def last_event(self, key: dg.AssetKey) -> int:
         """Return the id of the last materialisation of any partition of `key`; 0 without one."""
-        return max(self._latest(key).storage_ids.values(), default=0)
+        _, event = self._latest(key).last() or (None, 0)
+        return event
 
     def versions(self, key: dg.AssetKey) -> dict[Partition, str]:
         """Return the data version of each materialised partition of `key`, of those that the settings define."""
@@ -116,8 +117,8 @@ class Staleness:
         found: dict[dg.AssetKey, tuple[str, int | None]] = {}
         for parent in sorted(self.graph.get(key).parent_keys):
             latest = self._latest(parent)
-            last = max(latest.storage_ids, key=lambda name: latest.storage_ids[name], default=None)
-            version, event = latest.versions.get(last, NO_VERSION), latest.storage_ids.get(last)
+            name, event = latest.last() or (None, None)
+            version = latest.versions[name] if event else NO_VERSION
             if self.graph.get(parent).is_partitioned:
                 parents = self._parent_partitions(key, partition, parent)
                 if len(parents) < SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD:

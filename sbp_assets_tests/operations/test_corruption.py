@@ -13,7 +13,8 @@ import pytest
 from sbp_assets.definitions import build_definitions
 from sbp_assets.orchestration.nightly import NIGHTLY
 from sbp_assets.orchestration.pipeline import PIPELINE
-from sbp_assets.orchestration.runner import Outcome, PipelineError, pending_partitions, run_pipeline, verify
+from sbp_assets.orchestration.runner import PipelineError, pending_partitions, run_pipeline
+from sbp_assets.orchestration.verification import Outcome, VerifyResult, verify
 from sbp_assets.settings import Settings, load_settings
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets_tests.operations.damage import SHARD, shuffled_pairs
@@ -60,6 +61,11 @@ def nightly_requests(defs: dg.Definitions, instance: dg.DagsterInstance) -> set[
     return {r.key.to_user_string() for r in evaluated.results if evaluated.get_requested_partitions(r.key)}
 
 
+def verified(defs: dg.Definitions, instance: dg.DagsterInstance, step: str) -> VerifyResult:
+    ((_, result),) = verify(defs, instance, STEPS[step], [SHARD])
+    return result
+
+
 def test_verify_finds_corrupted_artifacts_and_run_rematerialises_them(
     deployment: Deployment, defs: dg.Definitions, settings: Settings
 ):
@@ -82,7 +88,7 @@ def test_verify_finds_corrupted_artifacts_and_run_rematerialises_them(
         done = {state.step.name: state.finished for state in states if state.status == "done"}
         assert done == {"pair": len(settings.experiment.shard_keys)}
         assert len(instance.get_run_ids()) == runs_before + 1, "one shard, and nothing downstream"
-        assert verify(defs, instance, STEPS["pair"], SHARD).outcome is Outcome.PASSED
+        assert verified(defs, instance, "pair").outcome is Outcome.PASSED
         assert pending_partitions(defs, instance, STEPS["pretrain_baseline"]) == ["0"], "trained again when asked for"
     after = deployment.versions()
     del before["pretraining/baseline_model/0"], after["pretraining/baseline_model/0"]
@@ -111,7 +117,7 @@ def test_a_lost_comparison_is_said_instead_of_printed(deployment: Deployment):
 def test_a_lost_artifact_fails_its_check_and_is_requested(deployment: Deployment, defs: dg.Definitions):
     (deployment.artifacts / f"corpus/documents/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
-        assert "corpus/documents:artifact_is_intact" in verify(defs, instance, STEPS["split"], SHARD).names
+        assert "corpus/documents:artifact_is_intact" in verified(defs, instance, "split").names
         assert pending_partitions(defs, instance, STEPS["split"]) == [SHARD]
         assert "corpus/documents" in nightly_requests(defs, instance)
         assert "corpus/tokens" not in nightly_requests(defs, instance)
@@ -130,7 +136,7 @@ def test_a_step_that_writes_a_wrong_artifact_stops_the_run(
     manager = ShufflesPairs(settings.deployment.data_dir, f"{settings.deployment.work_dir}/cache")
     (deployment.artifacts / f"pairing/neighbor_pairs/{SHARD}.parquet").unlink()
     with deployment.instance() as instance:
-        assert verify(defs, instance, STEPS["pair"], SHARD).failed
+        assert verified(defs, instance, "pair").failed
         runs = instance.get_run_ids()
         with pytest.raises(PipelineError, match="pairs_match_candidates"):
             run_pipeline(build_definitions(settings, {"parquet": manager}), instance, {})

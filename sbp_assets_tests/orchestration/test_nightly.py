@@ -10,9 +10,9 @@ import polars as pl
 
 from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.definitions import build_definitions
+from sbp_assets.orchestration.in_process import RUN_TAGS
 from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
 from sbp_assets.orchestration.pipeline import NightlyPolicy
-from sbp_assets.orchestration.runner import RUN_TAGS
 from sbp_assets.settings import Deployment, load_settings
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions

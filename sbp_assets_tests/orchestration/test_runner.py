@@ -16,8 +16,9 @@ import pytest
 
 from sbp_assets.orchestration.display import StepStatus
 from sbp_assets.orchestration.pipeline import Step, display_logger
-from sbp_assets.orchestration.runner import Outcome, PipelineError, VerifyResult, pending_partitions, run_pipeline
-from sbp_assets.orchestration.runner import verify as verify_partitions
+from sbp_assets.orchestration.runner import PipelineError, pending_partitions, run_pipeline
+from sbp_assets.orchestration.verification import Outcome, VerifyResult
+from sbp_assets.orchestration.verification import verify as verify_partitions
 from sbp_assets.storage.io_managers import ParquetIOManager
 
 PIPELINE = (Step("one", "One", ("t/rows",)), Step("two", "Two", ("t/sum",)))
@@ -170,7 +171,8 @@ def test_release_is_called_and_work_is_counted(tmp_path: Path):
 KILLED = """
 import os, sys, time
 import dagster as dg
-from sbp_assets.orchestration.runner import HOST_TAGS, RUN_TAGS, end_killed_runs
+from sbp_assets.orchestration.in_process import HOST_TAGS, RUN_TAGS
+from sbp_assets.orchestration.runner import end_killed_runs
 
 @dg.asset(pool="training")
 def model():
