@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -49,25 +49,19 @@ def failed_checks(
     Errors come first, then warnings, each in the order of `keys`. Partitions that the settings do not
     define are left out.
     """
-    storage = instance.event_log_storage
     order = {key: place for place, key in enumerate(keys)}
     checks = sorted(key for key in graph.asset_check_keys if key.asset_key in order)
     found: defaultdict[tuple[dg.AssetCheckKey, str], list[tuple[Partition, str]]] = defaultdict(list)
     known: dict[dg.AssetKey, set[Partition]] = {}
-    for info in storage.get_asset_check_partition_info(checks):
-        asset, partition = info.check_key.asset_key, info.partition_key
-        if asset not in known:
-            definition = graph.get(asset).partitions_def
-            known[asset] = {*definition.get_partition_keys()} if definition else {None}
-        if info.latest_execution_status != FAILED or not info.is_current or partition not in known[asset]:
-            continue
-        record: AssetCheckExecutionRecord | None = storage.get_latest_asset_check_execution_by_key(
-            [info.check_key], PartitionKeyFilter(key=partition) if partition is not None else None
-        ).get(info.check_key)
-        evaluation = record.evaluation if record else None
-        if evaluation and not evaluation.passed:
+    for evaluation in failed_evaluations(instance, checks):
+        check, partition = evaluation.asset_check_key, evaluation.partition
+        if check.asset_key not in known:
+            # A check of all partitions is of none.
+            definition = graph.get(check.asset_key).partitions_def
+            known[check.asset_key] = {None, *(definition.get_partition_keys() if definition else ())}
+        if partition in known[check.asset_key]:
             kind = "warning" if evaluation.severity == dg.AssetCheckSeverity.WARN else "failed"
-            found[info.check_key, kind].append((partition, _reason(evaluation)))
+            found[check, kind].append((partition, _reason(evaluation)))
     failed = [
         FailedCheck(check, kind, [partition for partition, _ in places], places[0][1])
         for (check, kind), places in (
@@ -75,6 +69,24 @@ def failed_checks(
         )
     ]
     return sorted(failed, key=lambda one: (one.kind, order[one.check.asset_key], one.check.name))
+
+
+def failed_evaluations(
+    instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckKey], partitions: Sequence[str] | None = None
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Yield the last evaluations of `checks`, of what is materialised now, that failed; of `partitions` alone if given.
+
+    Passed ones, which are nearly all, are told apart in one query for each check.
+    """
+    storage = instance.event_log_storage
+    for info in storage.get_asset_check_partition_info(checks, partition_keys=partitions):
+        if info.latest_execution_status == FAILED and info.is_current:
+            only = PartitionKeyFilter(key=info.partition_key) if info.partition_key is not None else None
+            record: AssetCheckExecutionRecord | None = storage.get_latest_asset_check_execution_by_key(
+                [info.check_key], only
+            ).get(info.check_key)
+            if record and record.evaluation and not record.evaluation.passed:
+                yield record.evaluation
 
 
 def failed_check_lines(failed: Sequence[FailedCheck]) -> str:

@@ -26,6 +26,7 @@ from sbp_assets.dagster_support.internals import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
+from sbp_assets.orchestration.failed_checks import failed_evaluations
 from sbp_assets.orchestration.fan_in_checks import ENDED, alone
 from sbp_assets.orchestration.materialisations import MATERIALIZED
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
@@ -41,6 +42,7 @@ from sbp_assets.orchestration.staleness import Staleness
 
 # Metadata of the failure of a run: why, by shard.
 FAILED_SHARDS = "failed_shards"
+BACKFILL_TAG = "dagster/backfill"
 RESUMED_TAG, ROOT_RUN_TAG = "dagster/is_resume_retry", "dagster/root_run_id"
 NAMED = 20  # Failed shards in the message of a failure.
 
@@ -52,12 +54,13 @@ def shard_step(
     assets: Sequence[dg.AssetsDefinition],
     checks: Sequence[dg.AssetChecksDefinition],
     all_assets: Sequence[dg.AssetsDefinition],
+    all_checks: Sequence[dg.AssetChecksDefinition],
     shards_per_run: int,
 ) -> dg.AssetsDefinition:
     """Return the multi-asset `name` that materialises `assets`, in that order, and runs `checks`, shard by shard.
 
-    `all_assets` are those of the code location, which say where inputs are kept. A backfill puts at most
-    `shards_per_run` shards into a run.
+    `all_assets` and `all_checks` are those of the code location, which say where inputs are kept and which checks they
+    have to pass. A backfill puts at most `shards_per_run` shards into a run.
     """
     upstream = {spec.key: (asset, spec) for asset in all_assets for spec in asset.specs}
     partitions = assets[0].partitions_def
@@ -68,6 +71,11 @@ def shard_step(
         spec.replace_attributes(skippable=True).with_io_manager_key(function.io_managers[spec.key])
         for function in functions
         for spec in function.specs
+    ]
+    own = {spec.key for spec in specs}
+    read = {read.key for function in functions for read in function.inputs.values() if read.partitions is None} - own
+    input_checks = [
+        spec.key for check in all_checks for spec in check.check_specs if spec.blocking and spec.asset_key in read
     ]
     pools = {pool for asset in assets if (pool := asset.op.pool)}
     if len(pools) > 1:
@@ -85,7 +93,7 @@ def shard_step(
         | {read.io_manager for one in (*functions, *checked) for read in one.inputs.values()},
     )
     def step(context: dg.AssetExecutionContext) -> Iterator[ShardResult]:
-        run = _ShardRun(context, functions, checked)
+        run = _ShardRun(context, functions, checked, input_checks)
         if context.has_partition_key:
             yield from run.shard(context.partition_key)
         else:
@@ -114,7 +122,7 @@ def with_shard_steps(
             # it returns nothing. So no two steps have the same.
             many = shards_per_run + len(steps)
             theirs = [check for check in checks if _target(check) in step.keys and check.partitions_def == partitions]
-            steps.append(shard_step(step.name, members, theirs, assets, many))
+            steps.append(shard_step(step.name, members, theirs, assets, checks, many))
     inside = {key for step in steps for key in (*step.keys, *step.check_keys)}
     other_checks = [check for check in checks if inside.isdisjoint(check.check_keys)]
     return (
@@ -132,11 +140,16 @@ class _ShardRun:
     """A run of a step: what its shards share."""
 
     def __init__(
-        self, context: dg.AssetExecutionContext, assets: Sequence[AssetFunction], checks: Sequence[CheckFunction]
+        self,
+        context: dg.AssetExecutionContext,
+        assets: Sequence[AssetFunction],
+        checks: Sequence[CheckFunction],
+        input_checks: Sequence[dg.AssetCheckKey],
     ) -> None:
-        self._context, self._assets, self._checks = context, assets, checks
+        self._context, self._assets, self._checks, self._input_checks = context, assets, checks, input_checks
         graph = context.op_execution_context.job_def.asset_layer.asset_graph
         self._staleness = Staleness(graph, context.instance)
+        self._failed_inputs: dict[tuple[dg.AssetKey, str], str] | None = None
         self._fan_ins: dict[tuple[dg.AssetKey, tuple[str | None, ...]], Any] = {}
         self._targets: dict[dg.AssetKey, dict[str, AssetCheckEvaluationTargetMaterializationData]] = {}
         # By shard: a blocking check that failed ends the shard's chain.
@@ -211,6 +224,7 @@ class _ShardRun:
         shard = context.partition_key
         # Looked up before the inputs are read: what changes meanwhile makes the shard stale.
         tags = {key: self._provenance(key, shard) for key in function.keys}
+        self._require_sound_inputs(function, shard)
         made = function.run(context, self._load)
         results = (made,) if isinstance(made, dg.MaterializeResult) else made
         for spec, result in zip(function.specs, results, strict=True):
@@ -236,6 +250,26 @@ class _ShardRun:
             self._targets.setdefault(spec.key, {})[shard] = AssetCheckEvaluationTargetMaterializationData(
                 storage_id=events[shard], run_id=context.run.run_id, timestamp=time.time()
             )
+
+    def _require_sound_inputs(self, function: AssetFunction, shard: str) -> None:
+        """Raise RuntimeError where, in a backfill, a blocking check of an input of the shard has failed.
+
+        A backfill goes on to the next step with every shard that is materialised, whatever its checks say.
+        """
+        if BACKFILL_TAG not in self._context.run.tags:
+            return
+        if self._failed_inputs is None:
+            found = failed_evaluations(self._context.instance, self._input_checks, self._context.partition_keys)
+            self._failed_inputs = {
+                (evaluation.asset_key, str(evaluation.partition)): evaluation.check_name
+                for evaluation in found
+                if evaluation.severity is dg.AssetCheckSeverity.ERROR
+            }
+        for read in function.inputs.values():
+            if read.partitions is None and (check := self._failed_inputs.get((read.key, shard))):
+                raise RuntimeError(
+                    f"{read.key.to_user_string()} of this shard has a failed check: {check}. Materialise that first"
+                )
 
     def _provenance(self, key: dg.AssetKey, shard: str) -> dict[str, str]:
         tags = {}

@@ -12,7 +12,7 @@ from sbp_assets.dagster_support.internals import AssetCheckExecutionRecordStatus
 from sbp_assets.orchestration.fan_in_checks import due_checks, failed_checks_of_all
 from sbp_assets.orchestration.pipeline import Step
 from sbp_assets.orchestration.ranges import contiguous, range_tags
-from sbp_assets.orchestration.shard_step import FAILED_SHARDS, RESUMED_TAG, ROOT_RUN_TAG, with_shard_steps
+from sbp_assets.orchestration.shard_step import BACKFILL_TAG, FAILED_SHARDS, RESUMED_TAG, ROOT_RUN_TAG, with_shard_steps
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.storage.io_managers import ParquetIOManager
 
@@ -233,6 +233,26 @@ def test_a_run_of_one_shard_may_go_on_with_other_steps(world: World) -> None:
         [e.step_failure_data for e in stopped.all_events if e.is_step_failure]
     )
     assert stopped.get_step_skipped_events() or not stopped.get_asset_materialization_events()[1:]
+
+
+def test_a_backfill_does_not_go_on_with_a_shard_of_which_a_check_has_failed(world: World) -> None:
+    """Dagster requests the next step for all that is materialised."""
+    world.failing = {"b"}
+    assert not world.run([ROWS, LENGTHS], EVERY_SHARD).success
+    world.failing = set()
+    assert world.run([LENGTHS], {"b"}).success
+    job = world.defs.get_repository_def().get_job("sum")
+    result = job.execute_in_process(
+        instance=world.instance,
+        tags={**range_tags(sorted(EVERY_SHARD)), BACKFILL_TAG: "x"},
+        raise_on_error=False,
+        asset_selection=[SUMS],
+    )
+    (event,) = (event for event in result.all_events if event.is_step_failure)
+    failure: Any = event.step_failure_data.user_failure_data
+    reasons = failure.metadata[FAILED_SHARDS].value
+    assert set(reasons) == {"b"} and "t/rows of this shard has a failed check: rows_are_good" in reasons["b"]
+    assert set(world.staleness().versions(SUMS)) == {"a", "c", "d"}
 
 
 def test_a_run_of_a_range_and_of_two_steps_is_refused(world: World) -> None:
