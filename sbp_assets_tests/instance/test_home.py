@@ -42,7 +42,11 @@ def test_everything_of_the_device_and_of_memory_is_in_a_pool():
         for key in graph.materializable_asset_keys
         if graph.get(key).kinds & loads and not key.path[1].endswith(("tokens", "tokenizer"))
     }
-    assert pools["device"] == models
+    # A step of many shards is in the pool of its assets that need one.
+    steps = {op for name in models for op in graph.get(dg.AssetKey(name.split("/"))).op_names}
+    assert pools["device"] == {
+        key.to_user_string() for key in graph.materializable_asset_keys if steps & set(graph.get(key).op_names)
+    }
     assert "corpus/duplicates" in pools["memory"]
 
 
