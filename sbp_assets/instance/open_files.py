@@ -22,9 +22,9 @@ class _Connection(sqlite3.Connection):
         super().__init__(*arguments, **options)
         self._cursors: list[sqlite3.Cursor] = []
 
-    def cursor(self, *arguments: Any) -> sqlite3.Cursor:
+    def cursor(self, factory: Any = sqlite3.Cursor) -> Any:
         """Return a cursor, which lives until the connection goes back to the engine."""
-        cursor: sqlite3.Cursor = super().cursor(*arguments)
+        cursor = super().cursor(factory)
         self._cursors.append(cursor)
         return cursor
 
