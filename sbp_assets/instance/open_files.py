@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 
 class _Connection(sqlite3.Connection):
@@ -118,8 +119,12 @@ class OpenFiles:
                 # the webserver does for the live log of a run, is told by its time.
                 with suppress(FileNotFoundError):
                     os.utime(path)
-        except BaseException:
+        except BaseException as error:
             self._close(path)
+            if isinstance(error, DBAPIError) and getattr(error.orig, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
+                # There is no space for PATH-shm, which SQLite calls an I/O error.
+                full = sqlite3.OperationalError("database or disk is full")
+                raise OperationalError(error.statement, error.params, full) from error
             raise
         others = [path for path in self._files if path not in self.always]
         for path in others[: max(len(others) - self.keep, 0)]:
