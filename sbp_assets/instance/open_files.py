@@ -117,7 +117,7 @@ class OpenFiles:
             if file.connection.total_changes != before:
                 # Until a connection is closed, what is written is in PATH-wal alone. Who watches the file itself, as
                 # the webserver does for the live log of a run, is told by its time.
-                with suppress(FileNotFoundError):
+                with suppress(OSError):  # it is written all the same
                     os.utime(path)
         except BaseException as error:
             self._close(path)
