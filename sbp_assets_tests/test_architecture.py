@@ -45,6 +45,7 @@ PLAIN = {
     "dagster_support/preview.py",
     *(f"provenance/{name}.py" for name in ("lookup", "scores", "store", "training_reads", "view", "walk")),
     "instance/home.py",
+    "instance/open_files.py",
     "instance/storage.py",
     "instance/branch.py",
     "orchestration/webhook.py",

@@ -30,9 +30,14 @@ from dagster._core.storage.asset_check_execution_record import (
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.event_log.base import PartitionKeyFilter
 from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata, SqlEventLogStorageTable
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME, SqliteEventLogStorage
 from dagster._core.storage.runs.schema import RunsTable, RunStorageSqlMetadata
+from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._serdes import ConfigurableClassData
 from dagster._utils import tail_file
 from dagster._utils.error import SerializableErrorInfo
 
@@ -50,8 +55,10 @@ __all__ = [
     "DATA_VERSION_TAG",  # to read the versions of all partitions in one query; the public API reads one at a time
     "EVENT_TYPE_TO_PIPELINE_RUN_STATUS",  # copying, as above
     "FINISHED_STATUSES",  # of runs; `dg.DagsterRun.is_finished` answers for one run that is already loaded
+    "INDEX_SHARD_NAME",  # of the event log in SQLite: the file that is no run's
     "NOT_FINISHED_STATUSES",  # likewise, to ask the run storage for those runs alone
     "SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD",  # from here on Dagster records an input's last event, no digest
+    "SQLITE_BUSY_TIMEOUT_SECONDS",  # how long that event log waits for a lock
     "AssetCheckEvaluationTargetMaterializationData",  # the materialisation that a check looked at, in a run of many
     "AssetCheckExecutionRecord",  # type of what the event log storage returns for a check
     "AssetCheckExecutionRecordStatus",  # planned, succeeded, failed: the public API has evaluations alone
@@ -59,6 +66,8 @@ __all__ = [
     "AssetGraphView",  # type of what an automation condition evaluates on
     "BaseAssetGraph",  # type of `defs.resolve_asset_graph()` and of the graph of a view
     "CheckRunHealthResult",  # what a run launcher returns to run monitoring
+    "ConfigurableClassData",  # type of what a class that dagster.yaml names is made with
+    "DagsterSqliteStorage",  # the storage in SQLite; no public name, like the two that it consists of
     "EntitySubset",  # type of the partitions that an automation condition returns
     "LaunchRunContext",  # type of what a run launcher is handed
     "PartitionKeyFilter",  # to ask for the evaluation of a check on one partition
@@ -68,6 +77,8 @@ __all__ = [
     "SerializableErrorInfo",  # type of the error in a failed step's event
     "SqlEventLogStorageMetadata",  # copying, as above
     "SqlEventLogStorageTable",  # copying, as above
+    "SqliteEventLogStorage",  # to keep its files open
+    "SqliteRunStorage",  # likewise
     "WorkerStatus",  # whether the process of a run is alive
     "executable_in_same_run",  # whether an input that is requested now is materialised first in the same run
     "extract_data_provenance_from_entry",  # code version and inputs of a materialisation that was read in bulk

@@ -88,7 +88,7 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
             deployment.instance_dir,
             temporary / "instance",
             copy_function=_copy_record,
-            ignore=shutil.ignore_patterns("lock", "*-wal", "*-shm", "*-journal"),
+            ignore=shutil.ignore_patterns("lock", "*-wal", "*-shm", "*-journal", "*-new"),
         )
         (temporary / RECORD).write_text(json.dumps(dict(changes)), encoding="utf-8")
         temporary.rename(home)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
@@ -16,7 +17,7 @@ FILES = [project_file("dagster.yaml"), project_file("deploy/postgres/dagster.yam
 
 def test_both_instances_differ_in_their_storage_alone():
     sqlite, postgres = (yaml.safe_load(path.read_text()) for path in FILES)
-    assert list(sqlite.pop("storage")) == ["sqlite"] and list(postgres.pop("storage")) == ["postgres"]
+    assert list(sqlite.pop("storage")) == ["custom"] and list(postgres.pop("storage")) == ["postgres"]
     assert sqlite == postgres
 
 
