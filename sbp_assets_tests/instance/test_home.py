@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import dagster as dg
 import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
@@ -44,10 +43,8 @@ def test_everything_of_the_device_and_of_memory_is_in_a_pool():
         if graph.get(key).kinds & loads and not key.path[1].endswith(("tokens", "tokenizer"))
     }
     # A step of many shards is in the pool of its assets that need one.
-    steps = {op for name in models for op in graph.get(dg.AssetKey(name.split("/"))).op_names}
-    assert pools["device"] == {
-        key.to_user_string() for key in graph.materializable_asset_keys if steps & set(graph.get(key).op_names)
-    }
+    step = {key.to_user_string(): graph.get(key).assets_def.op.name for key in graph.materializable_asset_keys}
+    assert pools["device"] == {name for name, op in step.items() if op in {step[model] for model in models}}
     assert "corpus/duplicates" in pools["memory"]
 
 
