@@ -15,8 +15,9 @@ logger = logging.getLogger("sbp_assets.progress")
 class Progress:
     """Counts units of work and logs 'what: done/total unit · rate · ETA', at most once every `seconds`.
 
-    Use as a context manager around the work and call `advance(n)`; `metadata()` gives wall seconds, rate and peak
-    memory afterwards. Peak memory is the resident set of this process and its children, sampled every 0.2 s.
+    Use as a context manager around the work and call `advance(n)`; `metadata()` gives seconds by the clock and of this
+    process's processors, rate and peak memory afterwards. Peak memory is the resident set of this process and its
+    children, sampled every 0.2 s.
     """
 
     def __init__(self, what: str, unit: str, total: int | None = None, done: int = 0, seconds: float = 2.0) -> None:
@@ -27,6 +28,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._start = self._last = time.monotonic()
+        self._processor = time.process_time()
         self._peak = 0
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
@@ -34,6 +36,7 @@ class Progress:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.wall_seconds = time.monotonic() - self._start
+        self.processor_seconds = time.process_time() - self._processor
         self._stop.set()
         self._sampler.join()
         if error is None:
@@ -52,9 +55,13 @@ class Progress:
             self._log(note)
 
     def metadata(self) -> dict[str, float]:
-        """Return wall_seconds, {unit}_per_second and peak_memory_mb: numbers, so that Dagster plots them over time."""
+        """Return wall_seconds, processor_seconds, {unit}_per_second and peak_memory_mb.
+
+        They are numbers, so that Dagster plots them over time.
+        """
         return {
             "wall_seconds": round(self.wall_seconds, 3),
+            "processor_seconds": round(self.processor_seconds, 3),
             f"{self.unit}_per_second": round((self.done - self._resumed_at) / max(self.wall_seconds, 1e-9), 2),
             "peak_memory_mb": round(self._peak / 2**20, 1),
         }
