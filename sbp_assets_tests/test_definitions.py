@@ -121,3 +121,8 @@ def test_an_engine_that_the_caller_owns_serves_every_run(tmp_path: Path) -> None
         assert len(instance.get_runs(dg.RunsFilter(job_name="embed"))) == len(settings.experiment.shard_keys) > 1
     assert embedder.starts == 1
     assert build_resources(settings)["embedder"] is not embedder
+
+
+def test_a_code_server_can_load_them(tmp_path: Path) -> None:
+    """It looks at all jobs together, which a run of one does not: their ops, say, must not have a job's name."""
+    build_definitions(tiny_settings(tmp_path)).get_repository_def().load_all_definitions()

@@ -122,7 +122,8 @@ def with_shard_steps(
             # it returns nothing. So no two steps have the same.
             many = shards_per_run + len(steps)
             theirs = [check for check in checks if _target(check) in step.keys and check.partitions_def == partitions]
-            steps.append(shard_step(step.name, members, theirs, assets, checks, many))
+            # Not the step's name: that is its job's, and an op has to have another.
+            steps.append(shard_step(f"{step.name}_shards", members, theirs, assets, checks, many))
     inside = {key for step in steps for key in (*step.keys, *step.check_keys)}
     other_checks = [check for check in checks if inside.isdisjoint(check.check_keys)]
     return (

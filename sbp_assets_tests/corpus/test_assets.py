@@ -64,7 +64,7 @@ def write_files(tmp_path: Path, repeated: bool) -> None:
         (tmp_path / f"corpus/{part}.jsonl").write_text("\n".join(rows))
 
 
-@pytest.mark.parametrize(("shards", "step"), [(1, "ingest"), (2, "corpus__duplicates")])
+@pytest.mark.parametrize(("shards", "step"), [(1, "ingest_shards"), (2, "corpus__duplicates")])
 def test_ids_that_start_again_in_every_file_stop_the_run(tmp_path: Path, shards: int, step: str) -> None:
     write_files(tmp_path, repeated=True)
     _, result = ingested(files_settings(tmp_path, shards))
