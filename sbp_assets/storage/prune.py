@@ -189,7 +189,7 @@ def _find_remote(store: RemoteStore, current: Mapping[str, bool], superseded: Ma
         needed = _listed(store, name, files.keys()) if listing else set()
         if name in superseded:
             as_recorded = {upload for upload in files if upload.version == superseded[name].version}
-            if as_recorded and (needed or as_recorded) <= as_recorded:
+            if as_recorded and needed <= as_recorded:
                 needed = needed or as_recorded
                 # First what readers follow.
                 leftover(ARTIFACTS, name, listing + [file for upload in needed for file in files[upload]], name)
