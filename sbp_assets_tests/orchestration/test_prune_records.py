@@ -114,15 +114,20 @@ def test_a_failed_attempt_and_a_failed_check_stay_known(tmp_path: Path, instance
     defs, bad = definitions(tmp_path, shards=2), definitions(tmp_path, shards=2, passes=False)
     materialise(defs, instance, "rows", "000", "001")
     materialise(defs, instance, "total")
-    materialise(bad, instance, "total")
-    # Without its artifact, `searched` fails: its last attempt is a failure.
-    materialise(defs, instance, "searched", "000")
+    checks = bad.resolve_implicit_global_asset_job_def().get_subset(
+        asset_check_selection=set(bad.resolve_asset_graph().asset_check_keys)
+    )
+    for _ in range(2):
+        checks.execute_in_process(instance=instance, raise_on_error=False)
+    # Without its input, `searched` fails: its last attempt is a failure.
     (tmp_path / "store/rows/001.parquet").unlink()
     materialise(defs, instance, "searched", "000", "000")
+    materialise(defs, instance, "rows", "001")
     before = statuses(defs, instance)
     assert before[dg.AssetKey("searched")][3].keys() == {"000"}
     assert "complete" in str(before[dg.AssetKey("total")][0])
-    assert prune(defs, instance) == 2  # the first of total, and the first failure
+    # The first of rows[001], the first failure of the check, the first of the attempt.
+    assert prune(defs, instance) == 3
     assert statuses(defs, instance) == before
 
 
@@ -188,8 +193,10 @@ def test_the_newest_event_and_run_stay_so_that_no_id_is_given_twice(tmp_path: Pa
 
     defs = definitions(tmp_path, shards=1)
     materialise(defs, on_disk, "rows", "000")
+    slow = on_disk.create_run_for_job(other)
     for _ in range(2):
         other.execute_in_process(instance=on_disk)
+    on_disk.report_run_canceled(slow)  # the newest event is not of the newest run
     storage: Any = on_disk.event_log_storage
 
     def highest() -> int:
@@ -199,7 +206,7 @@ def test_the_newest_event_and_run_stay_so_that_no_id_is_given_twice(tmp_path: Pa
     (newest,) = on_disk.get_run_records(limit=1)
     before = highest()
     assert prune(defs, on_disk) == 1
-    assert highest() == before and newest.dagster_run.run_id in runs_of(on_disk)
+    assert highest() == before and {newest.dagster_run.run_id, slow.run_id} <= runs_of(on_disk)
     materialise(defs, on_disk, "rows", "000")
     (newer,) = on_disk.get_run_records(limit=1)
     assert highest() > before and newer.storage_id > newest.storage_id
