@@ -34,7 +34,17 @@ PLAIN = {
     *(f"settings/{path.name}" for path in (ROOT / "settings").glob("*.py")),
     *(
         f"storage/{name}.py"
-        for name in ("artifacts", "cache", "columns", "progress", "remote", "paths", "row_versions", "token_arrays")
+        for name in (
+            "artifacts",
+            "cache",
+            "columns",
+            "progress",
+            "prune",
+            "remote",
+            "paths",
+            "row_versions",
+            "token_arrays",
+        )
     ),
     # Of training only the launching of processes knows dagster.
     *(
@@ -48,6 +58,7 @@ PLAIN = {
     "instance/open_files.py",
     "instance/storage.py",
     "instance/branch.py",
+    "orchestration/prune_work.py",
     "orchestration/webhook.py",
 }
 INTERNALS = ROOT / "dagster_support" / "internals.py"

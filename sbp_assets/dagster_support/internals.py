@@ -21,6 +21,7 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, EVENT_TYPE_TO_PIPELINE_RUN_STATUS
+from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionsFilter, BulkActionStatus
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecord,
@@ -46,8 +47,10 @@ __all__ = [
     # Copying SQLite into PostgreSQL: the tables, and which events are in the index beside the log of their run.
     "ASSET_CHECK_EVENTS",
     "ASSET_EVENTS",
+    # pruning, too
     "ASSET_PARTITION_RANGE_END_TAG",  # of a run of a range of partitions, as backfills start them
     "ASSET_PARTITION_RANGE_START_TAG",  # likewise
+    "BULK_ACTION_TERMINAL_STATUSES",  # pruning: to find backfills that go on
     # A run of many shards records the provenance of each itself, as Dagster does in a run of one.
     "CODE_VERSION_TAG",
     "DATA_VERSION_IS_USER_PROVIDED_TAG",
@@ -65,18 +68,22 @@ __all__ = [
     "AssetCheckPartitionInfo",  # type of the one query that answers for all partitions of a check
     "AssetGraphView",  # type of what an automation condition evaluates on
     "BaseAssetGraph",  # type of `defs.resolve_asset_graph()` and of the graph of a view
+    "BulkActionStatus",  # pruning, as above
+    "BulkActionsFilter",  # pruning, as above
     "CheckRunHealthResult",  # what a run launcher returns to run monitoring
     "ConfigurableClassData",  # type of what a class that dagster.yaml names is made with
     "DagsterSqliteStorage",  # the storage in SQLite; no public name, like the two that it consists of
     "EntitySubset",  # type of the partitions that an automation condition returns
     "LaunchRunContext",  # type of what a run launcher is handed
     "PartitionKeyFilter",  # to ask for the evaluation of a check on one partition
-    "RunStorageSqlMetadata",  # copying, as above
+    "RunStorageSqlMetadata",  # copying, as above, and pruning
     "RunsTable",  # copying, as above
     "ScheduleStorageSqlMetadata",  # copying, as above
     "SerializableErrorInfo",  # type of the error in a failed step's event
     "SqlEventLogStorageMetadata",  # copying, as above
+    # copying, as above, and pruning
     "SqlEventLogStorageTable",  # copying, as above
+    # copying, as above, and pruning: which events are the latest, of all assets at once
     "SqliteEventLogStorage",  # to keep its files open
     "SqliteRunStorage",  # likewise
     "WorkerStatus",  # whether the process of a run is alive

@@ -34,7 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        if time.time() - _last_written(abandoned) > ABANDONED:
+        if is_abandoned(abandoned):
             _remove(abandoned)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
     try:
@@ -145,6 +145,16 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
+def in_use(attempt: Path) -> bool:
+    """Return whether a living process holds the directory `attempt`, which `staging` has made."""
+    if attempt in _staged:
+        return True
+    lock = _lock(attempt)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
 def content_version(path: Path) -> str:
     """Return the SHA-256 (16 hex digits) of a file, or of the names and bytes in a directory, without run records."""
     digest = hashlib.sha256()
@@ -188,7 +198,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _last_written(path: Path) -> float:
+def is_abandoned(partial: Path) -> bool:
+    """Return whether an unfinished write counts as one whose process died: for a day nothing of it has changed."""
+    return time.time() - last_written(partial) > ABANDONED
+
+
+def last_written(path: Path) -> float:
+    """Return when the file or directory, or anything in it, was last changed, in seconds since the epoch."""
     latest = 0.0
     for entry in [path, *path.rglob("*")]:
         with suppress(FileNotFoundError):  # its writer is still at work

@@ -51,6 +51,21 @@ class Cache:
         with tempfile.TemporaryDirectory(dir=self._subfolder("partial"), ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
+    def unused(self, seconds: float) -> list[Path]:
+        """Return the copies that no living process holds and none has asked for in the last `seconds`."""
+        if not self._folder.is_dir():
+            return []
+        with self._locked():
+            kept = self._in_use()
+            copies = sorted(self._subfolder("copies").iterdir())
+            return [path for path in copies if path.name not in kept and time.time() - path.stat().st_mtime >= seconds]
+
+    def remove(self, copy: Path) -> None:
+        """Remove `copy`, one of `unused`, unless a process has asked for it since."""
+        with self._locked():
+            if copy.name not in self._in_use():
+                shutil.rmtree(copy, ignore_errors=True)
+
     def release(self) -> None:
         """Give up all claims of this process and evict what no longer fits."""
         if self._claims:

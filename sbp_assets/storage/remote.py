@@ -13,10 +13,11 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 from upath import UPath
@@ -30,6 +31,7 @@ logger = logging.getLogger("sbp_assets.storage")
 T = TypeVar("T")
 
 _PREFIX = r"{name}\.[^./]+-[0-9a-f]{{8}}"  # of a directory's files, beside its listing
+_UPLOAD = re.compile(r"(?P<name>.+)\.(?P<version>[^./]+)-[0-9a-f]{8}")
 
 _LASTING: tuple[type[Exception], ...] = (
     FileNotFoundError,
@@ -102,6 +104,21 @@ def url(directory: UPath) -> str:
         return directory.path
     listing = json.loads(directory.with_name(f"{directory.name}.json").read_bytes())
     return str(directory.with_name(listing["prefix"]))
+
+
+class Upload(NamedTuple):
+    """The files of a directory artifact as they were uploaded: the artifact's path, its version, the files' prefix."""
+
+    name: str
+    version: str
+    prefix: str
+
+
+def uploads_of(path: str) -> Iterator[Upload]:
+    """Yield the uploads that the object `path` may be a file of, by its name alone."""
+    for folder in PurePosixPath(path).parents:
+        if match := _UPLOAD.fullmatch(folder.as_posix()):
+            yield Upload(match["name"], match["version"], folder.as_posix())
 
 
 class RemoteStore:
@@ -187,6 +204,25 @@ class RemoteStore:
         except FileNotFoundError:
             return None
 
+    def path_of(self, place: str) -> str:
+        """Return the path (without protocol) of what is at `place` below `base`."""
+        return f"{self.base.path.rstrip('/')}/{place}"
+
+    def objects(self) -> dict[str, int]:
+        """Return the size in bytes of every object of the store, by its place below `base`."""
+        top = self.path_of("")
+        found = self._retry("read", top, lambda: self.fs.find(top, detail=True))
+        return {name.removeprefix(top): info["size"] for name, info in found.items()}
+
+    def remove(self, path: str) -> None:
+        """Remove the object `path` (without protocol), if it is there."""
+
+        def action() -> None:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(path)  # `rm` would take it for a pattern
+
+        self._retry("remove", path, action)
+
     def release(self) -> None:
         """Allow the cache to evict the copies that this process has asked for."""
         self.cache.release()
@@ -233,14 +269,15 @@ class RemoteStore:
                 other = found.rpartition("/")[2]
                 if found == keep or not re.fullmatch(_PREFIX.format(name=re.escape(name)), other):
                     continue
-                if found == replaced or self._abandoned(found):
+                if found == replaced or self.abandoned(found):
                     # fsspec takes the path for a pattern, and would remove what else matches it.
                     self.fs.rm(as_pattern(found), recursive=True)
         except OSError as error:
             # The artifact is published; what is left over costs room, and the next write tries again to remove it.
             logger.warning("%s: what it replaces could not be removed: %s", self._url(path), error)
 
-    def _abandoned(self, prefix: str) -> bool:
+    def abandoned(self, prefix: str) -> bool:
+        """Return whether the files at `prefix` were all written over a day ago."""
         written = [self.fs.modified(file) for file in self.fs.find(prefix)]
         latest = max((moment.replace(tzinfo=moment.tzinfo or UTC) for moment in written), default=datetime.now(UTC))
         return datetime.now(UTC) - latest > timedelta(seconds=ABANDONED)
@@ -249,8 +286,9 @@ class RemoteStore:
         return self.fs.unstrip_protocol(path)
 
     def _retry(self, verb: str, path: str, action: Callable[[], T]) -> T:
-        """Return `action()`, which is to `verb` ("read" or "write") `path`, retried while the store is out of reach.
+        """Return `action()`, which is to `verb` `path`, retried while the store is out of reach.
 
+        `verb` is "read", "write" or "remove".
         FileNotFoundError is raised by reading alone, and OSError (ENOSPC) for a full local disk; StorageError else.
         """
 

@@ -128,6 +128,12 @@ def discard_checkpoint(work_dir: Path) -> None:
     prune_best(work_dir, None)
 
 
+def files_to_resume_from(work_dir: Path) -> list[Path]:
+    """Return the checkpoint and the kept weights in `work_dir`, where there are any."""
+    weights = sorted(work_dir.glob(_best(work_dir, "*").name))
+    return [path for path in (checkpoint_path(work_dir), *weights) if path.is_file()]
+
+
 def remove_partial(work_dir: Path) -> None:
     """Remove what a process killed while it wrote a checkpoint or best weights has left."""
     for name in (_CHECKPOINT, _best(work_dir, "*").name):

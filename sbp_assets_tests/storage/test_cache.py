@@ -50,3 +50,19 @@ def test_the_cache_keeps_what_another_living_process_uses(tmp_path: Path):
     user.communicate()
     cache.get("more", "file", fill(100))
     assert not theirs.exists()
+
+
+def test_what_nobody_has_asked_for_in_a_while_may_go(tmp_path: Path):
+    assert Cache(tmp_path / "none", limit=1000).unused(0) == [] and not (tmp_path / "none").exists()
+    cache = Cache(tmp_path, limit=1000)
+    paths = {name: cache.get(name, "file", fill(10)) for name in ("old", "new")}
+    assert cache.unused(0) == [], "this process uses them"
+    cache.release()
+    os.utime(paths["old"].parent, (time.time() - 60, time.time() - 60))
+    assert cache.unused(30) == [paths["old"].parent]
+    cache.get("old", "file", lambda _: pytest.fail("it is there"))
+    cache.remove(paths["old"].parent)
+    assert paths["old"].exists(), "asked for in the meantime"
+    cache.release()
+    cache.remove(paths["old"].parent)
+    assert not paths["old"].exists() and paths["new"].exists()
