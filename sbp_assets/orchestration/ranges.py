@@ -33,6 +33,12 @@ def batches(graph: BaseAssetGraph, key: dg.AssetKey, partitions: Sequence[Partit
     return contiguous(partitions, list(node.partitions_def.get_partition_keys()), size)
 
 
+def partitions_of(run: dg.DagsterRun) -> str | None:
+    """Return the partition of a run in words, 'FIRST to LAST' of a range; None where it has none."""
+    first, last = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
+    return f"{first} to {last}" if first else run.tags.get("dagster/partition")
+
+
 def range_tags(partitions: Sequence[Partition]) -> dict[str, str]:
     """Return the tags of a run of the range `partitions`, which are partitioned ones without gaps between them."""
     return {ASSET_PARTITION_RANGE_START_TAG: str(partitions[0]), ASSET_PARTITION_RANGE_END_TAG: str(partitions[-1])}

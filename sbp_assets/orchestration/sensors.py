@@ -19,7 +19,7 @@ from sbp_assets.orchestration.in_process import RUN_TAGS
 from sbp_assets.orchestration.materialisations import StalenessCache
 from sbp_assets.orchestration.nightly import default_status
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
-from sbp_assets.orchestration.ranges import batches, range_tags
+from sbp_assets.orchestration.ranges import batches, partitions_of, range_tags
 from sbp_assets.orchestration.runner import original_error
 from sbp_assets.orchestration.staleness import Staleness, partition_checks
 from sbp_assets.settings import Deployment, FilesSource
@@ -196,7 +196,7 @@ def failure_sensor(deployment: Deployment) -> dg.SensorDefinition:
         message = webhook.failure_message(
             run.run_id,
             run.job_name,
-            run.tags.get("dagster/partition"),
+            partitions_of(run),
             step,
             error.replace(url, f"${webhook.URL_VARIABLE}"),
             f"{deployment.webserver_url.rstrip('/')}/runs/{run.run_id}",

@@ -181,6 +181,8 @@ class _ShardRun:
                     if _blocks(check.spec, result):
                         self._stopped_by.setdefault(shard, []).append(check.spec.name)
             if crashed:
+                for another in crashed[1:]:
+                    crashed[0].add_note(f"{another}, {'; '.join(another.__notes__)}")
                 raise crashed[0]
             if shard in self._stopped_by:
                 return

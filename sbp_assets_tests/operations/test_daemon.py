@@ -19,6 +19,7 @@ import pytest
 from dagster._core.execution.backfill import PartitionBackfill
 
 from sbp_assets.orchestration.nightly import NIGHTLY
+from sbp_assets.orchestration.ranges import partitions_of
 from sbp_assets_tests.operations.deployment import BACKFILL_FINISHED, CHECKOUT, Deployment, wait_for
 
 SIGNATURES = dg.AssetKey(["corpus", "minhash_signatures"])
@@ -77,8 +78,8 @@ def test_the_nightly_automation_materialises_what_is_missing_and_retries_what_fa
         deployment.start_daemon()
         wait_for(lambda: materialised(deployment) == {"00000"} and received, "the first nightly tick", every=1)
         message = received[0]
-        assert (message["partition"], message["step"]) == ("00001", "corpus__minhash_signatures")
-        assert "00001.parquet does not exist" in message["error"]
+        assert (message["partition"], message["step"]) == ("00000 to 00001", "ingest_shards")
+        assert "1 of 2 shards failed" in message["error"] and "00001.parquet does not exist" in message["error"]
         assert message["url"].endswith(f"/runs/{message['run_id']}")
 
         shutil.move(aside, source)
@@ -111,8 +112,8 @@ def test_a_backfill_from_the_command_line(finished: Path, tmp_path: Path):
         assert deployment.wait_backfill(backfill.backfill_id).startswith("COMPLETED")
         with deployment.instance() as instance:
             runs = instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill.backfill_id}))
-        ended = {run.tags["dagster/partition"]: deployment.wait_run(run.run_id) for run in runs}
-        assert ended == dict.fromkeys(BOTH, "SUCCESS")
+        ended = {partitions_of(run): deployment.wait_run(run.run_id) for run in runs}
+        assert ended == {" to ".join(BOTH): "SUCCESS"}
         assert deployment.versions() == before
 
 

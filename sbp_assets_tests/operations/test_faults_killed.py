@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import dagster as dg
 import psutil
 import pytest
 
@@ -87,6 +89,45 @@ def test_a_killed_run_is_retried(
     assert outcome.next_status == "SUCCESS"
     assert victim.resumed in log_of(deployment, outcome.next_run)
     assert deployment.versions(*victim.artifacts) == {name: undisturbed[name] for name in victim.artifacts}
+
+
+def test_a_killed_run_of_many_shards_keeps_those_that_it_has_finished(
+    deployment: Deployment, undisturbed: dict[str, str]
+):
+    """The retry materialises the others, and no shard twice."""
+    assets, shards = ["pairing/embeddings", "pairing/ann_index"], ["00000", "00001"]
+    for _ in range(5):
+        forget(deployment, Victim("", "", tuple(assets)))
+        backfill = deployment.backfill(assets, shards)
+        of_it = dg.RunsFilter(tags={"dagster/backfill": backfill})
+        (run_id,) = wait_for(partial(run_ids, deployment, of_it), "the backfill's run")
+        process = deployment.wait_step(run_id)
+        wait_for(partial(has_finished, deployment, run_id, "00000", len(assets)), "the first shard", every=0.01)
+        process.kill()
+        if deployment.wait_run(run_id) != "SUCCESS":  # on a busy machine it may have ended before
+            break
+    finished = materialised(deployment, run_id)
+    retry = retry_of(deployment, run_id)
+    assert deployment.wait_run(retry) == "SUCCESS"
+    assert sorted([*finished, *materialised(deployment, retry)]) == ["00000"] * len(assets) + ["00001"] * len(assets)
+    assert deployment.wait_backfill(backfill) == "COMPLETED_SUCCESS"
+    assert deployment.versions() == undisturbed
+
+
+def run_ids(deployment: Deployment, which: dg.RunsFilter) -> list[str]:
+    with deployment.instance() as instance:
+        return list(instance.get_run_ids(which))
+
+
+def has_finished(deployment: Deployment, run_id: str, shard: str, assets: int) -> bool:
+    return materialised(deployment, run_id).count(shard) == assets
+
+
+def materialised(deployment: Deployment, run_id: str) -> list[str]:
+    """Return the shard of each materialisation of a run."""
+    with deployment.instance() as instance:
+        entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    return [entry.get_dagster_event().partition or "" for entry in entries]
 
 
 def test_killed_runs_hold_no_pool_and_damage_nothing_else(

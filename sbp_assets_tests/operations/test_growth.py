@@ -22,7 +22,13 @@ def partitions_run(deployment: Deployment, earlier: set[str]) -> set[tuple[str, 
     with deployment.instance() as instance:
         runs = [run for run in instance.get_runs() if run.run_id not in earlier]
         earlier.update(run.run_id for run in runs)
-    return {(run.job_name, run.tags.get("dagster/partition")) for run in runs}
+    first, last = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+    found = {(run.job_name, run.tags.get("dagster/partition")) for run in runs if first not in run.tags}
+    for run in runs:
+        if first in run.tags:
+            shards = range(int(run.tags[first]), int(run.tags[last]) + 1)
+            found |= {(run.job_name, f"{number:05d}") for number in shards}
+    return found
 
 
 def test_a_corpus_that_grows_materialises_only_what_is_new_or_changed(tmp_path: Path):

@@ -36,7 +36,7 @@ def step_times(deployment: Deployment, run_id: str, step: str) -> tuple[float, f
 def test_a_pool_lets_one_step_in_at_a_time_though_its_runs_are_processes_of_their_own(deployment: Deployment):
     runs = [deployment.launch("embed", shard) for shard in SHARDS]
     assert [deployment.wait_run(run) for run in runs] == ["SUCCESS", "SUCCESS"]
-    first, second = sorted(step_times(deployment, run, "pairing__embeddings") for run in runs)
+    first, second = sorted(step_times(deployment, run, "embed_shards") for run in runs)
     assert first[1] <= second[0]
     assert not deployment.slot_holders()
 

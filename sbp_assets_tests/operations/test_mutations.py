@@ -61,9 +61,16 @@ def failed_checks(result: dg.ExecuteInProcessResult) -> set[str]:
     """Names of checks that failed as errors, or that could not read their artifact."""
     evaluations = result.get_asset_check_evaluations()
     failed = {e.check_name for e in evaluations if not e.passed and e.severity == dg.AssetCheckSeverity.ERROR}
-    broken = {event.step_key for event in result.get_step_failure_events()}
+    broken = {event.step_key: str(event.step_failure_data.error) for event in result.get_step_failure_events()}
     names = {GRAPH.assets_def_for_key(key).node_def.name: key.name for key in GRAPH.asset_check_keys}
-    return failed | {names[step] for step in broken if step in names}
+    # Those of a step of many shards are told by its error.
+    raised = {
+        key.name
+        for key in GRAPH.asset_check_keys
+        for error in broken.values()
+        if f"raised by the check {key.to_user_string()}" in error
+    }
+    return failed | raised | {names[step] for step in broken if step in names and not step.endswith("_shards")}
 
 
 def planned(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> set[str]:
@@ -121,6 +128,7 @@ def test_damage_fails_its_check_and_stops_what_is_downstream(
     if damage.downstream:
         assert damage.downstream in planned(instance, result)
     assert not materialised(result)
-    # The run stopped before the asset downstream began: only steps of checks may have failed.
-    checks = {GRAPH.assets_def_for_key(key).node_def.name for key in GRAPH.asset_check_keys}
+    # The run stopped before the asset downstream began: only steps of the checks may have failed.
+    checked = dg.AssetKey(damage.checked.split("/"))
+    checks = {GRAPH.assets_def_for_key(key).node_def.name for key in GRAPH.get(checked).check_keys}
     assert {event.step_key for event in result.get_step_failure_events()} <= checks
