@@ -169,15 +169,17 @@ def _run_pending(
     for batch in batches(graph, state.step.keys[0], [name for name in state.partitions if name in stale]):
         result = execute(job, instance, batch)
         state.materialised = 0
-        state.own_seconds += sum(_wall_seconds(result))
+        state.own_seconds += sum(_wall_seconds(instance, result))
         failures = _failures(result, batch)
         for partition in batch:
             note(partition, failures.get(partition))
 
 
-def _wall_seconds(result: dg.ExecuteInProcessResult) -> Iterator[float]:
-    for event in result.get_asset_materialization_events():
-        value = event.materialization.metadata.get("wall_seconds")
+def _wall_seconds(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> Iterator[float]:
+    # As recorded: the result of a run that failed lacks the events of a range.
+    for entry in instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+        materialization = entry.asset_materialization
+        value = materialization.metadata.get("wall_seconds") if materialization else None
         if value is not None:
             yield float(str(value.value))
 

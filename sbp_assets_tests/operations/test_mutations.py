@@ -15,6 +15,8 @@ import dagster as dg
 import pytest
 
 from sbp_assets.definitions import build_definitions
+from sbp_assets.orchestration.staleness import fan_in_checks
+from sbp_assets.orchestration.verification import OVER_ALL
 from sbp_assets.settings import load_settings
 from sbp_assets.storage.checks import NAME as STORED
 from sbp_assets_tests.operations.damage import DAMAGES, SHARD, Damage
@@ -48,12 +50,14 @@ def run(
     key, wanted = dg.AssetKey(checked.split("/")), dg.AssetKey((downstream or "").split("/"))
     # The content version is not the matter here: a broken asset records that of what it broke.
     checks = {check for check in GRAPH.asset_check_keys if check.asset_key == key and check.name != STORED}
+    if partition == OVER_ALL:
+        checks &= set(fan_in_checks(GRAPH, key))
     together = GRAPH.get(wanted).execution_set_asset_keys if downstream else set()
     job = defs.resolve_implicit_global_asset_job_def().get_subset(
         asset_selection=together or None, asset_check_selection=checks
     )
     # As a tag: what is asked for here spans several partitionings, which a job's own partition key may not.
-    tags = {"dagster/partition": partition or SHARD}
+    tags = {} if partition == OVER_ALL else {"dagster/partition": partition or SHARD}
     return job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
 
 
@@ -117,16 +121,19 @@ def test_damage_fails_its_check_and_stops_what_is_downstream(
 ):
     path = damage.path(deployment.artifacts)
     intact = tmp_path / path.name
+    # A check of all shards holds none of them up.
+    over_all = damage.check.endswith("_over_all_shards")
+    downstream = None if over_all else damage.downstream
     (shutil.copytree if path.is_dir() else shutil.copy)(path, intact)
     try:
         damage.harm(path)
-        result = run(defs, instance, damage.checked, damage.downstream, damage.partition)
+        result = run(defs, instance, damage.checked, downstream, OVER_ALL if over_all else damage.partition)
     finally:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         intact.rename(path)
     assert damage.check.split(":")[1] in failed_checks(result)
-    if damage.downstream:
-        assert damage.downstream in planned(instance, result)
+    if downstream:
+        assert downstream in planned(instance, result)
     assert not materialised(result)
     # The run stopped before the asset downstream began: only steps of the checks may have failed.
     checked = dg.AssetKey(damage.checked.split("/"))

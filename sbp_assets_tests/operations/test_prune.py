@@ -99,7 +99,7 @@ def test_a_finished_store_loses_what_is_superseded_and_nothing_else(finished: Pa
         planned = deployment.sbp("prune", "--dry-run", "--days", "0").stdout
         assert {"generation ledgers", "unfinished writes", "training checkpoints"} <= removed(planned).keys()
         assert f"left: 1\n  {deployment.artifacts}/notes.txt" in planned
-        assert_pruned(deployment, least=6)
+        assert_pruned(deployment, least=5)
         # Logs of runs have files of their own, and the index gives its room back.
         assert sum(p.stat().st_size for p in (deployment.home / "instance").rglob("*") if p.is_file()) < bytes_before
         assert {path.name.partition(".db")[0] for path in (deployment.home / "instance/history/runs").iterdir()} == {
@@ -140,7 +140,7 @@ def test_while_a_run_goes_on_nothing_is_removed(finished: Path, tmp_path: Path):
         refused = deployment.sbp("prune", "--days", "0", check=False)
         assert refused.returncode == 2 and run.run_id in refused.stderr and "Let them end or cancel" in refused.stderr
         assert runs(deployment) == before
-        assert removed(deployment.sbp("prune", "--days", "0", "--dry-run").stdout)["superseded runs"] >= 2
+        assert removed(deployment.sbp("prune", "--days", "0", "--dry-run").stdout)["superseded runs"] >= 1
 
 
 @pytest.mark.faults
