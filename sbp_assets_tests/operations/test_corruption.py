@@ -87,7 +87,7 @@ def test_verify_finds_corrupted_artifacts_and_run_rematerialises_them(
         states = run_pipeline(defs, instance, {}, until="format_examples")
         done = {state.step.name: state.finished for state in states if state.status == "done"}
         assert done == {"pair": len(settings.experiment.shard_keys)}
-        assert len(instance.get_run_ids()) == runs_before + 1, "one shard, and nothing downstream"
+        assert len(instance.get_run_ids()) == runs_before + 2, "a shard, a check of all, nothing else"
         assert verified(defs, instance, "pair").outcome is Outcome.PASSED
         assert pending_partitions(defs, instance, STEPS["pretrain_baseline"]) == ["0"], "trained again when asked for"
     after = deployment.versions()
