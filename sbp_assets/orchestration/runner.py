@@ -125,9 +125,8 @@ def _run_step(
         crashed = verify_fan_ins(defs, instance, state.step, due).crashed if due else []
         reasons = [f"check crashed: {check.to_user_string()}; its run's log says why" for check in crashed]
         for check, reason in failed_checks_of_all(staleness, state.step.keys).items():
-            reasons.append(f"check failed: {check.to_user_string()}: {_on_lines(reason)}")
-        if reasons:
-            reasons.append("`sbp run` does not know which partitions to blame: materialise those named in the UI")
+            advice = "which partitions are to blame is not known: materialise those that it names in the UI"
+            reasons.append(f"check failed: {check.to_user_string()}: {_on_lines(reason)}; {advice}")
         if reasons:
             state.failures[OVER_ALL] = "\n".join(reasons)
     if state.failures:
