@@ -10,7 +10,10 @@ from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
-from sbp_assets.dagster_support.internals import AssetCheckExecutionRecordStatus
+from sbp_assets.dagster_support.internals import (
+    AssetCheckEvaluationTargetMaterializationData,
+    AssetCheckExecutionRecordStatus,
+)
 from sbp_assets.orchestration.staleness import Staleness, fan_in_checks
 
 ENDED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
@@ -26,10 +29,31 @@ def alone(check: dg.AssetChecksDefinition) -> dg.AssetChecksDefinition:
         name=check.op.name, specs=[spec], can_subset=True, required_resource_keys=set(check.required_resource_keys)
     )
     def look_at_all(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        if not (context.has_partition_key or context.has_partition_key_range):
-            resources = context.op_execution_context.resources
-            result: dg.AssetCheckResult = call(**{name: getattr(resources, name) for name in arguments})
-            yield result._replace(asset_key=spec.asset_key, check_name=spec.name)
+        if context.has_partition_key or context.has_partition_key_range:
+            return
+        # Before it reads: Dagster would take what was materialised meanwhile, which the check may not have seen.
+        records = context.instance.fetch_materializations(spec.asset_key, limit=1).records
+        resources = context.op_execution_context.resources
+        result: dg.AssetCheckResult = call(**{name: getattr(resources, name) for name in arguments})
+        dg.AssetExecutionContext(context.op_execution_context).log_event(
+            dg.AssetCheckEvaluation(
+                spec.asset_key,
+                spec.name,
+                passed=result.passed,
+                metadata=result.metadata,
+                severity=result.severity,
+                description=result.description,
+                blocking=spec.blocking,
+                target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
+                    storage_id=records[0].storage_id, run_id=records[0].run_id, timestamp=records[0].timestamp
+                )
+                if records
+                else None,
+            )
+        )
+        if not result.passed and result.severity is dg.AssetCheckSeverity.ERROR:
+            raise dg.Failure(f"{spec.key.to_user_string()} failed: {result.description or ''}", allow_retries=False)
+        yield from ()
 
     return look_at_all
 

@@ -33,6 +33,7 @@ from sbp_assets.dagster_support.internals import (
     SqlEventLogStorageTable,
     extract_data_provenance_from_entry,
 )
+from sbp_assets.orchestration.fan_in_checks import ENDED
 from sbp_assets.orchestration.materialisations import EVENTS_PER_QUERY, MATERIALIZED, Partition
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.storage.prune import Recorded, bytes_to_free
@@ -112,9 +113,10 @@ def needed_runs(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> set[str]
         ids = [*events, *filter(None, [connection.scalar(NEWEST_EVENT)])]
         runs = _selected(connection, sa.select(_EVENTS.run_id), _EVENTS.id, ids)
         latest = sa.select(_CHECKS.c.asset_key, _CHECKS.c.check_name, _CHECKS.c.partition, sa.func.max(_CHECKS.c.id))
-        groups = connection.execute(
-            latest.group_by(_CHECKS.c.asset_key, _CHECKS.c.check_name, _CHECKS.c.partition)
-        ).all()
+        latest = latest.group_by(_CHECKS.c.asset_key, _CHECKS.c.check_name, _CHECKS.c.partition)
+        # Also the last that ended: a check of all shards is planned by each run of some of them.
+        ended = latest.where(_CHECKS.c.execution_status.in_([status.value for status in ENDED]))
+        groups = {*connection.execute(latest).all(), *connection.execute(ended).all()}
         checks = {(check.asset_key.to_string(), check.name) for check in graph.asset_check_keys}
         defined = _defined(graph)
         evaluations = [

@@ -121,11 +121,12 @@ def _run_step(
         _run_pending(defs, instance, state, listen, pending)
     if not state.failures:
         staleness = Staleness(defs.resolve_asset_graph(), instance, cache)
-        due = due_checks(staleness, state.step.keys)
+        # One that failed looks again: what it is about may have been put right without a materialisation.
+        due = [*due_checks(staleness, state.step.keys), *failed_checks_of_all(staleness, state.step.keys)]
         crashed = verify_fan_ins(defs, instance, state.step, due).crashed if due else []
         reasons = [f"check crashed: {check.to_user_string()}; its run's log says why" for check in crashed]
         for check, reason in failed_checks_of_all(staleness, state.step.keys).items():
-            advice = "which partitions are to blame is not known: materialise those that it names in the UI"
+            advice = "materialise in the UI the shards of what it names, and run this again"
             reasons.append(f"check failed: {check.to_user_string()}: {_on_lines(reason)}; {advice}")
         if reasons:
             state.failures[OVER_ALL] = "\n".join(reasons)

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from sbp_assets.corpus.ingest import source_changes
-from sbp_assets.dagster_support.internals import NOT_FINISHED_STATUSES
+from sbp_assets.dagster_support.internals import NOT_FINISHED_STATUSES, BulkActionsFilter, BulkActionStatus
 from sbp_assets.orchestration import webhook
 from sbp_assets.orchestration.fan_in_checks import due_checks
 from sbp_assets.orchestration.in_process import RUN_TAGS
@@ -165,6 +165,9 @@ def unchecked_sensor(
 
 def _over_all(staleness: Staleness, step: Step, requested: set[str | None], today: datetime) -> Iterator[dg.RunRequest]:
     """Request the checks of all shards of a step that are due."""
+    going_on = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
+    if staleness.instance.get_backfills(filters=going_on, limit=1):
+        return  # which may be about to materialise more of it
     due = due_checks(staleness, step.keys)
     run_key = f"{step.name} over all {[staleness.last_event(key) for key in step.keys]} {today:%F}"
     if due and run_key not in requested:

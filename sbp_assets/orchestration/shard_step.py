@@ -22,13 +22,11 @@ from sbp_assets.dagster_support.internals import (
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
     AssetCheckEvaluationTargetMaterializationData,
-    PartitionKeyFilter,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
-from sbp_assets.orchestration.failed_checks import failed_evaluations
-from sbp_assets.orchestration.fan_in_checks import ENDED, alone
-from sbp_assets.orchestration.materialisations import MATERIALIZED
+from sbp_assets.orchestration.fan_in_checks import alone
+from sbp_assets.orchestration.materialisations import MATERIALIZED, Partition
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
 from sbp_assets.orchestration.shard_functions import (
     ArtifactInput,
@@ -38,13 +36,15 @@ from sbp_assets.orchestration.shard_functions import (
     asset_function,
     check_function,
 )
+from sbp_assets.orchestration.shard_records import blocks, finished_shards, unsound_partitions
 from sbp_assets.orchestration.staleness import Staleness
+from sbp_assets.storage.remote import StorageError
 
 # Metadata of the failure of a run: why, by shard.
 FAILED_SHARDS = "failed_shards"
 BACKFILL_TAG = "dagster/backfill"
-RESUMED_TAG, ROOT_RUN_TAG = "dagster/is_resume_retry", "dagster/root_run_id"
 NAMED = 20  # Failed shards in the message of a failure.
+GIVEN_UP = 3  # Shards in a row that fail for want of storage, after which a run ends.
 
 ShardResult = dg.MaterializeResult | dg.AssetCheckResult
 
@@ -73,7 +73,7 @@ def shard_step(
         for spec in function.specs
     ]
     own = {spec.key for spec in specs}
-    read = {read.key for function in functions for read in function.inputs.values() if read.partitions is None} - own
+    read = {read.key for function in functions for read in function.inputs.values()} - own
     input_checks = [
         spec.key for check in all_checks for spec in check.check_specs if spec.blocking and spec.asset_key in read
     ]
@@ -150,25 +150,28 @@ class _ShardRun:
         self._context, self._assets, self._checks, self._input_checks = context, assets, checks, input_checks
         graph = context.op_execution_context.job_def.asset_layer.asset_graph
         self._staleness = Staleness(graph, context.instance)
-        self._failed_inputs: dict[tuple[dg.AssetKey, str], str] | None = None
+        self._unsound: dict[tuple[dg.AssetKey, Partition], str] | None = None
         self._fan_ins: dict[tuple[dg.AssetKey, tuple[str | None, ...]], Any] = {}
         self._targets: dict[dg.AssetKey, dict[str, AssetCheckEvaluationTargetMaterializationData]] = {}
         # By shard: a blocking check that failed ends the shard's chain.
         self._stopped_by: dict[str, list[str]] = {}
-        for manager in {read.io_manager for one in (*assets, *checks) for read in one.inputs.values()}:
-            # What an earlier run of this process has read may leave the cache of a remote store.
-            getattr(context.resources, manager).release()
+        self._release()
+
+    def _release(self) -> None:
+        """Let what has been read leave the cache of a remote store."""
+        functions = (*self._assets, *self._checks)
+        for manager in {read.io_manager for function in functions for read in function.inputs.values()}:
+            getattr(self._context.resources, manager).release()
 
     def shard(self, shard: str) -> Iterator[ShardResult]:
         """Materialise and check one shard, and yield the results as they are found.
 
         A blocking check that fails ends it. A check that raises does so after those beside it have run.
         """
-        context = ShardContext(self._context, shard)
+        context, crashed = ShardContext(self._context, shard), list[Exception]()
         for function in self._assets:
             if any(key in self._context.selected_asset_keys for key in function.keys):
                 yield from self._materialise(function, context)
-            crashed: list[Exception] = []
             for check in self._checks:
                 if check.spec.key in self._context.selected_asset_check_keys and check.spec.asset_key in function.keys:
                     try:
@@ -178,14 +181,15 @@ class _ShardRun:
                         crashed.append(error)
                         continue
                     yield result._replace(asset_key=check.spec.asset_key, check_name=check.spec.name)
-                    if _blocks(check.spec, result):
+                    if blocks(check.spec, result):
                         self._stopped_by.setdefault(shard, []).append(check.spec.name)
-            if crashed:
-                for another in crashed[1:]:
-                    crashed[0].add_note(f"{another}, {'; '.join(another.__notes__)}")
-                raise crashed[0]
-            if shard in self._stopped_by:
-                return
+            # A run of checks alone is to look at everything.
+            if self._context.selected_asset_keys and (crashed or shard in self._stopped_by):
+                break
+        for another in crashed[1:]:
+            crashed[0].add_note(f"{another}, {'; '.join(another.__notes__)}")
+        if crashed:
+            raise crashed[0]
 
     def range(self) -> None:
         """Materialise and check the shards of the run's range; raise dg.Failure, which names those that failed."""
@@ -198,21 +202,34 @@ class _ShardRun:
                 "a backfill, which starts runs for each step, or materialise one shard.",
                 allow_retries=False,
             )
-        shards = context.partition_keys
-        done = self._materialised_before(shards)
+        shards, alike = context.partition_keys, 0
+        specs = [check.spec for check in self._checks if check.spec.key in context.selected_asset_check_keys]
+        done = finished_shards(context.run, self._staleness, context.selected_asset_keys, specs, shards)
         for number, shard in enumerate(shards, 1):
             if shard in done:
+                # Every check of this run is planned, and one that stays so counts as not executed.
+                for evaluation in done[shard]:
+                    context.log_event(evaluation)
                 continue
             try:
                 for result in self.shard(shard):
                     self._log(result, shard)
                 if checks := self._stopped_by.get(shard):
                     failed[shard] = f"check failed: {', '.join(checks)}"
+                alike = 0
             except Exception as error:
+                alike = alike + 1 if isinstance(error, StorageError | OSError) else 0
                 failed[shard] = "; ".join([str(error) or repr(error), *getattr(error, "__notes__", [])])
                 # Dagster's event log keeps the text of a message and no exception.
                 context.log.error("shard %s failed:\n%s", shard, "".join(traceback.format_exception(error)))
             context.log.info("shard %s · %d of %d shards · %d failed", shard, number, len(shards), len(failed))
+            if not self._fan_ins:
+                self._release()  # what all shards read is still wanted
+            if alike == GIVEN_UP and number < len(shards):
+                # The store is away or a disk is full: each of the others would wait as long, and hold the pool.
+                reason = f"not tried: {GIVEN_UP} shards in a row before it failed, the last one with: {failed[shard]}"
+                failed |= dict.fromkeys(shards[number:], reason)
+                break
         if failed:
             lines = [f"{shard}: {reason}" for shard, reason in list(failed.items())[:NAMED]]
             if len(failed) > NAMED:
@@ -225,7 +242,10 @@ class _ShardRun:
 
     def _materialise(self, function: AssetFunction, context: ShardContext) -> Iterator[dg.MaterializeResult]:
         shard = context.partition_key
-        # Looked up before the inputs are read: what changes meanwhile makes the shard stale.
+        # Looked up before the inputs are read: what changes meanwhile makes the shard stale. A run may take hours.
+        for read in function.inputs.values():
+            if read.partitions is None:
+                self._staleness.look_again(read.key, shard)
         tags = {key: self._provenance(key, shard) for key in function.keys}
         self._require_sound_inputs(function, shard)
         made = function.run(context, self._load)
@@ -255,24 +275,22 @@ class _ShardRun:
             )
 
     def _require_sound_inputs(self, function: AssetFunction, shard: str) -> None:
-        """Raise RuntimeError where, in a backfill, a blocking check of an input of the shard has failed.
+        """Raise RuntimeError where, in a backfill, a blocking check of an input has failed, or has crashed.
 
         A backfill goes on to the next step with every shard that is materialised, whatever its checks say.
         """
         if BACKFILL_TAG not in self._context.run.tags:
             return
-        if self._failed_inputs is None:
-            found = failed_evaluations(self._context.instance, self._input_checks, self._context.partition_keys)
-            self._failed_inputs = {
-                (evaluation.asset_key, str(evaluation.partition)): evaluation.check_name
-                for evaluation in found
-                if evaluation.severity is dg.AssetCheckSeverity.ERROR
-            }
+        if self._unsound is None:
+            self._unsound = unsound_partitions(self._context.instance, self._input_checks)
         for read in function.inputs.values():
-            if read.partitions is None and (check := self._failed_inputs.get((read.key, shard))):
-                raise RuntimeError(
-                    f"{read.key.to_user_string()} of this shard has a failed check: {check}. Materialise that first"
-                )
+            for partition in (shard,) if read.partitions is None else read.partitions:
+                if check := self._unsound.get((read.key, partition)):
+                    of = f" of shard {partition}" if partition else ""
+                    raise RuntimeError(
+                        f"{read.key.to_user_string()}{of} has a check that failed or crashed: {check}. "
+                        "Materialise that first"
+                    )
 
     def _provenance(self, key: dg.AssetKey, shard: str) -> dict[str, str]:
         tags = {}
@@ -326,37 +344,3 @@ class _ShardRun:
                 for shard, event in events.items()
             }
         return self._targets[key]
-
-    def _materialised_before(self, shards: Sequence[str]) -> set[str]:
-        """Return the shards that the run which this one resumes has finished, checks included."""
-        tags, instance = self._context.run.tags, self._context.instance
-        if tags.get(RESUMED_TAG) != "true":
-            return set()
-        resumed = instance.get_runs(dg.RunsFilter(tags={ROOT_RUN_TAG: tags[ROOT_RUN_TAG]}))
-        group = {tags[ROOT_RUN_TAG], *(run.run_id for run in resumed)}
-        finished = set(shards)
-        for key in self._context.selected_asset_keys:
-            events = self._staleness.materialisations(key, shards)
-            checks = [check.spec for check in self._checks if check.spec.asset_key == key]
-            finished &= {
-                str(shard)
-                for shard, event in events.items()
-                if event.run_id in group and all(self._passed(check, str(shard), event.storage_id) for check in checks)
-            }
-        return finished
-
-    def _passed(self, check: dg.AssetCheckSpec, shard: str, materialisation: int) -> bool:
-        """Whether a check, if it is selected, has been run on the materialisation, and does not block what follows."""
-        if check.key not in self._context.selected_asset_check_keys:
-            return True
-        # The last that ended: this run's own are planned already.
-        records = self._context.instance.event_log_storage.get_asset_check_execution_history(
-            check.key, limit=1, status=ENDED, partition_filter=PartitionKeyFilter(key=shard)
-        )
-        evaluation = records[0].evaluation if records else None
-        target = evaluation.target_materialization_data if evaluation else None
-        return bool(evaluation and target and target.storage_id == materialisation and not _blocks(check, evaluation))
-
-
-def _blocks(check: dg.AssetCheckSpec, result: dg.AssetCheckResult | dg.AssetCheckEvaluation) -> bool:
-    return check.blocking and not result.passed and result.severity is dg.AssetCheckSeverity.ERROR

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import dagster as dg
 
 from sbp_assets.dagster_support.internals import (
+    DATA_VERSION_TAG,
     NOT_FINISHED_STATUSES,
     SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD,
     AssetCheckExecutionRecord,
@@ -24,6 +25,7 @@ from sbp_assets.dagster_support.internals import (
 )
 from sbp_assets.orchestration.materialisations import (
     EVENTS_PER_QUERY,
+    MATERIALIZED,
     LatestMaterialisations,
     Partition,
     StalenessCache,
@@ -125,6 +127,14 @@ class Staleness:
                     version = self._digest(parent, parents)
             found[parent] = version, event
         return found
+
+    def look_again(self, key: dg.AssetKey, partition: str) -> None:
+        """Look up the last materialisation of one partition, which another run may have added since first sight."""
+        storage = self.instance.event_log_storage
+        events = storage.get_latest_storage_id_by_partition(key, MATERIALIZED, {partition})
+        if partition in events and events[partition] != self._latest(key).storage_ids.get(partition):
+            tags = storage.get_latest_tags_by_partition(key, MATERIALIZED, [DATA_VERSION_TAG], [partition])
+            self.materialised(key, partition, tags.get(partition, {}).get(DATA_VERSION_TAG, ""), events[partition])
 
     def materialised(self, key: dg.AssetKey, partition: str, version: str, storage_id: int) -> None:
         """Take note of a materialisation that the caller has just recorded."""

@@ -1,5 +1,6 @@
 """Checks of the pairing stage; `audit` does the work for one shard, `global_audit` for all of them."""
 
+import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -88,13 +89,15 @@ def candidates_are_nearest_neighbors(
 def candidates_are_known_over_all_shards(
     settings: dg.ResourceParam[Settings], parquet: dg.ResourceParam[ParquetIOManager]
 ) -> dg.AssetCheckResult:
+    scratch = staging(settings.deployment.work_dir, "all_candidates")
     found = global_audit.check_all_candidates(
         all_partitions(parquet, "pairing/neighbor_candidates", shards(settings)),
         all_partitions(parquet, "pairing/embeddings", shards(settings)),
         settings.experiment.pairing.neighbors,
-        staging(settings.deployment.work_dir, "all_candidates"),
+        scratch,
         settings.deployment.memory_limit,
     )
+    shutil.rmtree(scratch)
     return check_result(*found)
 
 
@@ -144,13 +147,15 @@ def pairs_match_candidates(
 def pairs_are_distinct_over_all_shards(
     settings: dg.ResourceParam[Settings], parquet: dg.ResourceParam[ParquetIOManager]
 ) -> dg.AssetCheckResult:
+    scratch = staging(settings.deployment.work_dir, "all_pairs")
     found = global_audit.check_all_pairs(
         all_partitions(parquet, "pairing/neighbor_pairs", shards(settings)),
         all_partitions(parquet, "corpus/documents", shards(settings)),
         settings.experiment.pairing,
-        staging(settings.deployment.work_dir, "all_pairs"),
+        scratch,
         settings.deployment.memory_limit,
     )
+    shutil.rmtree(scratch)
     return check_result(*found)
 
 

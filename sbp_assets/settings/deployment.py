@@ -41,7 +41,9 @@ class Deployment(Section):
         60, description="Seconds for which a remote data_dir may be unreachable before a transfer fails."
     )
     shards_per_run: AtATime = Field(
-        50, description="Corpus shards that a backfill and `sbp run` put into one run of a step, at most."
+        50,
+        description="Corpus shards that a backfill and `sbp run` put into one run of the first step, at most; each "
+        "later step takes one more, since Dagster puts assets of equal numbers into one run.",
     )
     checked_shards: AtATime = Field(
         8,

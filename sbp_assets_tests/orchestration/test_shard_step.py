@@ -1,6 +1,6 @@
 """A step of many shards in one run: two assets, a check of each, on a store and an instance of the test's own."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from sbp_assets.dagster_support.internals import AssetCheckExecutionRecordStatus
 from sbp_assets.orchestration.fan_in_checks import due_checks, failed_checks_of_all
 from sbp_assets.orchestration.pipeline import Step
 from sbp_assets.orchestration.ranges import contiguous, range_tags
-from sbp_assets.orchestration.shard_step import BACKFILL_TAG, FAILED_SHARDS, RESUMED_TAG, ROOT_RUN_TAG, with_shard_steps
+from sbp_assets.orchestration.shard_records import RESUMED_TAG, ROOT_RUN_TAG
+from sbp_assets.orchestration.shard_step import BACKFILL_TAG, FAILED_SHARDS, GIVEN_UP, with_shard_steps
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.storage.io_managers import ParquetIOManager
+from sbp_assets.storage.remote import StorageError
 
 SHARDS = dg.StaticPartitionsDefinition(["a", "b", "c", "d"])
 ROWS, LENGTHS, SUMS = (dg.AssetKey(["t", name]) for name in ("rows", "lengths", "sums"))
@@ -29,7 +31,9 @@ class World:
 
     def __init__(self, tmp_path: Path, batched: bool = True, per_run: int = 50) -> None:
         self.store = ParquetIOManager(str(tmp_path / "store"), cache=str(tmp_path))
-        self.broken, self.failing, self.crashing = set[str](), set[str](), set[str]()
+        self.broken, self.failing, self.crashing, self.away = set[str](), set[str](), set[str](), set[str]()
+        self.failing_lengths = set[str]()
+        self.meanwhile: Callable[[], object] = lambda: None
         self.value, self.looked = 1, list[str]()
         self.made = list[tuple[str, str]]()
         self.instance = dg.DagsterInstance.ephemeral()
@@ -53,6 +57,8 @@ class World:
             """What it is."""
             shard = context.partition_key
             self.made.append(("rows", shard))
+            if shard in self.away:
+                raise StorageError("the store is away")
             if shard in self.broken:
                 raise ValueError(f"file {shard}.jsonl cannot be read")
             value = table.collect()["v"].item() + limit
@@ -88,13 +94,16 @@ class World:
                 raise OSError("the store is away")
             return dg.AssetCheckResult(passed=shard not in self.failing, metadata={"shard": shard}, description="why")
 
-        @dg.asset_check(asset=LENGTHS, additional_ins={"rows": dg.AssetIn(ROWS)}, partitions_def=SHARDS)
-        def lengths_are_known(lengths: pl.LazyFrame, rows: pl.LazyFrame):
+        @dg.asset_check(asset=LENGTHS, additional_ins={"rows": dg.AssetIn(ROWS)}, partitions_def=SHARDS, blocking=True)
+        def lengths_are_known(context: dg.AssetCheckExecutionContext, lengths: pl.LazyFrame, rows: pl.LazyFrame):
+            if context.partition_key in self.failing_lengths:
+                return dg.AssetCheckResult(passed=False)
             return dg.AssetCheckResult(passed=lengths.collect()["v"].item() == len(rows.collect()["v"].item()))
 
         @dg.asset_check(asset=LENGTHS)
         def lengths_differ_over_all_shards(parquet: dg.ResourceParam[Any]):
             self.looked.append("over all")
+            self.meanwhile()
             found = {shard: parquet.load(LENGTHS, shard).collect()["v"].item() for shard in EVERY_SHARD}
             return dg.AssetCheckResult(passed=set(found.values()) == {2}, description="one is longer")
 
@@ -125,10 +134,16 @@ class World:
             raise_on_error=False,
         )
 
-    def check(self, step: Step, checks: Iterable[str], shards: Iterable[str]) -> dg.ExecuteInProcessResult:
+    def check(
+        self, step: Step, checks: Iterable[str], shards: Iterable[str], tags: dict[str, str] | None = None
+    ) -> dg.ExecuteInProcessResult:
         wanted = {check for check in self.graph.asset_check_keys if check.name in checks}
         job = self.defs.resolve_job_def(step.name).get_subset(asset_check_selection=wanted)
-        return job.execute_in_process(instance=self.instance, tags=range_tags(sorted(shards)), raise_on_error=False)
+        tags = {**(tags or {}), **range_tags(sorted(shards))}
+        return job.execute_in_process(instance=self.instance, tags=tags, raise_on_error=False)
+
+    def backfill(self, key: dg.AssetKey) -> dg.ExecuteInProcessResult:
+        return self.run([key], EVERY_SHARD, {BACKFILL_TAG: "x"})
 
     def staleness(self) -> Staleness:
         return Staleness(self.graph, self.instance)
@@ -142,6 +157,13 @@ class World:
         (key,) = (check for check in self.graph.asset_check_keys if check.name == name)
         infos = self.instance.event_log_storage.get_asset_check_partition_info([key])
         return {info.partition_key: info.latest_execution_status.value for info in infos}
+
+
+def failed_shards(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Return the reasons of a run's failure by shard."""
+    (event,) = (event for event in result.all_events if event.is_step_failure)
+    failure: Any = event.step_failure_data.user_failure_data
+    return failure.metadata[FAILED_SHARDS].value
 
 
 @pytest.fixture
@@ -241,18 +263,22 @@ def test_a_backfill_does_not_go_on_with_a_shard_of_which_a_check_has_failed(worl
     assert not world.run([ROWS, LENGTHS], EVERY_SHARD).success
     world.failing = set()
     assert world.run([LENGTHS], {"b"}).success
-    job = world.defs.get_repository_def().get_job("sum")
-    result = job.execute_in_process(
-        instance=world.instance,
-        tags={**range_tags(sorted(EVERY_SHARD)), BACKFILL_TAG: "x"},
-        raise_on_error=False,
-        asset_selection=[SUMS],
+    reasons = failed_shards(world.backfill(SUMS))
+    assert (
+        set(reasons) == {"b"} and "t/rows of shard b has a check that failed or crashed: rows_are_good" in reasons["b"]
     )
-    (event,) = (event for event in result.all_events if event.is_step_failure)
-    failure: Any = event.step_failure_data.user_failure_data
-    reasons = failure.metadata[FAILED_SHARDS].value
-    assert set(reasons) == {"b"} and "t/rows of this shard has a failed check: rows_are_good" in reasons["b"]
     assert set(world.staleness().versions(SUMS)) == {"a", "c", "d"}
+    # One that crashed said nothing of it.
+    world.crashing = {"c"}
+    assert not world.check(PIPELINE[0], ["rows_are_good"], EVERY_SHARD).success
+    world.crashing = set()
+    result = world.backfill(SUMS)
+    assert set(failed_shards(result)) == {"c"}
+    # What every shard reads concerns every shard.
+    assert world.run([ROWS, LENGTHS], EVERY_SHARD).success and world.backfill(SUMS).success
+    world.failing_lengths = {"a"}
+    assert not world.run([LENGTHS], EVERY_SHARD).success
+    assert set(failed_shards(world.backfill(SUMS))) == EVERY_SHARD
 
 
 def test_a_run_of_a_range_and_of_two_steps_is_refused(world: World) -> None:
@@ -285,6 +311,31 @@ def test_a_resumed_run_leaves_out_what_the_run_before_it_has_finished(world: Wor
     resumed = {RESUMED_TAG: "true", ROOT_RUN_TAG: first.run_id, "dagster/parent_run_id": first.run_id}
     assert world.run([ROWS, LENGTHS], EVERY_SHARD, resumed).success
     assert {shard for _, shard in world.made} == {"c"}
+    assert not world.staleness().pending(ROWS) and not world.staleness().pending(LENGTHS), "planned checks are recorded"
+
+
+def test_a_resumed_run_of_checks_looks_again(world: World) -> None:
+    assert world.run([ROWS, LENGTHS], EVERY_SHARD).success
+    world.failing = {"b"}
+    first = world.check(PIPELINE[0], ["rows_are_good", "lengths_are_known"], EVERY_SHARD)
+    resumed = {RESUMED_TAG: "true", ROOT_RUN_TAG: first.run_id, "dagster/parent_run_id": first.run_id}
+    assert not world.check(PIPELINE[0], ["rows_are_good", "lengths_are_known"], EVERY_SHARD, resumed).success
+    assert world.states("rows_are_good")["b"] == "FAILED"
+    assert set(world.states("lengths_are_known").values()) == {"SUCCEEDED"}, "a failed check hides no other"
+    assert set(world.staleness().pending(ROWS)) == {"b"} and not world.staleness().pending(LENGTHS)
+
+
+def test_a_run_ends_when_there_is_no_storage(tmp_path: Path) -> None:
+    """Each shard would wait as long for it."""
+    world = World(tmp_path)
+    assert world.run([SOURCE], None).success
+    world.away = {"a", "b", "c"}
+    failed = world.run([ROWS, LENGTHS], EVERY_SHARD)
+    assert [shard for _, shard in world.made] == ["a", "b", "c"] and len(world.made) == GIVEN_UP
+    (event,) = (event for event in failed.all_events if event.is_step_failure)
+    failure: Any = event.step_failure_data.user_failure_data
+    reasons = failure.metadata[FAILED_SHARDS].value
+    assert reasons["a"] == "the store is away" and "not tried" in reasons["d"] and "the store is away" in reasons["d"]
 
 
 def test_a_check_of_all_shards_runs_alone_once_all_are_there(world: World) -> None:
@@ -300,7 +351,7 @@ def test_a_check_of_all_shards_runs_alone_once_all_are_there(world: World) -> No
     world.value = 10
     assert world.run([SOURCE], None).success and world.run([ROWS, LENGTHS], EVERY_SHARD).success is True
     assert due_checks(world.staleness(), [LENGTHS]) == [key] and not failed_checks_of_all(world.staleness(), [LENGTHS])
-    job.execute_in_process(instance=world.instance, raise_on_error=False)
+    assert not job.execute_in_process(instance=world.instance, raise_on_error=False).success, "for the webhook"
     assert failed_checks_of_all(world.staleness(), [LENGTHS]) == {key: "one is longer"}
 
 
@@ -309,3 +360,12 @@ def test_ranges_have_no_gaps_and_a_bound() -> None:
     wanted = ["11", "00", "01", "02", "03", "05", "07", "08"]
     assert contiguous(wanted, among, 3) == [["00", "01", "02"], ["03"], ["05"], ["07", "08"], ["11"]]
     assert contiguous([None], [None], 3) == [[None]]
+
+
+def test_a_check_of_all_shards_says_nothing_of_what_is_materialised_meanwhile(world: World) -> None:
+    key = dg.AssetCheckKey(LENGTHS, "lengths_differ_over_all_shards")
+    assert world.run([ROWS, LENGTHS], EVERY_SHARD).success
+    world.meanwhile = lambda: world.run([LENGTHS], ["a"])
+    job = world.defs.resolve_job_def("read").get_subset(asset_check_selection={key})
+    assert job.execute_in_process(instance=world.instance).success
+    assert due_checks(world.staleness(), [LENGTHS]) == [key]
