@@ -112,6 +112,7 @@ def test_a_killed_run_of_many_shards_keeps_those_that_it_has_finished(
     assert sorted([*finished, *materialised(deployment, retry)]) == ["00000"] * len(assets) + ["00001"] * len(assets)
     assert deployment.wait_backfill(backfill) == "COMPLETED_SUCCESS"
     assert deployment.versions() == undisturbed
+    assert "nothing to do" in deployment.sbp("run", "--until", "embed").stdout, "checks and all"
 
 
 def run_ids(deployment: Deployment, which: dg.RunsFilter) -> list[str]:
