@@ -101,7 +101,7 @@ class OpenFiles:
         """Yield a connection to the file at `path` in a transaction, which is committed unless the block raises.
 
         The caller holds `lock`. Raises sqlalchemy.exc.DBAPIError where the file cannot be used. It is closed then, and
-        opened anew the next time.
+        opened again the next time.
         """
         self._wanted = path
         try:

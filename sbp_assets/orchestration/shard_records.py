@@ -66,7 +66,7 @@ def blocks(check: dg.AssetCheckSpec, result: dg.AssetCheckResult | dg.AssetCheck
     return check.blocking and not result.passed and result.severity is dg.AssetCheckSeverity.ERROR
 
 
-def unsound_partitions(
+def partitions_with_failed_checks(
     instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckKey]
 ) -> dict[tuple[dg.AssetKey, Partition], str]:
     """Return the name of a check that failed, or whose run ended before it did, for each partition that has one."""

@@ -36,7 +36,7 @@ from sbp_assets.orchestration.shard_functions import (
     asset_function,
     check_function,
 )
-from sbp_assets.orchestration.shard_records import blocks, finished_shards, unsound_partitions
+from sbp_assets.orchestration.shard_records import blocks, finished_shards, partitions_with_failed_checks
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.storage.remote import StorageError
 
@@ -150,7 +150,7 @@ class _ShardRun:
         self._context, self._assets, self._checks, self._input_checks = context, assets, checks, input_checks
         graph = context.op_execution_context.job_def.asset_layer.asset_graph
         self._staleness = Staleness(graph, context.instance)
-        self._unsound: dict[tuple[dg.AssetKey, Partition], str] | None = None
+        self._failed_inputs: dict[tuple[dg.AssetKey, Partition], str] | None = None
         self._fan_ins: dict[tuple[dg.AssetKey, tuple[str | None, ...]], Any] = {}
         self._targets: dict[dg.AssetKey, dict[str, AssetCheckEvaluationTargetMaterializationData]] = {}
         # By shard: a blocking check that failed ends the shard's chain.
@@ -247,7 +247,7 @@ class _ShardRun:
             if read.partitions is None:
                 self._staleness.look_again(read.key, shard)
         tags = {key: self._provenance(key, shard) for key in function.keys}
-        self._require_sound_inputs(function, shard)
+        self._require_checked_inputs(function, shard)
         made = function.run(context, self._load)
         results = (made,) if isinstance(made, dg.MaterializeResult) else made
         for spec, result in zip(function.specs, results, strict=True):
@@ -274,18 +274,18 @@ class _ShardRun:
                 storage_id=events[shard], run_id=context.run.run_id, timestamp=time.time()
             )
 
-    def _require_sound_inputs(self, function: AssetFunction, shard: str) -> None:
+    def _require_checked_inputs(self, function: AssetFunction, shard: str) -> None:
         """Raise RuntimeError where, in a backfill, a blocking check of an input has failed, or has crashed.
 
         A backfill goes on to the next step with every shard that is materialised, whatever its checks say.
         """
         if BACKFILL_TAG not in self._context.run.tags:
             return
-        if self._unsound is None:
-            self._unsound = unsound_partitions(self._context.instance, self._input_checks)
+        if self._failed_inputs is None:
+            self._failed_inputs = partitions_with_failed_checks(self._context.instance, self._input_checks)
         for read in function.inputs.values():
             for partition in (shard,) if read.partitions is None else read.partitions:
-                if check := self._unsound.get((read.key, partition)):
+                if check := self._failed_inputs.get((read.key, partition)):
                     of = f" of shard {partition}" if partition else ""
                     raise RuntimeError(
                         f"{read.key.to_user_string()}{of} has a check that failed or crashed: {check}. "
