@@ -283,7 +283,7 @@ class _ShardRun:
             return
         if self._failed_inputs is None:
             self._failed_inputs = partitions_with_failed_checks(self._context.instance, self._input_checks)
-        for read in function.inputs.values():
+        for read in function.inputs.values() if self._failed_inputs else ():
             for partition in (shard,) if read.partitions is None else read.partitions:
                 if check := self._failed_inputs.get((read.key, partition)):
                     of = f" of shard {partition}" if partition else ""
