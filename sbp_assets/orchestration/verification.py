@@ -62,7 +62,7 @@ def verify(
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=checks)
     for batch in batches(graph, step.keys[0], partitions):
         evaluations: dict[Partition, dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]] = defaultdict(dict)
-        for evaluation in _evaluations(instance, execute(job, instance, batch)):
+        for evaluation in recorded_evaluations(instance, execute(job, instance, batch)):
             evaluations[evaluation.partition][evaluation.asset_check_key] = evaluation
         for partition in batch:
             found = evaluations[partition]
@@ -74,8 +74,10 @@ def verify(
             yield partition, VerifyResult(failed, sorted(checks - found.keys()))
 
 
-def _evaluations(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> Iterator[dg.AssetCheckEvaluation]:
-    """Yield the evaluations of a run as they are recorded: the result of one that failed lacks those of a range."""
+def recorded_evaluations(
+    instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Yield the evaluations of a run as the event log has them: the result of one that failed may lack them."""
     for entry in instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
         yield entry.get_dagster_event().asset_check_evaluation_data
 
@@ -101,7 +103,7 @@ def verify_fan_ins(
 ) -> VerifyResult:
     """Run `checks`, which look at all partitions of the step's assets, and return what they found."""
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=set(checks))
-    evaluations = list(_evaluations(instance, execute(job, instance, [None])))
+    evaluations = list(recorded_evaluations(instance, execute(job, instance, [None])))
     failed = {e.asset_check_key: e.description or "" for e in evaluations if not e.passed and e.severity == ERROR}
     return VerifyResult(failed, sorted({*checks} - {evaluation.asset_check_key for evaluation in evaluations}))
 

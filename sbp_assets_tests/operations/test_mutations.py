@@ -16,7 +16,7 @@ import pytest
 
 from sbp_assets.definitions import build_definitions
 from sbp_assets.orchestration.staleness import fan_in_checks
-from sbp_assets.orchestration.verification import OVER_ALL
+from sbp_assets.orchestration.verification import OVER_ALL, recorded_evaluations
 from sbp_assets.settings import load_settings
 from sbp_assets.storage.checks import NAME as STORED
 from sbp_assets_tests.operations.damage import DAMAGES, SHARD, Damage
@@ -61,9 +61,9 @@ def run(
     return job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
 
 
-def failed_checks(result: dg.ExecuteInProcessResult) -> set[str]:
+def failed_checks(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> set[str]:
     """Names of checks that failed as errors, or that could not read their artifact."""
-    evaluations = result.get_asset_check_evaluations()
+    evaluations = recorded_evaluations(instance, result)
     failed = {e.check_name for e in evaluations if not e.passed and e.severity == dg.AssetCheckSeverity.ERROR}
     broken = {event.step_key: str(event.step_failure_data.error) for event in result.get_step_failure_events()}
     names = {GRAPH.assets_def_for_key(key).node_def.name: key.name for key in GRAPH.asset_check_keys}
@@ -97,7 +97,7 @@ def test_every_kind_of_artifact_is_damaged():
 @pytest.mark.parametrize("checked", sorted({damage.checked for damage in DAMAGES}))
 def test_undamaged_artifacts_pass(defs: dg.Definitions, instance: dg.DagsterInstance, checked: str):
     result = run(defs, instance, checked, None, next(d.partition for d in DAMAGES if d.checked == checked))
-    assert not failed_checks(result)
+    assert not failed_checks(instance, result)
 
 
 CHEAP = {"corpus/minhash_signatures", "corpus/documents", "corpus/tokens", "pairing/ann_index",
@@ -131,7 +131,7 @@ def test_damage_fails_its_check_and_stops_what_is_downstream(
     finally:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         intact.rename(path)
-    assert damage.check.split(":")[1] in failed_checks(result)
+    assert damage.check.split(":")[1] in failed_checks(instance, result)
     if downstream:
         assert downstream in planned(instance, result)
     assert not materialised(result)
