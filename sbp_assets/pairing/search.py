@@ -110,18 +110,18 @@ def exact_neighbors(
     return best
 
 
-def recall(candidates: pl.DataFrame, exact: Mapping[str, pl.DataFrame], k: int) -> float:
+def recall(candidates: pl.DataFrame, exact: Mapping[str, pl.DataFrame], k: int, tolerance: float = 0.0) -> float:
     """Return the mean recall@k of the queries of `exact`, which may cover some key shards; 1 without neighbours.
 
-    An exact neighbour counts as relevant when it is nearer than the last of the query's k candidates: with every key
-    shard in `exact` these are the true k nearest.
+    An exact neighbour counts as relevant when it is nearer than the last of the query's k candidates, by more than
+    `tolerance` where it is missing: with every key shard in `exact` these are the true k nearest.
     """
     shares = []
     for query, near in exact.items():
         mine = candidates.filter(pl.col("query_id") == query)
         farthest = mine["similarity"].min() if len(mine) >= k else -2.0
         found = pl.col("neighbor_id").is_in(mine["neighbor_id"].implode())
-        relevant = near.filter(found | (pl.col("similarity") > farthest))
+        relevant = near.filter(found | (pl.col("similarity") > farthest + tolerance))
         if len(relevant):
             shares.append(relevant.filter(found).height / len(relevant))
     return float(np.mean(shares)) if shares else 1.0

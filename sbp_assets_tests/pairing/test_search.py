@@ -156,6 +156,13 @@ def test_real_documents_find_their_subject_whatever_the_sharding(
     assert recall(many.filter(pl.col("rank") > 2), exact, 5) < 0.7
 
 
+def test_a_neighbour_that_is_nearer_by_less_than_the_tolerance_is_not_missed():
+    mine = pl.DataFrame({"query_id": ["q", "q"], "neighbor_id": ["a", "b"], "similarity": [0.9, 0.8]})
+    exact = {"q": pl.DataFrame({"neighbor_id": ["a", "c", "b"], "similarity": [0.9, 0.803, 0.8]})}
+    assert recall(mine, exact, 2) == 2 / 3 and recall(mine, exact, 2, tolerance=0.005) == 1
+    assert recall(mine, exact, 2, tolerance=0.001) == 2 / 3
+
+
 def test_empty_query_and_key_shards(store: Path, embeddings: dict[str, pl.DataFrame]) -> None:
     keys = write_shards(store, embeddings)
     none = find(embeddings["00002"], keys, 5)
