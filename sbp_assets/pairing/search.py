@@ -121,7 +121,7 @@ def recall(candidates: pl.DataFrame, exact: Mapping[str, pl.DataFrame], k: int, 
         mine = candidates.filter(pl.col("query_id") == query)
         farthest = mine["similarity"].min() if len(mine) >= k else -2.0
         found = pl.col("neighbor_id").is_in(mine["neighbor_id"].implode())
-        relevant = near.filter(found | (pl.col("similarity") > farthest + tolerance))
+        relevant = near.filter(found | (pl.col("similarity") - tolerance > farthest))
         if len(relevant):
             shares.append(relevant.filter(found).height / len(relevant))
     return float(np.mean(shares)) if shares else 1.0
