@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from sbp_assets.dagster_support.internals import DATA_VERSION_TAG
+from sbp_assets.dagster_support.internals import DATA_VERSION_TAG, AssetCheckEvaluationTargetMaterializationData
 from sbp_assets.dagster_support.preview import escape, printable
 
 SHOWN = 5  # Entries of a list in a result's description.
@@ -41,6 +41,38 @@ def problems_result(
     result = check_result(not problems, {"problems": list(problems)}, severity)
     listed = [printable(problem)[:PROBLEM_CHARS] for problem in problems[:LISTED]]
     return result.with_metadata({**numbers, "problem_count": len(problems), "problems": listed})
+
+
+def fails(result: dg.AssetCheckResult | dg.AssetCheckEvaluation) -> bool:
+    """Return whether a check has failed, and not only warns."""
+    return not result.passed and result.severity is dg.AssetCheckSeverity.ERROR
+
+
+def evaluation_of(
+    check: dg.AssetCheckSpec,
+    result: dg.AssetCheckResult,
+    looked_at: AssetCheckEvaluationTargetMaterializationData | None,
+    partition: str | None = None,
+) -> dg.AssetCheckEvaluation:
+    """Return the event of a check's result, for a check that records it itself."""
+    return dg.AssetCheckEvaluation(
+        check.asset_key,
+        check.name,
+        passed=result.passed,
+        partition=partition,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+        blocking=check.blocking,
+        target_materialization_data=looked_at,
+    )
+
+
+def looked_at(materialisation: dg.EventLogRecord) -> AssetCheckEvaluationTargetMaterializationData:
+    """Return what an evaluation says of the materialisation that the check looked at."""
+    return AssetCheckEvaluationTargetMaterializationData(
+        storage_id=materialisation.storage_id, run_id=materialisation.run_id, timestamp=materialisation.timestamp
+    )
 
 
 def last_materialization(

@@ -37,7 +37,13 @@ from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorag
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    BACKFILL_ID_TAG,
+    RESUME_RETRY_TAG,
+    ROOT_RUN_ID_TAG,
+)
 from dagster._serdes import ConfigurableClassData
 from dagster._utils import tail_file
 from dagster._utils.error import SerializableErrorInfo
@@ -50,6 +56,7 @@ __all__ = [
     # pruning, too
     "ASSET_PARTITION_RANGE_END_TAG",  # of a run of a range of partitions, as backfills start them
     "ASSET_PARTITION_RANGE_START_TAG",  # likewise
+    "BACKFILL_ID_TAG",  # of a run that a backfill has started
     "BULK_ACTION_TERMINAL_STATUSES",  # pruning: to find backfills that go on
     # A run of many shards records the provenance of each itself, as Dagster does in a run of one.
     "CODE_VERSION_TAG",
@@ -60,6 +67,8 @@ __all__ = [
     "FINISHED_STATUSES",  # of runs; `dg.DagsterRun.is_finished` answers for one run that is already loaded
     "INDEX_SHARD_NAME",  # of the event log in SQLite: the file that is no run's
     "NOT_FINISHED_STATUSES",  # likewise, to ask the run storage for those runs alone
+    "RESUME_RETRY_TAG",  # of a run that goes on where another has ended
+    "ROOT_RUN_ID_TAG",  # likewise: the first of them
     "SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD",  # from here on Dagster records an input's last event, no digest
     "SQLITE_BUSY_TIMEOUT_SECONDS",  # how long that event log waits for a lock
     "AssetCheckEvaluationTargetMaterializationData",  # the materialisation that a check looked at, in a run of many

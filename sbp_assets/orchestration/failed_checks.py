@@ -11,6 +11,7 @@ import dagster as dg
 from sbp_assets.dagster_support.internals import (
     AssetCheckExecutionRecord,
     AssetCheckExecutionRecordStatus,
+    AssetCheckPartitionInfo,
     BaseAssetGraph,
     PartitionKeyFilter,
 )
@@ -53,7 +54,7 @@ def failed_checks(
     checks = sorted(key for key in graph.asset_check_keys if key.asset_key in order)
     found: defaultdict[tuple[dg.AssetCheckKey, str], list[tuple[Partition, str]]] = defaultdict(list)
     known: dict[dg.AssetKey, set[Partition]] = {}
-    for evaluation in failed_evaluations(instance, checks):
+    for evaluation in failed_evaluations(instance, instance.event_log_storage.get_asset_check_partition_info(checks)):
         check, partition = evaluation.asset_check_key, evaluation.partition
         if check.asset_key not in known:
             # A check of all partitions is of none.
@@ -72,14 +73,14 @@ def failed_checks(
 
 
 def failed_evaluations(
-    instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckKey], partitions: Sequence[str] | None = None
+    instance: dg.DagsterInstance, infos: Iterable[AssetCheckPartitionInfo]
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """Yield the last evaluations of `checks`, of what is materialised now, that failed; of `partitions` alone if given.
+    """Yield, of the checks and partitions of `infos`, the last evaluations of what is materialised now that failed.
 
-    Passed ones, which are nearly all, are told apart in one query for each check.
+    Passed ones, which are nearly all, need no query.
     """
     storage = instance.event_log_storage
-    for info in storage.get_asset_check_partition_info(checks, partition_keys=partitions):
+    for info in infos:
         if info.latest_execution_status == FAILED and info.is_current:
             only = PartitionKeyFilter(key=info.partition_key) if info.partition_key is not None else None
             record: AssetCheckExecutionRecord | None = storage.get_latest_asset_check_execution_by_key(

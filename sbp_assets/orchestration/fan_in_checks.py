@@ -10,10 +10,8 @@ from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
-from sbp_assets.dagster_support.internals import (
-    AssetCheckEvaluationTargetMaterializationData,
-    AssetCheckExecutionRecordStatus,
-)
+from sbp_assets.dagster_support.check_results import evaluation_of, fails, looked_at
+from sbp_assets.dagster_support.internals import AssetCheckExecutionRecordStatus
 from sbp_assets.orchestration.staleness import Staleness, fan_in_checks
 
 ENDED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
@@ -35,23 +33,9 @@ def alone(check: dg.AssetChecksDefinition) -> dg.AssetChecksDefinition:
         records = context.instance.fetch_materializations(spec.asset_key, limit=1).records
         resources = context.op_execution_context.resources
         result: dg.AssetCheckResult = call(**{name: getattr(resources, name) for name in arguments})
-        dg.AssetExecutionContext(context.op_execution_context).log_event(
-            dg.AssetCheckEvaluation(
-                spec.asset_key,
-                spec.name,
-                passed=result.passed,
-                metadata=result.metadata,
-                severity=result.severity,
-                description=result.description,
-                blocking=spec.blocking,
-                target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
-                    storage_id=records[0].storage_id, run_id=records[0].run_id, timestamp=records[0].timestamp
-                )
-                if records
-                else None,
-            )
-        )
-        if not result.passed and result.severity is dg.AssetCheckSeverity.ERROR:
+        target = looked_at(records[0]) if records else None
+        dg.AssetExecutionContext(context.op_execution_context).log_event(evaluation_of(spec, result, target))
+        if fails(result):
             raise dg.Failure(f"{spec.key.to_user_string()} failed: {result.description or ''}", allow_retries=False)
         yield from ()
 
@@ -68,27 +52,24 @@ def due_checks(staleness: Staleness, keys: Iterable[dg.AssetKey]) -> list[dg.Ass
         for key in keys
         if not staleness.blocked(key)
         for check in fan_in_checks(staleness.graph, key)
-        if not _is_current(staleness, check)
+        if _current_evaluation(staleness, check) is None
     ]
 
 
 def failed_checks_of_all(staleness: Staleness, keys: Iterable[dg.AssetKey]) -> dict[dg.AssetCheckKey, str]:
     """Return why, of the fan-in checks of the assets `keys` that looked at what is materialised now, which failed."""
-    checks = [check for key in keys for check in fan_in_checks(staleness.graph, key) if _is_current(staleness, check)]
-    evaluations = {check: _evaluation(staleness, check) for check in checks}
     return {
         check: found.description or ""
-        for check, found in evaluations.items()
-        if found and not found.passed and found.severity is dg.AssetCheckSeverity.ERROR
+        for key in keys
+        for check in fan_in_checks(staleness.graph, key)
+        if (found := _current_evaluation(staleness, check)) and fails(found)
     }
 
 
-def _evaluation(staleness: Staleness, check: dg.AssetCheckKey) -> dg.AssetCheckEvaluation | None:
+def _current_evaluation(staleness: Staleness, check: dg.AssetCheckKey) -> dg.AssetCheckEvaluation | None:
+    """Return the last evaluation of a fan-in check, unless something has been materialised that it did not look at."""
     records = staleness.instance.event_log_storage.get_asset_check_execution_history(check, limit=1, status=ENDED)
-    return records[0].evaluation if records else None
-
-
-def _is_current(staleness: Staleness, check: dg.AssetCheckKey) -> bool:
-    evaluation = _evaluation(staleness, check)
+    evaluation = records[0].evaluation if records else None
     target = evaluation.target_materialization_data if evaluation else None
-    return target is not None and target.storage_id >= staleness.last_event(check.asset_key)
+    current = target is not None and target.storage_id >= staleness.last_event(check.asset_key)
+    return evaluation if current else None

@@ -13,7 +13,7 @@ import dagster as dg
 from sbp_assets.dagster_support.stage import io_manager_keys
 from sbp_assets.orchestration import prune_records
 from sbp_assets.orchestration.prune_work import Resumable, find_in_work
-from sbp_assets.orchestration.staleness import Staleness
+from sbp_assets.orchestration.staleness import Staleness, asset_partitions
 from sbp_assets.settings import Deployment, Settings
 from sbp_assets.settings.deployment import WRITTEN_FOLDERS
 from sbp_assets.settings.formats import is_url
@@ -110,14 +110,10 @@ def _look_in_store(
     current = {
         "/".join([*key.path, *filter(None, [partition])]): managers[key] == "directory"
         for key in graph.materializable_asset_keys
-        for partition in _partitions(graph.get(key).partitions_def)
+        for partition in asset_partitions(graph, key)
     }
     recorded = {artifact.name: artifact.recorded for artifact in superseded}
     return find_in_store(base, store, current, recorded, _folders_but(deployment, "data_dir"))
-
-
-def _partitions(definition: dg.PartitionsDefinition | None) -> Sequence[str | None]:
-    return [*definition.get_partition_keys()] if definition else [None]
 
 
 def _resumable(settings: Settings, staleness: Staleness) -> Resumable:

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 
 from sbp_assets.dagster_support.internals import (
     ASSET_EVENTS,
+    BACKFILL_ID_TAG,
     BULK_ACTION_TERMINAL_STATUSES,
     DATA_VERSION_TAG,
     SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD,
@@ -35,11 +36,10 @@ from sbp_assets.dagster_support.internals import (
 )
 from sbp_assets.orchestration.fan_in_checks import ENDED
 from sbp_assets.orchestration.materialisations import EVENTS_PER_QUERY, MATERIALIZED, Partition
-from sbp_assets.orchestration.staleness import Staleness
+from sbp_assets.orchestration.staleness import Staleness, asset_partitions
 from sbp_assets.storage.prune import Recorded, bytes_to_free
 
 RUNS_PER_QUERY = 500
-BACKFILL_TAG = "dagster/backfill"
 
 _EVENTS = SqlEventLogStorageTable.c
 _TAGS = SqlEventLogStorageMetadata.tables["asset_event_tags"]
@@ -91,7 +91,7 @@ def look_at_runs(instance: dg.DagsterInstance, graph: BaseAssetGraph, before: fl
             or not run.is_finished
             or when > before
             or run.run_id in needed
-            or run.tags.get(BACKFILL_TAG) in going_on
+            or run.tags.get(BACKFILL_ID_TAG) in going_on
         ):
             needed_roots.add(root)
         else:
@@ -251,8 +251,7 @@ def _compared_events(instance: dg.DagsterInstance, graph: BaseAssetGraph) -> set
     staleness = Staleness(graph, instance)
     pointers: defaultdict[dg.AssetKey, set[int]] = defaultdict(set)
     for key in graph.materializable_asset_keys:
-        partitions = list(_partitions(graph, key)) if graph.get(key).is_partitioned else [None]
-        for partition, event in staleness.materialisations(key, partitions).items():
+        for partition, event in staleness.materialisations(key, asset_partitions(graph, key)).items():
             provenance = extract_data_provenance_from_entry(event.event_log_entry)
             for parent, pointer in (provenance.input_storage_ids if provenance else {}).items():
                 if pointer and graph.has(parent) and not _reads_one_partition(graph, key, partition, parent):

@@ -4,17 +4,17 @@ from collections.abc import Collection, Sequence
 
 import dagster as dg
 
+from sbp_assets.dagster_support.check_results import fails
 from sbp_assets.dagster_support.internals import (
-    NOT_FINISHED_STATUSES,
+    RESUME_RETRY_TAG,
+    ROOT_RUN_ID_TAG,
     AssetCheckExecutionRecordStatus,
     PartitionKeyFilter,
 )
 from sbp_assets.orchestration.failed_checks import failed_evaluations
 from sbp_assets.orchestration.fan_in_checks import ENDED
-from sbp_assets.orchestration.materialisations import EVENTS_PER_QUERY, Partition
-from sbp_assets.orchestration.staleness import Staleness
-
-RESUMED_TAG, ROOT_RUN_TAG = "dagster/is_resume_retry", "dagster/root_run_id"
+from sbp_assets.orchestration.materialisations import Partition
+from sbp_assets.orchestration.staleness import Staleness, unfinished_runs
 
 
 def finished_shards(
@@ -29,10 +29,10 @@ def finished_shards(
     Those are the last of each of `checks`. A shard of which one is missing or blocks is not among them; nor is any
     where the run materialises nothing: it is to look at artifacts again.
     """
-    if run.tags.get(RESUMED_TAG) != "true" or not assets:
+    if run.tags.get(RESUME_RETRY_TAG) != "true" or not assets:
         return {}
-    resumed = staleness.instance.get_runs(dg.RunsFilter(tags={ROOT_RUN_TAG: run.tags[ROOT_RUN_TAG]}))
-    group = {run.tags[ROOT_RUN_TAG], *(other.run_id for other in resumed)}
+    resumed = staleness.instance.get_runs(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: run.tags[ROOT_RUN_ID_TAG]}))
+    group = {run.tags[ROOT_RUN_ID_TAG], *(other.run_id for other in resumed)}
     events = {key: staleness.materialisations(key, shards) for key in assets}
     finished: dict[str, list[dg.AssetCheckEvaluation]] = {}
     for shard in shards:
@@ -63,27 +63,21 @@ def _is_of(evaluation: dg.AssetCheckEvaluation, materialisation: int | None) -> 
 
 def blocks(check: dg.AssetCheckSpec, result: dg.AssetCheckResult | dg.AssetCheckEvaluation) -> bool:
     """Return whether nothing shall be materialised from an artifact of which `check` has found `result`."""
-    return check.blocking and not result.passed and result.severity is dg.AssetCheckSeverity.ERROR
+    return check.blocking and fails(result)
 
 
 def partitions_with_failed_checks(
     instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckKey]
 ) -> dict[tuple[dg.AssetKey, Partition], str]:
     """Return the name of a check that failed, or whose run ended before it did, for each partition that has one."""
+    infos = instance.event_log_storage.get_asset_check_partition_info(checks)
     found = {
         (evaluation.asset_key, evaluation.partition): evaluation.check_name
-        for evaluation in failed_evaluations(instance, checks)
-        if evaluation.severity is dg.AssetCheckSeverity.ERROR
+        for evaluation in failed_evaluations(instance, infos)
+        if fails(evaluation)
     }
-    planned = [
-        info
-        for info in instance.event_log_storage.get_asset_check_partition_info(checks)
-        if info.latest_execution_status == AssetCheckExecutionRecordStatus.PLANNED
-    ]
-    runs, going_on = sorted({info.latest_planned_run_id for info in planned}), set[str]()
-    for start in range(0, len(runs), EVENTS_PER_QUERY):
-        some = dg.RunsFilter(run_ids=runs[start : start + EVENTS_PER_QUERY], statuses=NOT_FINISHED_STATUSES)
-        going_on |= {run.run_id for run in instance.get_runs(some)}
+    planned = [info for info in infos if info.latest_execution_status == AssetCheckExecutionRecordStatus.PLANNED]
+    going_on = unfinished_runs(instance, {info.latest_planned_run_id for info in planned})
     for info in planned:
         if info.latest_planned_run_id not in going_on:
             found.setdefault((info.check_key.asset_key, info.partition_key), info.check_key.name)

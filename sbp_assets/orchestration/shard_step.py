@@ -17,7 +17,9 @@ from typing import Any
 
 import dagster as dg
 
+from sbp_assets.dagster_support.check_results import evaluation_of, looked_at
 from sbp_assets.dagster_support.internals import (
+    BACKFILL_ID_TAG,
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
@@ -42,7 +44,6 @@ from sbp_assets.storage.remote import StorageError
 
 # Metadata of the failure of a run: why, by shard.
 FAILED_SHARDS = "failed_shards"
-BACKFILL_TAG = "dagster/backfill"
 NAMED = 20  # Failed shards in the message of a failure.
 GIVEN_UP = 3  # Shards in a row that fail for want of storage, after which a run ends.
 
@@ -279,7 +280,7 @@ class _ShardRun:
 
         A backfill goes on to the next step with every shard that is materialised, whatever its checks say.
         """
-        if BACKFILL_TAG not in self._context.run.tags:
+        if BACKFILL_ID_TAG not in self._context.run.tags:
             return
         if self._failed_inputs is None:
             self._failed_inputs = partitions_with_failed_checks(self._context.instance, self._input_checks)
@@ -318,29 +319,13 @@ class _ShardRun:
             return
         assert result.check_name is not None
         key = dg.AssetCheckKey(result.asset_key, result.check_name)
-        blocking = next(check.spec.blocking for check in self._checks if check.spec.key == key)
-        self._context.log_event(
-            dg.AssetCheckEvaluation(
-                result.asset_key,
-                result.check_name,
-                passed=result.passed,
-                partition=shard,
-                metadata=result.metadata,
-                severity=result.severity,
-                description=result.description,
-                blocking=blocking,
-                target_materialization_data=self._looked_at(result.asset_key).get(shard),
-            )
-        )
+        spec = next(check.spec for check in self._checks if check.spec.key == key)
+        target = self._looked_at(result.asset_key).get(shard)
+        self._context.log_event(evaluation_of(spec, result, target, shard))
 
     def _looked_at(self, key: dg.AssetKey) -> dict[str, AssetCheckEvaluationTargetMaterializationData]:
         """Return the materialisations of an asset that its checks look at, by shard: this run's, or else the last."""
         if key not in self._targets:
             events = self._staleness.materialisations(key, self._context.partition_keys)
-            self._targets[key] = {
-                str(shard): AssetCheckEvaluationTargetMaterializationData(
-                    storage_id=event.storage_id, run_id=event.run_id, timestamp=event.timestamp
-                )
-                for shard, event in events.items()
-            }
+            self._targets[key] = {str(shard): looked_at(event) for shard, event in events.items()}
         return self._targets[key]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import dagster as dg
 
@@ -34,6 +34,21 @@ from sbp_assets.orchestration.status import FRESH, PartitionStatus, Status
 
 # What Dagster records of an input that has none.
 NO_VERSION = "INITIAL"
+
+
+def asset_partitions(graph: BaseAssetGraph, key: dg.AssetKey) -> list[Partition]:
+    """Return the partitions of an asset in their order; [None] of an unpartitioned one."""
+    definition = graph.get(key).partitions_def
+    return [*definition.get_partition_keys()] if definition else [None]
+
+
+def unfinished_runs(instance: dg.DagsterInstance, run_ids: Collection[str]) -> set[str]:
+    """Return those of `run_ids` whose runs have not ended."""
+    wanted, found = sorted(run_ids), set[str]()
+    for start in range(0, len(wanted), EVENTS_PER_QUERY):
+        some = dg.RunsFilter(run_ids=wanted[start : start + EVENTS_PER_QUERY], statuses=NOT_FINISHED_STATUSES)
+        found |= {run.run_id for run in instance.get_runs(some)}
+    return found
 
 
 def partition_checks(graph: BaseAssetGraph, key: dg.AssetKey) -> list[dg.AssetCheckKey]:
@@ -69,7 +84,7 @@ class Staleness:
     def pending(self, key: dg.AssetKey) -> dict[Partition, PartitionStatus]:
         """Return the status of each partition of `key` that is not fresh, in the order of the partitions."""
         if key not in self._pending:
-            partitions = self._partitions(key)
+            partitions = asset_partitions(self.graph, key)
             self._latest(key).load_provenance(partitions)
             statuses = {partition: self.status(key, partition) for partition in partitions}
             self._pending[key] = {name: status for name, status in statuses.items() if status.is_pending}
@@ -99,7 +114,7 @@ class Staleness:
     def versions(self, key: dg.AssetKey) -> dict[Partition, str]:
         """Return the data version of each materialised partition of `key`, of those that the settings define."""
         versions = self._latest(key).versions
-        return {partition: versions[partition] for partition in self._partitions(key) if partition in versions}
+        return {name: versions[name] for name in asset_partitions(self.graph, key) if name in versions}
 
     def materialisations(self, key: dg.AssetKey, partitions: Sequence[Partition]) -> dict[Partition, dg.EventLogRecord]:
         """Return the latest materialisation's event of each of `partitions` that has one, asked for all at once.
@@ -155,19 +170,8 @@ class Staleness:
             name: {runs[event], *(info.latest_planned_run_id for info in self._check_infos(key, name).values())}
             for event, name in partitions.items()
         }
-        going_on = self._unfinished(set().union(*concerned.values()))
+        going_on = unfinished_runs(self.instance, set().union(*concerned.values()))
         return {name: event for event, name in partitions.items() if going_on.isdisjoint(concerned[name])}
-
-    def _unfinished(self, run_ids: set[str]) -> set[str]:
-        wanted, found = sorted(run_ids), set()
-        for start in range(0, len(wanted), EVENTS_PER_QUERY):
-            some = dg.RunsFilter(run_ids=wanted[start : start + EVENTS_PER_QUERY], statuses=NOT_FINISHED_STATUSES)
-            found |= {run.run_id for run in self.instance.get_runs(some)}
-        return found
-
-    def _partitions(self, key: dg.AssetKey) -> list[Partition]:
-        definition = self.graph.get(key).partitions_def
-        return [*definition.get_partition_keys()] if definition else [None]
 
     def _latest(self, key: dg.AssetKey) -> LatestMaterialisations:
         if key not in self._materialisations:

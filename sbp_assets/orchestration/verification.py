@@ -7,13 +7,13 @@ from enum import Enum
 
 import dagster as dg
 
+from sbp_assets.dagster_support.check_results import fails
 from sbp_assets.orchestration.in_process import execute
 from sbp_assets.orchestration.materialisations import Partition
 from sbp_assets.orchestration.pipeline import Step
 from sbp_assets.orchestration.ranges import batches
-from sbp_assets.orchestration.staleness import fan_in_checks, partition_checks
+from sbp_assets.orchestration.staleness import asset_partitions, fan_in_checks, partition_checks
 
-ERROR = dg.AssetCheckSeverity.ERROR
 # In the place of a partition's name: what the checks find that look at all partitions of a step.
 OVER_ALL = "over all partitions"
 
@@ -67,9 +67,7 @@ def verify(
         for partition in batch:
             found = evaluations[partition]
             failed = {
-                key: evaluation.description or ""
-                for key, evaluation in sorted(found.items())
-                if not evaluation.passed and evaluation.severity == ERROR
+                key: evaluation.description or "" for key, evaluation in sorted(found.items()) if fails(evaluation)
             }
             yield partition, VerifyResult(failed, sorted(checks - found.keys()))
 
@@ -104,11 +102,10 @@ def verify_fan_ins(
     """Run `checks`, which look at all partitions of the step's assets, and return what they found."""
     job = defs.resolve_job_def(step.name).get_subset(asset_check_selection=set(checks))
     evaluations = list(recorded_evaluations(instance, execute(job, instance, [None])))
-    failed = {e.asset_check_key: e.description or "" for e in evaluations if not e.passed and e.severity == ERROR}
+    failed = {e.asset_check_key: e.description or "" for e in evaluations if fails(e)}
     return VerifyResult(failed, sorted({*checks} - {evaluation.asset_check_key for evaluation in evaluations}))
 
 
 def step_partitions(defs: dg.Definitions, step: Step) -> list[Partition]:
     """Return all partition keys of the step's assets; [None] where they are unpartitioned."""
-    partitions = defs.resolve_asset_graph().get(step.keys[0]).partitions_def
-    return list(partitions.get_partition_keys()) if partitions else [None]
+    return asset_partitions(defs.resolve_asset_graph(), step.keys[0])

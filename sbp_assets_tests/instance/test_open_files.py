@@ -129,7 +129,7 @@ def test_a_full_file_can_be_used_again_when_there_is_space(path: Path):
     with pytest.raises(OperationalError, match="full"):
         add(files, path, *range(2, 10_000))
     assert rows(files, path) == [1]
-    assert full == [], "it was opened anew"
+    assert full == [], "it was opened again"
     files.close()
 
 

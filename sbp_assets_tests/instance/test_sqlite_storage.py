@@ -232,7 +232,7 @@ def test_a_disk_without_space_is_an_error_of_the_database_until_there_is_some(tm
         try:
             with pytest.raises(OperationalError):
                 write(log, "a", "x" * 100_000)
-            # It is opened anew: there is no space for the file that SQLite needs beside it.
+            # It is opened again: there is no space for the file that SQLite needs beside it.
             with pytest.raises(OperationalError, match="full" if kind == "ours" else "I/O"):
                 write(log, "a", "short")
             with pytest.raises(OperationalError):

@@ -8,12 +8,16 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from sbp_assets.dagster_support.internals import AssetCheckExecutionRecordStatus
+from sbp_assets.dagster_support.internals import (
+    BACKFILL_ID_TAG,
+    RESUME_RETRY_TAG,
+    ROOT_RUN_ID_TAG,
+    AssetCheckExecutionRecordStatus,
+)
 from sbp_assets.orchestration.fan_in_checks import due_checks, failed_checks_of_all
 from sbp_assets.orchestration.pipeline import Step
 from sbp_assets.orchestration.ranges import contiguous, range_tags
-from sbp_assets.orchestration.shard_records import RESUMED_TAG, ROOT_RUN_TAG
-from sbp_assets.orchestration.shard_step import BACKFILL_TAG, FAILED_SHARDS, GIVEN_UP, with_shard_steps
+from sbp_assets.orchestration.shard_step import FAILED_SHARDS, GIVEN_UP, with_shard_steps
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.remote import StorageError
@@ -143,7 +147,7 @@ class World:
         return job.execute_in_process(instance=self.instance, tags=tags, raise_on_error=False)
 
     def backfill(self, key: dg.AssetKey) -> dg.ExecuteInProcessResult:
-        return self.run([key], EVERY_SHARD, {BACKFILL_TAG: "x"})
+        return self.run([key], EVERY_SHARD, {BACKFILL_ID_TAG: "x"})
 
     def staleness(self) -> Staleness:
         return Staleness(self.graph, self.instance)
@@ -308,7 +312,7 @@ def test_a_resumed_run_leaves_out_what_the_run_before_it_has_finished(world: Wor
     first = world.run([ROWS, LENGTHS], EVERY_SHARD)
     world.broken = set()
     world.made.clear()
-    resumed = {RESUMED_TAG: "true", ROOT_RUN_TAG: first.run_id, "dagster/parent_run_id": first.run_id}
+    resumed = {RESUME_RETRY_TAG: "true", ROOT_RUN_ID_TAG: first.run_id, "dagster/parent_run_id": first.run_id}
     assert world.run([ROWS, LENGTHS], EVERY_SHARD, resumed).success
     assert {shard for _, shard in world.made} == {"c"}
     assert not world.staleness().pending(ROWS) and not world.staleness().pending(LENGTHS), "planned checks are recorded"
@@ -318,7 +322,7 @@ def test_a_resumed_run_of_checks_looks_again(world: World) -> None:
     assert world.run([ROWS, LENGTHS], EVERY_SHARD).success
     world.failing = {"b"}
     first = world.check(PIPELINE[0], ["rows_are_good", "lengths_are_known"], EVERY_SHARD)
-    resumed = {RESUMED_TAG: "true", ROOT_RUN_TAG: first.run_id, "dagster/parent_run_id": first.run_id}
+    resumed = {RESUME_RETRY_TAG: "true", ROOT_RUN_ID_TAG: first.run_id, "dagster/parent_run_id": first.run_id}
     assert not world.check(PIPELINE[0], ["rows_are_good", "lengths_are_known"], EVERY_SHARD, resumed).success
     assert world.states("rows_are_good")["b"] == "FAILED"
     assert set(world.states("lengths_are_known").values()) == {"SUCCEEDED"}, "a failed check hides no other"
