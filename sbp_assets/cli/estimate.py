@@ -14,6 +14,7 @@ from statistics import fmean
 
 import numpy as np
 
+from sbp_assets.pairing.search import CODED_PER_NEIGHBOR
 from sbp_assets.pretraining.budget import budget_steps
 from sbp_assets.settings import ConceptsSource, Corpus, Experiment, FilesSource, FiveTokensSource, HubSource, Settings
 
@@ -207,7 +208,8 @@ def _estimate(experiment: Experiment, vocab_size: int, tokens: int, documents: i
     mean = tokens / documents
     cut = min(mean, experiment.max_document_tokens)
     # At most: every document has its full number of pairs.
-    pairs = documents * min(pairing.max_pairs_per_document, pairing.neighbors * (1 + pairing.both_directions))
+    neighbors = pairing.neighbors * (1 + pairing.both_directions)
+    pairs = documents * min(pairing.max_pairs_per_document or neighbors, neighbors)
     tuning = pairs * (2 * cut + 3) * experiment.synthesizer.epochs
     # Every synthetic document is taken to be as long as a real one; its prompt is read once more.
     rollouts = synthetic / max(cut, 1)
@@ -235,8 +237,14 @@ def _estimate(experiment: Experiment, vocab_size: int, tokens: int, documents: i
         "corpus/documents": real * text,
         "corpus/tokens": real * token_bytes,
         "pairing/embeddings": documents * known[1] * 4,
-        "pairing/ann_index": documents * known[1],
+        "pairing/ann_index": documents * known[1] * (1 + 4),
+        "pairing/partial_candidates": documents
+        * pairing.neighbors
+        * CODED_PER_NEIGHBOR
+        * pairing.key_blocks
+        * EDGE_BYTES,
         "pairing/neighbor_candidates": documents * pairing.neighbors * EDGE_BYTES,
+        "pairing/neighbor_edges (at most)": pairs * EDGE_BYTES,
         "pairing/neighbor_pairs (at most)": pairs * EDGE_BYTES,
         "synthesizer/tuning_examples (at most)": pairs * (2 * cut + 3) * token_bytes,
         "synthesis/synthetic_documents": synthetic * text,

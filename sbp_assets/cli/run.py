@@ -22,10 +22,17 @@ if TYPE_CHECKING:
     from sbp_assets.orchestration.display import StepState
 
 
+# The configuration of a run that fits the quantisers anew.
+REFIT = {"ops": {"pairing__quantizer": {"config": {"refit": True}}}}
+
+
 def run(
     profile: Profile = None,
     until: Annotated[str | None, typer.Option(help="Stop after this step (a job's name).")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Look for new and changed source files first.")] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit the quantisers of the neighbour search to the present documents.")
+    ] = False,
 ) -> None:
     """Materialise every missing or stale asset, then print the comparison, the report's path and the failed checks."""
     settings = activate(profile)
@@ -67,8 +74,9 @@ def run(
             failed = failed_checks(defs.resolve_asset_graph(), instance, [key for step in steps for key in step.keys])
             return failed_check_lines(failed)
 
+        forced = ({"manifest": {}} if refresh else {}) | ({"fit_quantizer": REFIT} if refit else {})
         try:
-            states = run_pipeline(defs, instance, engines, until, refresh)
+            states = run_pipeline(defs, instance, engines, until, forced)
         except PipelineError:
             if lines := checks():
                 typer.echo("\n" + lines)

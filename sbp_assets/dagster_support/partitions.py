@@ -1,4 +1,4 @@
-"""The two partitionings of the pipeline, corpus shards and training seeds, and how assets of each read the other."""
+"""The partitionings of the pipeline: by corpus shard, by block of keys and by training seed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def shards(settings: Settings) -> dg.StaticPartitionsDefinition:
     return _static(tuple(settings.experiment.shard_keys))
 
 
+def key_blocks(settings: Settings) -> dg.StaticPartitionsDefinition:
+    """Return the partitions of an asset that exists once per block of keys: '000', …"""
+    return _static(tuple(settings.experiment.block_keys))
+
+
 def seeds(settings: Settings) -> dg.StaticPartitionsDefinition:
     """Return the partitions of an asset that exists once per training seed: '0', …"""
     return _static(tuple(settings.experiment.seed_keys))
@@ -35,7 +40,7 @@ def shard_check(**arguments: Any) -> Callable[[Callable[..., Any]], ForSettings[
     return for_settings(lambda settings: dg.asset_check(partitions_def=shards(settings), **arguments))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=6)
 def _static(keys: tuple[str, ...]) -> dg.StaticPartitionsDefinition:
     # One object for all assets: Dagster compares the keys of two definitions, and there may be 100,000.
     return dg.StaticPartitionsDefinition(keys)

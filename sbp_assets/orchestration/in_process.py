@@ -3,7 +3,7 @@
 import platform
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,9 +21,14 @@ RUN_CONFIG: dict[str, Any] = {"loggers": {"display": {}}}
 
 
 def execute(
-    job: dg.JobDefinition, instance: dg.DagsterInstance, partitions: Sequence[Partition]
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    partitions: Sequence[Partition],
+    config: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """Run `job` for a range of partitions in this process, as a run of `sbp run` that the daemon leaves alone.
+
+    `config` is the configuration of its ops.
 
     Raises KeyboardInterrupt on Ctrl-C and SIGTERM: Dagster takes them for a failure of the asset, or ignores them
     outside of one, after which the next partition would begin.
@@ -33,7 +38,7 @@ def execute(
             instance=instance,
             partition_key=partitions[0] if len(partitions) == 1 else None,
             raise_on_error=False,
-            run_config=RUN_CONFIG,
+            run_config={**RUN_CONFIG, **(config or {})},
             tags=RUN_TAGS | HOST_TAGS | NOT_RETRIED | (range_tags(partitions) if len(partitions) > 1 else {}),
         )
         if seen() & {signal.SIGINT, signal.SIGTERM}:

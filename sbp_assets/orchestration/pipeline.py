@@ -72,9 +72,14 @@ PIPELINE = (
     # Another tokenizer re-materialises everything after it, the models included: a person decides that.
     Step("train_tokenizer", "Train the tokenizer", ("corpus/tokenizer",), NightlyPolicy.IF_MISSING),
     Step("tokenise", "Tokenise", ("corpus/tokens",), NightlyPolicy.IF_NEEDED),
-    Step("embed", "Embed and index", ("pairing/embeddings", "pairing/ann_index"), NightlyPolicy.IF_NEEDED),
-    Step("search", "Search neighbours", ("pairing/neighbor_candidates",), NightlyPolicy.IF_NEEDED),
-    Step("pair", "Filter to pairs", ("pairing/neighbor_pairs",), NightlyPolicy.IF_NEEDED),
+    Step("embed", "Embed documents", ("pairing/embeddings",), NightlyPolicy.IF_NEEDED),
+    # Once fitted it stays as it is, and costs no time; see its asset.
+    Step("fit_quantizer", "Fit the quantisers", ("pairing/quantizer",), NightlyPolicy.IF_NEEDED),
+    Step("index", "Index vectors", ("pairing/ann_index",), NightlyPolicy.IF_NEEDED),
+    Step("search", "Search blocks of keys", ("pairing/partial_candidates",), NightlyPolicy.IF_NEEDED),
+    Step("merge", "Merge neighbours", ("pairing/neighbor_candidates",), NightlyPolicy.IF_NEEDED),
+    Step("filter", "Filter to edges", ("pairing/neighbor_edges",), NightlyPolicy.IF_NEEDED),
+    Step("pair", "Choose pairs", ("pairing/neighbor_pairs",), NightlyPolicy.IF_NEEDED),
     Step("compare_pairs", "Compare pairs with the ground truth", ("pairing/pair_truth",), NightlyPolicy.IF_NEEDED),
     Step("format_examples", "Format tuning examples", ("synthesizer/tuning_examples",), NightlyPolicy.IF_NEEDED),
     # Models, and what measures them, are materialised when somebody asks for it.

@@ -75,20 +75,21 @@ def run_pipeline(
     instance: dg.DagsterInstance,
     after_step: dict[str, Callable[[], None]],
     until: str | None = None,
-    refresh: bool = False,
+    forced: Mapping[str, Mapping[str, Any]] | None = None,
     pipeline: Sequence[Step] = PIPELINE,
 ) -> list[StepState]:
     """Run every step in order for its pending partitions, and return the state of each step with what it took.
 
     A failing partition does not stop the others of its step, but no later step begins: PipelineError is raised.
-    `after_step` maps step names to functions called when a step ends, to release its engine. `refresh` runs the first
-    step even if it is fresh: nothing that Dagster knows shows that files at the source have changed.
+    `after_step` maps step names to functions called when a step ends, to release its engine. `forced` maps the names of
+    steps that run even if they are fresh to the configuration of their runs: nothing that Dagster knows shows that
+    files at the source have changed, or that somebody wants another fit.
     """
     states = [StepState(step, step_partitions(defs, step)) for step in pipeline]
     cache = StalenessCache()
     with display(states) as listen:
         for state in states:
-            _run_step(defs, instance, cache, state, listen, force=refresh and state is states[0])
+            _run_step(defs, instance, cache, state, listen, (forced or {}).get(state.step.name))
             if release := after_step.get(state.step.name):
                 release()
             if state.failures or until == state.step.name:
@@ -109,16 +110,16 @@ def _run_step(
     cache: StalenessCache,
     state: StepState,
     listen: Callable[[StepState], None],
-    force: bool,
+    forced: Mapping[str, Any] | None,
 ) -> None:
     listen(state)
-    if force:
+    if forced is not None:
         pending = dict.fromkeys(state.partitions, True)
     else:
         pending = _pending(defs, Staleness(defs.resolve_asset_graph(), instance, cache), state.step)
     state.finished = len(state.partitions) - len(pending)
     if pending:
-        _run_pending(defs, instance, state, listen, pending)
+        _run_pending(defs, instance, state, listen, pending, forced or {})
     if not state.failures:
         staleness = Staleness(defs.resolve_asset_graph(), instance, cache)
         # One that failed looks again: what it is about may have been put right without a materialisation.
@@ -143,8 +144,9 @@ def _run_pending(
     state: StepState,
     listen: Callable[[StepState], None],
     pending: Mapping[Partition, bool],
+    config: Mapping[str, Any],
 ) -> None:
-    """Materialise, or only check, the `pending` partitions of a step."""
+    """Materialise under `config`, or only check, the `pending` partitions of a step."""
     state.status, started = StepStatus.RUNNING, time.monotonic()
     listen(state)
 
@@ -169,7 +171,7 @@ def _run_pending(
     job = defs.resolve_job_def(state.step.name)
     graph = defs.resolve_asset_graph()
     for batch in batches(graph, state.step.keys[0], [name for name in state.partitions if name in stale]):
-        result = execute(job, instance, batch)
+        result = execute(job, instance, batch, config)
         state.materialised = 0
         state.own_seconds += sum(_wall_seconds(instance, result))
         failures = _failures(result, batch)

@@ -1,29 +1,56 @@
 """The pairing stage (paper section 2.1) embeds documents, indexes and searches them, and filters pairs."""
 
+import shutil
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
-from sbp_assets.dagster_support.partitions import ALL, shards
+from sbp_assets.dagster_support.check_results import last_version
+from sbp_assets.dagster_support.partitions import ALL, key_blocks, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pairing import ground_truth
 from sbp_assets.pairing.embed import EMBEDDING_COLUMNS, Embedder, embed, embeddings_frame, vectors_of
-from sbp_assets.pairing.filter import PAIR_COLUMNS, filter_pairs, histogram, histogram_markdown, texts_of
-from sbp_assets.pairing.index import INDEX_COLUMNS, build_index, write_index
-from sbp_assets.pairing.search import CANDIDATE_COLUMNS, search
+from sbp_assets.pairing.filter import (
+    EDGE_COLUMNS,
+    EDGES_FILE,
+    PAIR_COLUMNS,
+    bucket_edges,
+    bucket_shards,
+    histogram,
+    histogram_markdown,
+    shard_pairs,
+    texts_of,
+)
+from sbp_assets.pairing.index import INDEX_COLUMNS, index_digest, write_index
+from sbp_assets.pairing.quantizer import QUANTIZER_COLUMNS, Quantizer, fit, is_fitted_for
+from sbp_assets.pairing.search import (
+    CANDIDATE_COLUMNS,
+    PARTIAL_COLUMNS,
+    BlockSearch,
+    Coverage,
+    merge,
+    partial_tables,
+    search_digest,
+)
 from sbp_assets.settings import Settings
-from sbp_assets.storage.artifacts import staging
+from sbp_assets.settings.formats import memory_bytes
+from sbp_assets.storage.artifacts import content_version, exclusive, staging
 from sbp_assets.storage.column_metadata import column_metadata
+from sbp_assets.storage.io_managers import ArtifactIOManager, DirectoryIOManager, ParquetIOManager
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
+from sbp_assets.storage.remote import CorruptedArtifactError
 
 # The settings that vectors depend on, then candidates, then pairs.
 _EMBEDDING = ("pairing.embedding_model", "pairing.embedding_dtype", "pairing.embedding_prompt", "pairing.max_tokens")
-_SEARCH = ("pairing.index", "pairing.nprobe", "pairing.neighbors")
-_FILTER = (
+_QUANTIZER = ("pairing.index", "pairing.centring")
+_SEARCH = ("pairing.nprobe", "pairing.neighbors")
+_EDGES = (
     "pairing.min_similarity",
     "pairing.max_similarity",
     "pairing.shingle_tokens",
@@ -31,6 +58,8 @@ _FILTER = (
     "pairing.max_pairs_per_document",
     "pairing.both_directions",
 )
+# What the quantisers are fitted for: while these stay, they do, whatever is added to the corpus.
+_PINNED = ("corpus.source", "corpus.dedup", "corpus.split", *_EMBEDDING, *_QUANTIZER)
 
 
 @for_settings(
@@ -73,35 +102,56 @@ def embeddings(
     )
 
 
+class QuantizerConfig(dg.Config):
+    """Configuration of a run that materialises the quantisers."""
+
+    refit: bool = Field(
+        default=False,
+        description="Whether they are fitted anew to the present documents, which re-materialises what comes after.",
+    )
+
+
 @for_settings(
     lambda settings: dg.asset(
         kinds={"faiss"},
-        partitions_def=shards(settings),
         io_manager_key="directory",
-        ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
-        code_version=settings.experiment.version("2", "pairing.index"),
-        metadata=column_metadata(INDEX_COLUMNS),
+        ins={"embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL)},
+        pool="memory",
+        code_version=settings.experiment.version("1", *_QUANTIZER),
+        metadata=column_metadata(QUANTIZER_COLUMNS),
     )
 )
-def ann_index(
-    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], embeddings: pl.LazyFrame
-) -> dg.MaterializeResult:
-    """The directory holds the key side of one shard's search.
+def quantizer(
+    context: dg.AssetExecutionContext,
+    config: QuantizerConfig,
+    settings: dg.ResourceParam[Settings],
+    directory: dg.ResourceParam[DirectoryIOManager],
+    embeddings: dict[str, pl.LazyFrame],
+) -> dg.MaterializeResult[Path]:
+    """The directory holds what all shards share of the search: ranges of the bytes, centres of the cells, the centring.
 
-    `index.faiss` has the vectors, one byte per component; `ids.parquet` has the ids of its rows.
+    It is fitted once to a sample of D and then stays, so that one more shard changes no code of another.
     """
-    directory = staging(settings.deployment.work_dir, "ann_index", context.partition_key)
-    rows = embeddings.collect()
-    with Progress("index", "vectors", len(rows)) as progress:
-        index = build_index(vectors_of(rows), settings.experiment.pairing.index)
-        write_index(directory, index, rows["id"])
-        progress.advance(len(rows))
+    made_for = settings.experiment.version("1", *_PINNED)
+    earlier = None if config.refit else _last_artifact(context, directory)
+    fitted_anew = earlier is None or not is_fitted_for(earlier, made_for)
+    staged = staging(settings.deployment.work_dir, "quantizer")
+    with Progress("fit quantizer", "shards") as progress:
+        if earlier and not fitted_anew:
+            staged.rmdir()
+            shutil.copytree(earlier, staged)
+        else:
+            fit(embeddings, settings.experiment.pairing, progress).save(staged, made_for)
+    made = Quantizer.load(staged)
     return dg.MaterializeResult(
-        value=directory,
+        value=staged,
         metadata={
-            "vectors": index.ntotal,
-            "dimensions": index.d,
-            "cells": getattr(index, "nlist", 1),
+            "fitted_anew": fitted_anew,
+            "documents": made.documents,
+            "sample": made.sampled,
+            "cells": made.cells,
+            "dimensions": made.dimensions,
+            "centre_similarity": made.centre_similarity,
             **progress.metadata(),
         },
     )
@@ -109,40 +159,150 @@ def ann_index(
 
 @for_settings(
     lambda settings: dg.asset(
+        kinds={"faiss"},
+        partitions_def=shards(settings),
+        io_manager_key="directory",
+        ins={
+            "quantizer": dg.AssetIn(["pairing", "quantizer"]),
+            "embeddings": dg.AssetIn(["pairing", "embeddings"]),
+        },
+        code_version=settings.experiment.version("3"),
+        metadata=column_metadata(INDEX_COLUMNS),
+    )
+)
+def ann_index(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    quantizer: Path,
+    embeddings: pl.LazyFrame,
+) -> dg.MaterializeResult[Path]:
+    """The directory holds the keys of one shard: codes of one byte per component, and vectors, by cell."""
+    staged = staging(settings.deployment.work_dir, "ann_index", context.partition_key)
+    rows = embeddings.collect()
+    with Progress("index", "vectors", len(rows)) as progress:
+        cells = write_index(staged, rows["id"], vectors_of(rows), Quantizer.load(quantizer))
+        progress.advance(len(rows))
+    return dg.MaterializeResult(
+        value=staged,
+        metadata={"vectors": len(rows), "cells_used": len(set(cells.tolist())), **progress.metadata()},
+    )
+
+
+@for_settings(
+    lambda settings: dg.asset(
         kinds={"faiss", "parquet"},
+        partitions_def=key_blocks(settings),
+        io_manager_key="directory",
+        ins={
+            "quantizer": dg.AssetIn(["pairing", "quantizer"]),
+            "indexes": dg.AssetIn(["pairing", "ann_index"], partition_mapping=ALL),
+            "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
+        },
+        pool="memory",
+        code_version=settings.experiment.version("1", *_SEARCH, "pairing.key_blocks"),
+        metadata=column_metadata(PARTIAL_COLUMNS),
+    )
+)
+def partial_candidates(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    directory: dg.ResourceParam[DirectoryIOManager],
+    quantizer: Path,
+    indexes: dict[str, Path],
+    embeddings: dict[str, pl.LazyFrame],
+) -> dg.MaterializeResult[Path]:
+    """The directory has a table per shard: the nearest neighbours of its documents among one block of all keys.
+
+    What a stopped run has found is resumed, and of a corpus that has grown only what is new is searched.
+    """
+    block, pairing, deployment = context.partition_key, settings.experiment.pairing, settings.deployment
+    versions = {shard: index_digest(index) for shard, index in indexes.items()}
+    made_of = Coverage(search_digest(content_version(quantizer), pairing), versions, versions)
+    search = BlockSearch(int(block), pairing, memory_bytes(deployment.memory_per_worker))
+    staged = staging(deployment.work_dir, "partial_candidates", block)
+    earlier = _last_artifact(context, directory, block)
+    scratch = Path(deployment.work_dir) / "partial_candidates" / block
+    with exclusive(scratch, f"searching key block {block}"), Progress("search", "queries") as progress:
+        counts = search.run(Quantizer.load(quantizer), indexes, embeddings, made_of, earlier, scratch, staged, progress)
+    return dg.MaterializeResult(value=staged, metadata={**counts, **progress.metadata()})
+
+
+@for_settings(
+    lambda settings: dg.asset(
+        kinds={"polars", "parquet"},
         partitions_def=shards(settings),
         io_manager_key="parquet",
         ins={
-            "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
-            "indexes": dg.AssetIn(["pairing", "ann_index"], partition_mapping=ALL),
+            "partial_candidates": dg.AssetIn(["pairing", "partial_candidates"], partition_mapping=ALL),
+            "embeddings": dg.AssetIn(["pairing", "embeddings"]),
         },
-        pool="memory",
-        code_version=settings.experiment.version("1", *_SEARCH),
+        code_version=settings.experiment.version("2", "pairing.neighbors"),
         metadata=column_metadata(CANDIDATE_COLUMNS),
     )
 )
 def neighbor_candidates(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
-    embeddings: dict[str, pl.LazyFrame],
-    indexes: dict[str, Path],
+    partial_candidates: dict[str, Path],
+    embeddings: pl.LazyFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The table has one row per document of this shard and neighbour: its k nearest documents over all shards."""
-    pairing = settings.experiment.pairing
-    rows = embeddings[context.partition_key].collect()
-    with Progress("search", "queries", len(rows) * len(indexes)) as progress:
-        candidates = search(
-            rows["id"], vectors_of(rows), indexes, pairing.neighbors, pairing.nprobe, context.partition_key, progress
-        )
+    ids = embeddings.select("id").collect()["id"]
+    with Progress("merge candidates", "queries", len(ids)) as progress:
+        partials = partial_tables(partial_candidates, context.partition_key)
+        candidates = merge(partials, ids, settings.experiment.pairing.neighbors)
+        progress.advance(len(ids))
     nearest = candidates.filter(pl.col("rank") == 1)["similarity"]
     return dg.MaterializeResult(
         value=candidates,
         metadata={
             "dagster/row_count": len(candidates),
-            "queries": len(rows),
-            "key_shards": len(indexes),
+            "queries": len(ids),
+            "key_blocks": len(partials),
             **_quantiles(nearest, "nearest_similarity"),
             "similarity": dg.MetadataValue.md(histogram_markdown(histogram(candidates["similarity"]), "candidates")),
+            **progress.metadata(),
+        },
+    )
+
+
+@for_settings(
+    lambda settings: dg.asset(
+        kinds={"duckdb", "parquet"},
+        partitions_def=key_blocks(settings),
+        io_manager_key="directory",
+        deps=[
+            dg.AssetDep(["pairing", "neighbor_candidates"], partition_mapping=ALL),
+            dg.AssetDep(["corpus", "documents"], partition_mapping=ALL),
+        ],
+        pool="memory",
+        code_version=settings.experiment.version("1", *_EDGES, "pairing.key_blocks"),
+        metadata=column_metadata(EDGE_COLUMNS),
+    )
+)
+def neighbor_edges(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    parquet: dg.ResourceParam[ParquetIOManager],
+) -> dg.MaterializeResult[Path]:
+    """The directory has the pairs whose d2 is in some of the shards: related, no near-copies, hubs as d2 capped."""
+    block, keys, pairing = context.partition_key, settings.experiment.shard_keys, settings.experiment.pairing
+    candidates, documents = (
+        {shard: parquet.fetch(dg.AssetKey(asset), shard) for shard in keys}
+        for asset in (["pairing", "neighbor_candidates"], ["corpus", "documents"])
+    )
+    staged = staging(settings.deployment.work_dir, "neighbor_edges", block)
+    bucket = bucket_shards(keys, int(block), pairing.key_blocks)
+    with Progress("filter", "pairs") as progress:
+        limit = settings.deployment.memory_limit
+        counts = bucket_edges(candidates, documents, bucket, pairing, staged, limit, progress)
+    similarity = read_table(staged / EDGES_FILE, ["similarity"])["similarity"]
+    return dg.MaterializeResult(
+        value=staged,
+        metadata={
+            **counts,
+            "shards_of_d2": len(bucket),
+            "similarity": dg.MetadataValue.md(histogram_markdown(histogram(similarity))),
             **progress.metadata(),
         },
     )
@@ -154,23 +314,24 @@ def neighbor_candidates(
         partitions_def=shards(settings),
         io_manager_key="parquet",
         ins={
-            "candidates": dg.AssetIn(["pairing", "neighbor_candidates"], partition_mapping=ALL),
-            "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+            "edges": dg.AssetIn(["pairing", "neighbor_edges"], partition_mapping=ALL),
+            "documents": dg.AssetIn(["corpus", "documents"]),
         },
-        code_version=settings.experiment.version("2", *_FILTER),
+        code_version=settings.experiment.version("3", "pairing.max_pairs_per_document"),
         metadata=column_metadata(PAIR_COLUMNS),
     )
 )
 def neighbor_pairs(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
-    candidates: dict[str, pl.LazyFrame],
-    documents: dict[str, pl.LazyFrame],
+    edges: dict[str, Path],
+    documents: pl.LazyFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The table has one row per training pair (d1, d2) with d1 in this shard: related, no near-copies, hubs capped."""
     shard = context.partition_key
-    with Progress("filter", "pairs") as progress:
-        pairs, counts = filter_pairs(candidates, documents, shard, settings.experiment.pairing, progress)
+    with Progress("pair", "pairs") as progress:
+        pairs, counts = shard_pairs(edges, shard, settings.experiment.pairing)
+        progress.advance(len(pairs))
     return dg.MaterializeResult(
         value=pairs,
         metadata={
@@ -181,7 +342,7 @@ def neighbor_pairs(
             **_quantiles(pairs["similarity"], "similarity"),
             "funnel": dg.MetadataValue.md(_funnel(counts)),
             "similarity": dg.MetadataValue.md(histogram_markdown(histogram(pairs["similarity"]))),
-            "preview": dg.MetadataValue.md(_side_by_side(pairs, documents, shard)),
+            "preview": dg.MetadataValue.md(_side_by_side(pairs.filter(d2_shard=shard), documents)),
             **progress.metadata(),
         },
     )
@@ -253,19 +414,31 @@ def _funnel(counts: dict[str, int]) -> str:
     return "| step | change | left |\n|---|---:|---:|\n" + "\n".join(f"| {a} | {b:+,} | {c:,} |" for a, b, c in steps)
 
 
-def _side_by_side(pairs: pl.DataFrame, documents: dict[str, pl.LazyFrame], shard: str, rows: int = 6) -> str:
+def _side_by_side(pairs: pl.DataFrame, documents: pl.LazyFrame, rows: int = 6) -> str:
+    """Show some of the `pairs`, both documents of which are in one shard's `documents`."""
+    if pairs.is_empty():
+        return "No pair has both documents in this shard."
     # Evenly over the range of similarities, as the least similar pairs tell most.
     falling = pairs.sort(["similarity", "d1", "d2"], descending=[True, False, False])
     sample = falling.gather_every(max(1, len(pairs) // rows)).head(rows)
-    first = texts_of(sample["d1"], documents[shard])
-    second: dict[str, str] = {}
-    for (key,), part in sample.partition_by("d2_shard", as_dict=True).items():
-        second |= texts_of(part["d2"], documents[str(key)])
+    texts = texts_of(pl.concat([sample["d1"], sample["d2"].rename("d1")]), documents)
     return table_preview(
         sample.select(
             "similarity",
             "shared_shingles",
-            seed=pl.Series([first[i] for i in sample["d1"]], dtype=pl.String),
-            related=pl.Series([second[i] for i in sample["d2"]], dtype=pl.String),
+            seed=pl.Series([texts[i] for i in sample["d1"]], dtype=pl.String),
+            related=pl.Series([texts[i] for i in sample["d2"]], dtype=pl.String),
         )
     )
+
+
+def _last_artifact(
+    context: dg.AssetExecutionContext, manager: ArtifactIOManager, partition: str | None = None
+) -> Path | None:
+    """Return what the last materialisation of this asset has written; None where it is gone or corrupted."""
+    recorded = last_version(context.instance, context.asset_key, partition)
+    try:
+        artifact = manager.fetch(context.asset_key, partition)
+    except (FileNotFoundError, CorruptedArtifactError):
+        return None
+    return artifact if content_version(artifact) == recorded else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +18,25 @@ import polars as pl
 from sbp_assets.corpus.shingles import overlap, shingled
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.pairing.embed import Engine, embed, vectors_of
-from sbp_assets.pairing.filter import texts_of
-from sbp_assets.pairing.index import KeyShard, self_recall
-from sbp_assets.pairing.search import exact_neighbors, recall
+from sbp_assets.pairing.filter import COUNTED, COUNTS_FILE, EDGES_FILE, texts_of
+from sbp_assets.pairing.index import ShardIndex, index_digest
+from sbp_assets.pairing.quantizer import Quantizer
+from sbp_assets.pairing.search import CODED_PER_NEIGHBOR, Coverage, exact_neighbors, recall
 from sbp_assets.settings import Pairing
+from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
 
 # Float32 rounding of a norm over a thousand components stays below this.
 NORM_TOLERANCE = 1e-4
-SELF_RECALL_SAMPLE, MIN_SELF_RECALL = 500, 0.99
 RECALL_SAMPLE, MIN_RECALL = 50, 0.95
-# One byte per component of a unit vector moves a cosine by a few thousandths, a few bits of bfloat16 by less.
+# A few bits of bfloat16, in a text that is embedded again in another batch, move a cosine by a few thousandths.
 SIMILARITY_TOLERANCE = 0.02
 # So far the order of two neighbours may be that of the stored bytes. Where few neighbours lie in the shards that are
 # read, one such pair at the end of a list would be a missing neighbour (seen with 5 documents of D a shard).
 QUANTISATION = 0.005
+# A corpus that has grown so much would have twice the cells. So much less near to the centres of their cells than those
+# of the fit are documents of another kind, which share few cells with their neighbours.
+MAX_GROWTH, MAX_LOST_SIMILARITY = 4.0, 0.05
 EMBEDDED_SAMPLE = 8
 PAIRS_SAMPLE = 100
 
@@ -100,16 +104,74 @@ def check_texts(
     }
 
 
-def check_index(directory: Path, embeddings: pl.DataFrame, nprobe: int) -> Result:
-    """Return whether the index has the ids of the embeddings, in order, and a document's nearest key is itself."""
-    key = KeyShard.load(directory, nprobe)
-    same = key.ids.equals(embeddings["id"])
-    found = self_recall(key.index, vectors_of(embeddings), SELF_RECALL_SAMPLE) if same else 0.0
-    return same and found >= MIN_SELF_RECALL, {
-        "keys": key.index.ntotal,
+def check_drift(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame]) -> Result:
+    """Return whether D, whose embeddings are tables by shard, has grown or moved little since the fit."""
+    with Progress("sample", "shards") as progress:
+        found = quantizer.drift(embeddings, progress)
+    passed = found["growth"] < MAX_GROWTH and found["lost_similarity"] < MAX_LOST_SIMILARITY
+    return passed, {**found, "advice": "" if passed else "fit anew: `sbp run --refit`"}
+
+
+def check_index(directory: Path, embeddings: pl.DataFrame, quantizer: Quantizer) -> Result:
+    """Return whether the index has the documents of `embeddings`, each with its vector, its cell and its code."""
+    index = ShardIndex.open(directory)
+    expected = pl.DataFrame({"id": embeddings["id"]}).with_row_index("row")
+    joined = index.keys.select("id", "cell", "salt").join(expected, on="id", how="left", maintain_order="left")
+    same = len(joined) == len(embeddings) and not joined["row"].null_count() and joined["id"].n_unique() == len(joined)
+    wrong = np.zeros(len(joined), bool)
+    if same:
+        prepared = quantizer.prepared(vectors_of(embeddings))[joined["row"].to_numpy()]
+        wrong |= (np.abs(prepared - index.vectors) > NORM_TOLERANCE).any(axis=1)
+        wrong |= (quantizer.codes(prepared) != index.codes).any(axis=1)
+        wrong |= quantizer.nearest_cells(prepared, 1)[1][:, 0] != joined["cell"].to_numpy()
+    ordered = index.keys.equals(index.keys.sort("cell", "salt", "id"))
+    return same and ordered and not wrong.any(), {
+        "keys": len(index.keys),
         "embeddings": len(embeddings),
         "same_ids": int(same),
-        "self_recall": found,
+        "in_order": int(ordered),
+        "keys_of_other_vectors": int(wrong.sum()),
+        "offending_ids": some(joined["id"].filter(pl.Series(wrong))),
+    }
+
+
+def check_partials(directory: Path, indexes: Mapping[str, Path], block: str, settings: Pairing, others: int) -> Result:
+    """Return whether a block's tables are of the present keys, and have what a search of them finds.
+
+    Of `others` shards the tables are read: no more than there are to be of a document, none of itself, and of a sample,
+    whose neighbours are in the shards that are read, the similarities.
+    """
+    covered = Coverage.of(directory)
+    versions = {shard: index_digest(index) for shard, index in indexes.items()}
+    missing = [shard for shard in indexes if not (directory / f"{shard}.parquet").exists()]
+    few = [shard for shard in sampled_shards(f"block {block}", indexes, others) if shard not in missing]
+    opened = {shard: ShardIndex.open(indexes[shard]) for shard in few}
+    most = CODED_PER_NEIGHBOR * settings.neighbors
+    many, itself, unlike = (list[pl.Series]() for _ in range(3))
+    read = 0
+    for shard in few:
+        rows = read_table(directory / f"{shard}.parquet")
+        read += len(rows)
+        many.append(rows.group_by("query_id").len().filter(pl.col("len") > most)["query_id"])
+        itself.append(rows.filter(pl.col("query_id") == pl.col("neighbor_id"))["query_id"])
+        rows = rows.filter(pl.col("neighbor_shard").is_in(few))
+        rows = rows.sample(min(PAIRS_SAMPLE, len(rows)), seed=_seed(shard))
+        for (key,), part in rows.partition_by("neighbor_shard", as_dict=True).items():
+            queries, keys = opened[shard].vectors_of(part["query_id"]), opened[str(key)].vectors_of(part["neighbor_id"])
+            found = (queries * keys).sum(axis=1)
+            unlike.append(part["query_id"].filter(~pl.Series(np.abs(found - part["similarity"].to_numpy()) < 1e-4)))
+    faults = {
+        "tables_missing": len(missing),
+        "of_other_keys": int(covered.keys != versions),
+        "documents_with_too_many": sum(map(len, many)),
+        "own_neighbors": sum(map(len, itself)),
+        "similarities_not_of_the_vectors": sum(map(len, unlike)),
+    }
+    return not any(faults.values()), {
+        **faults,
+        "shards_read": len(few),
+        "candidates_read": read,
+        "offending_ids": some(*many, *itself, *unlike),
     }
 
 
@@ -118,6 +180,7 @@ def check_candidates(
     queries: pl.DataFrame,
     embeddings: Mapping[str, pl.LazyFrame],
     shard: str,
+    quantizer: Quantizer,
     k: int,
     others: int,
 ) -> Result:
@@ -148,7 +211,7 @@ def check_candidates(
     unknown = _unknown(references, known, embeddings)
     sample = queries.sample(min(RECALL_SAMPLE, len(queries)), seed=_seed(shard))
     read = {shard: queries.lazy(), **{key: embeddings[key] for key in few}}
-    exact = exact_neighbors(sample["id"].to_list(), vectors_of(sample), read, k)
+    exact = exact_neighbors(sample["id"].to_list(), quantizer.prepared(vectors_of(sample)), read, k, quantizer)
     found = recall(candidates, exact, k, QUANTISATION)
     ground_truth = pl.concat(
         [near.with_columns(query_id=pl.lit(query)) for query, near in exact.items()] or [candidates[:0]]
@@ -178,6 +241,35 @@ def check_candidates(
     }
 
 
+def check_edges(directory: Path, bucket: Sequence[str], settings: Pairing) -> Result:
+    """Return whether the edges of a bucket are in bounds, distinct, with d2 in its shards, and within the cap on d2."""
+    edges, counts = read_table(directory / EDGES_FILE), read_table(directory / COUNTS_FILE)
+    faults = {
+        "similarities_out_of_bounds": edges.filter(
+            ~pl.col("similarity").is_between(settings.min_similarity, settings.max_similarity)
+        )["d1"],
+        "near_copies": edges.filter(pl.col("shared_shingles") > settings.max_shared_shingles)["d1"],
+        "self_pairs": edges.filter(pl.col("d1") == pl.col("d2"))["d1"],
+        "repeated_pairs": edges.filter(pl.struct("d1", "d2").is_duplicated())["d1"],
+        "d2_of_other_shards": edges.filter(~pl.col("d2_shard").is_in(list(bucket)))["d2"],
+        "d2_over_cap": _over(edges, "d2", settings.max_pairs_per_document),
+    }
+    dropped = sum(int(counts[name].sum()) for name in COUNTED[2:])
+    missing = int(counts["candidates"].sum()) + int(counts["reversed"].sum()) - dropped - len(edges)
+    return not missing and all(rows.is_empty() for rows in faults.values()), {
+        **{name: len(rows) for name, rows in faults.items()},
+        "edges": len(edges),
+        "edges_not_accounted_for": missing,
+        "offending_ids": some(*faults.values()),
+    }
+
+
+def _over(pairs: pl.DataFrame, side: str, cap: int | None) -> pl.Series:
+    """Return the documents that are in more pairs as `side` than the cap allows."""
+    found = pairs.group_by(side).len()
+    return found.filter(pl.col("len") > cap)[side] if cap is not None else found[side][:0]
+
+
 def check_pairs(
     pairs: pl.DataFrame,
     documents: Mapping[str, pl.LazyFrame],
@@ -194,7 +286,7 @@ def check_pairs(
     copies = pairs.filter(pl.col("shared_shingles") > settings.max_shared_shingles)
     itself = pairs.filter(pl.col("d1") == pl.col("d2"))
     repeated = pairs.filter(pl.struct("d1", "d2").is_duplicated())
-    over = {side: pairs.group_by(side).len().filter(pl.col("len") > cap)[side] for side in ("d1", "d2")}
+    over = {side: _over(pairs, side, cap) for side in ("d1", "d2")}
     references = pl.concat([pairs.select(id="d1", shard=pl.lit(shard)), pairs.select(id="d2", shard="d2_shard")])
     known = {
         key: documents[key].filter(pl.col("split") == UNIQUE).select("id").collect()["id"]

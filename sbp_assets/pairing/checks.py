@@ -8,14 +8,17 @@ import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.dagster_support.check_results import check_result, problems_result
-from sbp_assets.dagster_support.partitions import shard_check, shards
+from sbp_assets.dagster_support.partitions import key_blocks, shard_check, shards
+from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pairing import audit, global_audit
 from sbp_assets.pairing.embed import Embedder
+from sbp_assets.pairing.filter import bucket_shards
 from sbp_assets.pairing.ground_truth import not_above_chance, truth_problems
+from sbp_assets.pairing.quantizer import Quantizer
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.checks import all_partitions
-from sbp_assets.storage.io_managers import ParquetIOManager
+from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
 
 @shard_check(
@@ -46,20 +49,57 @@ def embeddings_match_documents(
     return check_result(*audit.check_texts(embeddings.collect(), documents, engine, pairing, batch_size))
 
 
+@dg.asset_check(
+    asset=["pairing", "quantizer"],
+    additional_deps=[["pairing", "embeddings"]],
+    description=f"D has not changed much since the quantisers were fitted: it has grown less than "
+    f"{audit.MAX_GROWTH:.0f} times, and lies as near to the centres of the cells.",
+)
+def quantizer_fits_documents(
+    settings: dg.ResourceParam[Settings], parquet: dg.ResourceParam[ParquetIOManager], quantizer: Path
+) -> dg.AssetCheckResult:
+    embeddings = all_partitions(parquet, "pairing/embeddings", shards(settings))
+    passed, found = audit.check_drift(Quantizer.load(quantizer), embeddings)
+    return check_result(passed, found, severity=dg.AssetCheckSeverity.WARN)
+
+
 @shard_check(
     asset=["pairing", "ann_index"],
-    additional_ins={"embeddings": dg.AssetIn(["pairing", "embeddings"])},
+    additional_ins={
+        "quantizer": dg.AssetIn(["pairing", "quantizer"]),
+        "embeddings": dg.AssetIn(["pairing", "embeddings"]),
+    },
     blocking=True,
-    description="The index holds the shard's embeddings, and a document's nearest key is itself.",
+    description="The index holds the shard's embeddings, each with its code and in its cell.",
 )
-def index_matches_embeddings(
-    settings: dg.ResourceParam[Settings], ann_index: Path, embeddings: pl.LazyFrame
+def index_matches_embeddings(ann_index: Path, quantizer: Path, embeddings: pl.LazyFrame) -> dg.AssetCheckResult:
+    return check_result(*audit.check_index(ann_index, embeddings.collect(), Quantizer.load(quantizer)))
+
+
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=["pairing", "partial_candidates"],
+        partitions_def=key_blocks(settings),
+        additional_deps=[["pairing", "ann_index"]],
+        blocking=True,
+        description="The block was searched for all shards in the present keys; of a sample of shards, no document has "
+        "too many neighbours or itself, and similarities are those of the vectors.",
+    )
+)
+def partials_are_of_the_block(
+    context: dg.AssetCheckExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    directory: dg.ResourceParam[DirectoryIOManager],
+    partial_candidates: Path,
 ) -> dg.AssetCheckResult:
-    return check_result(*audit.check_index(ann_index, embeddings.collect(), settings.experiment.pairing.nprobe))
+    indexes = all_partitions(directory, "pairing/ann_index", shards(settings))
+    block, pairing, others = context.partition_key, settings.experiment.pairing, settings.deployment.checked_shards
+    return check_result(*audit.check_partials(partial_candidates, indexes, block, pairing, others))
 
 
 @shard_check(
     asset=["pairing", "neighbor_candidates"],
+    additional_ins={"quantizer": dg.AssetIn(["pairing", "quantizer"])},
     additional_deps=[["pairing", "embeddings"]],
     blocking=True,
     description=f"Ranks are complete; of the shard and a sample of others, ids are known, and recall "
@@ -70,13 +110,13 @@ def candidates_are_nearest_neighbors(
     settings: dg.ResourceParam[Settings],
     parquet: dg.ResourceParam[ParquetIOManager],
     neighbor_candidates: pl.LazyFrame,
+    quantizer: Path,
 ) -> dg.AssetCheckResult:
     embeddings = all_partitions(parquet, "pairing/embeddings", shards(settings))
-    candidates, shard = neighbor_candidates.collect(), context.partition_key
+    candidates, shard, others = neighbor_candidates.collect(), context.partition_key, settings.deployment.checked_shards
     k, queries = settings.experiment.pairing.neighbors, embeddings[shard].collect()
-    return check_result(
-        *audit.check_candidates(candidates, queries, embeddings, shard, k, settings.deployment.checked_shards)
-    )
+    found = audit.check_candidates(candidates, queries, embeddings, shard, Quantizer.load(quantizer), k, others)
+    return check_result(*found)
 
 
 # A check of all shards is of no partition. It does not block: it would hold up every shard.
@@ -99,6 +139,23 @@ def candidates_are_known_over_all_shards(
     )
     shutil.rmtree(scratch)
     return check_result(*found)
+
+
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=["pairing", "neighbor_edges"],
+        partitions_def=key_blocks(settings),
+        blocking=True,
+        description="Edges are related, are not copies, occur once and have their d2 in the shards of the bucket; no "
+        "document exceeds the cap as d2, and none of the candidates is unaccounted for.",
+    )
+)
+def edges_are_related_and_capped(
+    context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings], neighbor_edges: Path
+) -> dg.AssetCheckResult:
+    pairing = settings.experiment.pairing
+    bucket = bucket_shards(settings.experiment.shard_keys, int(context.partition_key), pairing.key_blocks)
+    return check_result(*audit.check_edges(neighbor_edges, bucket, pairing))
 
 
 @shard_check(

@@ -1,142 +1,145 @@
 """Filter nearest neighbours into training pairs: similar, no near-copies, and a cap on the pairs of a document.
 
 A pair (d1, d2) is kept in the shard of its d1 and nowhere else, so no pair can occur twice in the corpus. With
-`both_directions`, the shard of a document reads the candidates of every shard for rows that found its documents; the
-pairs of the corpus are then symmetric before the caps. The steps, in this order:
+`both_directions`, each candidate gives a pair either way. The steps, in this order:
 
 1. similarity at least `min_similarity`, and at most `max_similarity`;
 2. near-copies: a pair is dropped when more than `max_shared_shingles` of d2's word shingles occur in d1, or when one
    of the two is shorter than a shingle and stands in the other as a whole;
-3. the cap on d2, which spans shards: see `d2_places`;
-4. the cap on d1, exact, for all pairs of a d1 are here. The most similar stay; ties go to the smaller d2.
+3. the cap on d2: the most similar pairs stay, ties go to the smaller d1;
+4. the cap on d1, likewise, and ties go to the smaller d2.
+
+The first three need all pairs of a d2 at one place, the last one all pairs of a d1. So they are done by bucket
+(`bucket_edges`), each for some of the shards, and of every bucket's edges a shard then takes its own (`shard_pairs`):
+a bucket reads each shard once, and no shard reads all shards. The pairs are the same whatever the number of either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
+import duckdb
 import polars as pl
 
 from sbp_assets.corpus.shingles import Text, overlap, shingled
+from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.paths import as_pattern, scan_table
 from sbp_assets.storage.progress import Progress
+
+EDGES_FILE, COUNTS_FILE = "edges.parquet", "counts.parquet"
 
 # (a, b) also gives (b, a), so that either side may have been the query.
 _EITHER_SIDE = "corpus/documents.id pairing/neighbor_candidates.neighbor_id pairing/neighbor_candidates.query_id"
-PAIR_COLUMNS = [
-    Column("d1", pl.String, "Seed document, of this shard.", _EITHER_SIDE),
-    Column("d2", pl.String, "Related document that the synthesizer learns to write from d1.", _EITHER_SIDE),
-    Column("d2_shard", pl.String, "Shard of d2.", "pairing/neighbor_candidates.neighbor_shard"),
-    Column("similarity", pl.Float32, "Cosine of the two.", "pairing/neighbor_candidates"),
-    Column(
-        "shared_shingles",
-        pl.Float32,
-        "Share of d2's word shingles that occur in d1; where one of the two is shorter than a shingle, 1 if it stands "
-        "in the other as a whole, else 0.",
-        "corpus/documents.text",
-    ),
+_EITHER_SHARD = "pairing/neighbor_candidates.neighbor_shard"
+_SHARED = (
+    "Share of d2's word shingles that occur in d1; where one of the two is shorter than a shingle, 1 if it stands in "
+    "the other as a whole, else 0."
+)
+EDGE_COLUMNS = [
+    Column("d1", pl.String, f"Seed document; of {EDGES_FILE}.", _EITHER_SIDE),
+    Column("d1_shard", pl.String, f"Shard of d1; of {EDGES_FILE}.", _EITHER_SHARD),
+    Column("d2", pl.String, f"Related document, of a shard of this bucket; of {EDGES_FILE}.", _EITHER_SIDE),
+    Column("d2_shard", pl.String, f"Shard of d2; of {EDGES_FILE}.", _EITHER_SHARD),
+    Column("similarity", pl.Float32, f"Cosine of the two; of {EDGES_FILE}.", "pairing/neighbor_candidates"),
+    Column("shared_shingles", pl.Float32, f"{_SHARED} Of {EDGES_FILE}.", "corpus/documents.text"),
 ]
-PAIR_SCHEMA = table_schema(PAIR_COLUMNS)
+_EDGES = "pairing/neighbor_edges"
+PAIR_COLUMNS = [
+    Column("d1", pl.String, "Seed document, of this shard.", _EDGES),
+    Column("d2", pl.String, "Related document that the synthesizer learns to write from d1.", _EDGES),
+    Column("d2_shard", pl.String, "Shard of d2.", _EDGES),
+    Column("similarity", pl.Float32, "Cosine of the two.", _EDGES),
+    Column("shared_shingles", pl.Float32, _SHARED, _EDGES),
+]
+EDGE_SCHEMA, PAIR_SCHEMA = table_schema(EDGE_COLUMNS), table_schema(PAIR_COLUMNS)
 
-_EDGE_SCHEMA = {
-    "d1": pl.String,
-    "d1_shard": pl.String,
-    "d2": pl.String,
-    "d2_shard": pl.String,
-    "similarity": pl.Float32,
-}
+# What a bucket counts per shard of d1: candidates of its own and those found from the other side, and drops per step.
+COUNTED = ("candidates", "reversed", "too_dissimilar", "too_similar", "near_copies", "over_d2_cap")
 
-
-def edges(candidates: pl.LazyFrame, shard: str, settings: Pairing) -> pl.LazyFrame:
-    """Return the directed edges (d1, d1_shard, d2, d2_shard, similarity) of the candidates of query shard `shard`."""
-    forward = candidates.select(
-        d1="query_id", d1_shard=pl.lit(shard), d2="neighbor_id", d2_shard="neighbor_shard", similarity="similarity"
-    )
-    if not settings.both_directions:
-        return forward
-    reverse = candidates.select(
-        d1="neighbor_id", d1_shard="neighbor_shard", d2="query_id", d2_shard=pl.lit(shard), similarity="similarity"
-    )
-    return pl.concat([forward, reverse])
+PAIRS_PER_BATCH = 2000  # Pairs whose texts are read together.
+SHINGLES_KEPT = 5_000_000  # Of texts that later pairs may share: with their words about 100 MB.
 
 
-def within(settings: Pairing) -> pl.Expr:
-    """Return the condition that a row's similarity lies in the settings' bounds."""
-    return pl.col("similarity").is_between(settings.min_similarity, settings.max_similarity)
+def bucket_shards(shards: Sequence[str], bucket: int, buckets: int) -> list[str]:
+    """Return the shards whose documents are the d2 of a bucket. One more shard changes no other's bucket."""
+    return [shard for number, shard in enumerate(sorted(shards)) if number % buckets == bucket]
 
 
-def d2_places(d2: pl.Series, candidates: Mapping[str, pl.LazyFrame], shard: str, settings: Pairing) -> pl.DataFrame:
-    """Return how many pairs of this shard may have each document of `d2` as d2 (columns d2, places).
-
-    The cap is on the whole corpus, but a shard sees the texts of its own d1 only. So the places of a d2 are divided
-    among the shards by what all can see: the `max_pairs_per_document` most similar edges to it among the candidates of
-    every shard (ties to the smaller d1). Each shard has as many places as it has d1 among them, and fills them with its
-    best pairs that pass the text filter. Every shard computes the same division, so their sum never exceeds the cap.
-    Memory: the cap's number of edges per d2, and the matching edges of one shard.
-    """
-    wanted = d2.unique().sort().rename("d2").to_frame()
-    top = pl.DataFrame(schema=_EDGE_SCHEMA)
-    for key in sorted(candidates):
-        found = edges(candidates[key], key, settings).filter(within(settings))
-        found = found.join(wanted.lazy(), on="d2", how="semi").select(top.columns)
-        # A pair found from both sides counts once, at its higher similarity.
-        ranked = pl.concat([top, found.collect(engine="streaming")]).sort(
-            ["d2", "similarity", "d1"], descending=[False, True, False]
-        )
-        ranked = ranked.unique(["d1", "d2"], keep="first", maintain_order=True)
-        top = ranked.group_by("d2", maintain_order=True).head(settings.max_pairs_per_document).select(top.columns)
-    return top.filter(pl.col("d1_shard") == shard).group_by("d2").agg(places=pl.len())
-
-
-def filter_pairs(
-    candidates: Mapping[str, pl.LazyFrame],
-    documents: Mapping[str, pl.LazyFrame],
-    shard: str,
+def bucket_edges(
+    candidates: Mapping[str, Path],
+    documents: Mapping[str, Path],
+    bucket: Sequence[str],
     settings: Pairing,
+    directory: Path,
+    memory_limit: str,
     progress: Progress,
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return pairs of `shard` (PAIR_COLUMNS, by d1 and falling similarity) and how many each filter removed.
+) -> dict[str, int]:
+    """Write the edges whose d2 is of a shard of `bucket`, after three of the four steps; return how many each dropped.
 
-    candidates and documents: every shard's tables. Reads the texts of this shard's d1, and per other shard those of the
-    d2 that pairs need, one shard at a time. Advances `progress` by pairs compared as text. The counts, in order:
-    candidates, reversed, too_dissimilar, too_similar, near_copies, over_d2_cap, over_d1_cap, pairs.
+    candidates and documents: the Parquet files of all shards. Into the existing `directory` go EDGES_FILE (by d1_shard,
+    d1 and falling similarity) and COUNTS_FILE (COUNTED by d1_shard). Memory holds `memory_limit` in DuckDB, which
+    spills beside the directory, PAIRS_PER_BATCH pairs of texts, and the edges that stay. Advances `progress` by pairs
+    compared as text. Raises ValueError for a candidate that is not in corpus/documents.
     """
-    mine = [
-        edges(frame, key, settings).filter(pl.col("d1_shard") == shard)
-        for key, frame in sorted(candidates.items())
-        if settings.both_directions or key == shard
-    ]
-    found = pl.concat(mine).collect(engine="streaming")
-    # A pair found from both sides has two similarities, apart by the rounding of codes: the higher is kept.
-    found = found.sort(["d1", "similarity", "d2"], descending=[False, True, False]).unique(
-        ["d1", "d2"], keep="first", maintain_order=True
+    with _database(directory.parent / "edges.duckdb", memory_limit) as db:
+        _find_edges(db, candidates, bucket, settings)
+        progress.total = _scalar(db, "SELECT count(*) FROM edges WHERE dropped IS NULL")
+        _compare(db, documents, settings.shingle_tokens, progress)
+        db.execute(
+            """
+            CREATE TABLE placed AS
+            SELECT d1, d2, row_number() OVER (PARTITION BY d2 ORDER BY similarity DESC, d1) AS place
+            FROM edges JOIN compared USING (d1, d2) WHERE shared_shingles <= ?
+            """,
+            [settings.max_shared_shingles],
+        )
+        cap = settings.max_pairs_per_document
+        kept = db.execute(
+            """
+            SELECT d1, d1_shard, d2, d2_shard, similarity, shared_shingles
+            FROM placed JOIN edges USING (d1, d2) JOIN compared USING (d1, d2)
+            WHERE $1 IS NULL OR place <= $1 ORDER BY d1_shard, d1, similarity DESC, d2
+            """,
+            [cap],
+        ).pl()
+        counts = db.execute(
+            """
+            SELECT d1_shard, count_if(forward) AS candidates, count_if(NOT forward) AS reversed,
+                   count_if(dropped = 'too_dissimilar') AS too_dissimilar,
+                   count_if(dropped = 'too_similar') AS too_similar,
+                   count_if(dropped IS NULL AND place IS NULL) AS near_copies,
+                   count_if($1 IS NOT NULL AND place > $1) AS over_d2_cap
+            FROM edges LEFT JOIN placed USING (d1, d2) GROUP BY d1_shard ORDER BY d1_shard
+            """,
+            [cap],
+        ).pl()
+    kept = kept.cast(EDGE_SCHEMA)  # type: ignore[arg-type]
+    kept.write_parquet(directory / EDGES_FILE, compression="zstd", row_group_size=2**16)
+    counts = counts.cast({"d1_shard": pl.String, **dict.fromkeys(COUNTED, pl.Int64)})
+    counts.write_parquet(directory / COUNTS_FILE)
+    return {**{name: int(counts[name].sum()) for name in COUNTED}, "edges": len(kept)}
+
+
+def shard_pairs(edges: Mapping[str, Path], shard: str, settings: Pairing) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return the pairs of `shard` (PAIR_COLUMNS, by d1 and falling similarity) and how many each step dropped.
+
+    edges: the directory of every bucket. The counts, in order: COUNTED, over_d1_cap, pairs.
+    """
+    found, counted = (
+        pl.concat([scan_table(path / name).filter(d1_shard=shard) for path in edges.values()]).collect()
+        for name in (EDGES_FILE, COUNTS_FILE)
     )
-    own = candidates[shard].select(pl.len()).collect().item()
-    counts = {"candidates": own, "reversed": len(found) - own}
-    counts["too_dissimilar"] = found.filter(pl.col("similarity") < settings.min_similarity).height
-    counts["too_similar"] = found.filter(pl.col("similarity") > settings.max_similarity).height
-    found = found.filter(within(settings))
-
-    progress.total = len(found)
-    compared = _shared_shingles(found, documents, shard, settings.shingle_tokens, progress)
-    kept = compared.filter(pl.col("shared_shingles") <= settings.max_shared_shingles)
-    counts["near_copies"] = len(compared) - len(kept)
-
-    places = d2_places(found["d2"], candidates, shard, settings)
-    by_d2 = kept.sort(["d2", "similarity", "d1"], descending=[False, True, False])
-    capped = (
-        by_d2.with_columns(place=pl.int_range(pl.len()).over("d2"))
-        .join(places, on="d2", how="left")
-        .filter(pl.col("place") < pl.col("places").fill_null(0))
-    )
-    counts["over_d2_cap"] = len(kept) - len(capped)
-
-    pairs = capped.sort(["d1", "similarity", "d2"], descending=[False, True, False])
-    pairs = pairs.group_by("d1", maintain_order=True).head(settings.max_pairs_per_document)
-    counts["over_d1_cap"] = len(capped) - len(pairs)
+    counts = {name: int(counted[name].sum()) for name in COUNTED}
+    pairs = found.sort(["d1", "similarity", "d2"], descending=[False, True, False])
+    if settings.max_pairs_per_document is not None:
+        pairs = pairs.group_by("d1", maintain_order=True).head(settings.max_pairs_per_document)
+    counts["over_d1_cap"] = len(found) - len(pairs)
     counts["pairs"] = len(pairs)
-    return pairs.select(list(PAIR_SCHEMA)).cast(PAIR_SCHEMA), counts
+    return pairs.select(list(PAIR_SCHEMA)), counts
 
 
 def texts_of(ids: pl.Series, documents: pl.LazyFrame) -> dict[str, str]:
@@ -146,30 +149,113 @@ def texts_of(ids: pl.Series, documents: pl.LazyFrame) -> dict[str, str]:
     return dict(rows.iter_rows())
 
 
-def _compared(ids: pl.Series, documents: pl.LazyFrame, words: int) -> dict[str, Text]:
-    texts = texts_of(ids, documents)
-    return dict(zip(texts, shingled(texts.values(), words), strict=True))
+@contextmanager
+def _database(file: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a database in a file of its own, so that tables larger than memory spill; the file is then removed."""
+    for left in file.parent.glob(f"{file.name}*"):
+        left.unlink()
+    with duckdb.connect(file) as db:
+        db.execute("SET memory_limit = ?", [memory_limit])
+        db.execute("SET temp_directory = ?", [str(file.parent / "spill")])
+        yield db
+    file.unlink()
 
 
-def _shared_shingles(
-    found: pl.DataFrame, documents: Mapping[str, pl.LazyFrame], shard: str, words: int, progress: Progress
-) -> pl.DataFrame:
-    first = _compared(found["d1"], documents[shard], words)
-    parts = [found.clear().with_columns(shared_shingles=pl.lit(None, pl.Float64))]
-    for (key,), rows in found.partition_by("d2_shard", as_dict=True, maintain_order=True).items():
-        second = _compared(rows["d2"], documents[str(key)], words)
-        shares = []
-        for d1, d2 in rows.select("d1", "d2").iter_rows():
-            if d1 not in first or d2 not in second:
-                missing = d1 if d1 not in first else d2
-                raise ValueError(
-                    f"document {missing!r} is a neighbour candidate but not in corpus/documents of its shard; "
-                    "re-materialise pairing from the present documents"
-                )
-            shares.append(overlap(first[d1], second[d2]))
-            progress.advance()
-        parts.append(rows.with_columns(shared_shingles=pl.Series(shares, dtype=pl.Float64)))
-    return pl.concat(parts)
+def _find_edges(
+    db: duckdb.DuckDBPyConnection, candidates: Mapping[str, Path], bucket: Sequence[str], settings: Pairing
+) -> None:
+    """Create table `edges` (EDGE_COLUMNS without shingles, forward, dropped) of all pairs whose d2 is in `bucket`.
+
+    `forward`: d1 was the query. A pair found from both sides is one edge: its two similarities are the same.
+    """
+    _stored(db, "candidates", candidates)
+    db.execute("CREATE TABLE bucket AS SELECT unnest($1::VARCHAR[]) AS shard", [list(bucket)])
+    reverse = """
+        UNION ALL SELECT neighbor_id, neighbor_shard, query_id, shard, similarity, false
+        FROM candidates WHERE shard IN (FROM bucket)
+    """
+    db.execute(
+        f"""
+        CREATE TABLE edges AS
+        SELECT d1, any_value(d1_shard) AS d1_shard, d2, any_value(d2_shard) AS d2_shard,
+               max(similarity) AS similarity, bool_or(forward) AS forward,
+               CASE WHEN max(similarity) < $1::FLOAT THEN 'too_dissimilar'
+                    WHEN max(similarity) > $2::FLOAT THEN 'too_similar' END AS dropped
+        FROM (
+            SELECT query_id AS d1, shard AS d1_shard, neighbor_id AS d2, neighbor_shard AS d2_shard, similarity,
+                   true AS forward
+            FROM candidates WHERE neighbor_shard IN (FROM bucket)
+            {reverse if settings.both_directions else ""}
+        ) GROUP BY d1, d2
+        """,
+        [settings.min_similarity, settings.max_similarity],
+    )
+
+
+def _compare(db: duckdb.DuckDBPyConnection, documents: Mapping[str, Path], words: int, progress: Progress) -> None:
+    """Create table `compared` (d1, d2, shared_shingles) of the edges that are not dropped."""
+    _stored(db, "documents", documents)
+    # The ids are in memory, and the documents are streamed past them.
+    db.execute(
+        """
+        CREATE TABLE texts AS SELECT id, text FROM documents SEMI JOIN (
+            SELECT d1 AS id FROM edges WHERE dropped IS NULL UNION SELECT d2 FROM edges WHERE dropped IS NULL
+        ) USING (id) WHERE split = $1
+        """,
+        [UNIQUE],
+    )
+    db.execute("CREATE TABLE compared (d1 VARCHAR, d2 VARCHAR, shared_shingles DOUBLE)")
+    pairs = db.cursor().execute(
+        """
+        SELECT d1, d2, one.text AS first, other.text AS second
+        FROM edges LEFT JOIN texts one ON d1 = one.id LEFT JOIN texts other ON d2 = other.id WHERE dropped IS NULL
+        """
+    )
+    known: dict[str, Text] = {}
+    for batch in pairs.to_arrow_reader(PAIRS_PER_BATCH):
+        rows = pl.DataFrame(batch)
+        db.register("shares", rows.select("d1", "d2", shared_shingles=_shared(rows, words, known)).to_arrow())
+        db.execute("INSERT INTO compared FROM shares")
+        progress.advance(len(rows))
+
+
+def _shared(pairs: pl.DataFrame, words: int, known: dict[str, Text]) -> pl.Series:
+    """Return the share of d2's shingles that occur in d1, of each of `pairs` (d1, d2, first, second).
+
+    `known` are texts of earlier pairs, by id, which those of these pairs join.
+    """
+    texts = dict(pairs.select("d1", "first").iter_rows()) | dict(pairs.select("d2", "second").iter_rows())
+    if missing := [name for name, text in texts.items() if text is None]:
+        raise ValueError(
+            f"document {min(missing)!r} is a neighbour candidate but not in corpus/documents of its shard; "
+            "re-materialise pairing from the present documents"
+        )
+    if sum(len(text.shingles) for text in known.values()) > SHINGLES_KEPT:
+        known.clear()
+    new = {name: text for name, text in texts.items() if name not in known}
+    known |= zip(new, shingled(new.values(), words), strict=True)
+    shares = [overlap(known[d1], known[d2]) for d1, d2 in pairs.select("d1", "d2").iter_rows()]
+    return pl.Series(shares, dtype=pl.Float64)
+
+
+def _stored(db: duckdb.DuckDBPyConnection, name: str, files: Mapping[str, Path]) -> None:
+    """Create the view `name` of the rows of all `files`, with the `shard` of each."""
+    paths = [str(path) for path in files.values()]
+    db.execute(
+        f"CREATE TABLE {name}_files AS SELECT unnest($1::VARCHAR[]) AS filename, unnest($2::VARCHAR[]) AS shard",
+        [paths, list(files)],
+    )
+    patterns = ", ".join("'" + as_pattern(path).replace("'", "''") + "'" for path in paths)
+    db.execute(
+        f"CREATE VIEW {name} AS FROM read_parquet([{patterns}], filename = true, hive_partitioning = false) "
+        f"JOIN {name}_files USING (filename)"
+    )
+
+
+def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:
+    row = db.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def histogram(similarity: pl.Series, low: float = 0.0, bins: int = 20) -> pl.DataFrame:

@@ -85,8 +85,16 @@ def check_all_pairs(
         found = {
             "documents_not_in_d": _count(db, f"SELECT DISTINCT id FROM ({_UNKNOWN})"),
             "repeated_pairs": _count(db, f"SELECT d1 AS id FROM {table} GROUP BY d1, d2 HAVING count(*) > 1"),
-            "d1_over_cap": _count(db, f"SELECT d1 AS id FROM {table} GROUP BY d1 HAVING count(*) > {cap}"),
-            "d2_over_cap": _count(db, f"SELECT d2 AS id FROM {table} GROUP BY d2 HAVING count(*) > {cap}"),
+            **(
+                {
+                    f"{side}_over_cap": _count(
+                        db, f"SELECT {side} AS id FROM {table} GROUP BY {side} HAVING count(*) > {cap}"
+                    )
+                    for side in ("d1", "d2")
+                }
+                if cap is not None
+                else {}
+            ),
         }
     return not any(count for count, _ in found.values()), {
         **{name: count for name, (count, _) in found.items()},

@@ -41,7 +41,7 @@ PAIR_TRUTH_SCHEMA = table_schema(PAIR_TRUTH_COLUMNS)
 
 
 def pair_truth(
-    pairs: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], world: ConceptWorld, cap: int
+    pairs: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], world: ConceptWorld, cap: int | None
 ) -> pl.DataFrame:
     """Return PAIR_TRUTH_COLUMNS: a row per shard of d1, then one for `all`; a share of nothing is null.
 

@@ -1,165 +1,209 @@
-"""FAISS indexes over 8-bit scalar-quantised vectors: the key side of the neighbour search (paper section 2.1)."""
+"""The keys of the neighbour search: 8-bit codes of a shard's documents, and a block of keys out of all shards.
+
+`write_index` keeps the keys of one corpus shard in the order of cells and salts, in which a block of them is a few
+ranges. `KeyBlock.load` reads those of one block from every shard: what one task holds in memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
 import polars as pl
 
-from sbp_assets.storage.artifacts import named_when_full
+from sbp_assets.pairing.quantizer import Pieces, Quantizer, salt
+from sbp_assets.storage.artifacts import content_version, named_when_full
 from sbp_assets.storage.columns import Column
 from sbp_assets.storage.paths import read_table
 
-INDEX_FILE = "index.faiss"
-IDS_FILE = "ids.parquet"
+KEYS_FILE, CODES_FILE, VECTORS_FILE, DIGEST_FILE = "keys.parquet", "codes.npy", "vectors.npy", "digest.txt"
 
+_CELLS = "pairing/embeddings.vector pairing/quantizer"
 INDEX_COLUMNS = [
-    Column("id", pl.String, f"Document of D; of {IDS_FILE}.", "pairing/embeddings"),
-    Column("vector", "array[uint8]", f"Of {INDEX_FILE}: its embedding, one byte per component.", "pairing/embeddings"),
-]
+    Column("id", pl.String, f"Document of D; of {KEYS_FILE}.", "pairing/embeddings"),
+    Column("cell", pl.Int32, f"Cell that its vector is in; of {KEYS_FILE}.", _CELLS),
+    Column("salt", pl.UInt64, f"Hash of the id, which says in which piece of its cell it is; of {KEYS_FILE}.",
+           "pairing/embeddings.id"),
+    Column("code", "array[uint8]", f"Of {CODES_FILE}: its vector, one byte per component.", _CELLS),
+    Column("vector", "array[float32]", f"Of {VECTORS_FILE}: its vector as it is compared in full precision.", _CELLS),
+]  # fmt: skip
+_KEY_SCHEMA = {"id": pl.String, "cell": pl.Int32, "salt": pl.UInt64}
 
-# FAISS's own guidance: about 4 √n cells, and at least 39 training vectors for each.
-_CELLS_PER_ROOT = 4
-_VECTORS_PER_CELL = 39
+# Bytes of a key in memory beside its code: its number and, about, its id.
+_BYTES_BESIDE = 8 + 48
+
+
+def write_index(directory: Path, ids: pl.Series, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
+    """Write the keys of a shard into the empty `directory`: KEYS_FILE, CODES_FILE and VECTORS_FILE, row for row.
+
+    vectors: (n, dim) float32 of unit length, of the documents `ids`. Returns the cell of each, (n,) int64.
+    """
+    prepared = quantizer.prepared(vectors)
+    _, cells = quantizer.nearest_cells(prepared, 1)
+    keys = pl.DataFrame({"id": ids, "cell": cells[:, 0], "salt": salt(ids)}, schema=_KEY_SCHEMA)
+    order = keys.select(pl.arg_sort_by("cell", "salt", "id")).to_series().to_numpy()
+    with named_when_full(directory / VECTORS_FILE):
+        keys[order].write_parquet(directory / KEYS_FILE)
+        np.save(directory / CODES_FILE, quantizer.codes(prepared)[order])
+        np.save(directory / VECTORS_FILE, prepared[order])
+    (directory / DIGEST_FILE).write_text(content_version(directory), encoding="utf-8")
+    return cells[:, 0]
+
+
+def index_digest(directory: Path) -> str:
+    """Return the digest of the keys in an index directory, which a search of thousands of shards asks for."""
+    return (directory / DIGEST_FILE).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class KeyShard:
-    """The index of one shard and the document id of each of its rows."""
+class ShardIndex:
+    """The keys of one shard; codes (n, dim) uint8 and vectors (n, dim) float32 stay on disk until they are used."""
 
-    index: faiss.Index
-    ids: pl.Series
+    keys: pl.DataFrame
+    codes: np.ndarray
+    vectors: np.ndarray
 
     @classmethod
-    def load(cls, directory: Path, nprobe: int) -> KeyShard:
-        """Read an index directory; raises ValueError where ids and index do not belong together."""
-        index = faiss.read_index(str(directory / INDEX_FILE))
-        ids = read_table(directory / IDS_FILE)["id"]
-        if index.ntotal != len(ids):
+    def open(cls, directory: Path) -> ShardIndex:
+        """Open an index directory; raise ValueError where its files do not belong together."""
+        keys = read_table(directory / KEYS_FILE)
+        codes, vectors = (np.load(directory / name, mmap_mode="r") for name in (CODES_FILE, VECTORS_FILE))
+        if not len(keys) == len(codes) == len(vectors):
             raise ValueError(
-                f"{directory}: {index.ntotal} vectors but {len(ids)} ids; re-materialise pairing/ann_index"
+                f"{directory}: {len(codes)} codes and {len(vectors)} vectors but {len(keys)} ids; "
+                "re-materialise pairing/ann_index"
             )
-        if isinstance(index, faiss.IndexIVF):
-            index.nprobe = min(nprobe, index.nlist)
-        return cls(index, ids)
+        return cls(keys, codes, vectors)
+
+    def vectors_of(self, ids: pl.Series) -> np.ndarray:
+        """Return the vectors of some documents, (ids, dim) float32; NaN of those that are not here."""
+        rows = pl.DataFrame({"id": ids}).join(
+            self.keys.select("id").with_row_index("row"), on="id", how="left", maintain_order="left"
+        )["row"]
+        found = np.full((len(ids), self.vectors.shape[1]), np.nan, np.float32)
+        here = rows.is_not_null().to_numpy()
+        found[here] = self.vectors[rows.drop_nulls().to_numpy()]
+        return found
+
+
+@dataclass(frozen=True)
+class KeyBlock:
+    """A block of keys: an IVF index whose numbers are rows of `ids`, `shards` and `vectors`."""
+
+    index: faiss.IndexIVFScalarQuantizer
+    ids: pl.Series
+    shards: np.ndarray  # row -> place in `shard_names`
+    shard_names: list[str]
+    vectors: np.ndarray
+
+    @classmethod
+    def load(
+        cls,
+        indexes: Mapping[str, Path],
+        quantizer: Quantizer,
+        pieces: Pieces,
+        block: int,
+        nprobe: int,
+        k: int,
+        scratch: Path,
+        memory: float | None = None,
+    ) -> KeyBlock:
+        """Read the keys of `block` out of the index directories of all shards.
+
+        Without those that cannot be among the k nearest others of any query. Memory holds one byte per component and
+        the ids; vectors in full precision are put into a file in `scratch`. Raises ValueError where a block would take
+        more than `memory` bytes.
+        """
+        names, rows = sorted(indexes), dict[str, np.ndarray]()
+        for name in names:
+            keys = read_table(indexes[name] / KEYS_FILE, ["cell", "salt"])
+            rows[name] = np.flatnonzero(pieces.blocks(keys["cell"].to_numpy(), keys["salt"].to_numpy()) == block)
+        count = sum(map(len, rows.values()))
+        size = count * (quantizer.dimensions + _BYTES_BESIDE)
+        if memory is not None and size > memory:
+            blocks = int(pieces.block.max()) + 1
+            raise ValueError(
+                f"key block {block} of {blocks} takes {size / 2**20:,.0f} MB, more than deployment.memory_per_worker "
+                f"({memory / 2**20:,.0f} MB): set pairing.key_blocks to {math.ceil(size * blocks / memory)} or more"
+            )
+        index = quantizer.empty_index(nprobe)
+        ids, of_shard, first = [pl.Series(dtype=pl.String)], [np.zeros(0, np.int32)], 0
+        vectors: np.ndarray = np.zeros((0, quantizer.dimensions), np.float32)
+        if count:
+            vectors = np.memmap(scratch / VECTORS_FILE, np.float32, "w+", shape=(count, quantizer.dimensions))
+        for place, name in enumerate(names):
+            if not len(rows[name]):
+                continue
+            shard = ShardIndex.open(indexes[name])
+            chosen = shard.keys[rows[name]]
+            numbers = np.arange(first, first + len(chosen))
+            _add(index, shard.codes[rows[name]], chosen["cell"].to_numpy(), numbers)
+            vectors[numbers] = shard.vectors[rows[name]]
+            ids.append(chosen["id"])
+            of_shard.append(np.full(len(chosen), place, np.int32))
+            first += len(chosen)
+        found = cls(index, pl.concat(ids), np.concatenate(of_shard), names, vectors)
+        found._remove_excess(k)
+        return found
 
     def searcher(self, queries: np.ndarray) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
         """Return a function that looks for the k keys nearest to some of the `queries`, given their rows and k.
 
-        It returns similarities and rows, (queries, k) each, and -1 for a row that is none. A query's result depends on
-        all `queries`, whose distances to the cells of an ivf are computed at once, but not on what it is asked with.
+        It returns similarities and rows, (queries, k) each, and -1 for a row that is none. queries: (n, dim) prepared.
         """
-        if not isinstance(self.index, faiss.IndexIVF) or not len(queries):
-            return lambda some, k: self.index.search(queries[some], k)
         index: Any = self.index
         distances, assigned = index.quantizer.search(queries, index.nprobe)
         return lambda some, k: index.search_preassigned(queries[some], k, assigned[some], distances[some])
 
-    def without_excess(self, k: int) -> KeyShard:
-        """Return the keys that can be among the k nearest others of a query; the index of this shard is used up.
+    def _remove_excess(self, k: int) -> None:
+        """Remove the keys that cannot be among the k nearest others of a query.
 
-        Equal keys are equally near to every query, and ties go to the smaller id. So of any number of them (a licence
+        Equal codes are equally near to every query, and ties go to the smaller id. So of any number of them (a licence
         at the beginning of 10,000 documents) the k + 1 smallest ids decide, one of which may be the query itself.
         """
         rows, digests = self._digests()
         _, group, sizes = np.unique(digests, return_inverse=True, return_counts=True)
         large = sizes[group] > k + 1
         if not large.any():
-            return self
+            return
         keys = pl.DataFrame({"row": rows[large], "group": group[large], "id": self.ids.gather(rows[large])})
         excess = keys.sort("id").filter(pl.int_range(pl.len()).over("group") > k)["row"].to_numpy()
         self.index.remove_ids(faiss.IDSelectorBatch(excess))
-        if isinstance(self.index, faiss.IndexIVF):
-            return self  # whose keys keep their numbers
-        kept = np.ones(len(self.ids), dtype=bool)
-        kept[excess] = False
-        return KeyShard(self.index, self.ids.filter(pl.Series(kept)))
 
     def _digests(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the row of every key and a digest of what its nearness is made of: its codes and, in an ivf, its cell.
+        """Return the row of every key and a digest of what its nearness is made of: its code and its cell.
 
         Of 64 bits: among a million different keys the chance of any two being taken for equal is 3e-8.
         """
-        index: Any = self.index
-        if not isinstance(index, faiss.IndexIVF):
-            codes = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.code_size) if index.ntotal else b""
-            return np.arange(index.ntotal), _digested(codes, index.code_size)
-        lists: Any = index.invlists
+        lists: Any = self.index.invlists
         rows, digests = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
-        for cell in range(index.nlist):
+        for cell in range(self.index.nlist):
             if count := lists.list_size(cell):
-                codes = faiss.rev_swig_ptr(lists.get_codes(cell), count * index.code_size)
+                codes = faiss.rev_swig_ptr(lists.get_codes(cell), count * self.index.code_size)
                 rows.append(faiss.rev_swig_ptr(lists.get_ids(cell), count).copy())
-                digests.append(_digested(codes, index.code_size, cell))
+                digests.append(_digested(codes, self.index.code_size, cell))
         return np.concatenate(rows), np.concatenate(digests)
 
 
-def _digested(rows: Any, size: int, key: int = 0) -> np.ndarray:
+def _add(index: faiss.IndexIVFScalarQuantizer, codes: np.ndarray, cells: np.ndarray, numbers: np.ndarray) -> None:
+    """Add codes (n, dim) of the keys `numbers` to the lists of `cells`, which are in rising order."""
+    lists: Any = index.invlists
+    starts = np.flatnonzero(np.diff(cells, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
+        ids, rows = numbers[start:end], np.ascontiguousarray(codes[start:end])
+        lists.add_entries(int(cells[start]), int(end - start), faiss.swig_ptr(ids), faiss.swig_ptr(rows))
+    index.ntotal += len(numbers)
+
+
+def _digested(rows: Any, size: int, key: int) -> np.ndarray:
     """Return a digest (uint64) of each of the `rows`, of `size` bytes, under another function for each `key`."""
-    data, salt = memoryview(rows).cast("B"), key.to_bytes(8, "little")
+    data, person = memoryview(rows).cast("B"), key.to_bytes(8, "little")
     each = (data[start : start + size] for start in range(0, len(data), size))
-    digests = (hashlib.blake2b(row, digest_size=8, salt=salt).digest() for row in each)
+    digests = (hashlib.blake2b(row, digest_size=8, salt=person).digest() for row in each)
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
-
-
-def cells(vectors: int) -> int:
-    """Return the number of IVF cells (nlist) for n vectors: 4 √n, fewer where they could not be trained, at least 1."""
-    return max(1, min(int(_CELLS_PER_ROOT * math.sqrt(vectors)), vectors // _VECTORS_PER_CELL))
-
-
-def build_index(vectors: np.ndarray, kind: Literal["flat", "ivf"]) -> faiss.Index:
-    """Return an inner-product index of `vectors`, (n, dim) float32, n ≥ 0, with one byte per component."""
-    count, dim = vectors.shape
-    metric, code = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
-    index: faiss.Index
-    if kind == "flat":
-        index = faiss.IndexScalarQuantizer(dim, code, metric)
-    else:
-        # More cells than different vectors would have equal centres, of which a query finds any.
-        wanted = min(cells(count), _different(vectors, cells(count)))
-        ivf = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, wanted, code, metric)
-        ivf.cp.min_points_per_centroid = 1  # silences a warning about small shards
-        index = ivf
-    if count:
-        index.train(vectors)
-        index.add(vectors)
-    return index
-
-
-def _different(vectors: np.ndarray, enough: int) -> int:
-    """Return how many different rows there are, at least 1; counting stops at `enough`."""
-    seen = set()
-    for row in vectors:
-        seen.add(row.tobytes())
-        if len(seen) >= enough:
-            break
-    return max(1, len(seen))
-
-
-def write_index(directory: Path, index: faiss.Index, ids: pl.Series) -> None:
-    """Write `index` and its row ids into the existing `directory`."""
-    with named_when_full(directory / INDEX_FILE):
-        faiss.write_index(index, str(directory / INDEX_FILE))
-        pl.DataFrame({"id": ids}).write_parquet(directory / IDS_FILE)
-
-
-def self_recall(index: faiss.Index, vectors: np.ndarray, sample: int, seed: int = 0) -> float:
-    """Return the share of sampled `vectors` whose nearest key is itself or one as near; 1 for an empty index.
-
-    Rows of `vectors` are the index's rows. Equal documents have equal codes, so nearness decides, not the row.
-    """
-    if not index.ntotal:
-        return 1.0
-    rows = np.sort(np.random.default_rng(seed).choice(len(vectors), min(sample, len(vectors)), replace=False))
-    _, nearest = index.search(vectors[rows], 1)
-    found = np.where(nearest[:, 0] < 0, rows[0], nearest[:, 0])
-    # An inner product between unit vectors is 1 only for the vector itself; the slack is far below any real gap.
-    itself = np.einsum("ij,ij->i", vectors[found], vectors[rows])
-    return float(np.mean((nearest[:, 0] == rows) | ((nearest[:, 0] >= 0) & (itself > 1 - 1e-4))))

@@ -1,108 +1,235 @@
-"""The query side: one shard's documents against the index of every key shard, in bounded memory.
+"""The neighbour search by blocks of keys, in bounded memory (paper section 2.1).
 
-Sides are asymmetric: a query keeps its float vector, a key is 8-bit codes. One index is in memory at a time, and per
-query only the best k so far. Each query shard starts at another key shard, so that shards searched at the same time
-do not all read the same file, as salted keys do in a shuffle.
+Sides are asymmetric: a query keeps its float vector, a key is 8-bit codes. A task holds one block of keys and streams
+the queries of all corpus shards past it (`search_block`); what it finds of a query shard is one small table. A shard's
+candidates are then merged of as many tables as there are blocks (`merge`). So the indexes are read once and the queries
+once per block, however many shards there are.
+
+Nearest by codes are `CODED_PER_NEIGHBOR` times the wanted neighbours, of which the nearest in full precision stay. Both
+similarities are computed pair by pair, and ties go to the smaller id: results are the same, bit for bit, whatever the
+number of shards and of blocks.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from sbp_assets.pairing.embed import vectors_of
-from sbp_assets.pairing.index import KeyShard
+from sbp_assets.pairing.index import VECTORS_FILE, KeyBlock
+from sbp_assets.pairing.quantizer import Quantizer, require_directions
+from sbp_assets.settings import Pairing
+from sbp_assets.storage.artifacts import atomic_path
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.paths import read_table, scan_table
 from sbp_assets.storage.progress import Progress
 
-_VECTORS = "pairing/ann_index.vector pairing/embeddings.vector"
-CANDIDATE_COLUMNS = [
-    Column("query_id", pl.String, "Document of this shard.", "pairing/embeddings.id"),
+_CODES = "pairing/ann_index.code pairing/ann_index.vector pairing/embeddings.vector"
+PARTIAL_COLUMNS = [
+    Column("query_id", pl.String, "Document of a shard; a table per shard.", "pairing/embeddings.id"),
     Column(
-        "neighbor_id",
-        pl.String,
-        "One of its nearest documents in the whole of D, never itself.",
-        "pairing/ann_index.id",
+        "neighbor_id", pl.String, "One of its nearest documents in the block, never itself.", "pairing/ann_index.id"
     ),
     Column("neighbor_shard", pl.String, "Shard of that document."),
-    Column("similarity", pl.Float32, "Cosine, -1 to 1; the neighbour's side is 8-bit.", _VECTORS),
-    Column("rank", pl.Int64, "1 is the nearest.", _VECTORS),
+    Column("code_similarity", pl.Float32, "Inner product of the query and the neighbour's code.", _CODES),
+    Column("similarity", pl.Float32, "Cosine, -1 to 1, in full precision.", _CODES),
+]
+PARTIAL_SCHEMA = table_schema(PARTIAL_COLUMNS)
+
+_PARTIAL = "pairing/partial_candidates"
+CANDIDATE_COLUMNS = [
+    Column("query_id", pl.String, "Document of this shard.", _PARTIAL),
+    Column("neighbor_id", pl.String, "One of its nearest documents in the whole of D, never itself.", _PARTIAL),
+    Column("neighbor_shard", pl.String, "Shard of that document.", _PARTIAL),
+    Column("similarity", pl.Float32, "Cosine, -1 to 1.", _PARTIAL),
+    Column("rank", pl.Int64, "1 is the nearest.", f"{_PARTIAL}.similarity"),
 ]
 CANDIDATE_SCHEMA = table_schema(CANDIDATE_COLUMNS)
 
-# Queries per call: bounds the hits held beside the running top-k to block x (k + 1) rows.
+# Nearest neighbours by codes for each wanted one. See docs/scaling.md for the recall.
+CODED_PER_NEIGHBOR = 2
+
+# Queries per call: bounds the hits held beside what is found to block x 2 (k + 1) rows.
 _BLOCK = 2048
 
-
-def reading_order(shards: list[str], query_shard: str) -> list[str]:
-    """Return `shards` rotated to a start that depends on the query shard; search results do not depend on the order."""
-    if not shards:
-        return []
-    start = int(hashlib.sha256(query_shard.encode()).hexdigest(), 16) % len(shards)
-    return shards[start:] + shards[:start]
+COVERAGE_FILE = "coverage.json"
 
 
-def merge(best: pl.DataFrame, found: pl.DataFrame, k: int) -> pl.DataFrame:
-    """Return the k best rows per query of both tables (query, neighbor_id, neighbor_shard, similarity), best first.
+@dataclass(frozen=True)
+class Coverage:
+    """What the tables of a block were made of: `search` is a digest of how, `queries` and `keys` versions by shard."""
 
-    Ties go to the smaller neighbor_id, so the result depends neither on the order of shards nor on their number.
+    search: str
+    queries: dict[str, str]
+    keys: dict[str, str]
+
+    @classmethod
+    def of(cls, directory: Path | None) -> Coverage:
+        """Read that of a finished artifact; it is empty where there is none."""
+        file = directory / COVERAGE_FILE if directory else None
+        if file is None or not file.exists():
+            return cls("", {}, {})
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+    def extends(self, old: Coverage, query_shard: str) -> bool:
+        """Return whether the table of a query shard is that of `old` and what is found in the keys that are new."""
+        return (
+            old.search == self.search
+            and old.queries.get(query_shard) == self.queries[query_shard]
+            and old.keys.items() <= self.keys.items()
+        )
+
+    def write(self, directory: Path) -> None:
+        (directory / COVERAGE_FILE).write_text(json.dumps(vars(self), sort_keys=True), encoding="utf-8")
+
+    def table_of(self, query_shard: str) -> str:
+        """Return the name of the table of a query shard while it is being made, which says what it is made of."""
+        of = json.dumps([self.search, self.queries[query_shard], sorted(self.keys.items())])
+        return f"{query_shard}-{hashlib.sha256(of.encode()).hexdigest()[:16]}.parquet"
+
+
+def search_digest(quantizer_version: str, settings: Pairing) -> str:
+    """Return the digest of how blocks are searched, for `Coverage`, given the content version of the quantisers."""
+    return f"{quantizer_version} {settings.neighbors} {settings.nprobe} {settings.key_blocks}"
+
+
+@dataclass(frozen=True)
+class BlockSearch:
+    """A search of one block of keys, which may take `memory` bytes; None: any number."""
+
+    block: int
+    settings: Pairing
+    memory: float | None = None
+
+    def run(
+        self,
+        quantizer: Quantizer,
+        indexes: Mapping[str, Path],
+        embeddings: Mapping[str, pl.LazyFrame],
+        made_of: Coverage,
+        earlier: Path | None,
+        scratch: Path,
+        directory: Path,
+        progress: Progress,
+    ) -> dict[str, int]:
+        """Write a table (PARTIAL_COLUMNS) per query shard, and COVERAGE_FILE, into the empty `directory`.
+
+        indexes and embeddings: of all shards, and `made_of` says of which versions. `earlier` is the artifact of an
+        earlier time: what it covers is not searched again, so that a new corpus shard costs its queries against all
+        keys and all queries against its keys. `scratch` is a directory of this block alone on the same disk, which
+        holds the tables of a run that was stopped: those are taken, too. Advances `progress` by queries. Returns
+        how many shards were resumed, unchanged, extended (searched in new keys alone), and searched.
+        """
+        old = Coverage.of(earlier)
+        if old == made_of:
+            # Somebody wants it made again.
+            earlier, old = None, Coverage.of(None)
+        tables = scratch / "tables"
+        tables.mkdir(parents=True, exist_ok=True)
+        for left in set(tables.iterdir()) - {tables / made_of.table_of(shard) for shard in made_of.queries}:
+            left.unlink()
+        progress.total = sum(frame.select(pl.len()).collect().item() for frame in embeddings.values())
+        counts = dict.fromkeys(("resumed", "unchanged", "extended", "searched"), 0)
+        missing: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for shard in sorted(made_of.queries):
+            if (tables / made_of.table_of(shard)).exists():
+                counts["resumed"] += 1
+                progress.advance(embeddings[shard].select(pl.len()).collect().item())
+                continue
+            known = old.keys if made_of.extends(old, shard) else {}
+            new = tuple(sorted(made_of.keys.keys() - known.keys()))
+            counts["searched" if not known else "extended" if new else "unchanged"] += 1
+            missing[new].append(shard)
+        for new, shards in missing.items():
+            keys, queries = {shard: indexes[shard] for shard in new}, {shard: embeddings[shard] for shard in shards}
+            for shard, found in self._searched(quantizer, keys, queries, scratch, progress):
+                parts = [found]
+                if earlier and len(new) < len(made_of.keys):
+                    parts.append(read_table(earlier / f"{shard}.parquet"))
+                with atomic_path(tables / made_of.table_of(shard)) as temporary:
+                    _nearest_by_code(pl.concat(parts), self._coded).write_parquet(temporary, compression="zstd")
+        for shard in made_of.queries:
+            (tables / made_of.table_of(shard)).rename(directory / f"{shard}.parquet")
+        made_of.write(directory)
+        shutil.rmtree(tables)
+        (scratch / VECTORS_FILE).unlink(missing_ok=True)
+        return counts
+
+    @property
+    def _coded(self) -> int:
+        return CODED_PER_NEIGHBOR * self.settings.neighbors
+
+    def _searched(
+        self,
+        quantizer: Quantizer,
+        indexes: Mapping[str, Path],
+        embeddings: Mapping[str, pl.LazyFrame],
+        scratch: Path,
+        progress: Progress,
+    ) -> Iterator[tuple[str, pl.DataFrame]]:
+        """Yield what each query shard finds in the keys of the block in `indexes`."""
+        pieces, nprobe = quantizer.pieces(self.settings.key_blocks), self.settings.nprobe
+        keys = KeyBlock.load(indexes, quantizer, pieces, self.block, nprobe, self._coded, scratch, self.memory)
+        for shard, frame in embeddings.items():
+            rows = frame.collect()
+            vectors = vectors_of(rows)
+            require_directions(rows["id"], vectors, shard)
+            found = pl.DataFrame(schema=PARTIAL_SCHEMA)
+            for start in range(0, len(rows), _BLOCK):
+                ids = rows["id"].slice(start, _BLOCK)
+                queries = quantizer.prepared(vectors[start : start + _BLOCK])
+                found = pl.concat([found, _nearest(keys, ids, queries, self._coded)])
+                progress.advance(len(ids))
+            yield shard, found
+
+
+def merge(partials: Sequence[pl.LazyFrame], ids: pl.Series, k: int) -> pl.DataFrame:
+    """Return the candidates (CANDIDATE_COLUMNS) of a query shard: the k nearest of what each block has found.
+
+    ids: the shard's documents, in whose order the rows are. Of all blocks together the nearest by code are taken, as if
+    one block had held all keys, and of these the nearest in full precision; ties go to the smaller neighbor_id.
     """
-    rows = pl.concat([best, found]).sort(["query", "similarity", "neighbor_id"], descending=[False, True, False])
-    return rows.group_by("query", maintain_order=True).head(k).select(best.columns)
-
-
-def search(
-    query_ids: pl.Series,
-    queries: np.ndarray,
-    keys: Mapping[str, Path],
-    k: int,
-    nprobe: int,
-    query_shard: str,
-    progress: Progress,
-) -> pl.DataFrame:
-    """Return the candidates (CANDIDATE_COLUMNS) of a query shard: each document's k nearest others over all key shards.
-
-    queries: (rows, dim) float32 of unit length. keys: index directory of every shard. Similarity is the cosine of the
-    query and the key's 8-bit codes, clamped to [-1, 1]. Advances `progress` by query × key-shard searches.
-    """
-    best = pl.DataFrame(
-        schema={"query": pl.UInt32, "neighbor_id": pl.String, "neighbor_shard": pl.String, "similarity": pl.Float32}
+    coded = _nearest_by_code(pl.concat(partials).collect(), CODED_PER_NEIGHBOR * k)
+    place = pl.DataFrame({"query_id": ids}, schema={"query_id": pl.String}).with_row_index("place")
+    rows = coded.join(place, on="query_id", how="left")
+    if rows["place"].null_count():
+        unknown = rows.filter(pl.col("place").is_null())["query_id"].head(5)
+        raise ValueError(
+            f"partial candidates of documents that are not of the shard ({', '.join(unknown)}); re-materialise "
+            "pairing/partial_candidates"
+        )
+    rows = rows.sort(["place", "similarity", "neighbor_id"], descending=[False, True, False])
+    rows = rows.group_by("place", maintain_order=True).head(k)
+    return rows.with_columns(rank=pl.int_range(1, pl.len() + 1).over("place").cast(pl.Int64)).select(
+        list(CANDIDATE_SCHEMA)
     )
-    for shard in reading_order(sorted(keys), query_shard):
-        key = KeyShard.load(keys[shard], nprobe).without_excess(k)
-        for start in range(0, len(queries), _BLOCK):
-            block = queries[start : start + _BLOCK]
-            found = _nearest(key, block, k).with_columns(
-                (pl.col("query") + start).cast(pl.UInt32), neighbor_shard=pl.lit(shard)
-            )
-            itself = query_ids.gather(found["query"])
-            best = merge(best, found.filter(found["neighbor_id"] != itself).select(best.columns), k)
-            progress.advance(len(block))
-    return best.select(
-        query_id=query_ids.gather(best["query"]),
-        neighbor_id="neighbor_id",
-        neighbor_shard="neighbor_shard",
-        similarity="similarity",
-        rank=pl.int_range(1, pl.len() + 1).over("query").cast(pl.Int64),
-    ).cast(CANDIDATE_SCHEMA)
+
+
+def partial_tables(blocks: Mapping[str, Path], shard: str) -> list[pl.LazyFrame]:
+    """Return what each of the `blocks`, directories of partial candidates, has found of the documents of `shard`."""
+    return [scan_table(blocks[block] / f"{shard}.parquet") for block in sorted(blocks)]
 
 
 def exact_neighbors(
-    query_ids: list[str], queries: np.ndarray, embeddings: Mapping[str, pl.LazyFrame], k: int
+    query_ids: list[str], queries: np.ndarray, embeddings: Mapping[str, pl.LazyFrame], k: int, quantizer: Quantizer
 ) -> dict[str, pl.DataFrame]:
     """Return the ground truth of a few queries: by id the exact k nearest (neighbor_id, similarity) of float vectors.
 
-    Reads one shard's vectors at a time.
+    queries: (n, dim) prepared by the `quantizer`, which prepares the keys, too. Reads one shard's vectors at a time.
     """
     empty = pl.DataFrame(schema={"neighbor_id": pl.String, "similarity": pl.Float32})
     best = dict.fromkeys(query_ids, empty)
     for frame in embeddings.values():
         shard = frame.collect()
-        scores = queries @ vectors_of(shard).T
+        scores = queries @ quantizer.prepared(vectors_of(shard)).T
         for row, query in enumerate(query_ids):
             found = pl.DataFrame({"neighbor_id": shard["id"], "similarity": pl.Series(scores[row], dtype=pl.Float32)})
             rows = pl.concat([best[query], found.filter(pl.col("neighbor_id") != query)])
@@ -127,11 +254,17 @@ def recall(candidates: pl.DataFrame, exact: Mapping[str, pl.DataFrame], k: int, 
     return float(np.mean(shares)) if shares else 1.0
 
 
-def _nearest(key: KeyShard, queries: np.ndarray, k: int) -> pl.DataFrame:
-    total = key.index.ntotal
+def _nearest_by_code(rows: pl.DataFrame, k: int) -> pl.DataFrame:
+    ranked = rows.sort(["query_id", "code_similarity", "neighbor_id"], descending=[False, True, False])
+    return ranked.group_by("query_id", maintain_order=True).head(k)
+
+
+def _nearest(keys: KeyBlock, ids: pl.Series, queries: np.ndarray, k: int) -> pl.DataFrame:
+    """Return the k keys (PARTIAL_COLUMNS) nearest by code to each of the `queries`, (n, dim) prepared, of `ids`."""
+    total = int(keys.index.ntotal)
     # One more for the query itself. A tie across the cut would leave the choice to FAISS's heap: then look further, for
     # that query alone, as in a block of many some query has a tie at any cut.
-    look, left, fetch = key.searcher(queries), np.arange(len(queries)), min(k + 1, total)
+    look, left, fetch = keys.searcher(queries), np.arange(len(queries)), min(k + 1, total)
     found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
     while fetch and len(left):
         similarity, row = look(left, min(fetch + 1, total))
@@ -142,12 +275,22 @@ def _nearest(key: KeyShard, queries: np.ndarray, k: int) -> pl.DataFrame:
         query, rank = np.nonzero((row >= 0) & ~tied[:, None])
         found.append((left[query], row[query, rank], similarity[query, rank]))
         left, fetch = left[tied], min(2 * fetch, total)
-    query, row, similarity = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return pl.DataFrame(
+    query, row, coded = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    rows = pl.DataFrame(
         {
             "query": query.astype(np.uint32),
-            "neighbor_id": key.ids.gather(row),
-            "similarity": np.clip(similarity, -1, 1).astype(np.float32),
+            "row": row,
+            "query_id": ids.gather(query),
+            "neighbor_id": keys.ids.gather(row),
+            "code_similarity": coded.astype(np.float32),
         },
-        schema_overrides={"neighbor_id": pl.String},
+        schema_overrides={"neighbor_id": pl.String, "query_id": pl.String},
     )
+    rows = _nearest_by_code(rows.filter(pl.col("query_id") != pl.col("neighbor_id")), k)
+    query, row = rows["query"].to_numpy(), rows["row"].to_numpy()
+    # Not a matrix product, whose bits depend on the pairs that are beside.
+    similarity = (queries[query] * keys.vectors[row]).sum(axis=1)
+    shards = pl.Series(keys.shard_names, dtype=pl.String).gather(keys.shards[row])
+    return rows.with_columns(
+        neighbor_shard=shards, similarity=pl.Series(np.clip(similarity, -1, 1).astype(np.float32))
+    ).select(list(PARTIAL_SCHEMA))

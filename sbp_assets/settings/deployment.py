@@ -100,6 +100,9 @@ class Deployment(Section):
     memory_limit: MemorySize = Field(
         "4GB", description="Memory that DuckDB may take, with its unit; above it DuckDB spills to work_dir."
     )
+    memory_per_worker: MemorySize = Field(
+        "8GB", description="Memory that a block of keys may take; a larger one is refused, with the number that fits."
+    )
     benchmarks_dir: Folder | None = Field(
         None,
         description="Folder with the stock benchmarks as Parquet files; null: they come from the Hugging Face hub.",

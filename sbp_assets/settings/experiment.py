@@ -31,6 +31,16 @@ class Pairing(Section):
         "flat", description="Kind of the faiss index; both kinds store 8-bit scalar-quantised vectors."
     )
     nprobe: Count = Field(16, description="Cells of an ivf index that a query searches.")
+    centring: Annotated[Integer, Field(ge=0, le=1024)] | None = Field(
+        None,
+        description="Leading principal components of D's vectors that are removed, with their mean, before the search: "
+        "of templated texts they tell the template. 0: the mean alone; null: nothing.",
+    )
+    key_blocks: Count = Field(
+        1,
+        description="Blocks that the keys of all shards are divided into, each searched by one task, which holds it in "
+        "memory. Pairs do not depend on it.",
+    )
     neighbors: Count = Field(20, description="k: nearest neighbours that are kept for each document before the filter.")
     min_similarity: Fraction = Field(0.7, description="Cosine similarity from which two documents count as related.")
     max_similarity: Fraction = Field(
@@ -40,8 +50,8 @@ class Pairing(Section):
     max_shared_shingles: Fraction = Field(
         0.1, description="Share of d2's shingles, found in d1, above which a pair is dropped."
     )
-    max_pairs_per_document: Count = Field(
-        8, description="Pairs in which a document may be d1, and as many in which it may be d2."
+    max_pairs_per_document: Count | None = Field(
+        8, description="Pairs in which a document may be d1, and as many in which it may be d2; null: all pairs."
     )
     both_directions: bool = Field(True, description="Whether the pair (a, b) also gives the pair (b, a).")
 
@@ -290,6 +300,11 @@ class Experiment(Section):
     def shard_keys(self) -> list[str]:
         """Return the partition keys of the corpus shards: '00000', '00001', …"""
         return [f"{shard:05d}" for shard in range(self.corpus.shards)]
+
+    @property
+    def block_keys(self) -> list[str]:
+        """Return the partition keys of the blocks of keys: '000', …"""
+        return [f"{block:03d}" for block in range(self.pairing.key_blocks)]
 
     @property
     def ground_truth(self) -> ConceptsSource | None:

@@ -155,12 +155,16 @@ def _is_timezone(text: str) -> str:
     return text
 
 
-def _is_memory(text: str) -> str:
+def memory_bytes(text: str) -> float:
+    """Return the bytes of a size of memory such as '4GB'; raise ValueError where it is none."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT])(i?)B", text, re.ASCII | re.IGNORECASE)
     if not match:
         raise ValueError("is no size of memory: give a number and its unit (MB, GB, TB, MiB, GiB, TiB), as in 4GB")
-    size = float(match[1]) * (1024 if match[3] else 1000) ** (1 + "KMGT".index(match[2].upper()))
-    if not 64e6 <= size <= 1e15:
+    return float(match[1]) * (1024 if match[3] else 1000) ** (1 + "KMGT".index(match[2].upper()))
+
+
+def _is_memory(text: str) -> str:
+    if not 64e6 <= memory_bytes(text) <= 1e15:
         raise ValueError("is out of range: 64MB to 1000TB")
     return text
 
