@@ -201,7 +201,7 @@ def merge(partials: Sequence[pl.LazyFrame], ids: pl.Series, k: int) -> pl.DataFr
     place = pl.DataFrame({"query_id": ids}, schema={"query_id": pl.String}).with_row_index("place")
     rows = coded.join(place, on="query_id", how="left")
     if rows["place"].null_count():
-        unknown = rows.filter(pl.col("place").is_null())["query_id"].head(5)
+        unknown = rows.filter(pl.col("place").is_null())["query_id"].unique().sort().head(5)
         raise ValueError(
             f"partial candidates of documents that are not of the shard ({', '.join(unknown)}); re-materialise "
             "pairing/partial_candidates"

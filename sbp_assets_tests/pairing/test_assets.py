@@ -29,21 +29,24 @@ def stub_documents(settings: Settings) -> dg.AssetsDefinition:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dg.ExecuteInProcessResult]]:
-    settings = tiny_settings(tmp_path_factory.mktemp("pairing"))
+    settings = tiny_settings(tmp_path_factory.mktemp("pairing"), {"experiment.pairing.key_blocks": 2})
     resources = build_resources(settings)
     definitions = [stub_documents(settings), *load_assets(assets, settings), *load_checks(checks, settings)]
     of_all = {check for name in ("neighbor_candidates", "neighbor_pairs") for check in of_all_shards(definitions, name)}
+    partitions = {"shards": settings.experiment.shard_keys, "blocks": settings.experiment.block_keys, "all": [None]}
     instance = dg.DagsterInstance.ephemeral()
     results: dict[str, list[dg.ExecuteInProcessResult]] = {}
-    # In shard order by stage, as a backfill does: the search reads every shard's index.
-    for names in (["corpus/documents", "pairing/embeddings"], ["pairing/ann_index"],
-                  ["pairing/neighbor_candidates"], ["pairing/neighbor_pairs"]):  # fmt: skip
-        for shard in settings.experiment.shard_keys:
+    # By stage, as a backfill does: the search reads every shard's index.
+    for of, names in (("shards", ["corpus/documents", "pairing/embeddings"]), ("all", ["pairing/quantizer"]),
+                      ("shards", ["pairing/ann_index"]), ("blocks", ["pairing/partial_candidates"]),
+                      ("shards", ["pairing/neighbor_candidates"]), ("blocks", ["pairing/neighbor_edges"]),
+                      ("shards", ["pairing/neighbor_pairs"])):  # fmt: skip
+        for partition in partitions[of]:
             selection = dg.AssetSelection.assets(*(name.split("/") for name in names))
             selection -= dg.AssetSelection.checks(*of_all)
             results.setdefault(names[-1], []).append(
                 dg.materialize(
-                    definitions, selection=selection, resources=resources, instance=instance, partition_key=shard
+                    definitions, selection=selection, resources=resources, instance=instance, partition_key=partition
                 )
             )
     results["all shards"] = [
@@ -93,4 +96,6 @@ def test_artifacts_hold_the_contract(runs: dict[str, list[dg.ExecuteInProcessRes
     path = Path(metadata_of(runs["pairing/neighbor_pairs"][0], "pairing/neighbor_pairs")["path"])
     assert pl.read_parquet(path).columns == ["d1", "d2", "d2_shard", "similarity", "shared_shingles"]
     index = Path(metadata_of(runs["pairing/ann_index"][0], "pairing/ann_index")["path"])
-    assert sorted(p.name for p in index.iterdir()) == ["ids.parquet", "index.faiss"]
+    assert sorted(p.name for p in index.iterdir()) == ["codes.npy", "digest.txt", "keys.parquet", "vectors.npy"]
+    edges = metadata_of(runs["pairing/neighbor_edges"][1], "pairing/neighbor_edges")
+    assert sorted(p.name for p in Path(edges["path"]).iterdir()) == ["counts.parquet", "edges.parquet"]

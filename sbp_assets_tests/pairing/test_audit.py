@@ -10,17 +10,21 @@ import pytest
 
 from sbp_assets.pairing.audit import (
     check_candidates,
+    check_drift,
+    check_edges,
     check_embeddings,
     check_index,
     check_origin,
     check_pairs,
+    check_partials,
     check_texts,
 )
 from sbp_assets.pairing.embed import Embedder, embeddings_frame, vectors_of
-from sbp_assets.pairing.filter import PAIR_SCHEMA, filter_pairs
+from sbp_assets.pairing.filter import COUNTS_FILE, EDGE_SCHEMA, EDGES_FILE, PAIR_SCHEMA, bucket_edges, shard_pairs
+from sbp_assets.pairing.index import CODES_FILE, KEYS_FILE, VECTORS_FILE
 from sbp_assets.settings import Deployment, Pairing
 from sbp_assets.storage.progress import Progress
-from sbp_assets_tests.pairing.test_search import find, write_shards
+from sbp_assets_tests.pairing.searches import Search, find, fitted, indexed
 
 Tables = dict[str, pl.DataFrame]
 
@@ -49,27 +53,78 @@ def test_vectors_of_other_texts(embeddings: Tables, documents: Tables, embedder:
     assert not passed and metadata["of_another_text"] == metadata["sample"] == 8
 
 
+def test_drift(embeddings: Tables) -> None:
+    quantizer = fitted(embeddings, Pairing())
+    frames = {shard: table.lazy() for shard, table in embeddings.items()}
+    assert check_drift(quantizer, frames)[0]
+    others = {s: embeddings_frame(t["id"], -vectors_of(t)).lazy() for s, t in embeddings.items()}
+    for changed in (others, {f"{shard}{copy}": frame for copy in range(4) for shard, frame in frames.items()}):
+        passed, metadata = check_drift(quantizer, changed)
+        assert not passed and "sbp run --refit" in str(metadata["advice"])
+
+
 def test_index(store: Path, embeddings: Tables) -> None:
-    paths = write_shards(store, embeddings)
+    quantizer = fitted(embeddings, Pairing(index="ivf", centring=1))
+    paths = indexed(store, embeddings, quantizer)
     for shard, table in embeddings.items():
-        assert check_index(paths[shard], table, 16)[0]
-    assert not check_index(paths["00000"], embeddings["00001"], 16)[0]
-    assert not check_index(paths["00000"], embeddings["00000"][1:], 16)[0]
-    others = embeddings_frame(embeddings["00000"]["id"], -vectors_of(embeddings["00000"]))
-    assert check_index(paths["00000"], others, 16)[1]["self_recall"] == 0
+        assert check_index(paths[shard], table, quantizer)[0]
+    path, table = paths["00000"], embeddings["00000"]
+    assert not check_index(path, embeddings["00001"], quantizer)[1]["same_ids"]
+    assert not check_index(path, table[1:], quantizer)[1]["same_ids"]
+    others = embeddings_frame(table["id"], -vectors_of(table))
+    assert check_index(path, others, quantizer)[1]["keys_of_other_vectors"] == len(table)
+    for file in (CODES_FILE, VECTORS_FILE):
+        intact = (path / file).read_bytes()
+        np.save(path / file, np.load(path / file)[::-1])
+        assert check_index(path, table, quantizer)[1]["keys_of_other_vectors"]
+        (path / file).write_bytes(intact)
+    keys = pl.read_parquet(path / KEYS_FILE)
+    keys.reverse().write_parquet(path / KEYS_FILE)
+    assert not check_index(path, table, quantizer)[1]["in_order"]
+
+
+def test_partials(store: Path, embeddings: Tables) -> None:
+    search = Search.of(store, embeddings, neighbors=5, key_blocks=2)
+    made, _ = search.block(1)
+
+    def check(indexes: dict[str, Path] = search.indexes) -> tuple[bool, dict[str, int | float | str]]:
+        return check_partials(made, indexes, "001", search.settings, OTHERS)
+
+    passed, metadata = check()
+    assert passed and metadata["shards_read"] == 3 and metadata["candidates_read"]
+    assert check(search.indexes | {"00009": search.indexes["00000"]})[1] == {**check()[1], "tables_missing": 1} | {
+        "of_other_keys": 1
+    }
+    file = made / "00000.parquet"
+    good = pl.read_parquet(file)
+
+    def fault(table: pl.DataFrame) -> dict[str, int | float | str]:
+        table.write_parquet(file)
+        passed, metadata = check()
+        good.write_parquet(file)
+        assert not passed
+        return metadata
+
+    assert fault(good.with_columns(neighbor_id="query_id"))["own_neighbors"] == len(good)
+    assert fault(pl.concat([good] * 3))["documents_with_too_many"]
+    assert fault(good.with_columns(pl.col("similarity").reverse()))["similarities_not_of_the_vectors"]
+    assert fault(good.with_columns(neighbor_id=pl.lit("x")))["similarities_not_of_the_vectors"]
+    file.unlink()
+    assert check()[1]["tables_missing"] == 1
 
 
 def test_candidates(store: Path, embeddings: Tables) -> None:
     queries, k = embeddings["00000"], 5
-    good = find(queries, write_shards(store, embeddings), k)
+    quantizer = fitted(embeddings, Pairing(centring=0))
+    good = find(store, embeddings, quantizer, neighbors=k, centring=0)["00000"]
     frames = {shard: table.lazy() for shard, table in embeddings.items()}
 
     def fault(table: pl.DataFrame) -> dict[str, int | float | str]:
-        passed, metadata = check_candidates(table, queries, frames, "00000", k, OTHERS)
+        passed, metadata = check_candidates(table, queries, frames, "00000", quantizer, k, OTHERS)
         assert not passed
         return metadata
 
-    passed, metadata = check_candidates(good, queries, frames, "00000", k, OTHERS)
+    passed, metadata = check_candidates(good, queries, frames, "00000", quantizer, k, OTHERS)
     assert passed and metadata["recall_at_5"] >= 0.95, metadata
     row = pl.int_range(pl.len()) == 0
     assert fault(good[1:])["queries_with_wrong_ranks"] == 1
@@ -82,7 +137,9 @@ def test_candidates(store: Path, embeddings: Tables) -> None:
     ]
     assert fault(good.with_columns(similarity=pl.col("similarity").reverse()))["similarities_rising_with_rank"]
     assert fault(good.with_columns(similarity=pl.col("similarity") - 0.1))["similarities_not_of_the_vectors"]
-    far = find(embeddings_frame(queries["id"], -vectors_of(queries)), write_shards(store, embeddings), k)
+    search = Search.of(store / "turned", embeddings, quantizer, neighbors=k, centring=0)
+    search.tables = embeddings | {"00000": embeddings_frame(queries["id"], -vectors_of(queries))}
+    far = search.candidates()["00000"]
     assert float(fault(far)["recall_at_5"]) < 0.1
 
 
@@ -129,12 +186,10 @@ def test_pairs(documents: Tables, row: tuple[object, ...], fault: str) -> None:
 
 @pytest.mark.parametrize("both_directions", [True, False])
 def test_pairs_that_were_never_found(store: Path, documents: Tables, embeddings: Tables, both_directions: bool) -> None:
-    settings = Pairing(min_similarity=0.3, max_shared_shingles=1.0, both_directions=both_directions)
-    paths = write_shards(store, embeddings)
-    candidates = {shard: find(table, paths, 8, shard).lazy() for shard, table in embeddings.items()}
-    texts = {shard: table.lazy() for shard, table in documents.items()}
-    with Progress("test", "pairs") as progress:
-        pairs, _ = filter_pairs(candidates, texts, "00000", settings, progress)
+    settings = Pairing(min_similarity=0.3, max_shared_shingles=1.0, both_directions=both_directions, neighbors=8)
+    candidates, texts = find(store, embeddings, neighbors=8), {s: table.lazy() for s, table in documents.items()}
+    pairs = pairs_of_shard(store, candidates, documents, settings)
+    candidates = {shard: table.lazy() for shard, table in candidates.items()}
     assert len(pairs)
 
     def fault(table: pl.DataFrame) -> dict[str, int | float | str]:
@@ -149,3 +204,44 @@ def test_pairs_that_were_never_found(store: Path, documents: Tables, embeddings:
     lower = fault(pairs.with_columns(similarity=pl.col("similarity") - 0.1))
     assert lower["no_such_candidate"] == lower["sample"] == 100
     assert fault(pairs.with_columns(shared_shingles=pl.lit(0.5)))["other_shared_shingles"] == 100
+
+
+def pairs_of_shard(store: Path, candidates: Tables, documents: Tables, settings: Pairing) -> pl.DataFrame:
+    files: dict[str, dict[str, Path]] = {}
+    for name, tables in (("candidates", candidates), ("documents", documents)):
+        files[name] = {shard: store / f"{name}-{shard}.parquet" for shard in tables}
+        for shard, table in tables.items():
+            table.write_parquet(files[name][shard])
+    (edges := store / "bucket" / "edges").mkdir(parents=True)
+    with Progress("test", "pairs") as progress:
+        bucket_edges(files["candidates"], files["documents"], list(candidates), settings, edges, "64MB", progress)
+    assert check_edges(edges, list(candidates), settings)[0]
+    return shard_pairs({"000": edges}, "00000", settings)[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (("e", "0", "f", "1", 0.4, 0.0), "similarities_out_of_bounds"),
+        (("e", "0", "f", "1", 0.97, 0.0), "similarities_out_of_bounds"),
+        (("e", "0", "f", "1", 0.8, 0.5), "near_copies"),
+        (("e", "0", "e", "1", 0.8, 0.0), "self_pairs"),
+        (("a", "0", "b", "1", 0.8, 0.0), "repeated_pairs"),
+        (("e", "0", "f", "0", 0.8, 0.0), "d2_of_other_shards"),
+        (("e", "0", "b", "1", 0.8, 0.0), "d2_over_cap"),
+        (("e", "0", "f", "1", 0.8, 0.0), "edges_not_accounted_for"),
+    ],
+)
+def test_edges(store: Path, row: tuple[object, ...], fault: str) -> None:
+    rows = [("a", "0", "b", "1", 0.8, 0.0), ("c", "1", "b", "1", 0.7, 0.1)]
+    counts = {"d1_shard": ["0", "1"], "candidates": [2, 1], "reversed": [0, 1], "too_dissimilar": [1, 0]}
+    counts |= {"too_similar": [0, 0], "near_copies": [0, 0], "over_d2_cap": [0, 1]}
+    pl.DataFrame(counts).write_parquet(store / COUNTS_FILE)
+
+    def check(rows: list[tuple[object, ...]]) -> tuple[bool, dict[str, int | float | str]]:
+        pl.DataFrame(rows, schema=EDGE_SCHEMA, orient="row").write_parquet(store / EDGES_FILE)
+        return check_edges(store, ["1", "3"], PAIRING)
+
+    assert check(list(rows))[0]
+    passed, metadata = check([*rows, row])
+    assert not passed and metadata[fault]

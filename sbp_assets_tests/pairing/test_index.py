@@ -6,46 +6,80 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sbp_assets.pairing.index import KeyShard, build_index, cells, self_recall, write_index
+from sbp_assets.pairing.embed import vectors_of
+from sbp_assets.pairing.index import CODES_FILE, KeyBlock, ShardIndex, index_digest
+from sbp_assets.settings import Pairing
+from sbp_assets_tests.pairing.searches import fitted, indexed, sharded, unit
 
 
-def unit(count: int, dim: int = 16, seed: int = 0) -> np.ndarray:
-    vectors = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+def ids(count: int) -> list[str]:
+    return [f"d{row:04d}" for row in np.random.default_rng(0).permutation(count)]
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf"])
-@pytest.mark.parametrize("count", [0, 1, 2, 50, 3000])
-def test_an_index_of_any_size_is_written_read_and_finds_its_own(store: Path, kind: str, count: int) -> None:
-    vectors = unit(count)
-    ids = pl.Series("id", [f"d{i}" for i in range(count)], dtype=pl.String)
-    write_index(store, build_index(vectors, kind), ids)  # type: ignore[arg-type]
-    key = KeyShard.load(store, nprobe=4)
-    assert key.index.ntotal == count and key.ids.equals(ids)
-    assert self_recall(key.index, vectors, 100) >= 0.99
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_an_index_holds_each_document_in_the_order_of_cells(store: Path, count: int) -> None:
+    tables = sharded(ids(count), unit(count), [0] * count, 1)
+    quantizer = fitted(tables, Pairing(index="ivf"))
+    index = ShardIndex.open(indexed(store, tables, quantizer)["00000"])
+    assert index.keys.equals(index.keys.sort("cell", "salt", "id")) and len(index.keys) == count
+    assert index.codes.shape == (count, 16) and index.codes.dtype == np.uint8
+    by_id = dict(zip(tables["00000"]["id"], vectors_of(tables["00000"]), strict=True))
+    assert all(np.array_equal(index.vectors[row], by_id[name]) for row, name in enumerate(index.keys["id"]))
+    found = index.vectors_of(pl.Series(["d0000", "elsewhere"] if count else ["elsewhere"]))
+    assert np.isnan(found[-1]).all() and (not count or np.array_equal(found[0], by_id["d0000"]))
 
 
-def test_one_byte_is_kept_per_component() -> None:
-    assert build_index(unit(10, 32), "flat").sa_code_size() == 32
+def test_the_digest_tells_other_keys(store: Path) -> None:
+    tables = sharded(ids(20), unit(20), [row % 2 for row in range(20)], 2)
+    quantizer = fitted(tables, Pairing())
+    one, again = indexed(store, tables, quantizer), indexed(store / "again", tables, quantizer)
+    assert index_digest(one["00000"]) == index_digest(again["00000"]) != index_digest(one["00001"])
 
 
-def test_cells_grow_with_the_shard_and_can_be_trained() -> None:
-    assert cells(0) == cells(1) == cells(40) == 1
-    assert cells(1_000_000) == 4000
-    assert all(cells(n) <= max(1, n // 39) for n in (10, 100, 1000, 10_000))
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_blocks_hold_every_key_once(store: Path, blocks: int) -> None:
+    tables = sharded(ids(900), unit(900), [row % 4 for row in range(900)], 4)
+    quantizer = fitted(tables, Pairing(index="ivf"))
+    paths, pieces, seen = indexed(store, tables, quantizer), quantizer.pieces(blocks), list[str]()
+    of = {name: (shard, row) for shard, table in tables.items() for row, name in enumerate(table["id"])}
+    for block in range(blocks):
+        (scratch := store / str(block)).mkdir()
+        keys = KeyBlock.load(paths, quantizer, pieces, block, 4, 20, scratch)
+        assert keys.index.ntotal == len(keys.ids) == len(keys.vectors)
+        seen.extend(keys.ids)
+        for row, name in enumerate(keys.ids):
+            shard, place = of[name]
+            assert keys.shard_names[keys.shards[row]] == shard
+            assert np.array_equal(keys.vectors[row], vectors_of(tables[shard])[place])
+    assert sorted(seen) == sorted(of)
 
 
-def test_equal_vectors_make_no_cells_of_equal_centres() -> None:
-    index = build_index(np.repeat(unit(1), 2000, axis=0), "ivf")
-    assert index.nlist == 1 and self_recall(index, np.repeat(unit(1), 2000, axis=0), 100) == 1
-    assert build_index(np.concatenate([np.repeat(unit(1), 1000, axis=0), unit(1000)]), "ivf").nlist == cells(2000)
+def test_of_many_equal_keys_few_are_held(store: Path) -> None:
+    vectors = unit(3000)
+    vectors[::2] = vectors[0]
+    tables = sharded(ids(3000), vectors, [row % 2 for row in range(3000)], 2)
+    quantizer = fitted(tables, Pairing(index="ivf"))
+    keys = KeyBlock.load(indexed(store, tables, quantizer), quantizer, quantizer.pieces(1), 0, 4, 5, store)
+    assert keys.index.ntotal == 1500 + 6
 
 
-def test_self_recall_sees_keys_of_other_documents() -> None:
-    assert self_recall(build_index(unit(50, seed=1), "flat"), unit(50, seed=2), 50) < 0.5
+def test_a_block_that_is_too_large_says_how_many_fit(store: Path) -> None:
+    tables = sharded(ids(900), unit(900), [0] * 900, 1)
+    quantizer = fitted(tables, Pairing())
+    paths, pieces = indexed(store, tables, quantizer), quantizer.pieces(2)
+    with pytest.raises(
+        ValueError, match=r"key block 0 of 2 .* deployment.memory_per_worker .*key_blocks to (\d+)"
+    ) as e:
+        KeyBlock.load(paths, quantizer, pieces, 0, 4, 5, store, memory=10_000)
+    wanted = int(str(e.value).split("key_blocks to ")[1].split()[0])
+    pieces = quantizer.pieces(wanted + 1)  # pieces are of chance sizes
+    for block in range(wanted + 1):
+        KeyBlock.load(paths, quantizer, pieces, block, 4, 5, store, memory=11_000)
 
 
-def test_ids_of_another_index_are_refused(store: Path) -> None:
-    write_index(store, build_index(unit(3), "flat"), pl.Series("id", ["a", "b"]))
-    with pytest.raises(ValueError, match="3 vectors but 2 ids"):
-        KeyShard.load(store, nprobe=1)
+def test_codes_of_another_index_are_refused(store: Path) -> None:
+    tables = sharded(ids(6), unit(6), [0, 0, 0, 0, 1, 1], 2)
+    paths = indexed(store, tables, fitted(tables, Pairing()))
+    (paths["00000"] / CODES_FILE).write_bytes((paths["00001"] / CODES_FILE).read_bytes())
+    with pytest.raises(ValueError, match="2 codes and 4 vectors but 4 ids"):
+        ShardIndex.open(paths["00000"])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,150 +9,156 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.pairing.embed import embeddings_frame, vectors_of
-from sbp_assets.pairing.index import KeyShard, build_index, write_index
-from sbp_assets.pairing.search import CANDIDATE_SCHEMA, exact_neighbors, merge, reading_order, recall, search
-from sbp_assets.storage.progress import Progress
-from sbp_assets_tests.pairing.test_index import unit
+from sbp_assets.pairing.index import KeyBlock, ShardIndex
+from sbp_assets.pairing.search import CANDIDATE_SCHEMA, Coverage, exact_neighbors, merge, partial_tables, recall
+from sbp_assets.settings import Pairing
+from sbp_assets_tests.pairing.searches import Search, Tables, find, fitted, sharded, unit
 
-ROWS = {"query": pl.UInt32, "neighbor_id": pl.String, "neighbor_shard": pl.String, "similarity": pl.Float32}
-
-
-def write_shards(store: Path, tables: dict[str, pl.DataFrame], kind: str = "flat") -> dict[str, Path]:
-    paths = {}
-    for shard, table in tables.items():
-        paths[shard] = store / shard
-        paths[shard].mkdir(parents=True, exist_ok=True)
-        write_index(paths[shard], build_index(vectors_of(table), kind), table["id"])  # type: ignore[arg-type]
-    return paths
+IDS = [f"d{row:04d}" for row in range(3000)]
 
 
-def find(queries: pl.DataFrame, keys: dict[str, Path], k: int, shard: str = "00000") -> pl.DataFrame:
-    with Progress("search", "queries") as progress:
-        return search(queries["id"], vectors_of(queries), keys, k, 16, shard, progress)
+def of_shards(vectors: np.ndarray, shards: int) -> Tables:
+    return sharded(IDS[: len(vectors)], vectors, [row % shards for row in range(len(vectors))], shards)
 
 
-SCORES = st.lists(st.sampled_from([0.1, 0.25, 0.5, 0.75]), min_size=12, max_size=12)
+def rows(candidates: Tables) -> pl.DataFrame:
+    """Return the candidates of all shards without what the number of shards is seen in."""
+    return pl.concat(candidates.values()).drop("neighbor_shard").sort("query_id", "rank")
 
 
 @given(
-    scores=st.lists(SCORES, min_size=1, max_size=3),
-    owners=st.lists(st.integers(0, 3), min_size=12, max_size=12),
-    order=st.permutations(range(4)),
-    k=st.integers(1, 12),
-)
-@settings(max_examples=60, deadline=None)
-def test_merged_shards_equal_one_index(scores: list[list[float]], owners: list[int], order: list[int], k: int) -> None:
-    rows = pl.DataFrame(
-        [(q, f"d{j:02d}", str(owners[j]), value) for q, line in enumerate(scores) for j, value in enumerate(line)],
-        schema=ROWS,
-        orient="row",
-    )
-    empty = rows.clear()
-    merged = empty
-    for shard in order:  # what a shard hands over is its own top k
-        merged = merge(merged, merge(empty, rows.filter(pl.col("neighbor_shard") == str(shard)), k), k)
-    assert merged.equals(merge(empty, rows, k))
-    for q, line in enumerate(scores):
-        expected = sorted(range(12), key=lambda j: (-line[j], j))[:k]
-        assert merged.filter(pl.col("query") == q)["neighbor_id"].to_list() == [f"d{j:02d}" for j in expected]
-
-
-@given(
-    owners=st.lists(st.integers(0, 3), min_size=2, max_size=25),
-    repeats=st.integers(1, 25),
+    owners=st.lists(st.integers(0, 3), min_size=1, max_size=25),
+    different=st.integers(1, 25),
     k=st.integers(1, 6),
     kind=st.sampled_from(["flat", "ivf"]),
+    blocks=st.integers(1, 4),
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_search_over_shards_ranks_all_their_codes(
-    store: Path, owners: list[int], repeats: int, k: int, kind: str
+def test_candidates_are_the_nearest_of_the_nearest_codes(
+    store: Path, owners: list[int], different: int, k: int, kind: str, blocks: int
 ) -> None:
-    # Few different vectors: equal documents, hence ties, across and within shards.
-    vectors = unit(repeats)[np.arange(len(owners)) % repeats]
-    ids = [f"d{i:02d}" for i in range(len(owners))]
-    tables = {
-        str(s): embeddings_frame(
-            pl.Series([ids[i] for i in range(len(ids)) if owners[i] == s], dtype=pl.String),
-            vectors[[i for i in range(len(ids)) if owners[i] == s]],
-        )
-        for s in range(4)
-    }
-    keys = write_shards(store, tables, kind)
-    codes = {}
-    for path in keys.values():
-        key = KeyShard.load(path, 16)
-        if kind == "ivf":
-            key.index.make_direct_map()
-        for row, id_ in enumerate(key.ids):
-            codes[id_] = key.index.reconstruct(row)
-    everything = embeddings_frame(pl.Series(ids), vectors)
-    found = find(everything, keys, k)
-    for i, id_ in enumerate(ids):
-        truth = sorted(
-            ((-float(np.clip(vectors[i] @ code, -1, 1)), other) for other, code in codes.items() if other != id_)
-        )
-        mine = found.filter(pl.col("query_id") == id_)
-        assert mine["rank"].to_list() == list(range(1, min(k, len(ids) - 1) + 1))
-        assert np.allclose(mine["similarity"].to_numpy(), [-s for s, _ in truth[:k]], atol=1e-5)
-        for neighbor, similarity in mine.select("neighbor_id", "similarity").iter_rows():
-            assert abs(similarity - np.clip(vectors[i] @ codes[neighbor], -1, 1)) < 1e-5
+    # Few different vectors: equal documents, hence ties, across and within shards and blocks.
+    vectors = unit(different)[np.arange(len(owners)) % different]
+    ids = IDS[: len(owners)]
+    tables = sharded(ids, vectors, owners, 4)
+    quantizer = fitted(tables, Pairing(index=kind))  # type: ignore[arg-type]
+    found = pl.concat(find(store, tables, quantizer=quantizer, index=kind, neighbors=k, key_blocks=blocks).values())
+    assert found.schema == CANDIDATE_SCHEMA
+    codes = quantizer.index.sq.decode(quantizer.codes(vectors))
+    for i, name in enumerate(ids):
+        others = [j for j in range(len(ids)) if j != i]
+        coded = sorted(others, key=lambda j: (-round(float(vectors[i] @ codes[j]), 4), ids[j]))[: 2 * k]
+        expected = sorted(coded, key=lambda j: (-round(float(vectors[i] @ vectors[j]), 4), ids[j]))[:k]
+        mine = found.filter(pl.col("query_id") == name)
+        assert mine["rank"].to_list() == list(range(1, len(expected) + 1))
+        exact = [float(vectors[i] @ vectors[j]) for j in expected]
+        assert np.allclose(mine["similarity"].to_numpy(), exact, atol=1e-4)
+        assert mine["neighbor_shard"].to_list() == [f"{owners[ids.index(n)]:05d}" for n in mine["neighbor_id"]]
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
-def test_many_equal_documents_are_ranked_exactly_from_few_of_them(store: Path, kind: str) -> None:
-    # Every other document begins with the same licence.
-    vectors = unit(3000)
-    vectors[::2] = vectors[0]
-    table = embeddings_frame(pl.Series([f"d{i:04d}" for i in np.random.default_rng(0).permutation(3000)]), vectors)
-    keys = write_shards(store, {"0": table}, kind)
-    assert KeyShard.load(keys["0"], 16).without_excess(5).index.ntotal == 1500 + 6
-    found = find(table[:40], keys, 5)
-    same = table[::2]["id"].sort().to_list()
-    for query in table[:40:2]["id"]:
-        mine = found.filter(pl.col("query_id") == query)
-        assert mine["neighbor_id"].to_list() == [other for other in same[:6] if other != query][:5]
-        assert mine["similarity"].n_unique() == 1
+@pytest.mark.parametrize("centring", [None, 2])
+def test_candidates_are_the_same_for_any_number_of_shards_and_blocks(
+    store: Path, kind: str, centring: int | None
+) -> None:
+    vectors = unit(1000)
+    vectors[100:140] = vectors[100]
+    how = {"index": kind, "centring": centring, "nprobe": 3, "neighbors": 5}
+    one = rows(find(store, of_shards(vectors, 1), **how))
+    for shards, blocks in ((4, 1), (1, 4), (16, 8)):
+        assert rows(find(store, of_shards(vectors, shards), key_blocks=blocks, **how)).equals(one)
+
+
+def test_ties_across_the_cut_go_to_the_smaller_id(store: Path) -> None:
+    found = rows(find(store, of_shards(np.repeat(unit(1), 40, axis=0), 2), neighbors=3, key_blocks=2))
+    assert found.filter(pl.col("query_id") == "d0020")["neighbor_id"].to_list() == ["d0000", "d0001", "d0002"]
+    assert found.filter(pl.col("query_id") == "d0001")["neighbor_id"].to_list() == ["d0000", "d0002", "d0003"]
 
 
 def test_ties_of_a_query_cost_the_other_queries_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Pairs of equal documents: at any cut some query of a block has one of each side.
-    table = embeddings_frame(pl.Series([f"d{i:04d}" for i in range(2000)]), np.repeat(unit(1000), 2, axis=0))
-    keys, asked = write_shards(store, {"0": table}), []
+    asked = list[int]()
 
-    def counted(self: KeyShard, queries: np.ndarray) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
+    def counted(self: KeyBlock, queries: np.ndarray) -> object:
         look = searcher(self, queries)
         return lambda some, k: (asked.append(len(some) * k), look(some, k))[1]
 
-    searcher = KeyShard.searcher
-    monkeypatch.setattr(KeyShard, "searcher", counted)
-    find(table, keys, 5)
-    assert sum(asked) < 2000 * 7 * 4, "to the end it would be 2000 * 2000 in one call"
-
-
-def test_ties_across_the_cut_go_to_the_smaller_id(store: Path) -> None:
-    same = np.repeat(unit(1), 40, axis=0)
-    table = embeddings_frame(pl.Series([f"d{i:02d}" for i in range(40)]), same)
-    found = find(table, write_shards(store, {"0": table[::2], "1": table[1::2]}), 3)
-    assert found.filter(pl.col("query_id") == "d20")["neighbor_id"].to_list() == ["d00", "d01", "d02"]
-    assert found.filter(pl.col("query_id") == "d01")["neighbor_id"].to_list() == ["d00", "d02", "d03"]
+    searcher = KeyBlock.searcher
+    monkeypatch.setattr(KeyBlock, "searcher", counted)
+    find(store, of_shards(np.repeat(unit(1000), 2, axis=0), 1), neighbors=5)
+    assert sum(asked) < 2000 * 12 * 4, "to the end it would be 2000 * 2000 in one call"
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
-def test_real_documents_find_their_subject_whatever_the_sharding(
-    store: Path, embeddings: dict[str, pl.DataFrame], kind: str
-) -> None:
+def test_real_documents_find_their_subject(store: Path, embeddings: Tables, kind: str) -> None:
     everything = pl.concat(list(embeddings.values()))
-    one = find(everything, write_shards(store / "one", {"00000": everything}, kind), 5)
-    many = find(everything, write_shards(store / "many", embeddings, kind), 5)
-    assert one.select("query_id", "neighbor_id").join(many, on=["query_id", "neighbor_id"]).height / len(one) >= 0.95
-    same = many["query_id"].str.split("-").list.first() == many["neighbor_id"].str.split("-").list.first()
+    found = pl.concat(find(store, embeddings, index=kind, neighbors=5).values())
+    same = found["query_id"].str.split("-").list.first() == found["neighbor_id"].str.split("-").list.first()
     assert same.mean() > 0.95
-    assert not (many["query_id"] == many["neighbor_id"]).any()
-    exact = exact_neighbors(
-        everything["id"].to_list(), vectors_of(everything), {s: t.lazy() for s, t in embeddings.items()}, 5
-    )
-    assert recall(many, exact, 5) >= 0.95
-    assert recall(many.filter(pl.col("rank") > 2), exact, 5) < 0.7
+    assert not (found["query_id"] == found["neighbor_id"]).any()
+    quantizer = fitted(embeddings, Pairing(index=kind))  # type: ignore[arg-type]
+    frames = {shard: table.lazy() for shard, table in embeddings.items()}
+    exact = exact_neighbors(everything["id"].to_list(), vectors_of(everything), frames, 5, quantizer)
+    assert recall(found, exact, 5) >= 0.98
+    assert recall(found.filter(pl.col("rank") > 2), exact, 5) < 0.7
+
+
+def test_a_new_shard_is_searched_for_all_and_in_all_and_no_more(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, how = unit(600), {"index": "ivf", "neighbors": 5, "nprobe": 2, "key_blocks": 2}
+    four = of_shards(vectors, 4)
+    three = {shard: table for shard, table in four.items() if shard != "00003"}
+    quantizer = fitted(three, Pairing(**how))  # type: ignore[arg-type]
+    (store / "three").mkdir()
+    old = Search.of(store / "three", three, quantizer, **how)
+    grown = Search.of(store, four, quantizer, **how)
+    earlier, whole = old.blocks(), grown.blocks()
+    opened = list[str]()
+    opening = ShardIndex.open
+    monkeypatch.setattr(ShardIndex, "open", lambda path: (opened.append(path.name), opening(path))[1])
+    for block in range(2):
+        made, counts = grown.block(block, earlier[f"{block:03d}"])
+        assert counts == {"resumed": 0, "unchanged": 0, "extended": 3, "searched": 1}
+        for file in sorted(whole[f"{block:03d}"].iterdir()):
+            assert (made / file.name).read_bytes() == file.read_bytes()
+    # All keys for the new shard's queries, and the new shard's keys for the others.
+    assert sorted(opened) == sorted(2 * ([f"index-{shard}" for shard in four] + ["index-00003"]))
+
+
+def test_what_other_keys_were_searched_for_is_not_used(store: Path) -> None:
+    tables, how = of_shards(unit(60), 3), {"neighbors": 3}
+    search = Search.of(store, tables, **how)
+    made, counts = search.block(0)
+    assert counts["searched"] == 3
+    assert search.block(0, made)[1]["searched"] == 3, "the same again: somebody wants it made again"
+    other = Coverage.of(made)
+    for changed in (
+        Coverage("another search", other.queries, other.keys),
+        Coverage(other.search, other.queries, other.keys | {"00000": "another version"}),
+        Coverage(other.search, other.queries, other.keys | {"00009": "of a shard that is gone"}),
+    ):
+        changed.write(made)
+        assert search.block(0, made)[1]["searched"] == 3
+    Coverage(other.search, other.queries | {"00001": "another version"}, other.keys).write(made)
+    assert search.block(0, made)[1] == {"resumed": 0, "unchanged": 2, "extended": 0, "searched": 1}
+
+
+def test_a_stopped_search_is_resumed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, scratch = Search.of(store, of_shards(unit(60), 3), neighbors=3), store / "scratch"
+    whole, _ = search.block(0)
+
+    def stopped(ids: pl.Series, vectors: np.ndarray, shard: str) -> None:
+        if shard == "00002":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sbp_assets.pairing.search.require_directions", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            search.block(0, scratch=scratch)
+    (scratch / "tables" / "00001-of-other-versions.parquet").write_bytes(b"left by an older search")
+    made, counts = search.block(0, scratch=scratch)
+    assert counts == {"resumed": 2, "unchanged": 0, "extended": 0, "searched": 1}
+    assert {f.name: f.read_bytes() for f in made.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
+    assert not list(scratch.iterdir())
 
 
 def test_a_neighbour_that_is_nearer_by_less_than_the_tolerance_is_not_missed():
@@ -163,16 +168,23 @@ def test_a_neighbour_that_is_nearer_by_less_than_the_tolerance_is_not_missed():
     assert recall(mine, exact, 2, tolerance=0.001) == 2 / 3
 
 
-def test_empty_query_and_key_shards(store: Path, embeddings: dict[str, pl.DataFrame]) -> None:
-    keys = write_shards(store, embeddings)
-    none = find(embeddings["00002"], keys, 5)
+def test_empty_shards_and_a_corpus_of_one_document(store: Path, embeddings: Tables) -> None:
+    none = find(store, embeddings, neighbors=5)["00002"]
     assert none.is_empty() and none.schema == CANDIDATE_SCHEMA
-    alone = find(embeddings["00000"][:1], write_shards(store / "one", {"00000": embeddings["00000"][:1]}), 5)
+    alone = find(store, {"00000": embeddings["00000"][:1]}, neighbors=5)["00000"]
     assert alone.is_empty() and alone.schema == CANDIDATE_SCHEMA
 
 
-def test_every_shard_is_read_once_from_its_own_start() -> None:
-    shards = [f"{i:05d}" for i in range(16)]
-    orders = {tuple(reading_order(shards, shard)) for shard in shards}
-    assert len(orders) > 5 and all(sorted(order) == shards for order in orders)
-    assert reading_order([], "x") == []
+def test_partials_of_other_documents_are_refused(store: Path) -> None:
+    search = Search.of(store, of_shards(unit(10), 1), neighbors=3)
+    with pytest.raises(ValueError, match=r"not of the shard \(d0009\).*partial_candidates"):
+        merge(partial_tables(search.blocks(), "00000"), pl.Series(IDS[:9]), 3)
+
+
+def test_vectors_without_direction_are_named(store: Path) -> None:
+    search = Search.of(store, of_shards(unit(6), 2), neighbors=3)
+    vectors = unit(6)[::2].copy()
+    vectors[1] = np.nan
+    search.tables["00000"] = embeddings_frame(search.tables["00000"]["id"], vectors)
+    with pytest.raises(ValueError, match="shard 00000: 1 vectors are not finite or zero \\(d0002\\)"):
+        search.block(0)
