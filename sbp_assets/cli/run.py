@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -74,7 +74,11 @@ def run(
             failed = failed_checks(defs.resolve_asset_graph(), instance, [key for step in steps for key in step.keys])
             return failed_check_lines(failed)
 
-        forced = ({"manifest": {}} if refresh else {}) | ({"fit_quantizer": REFIT} if refit else {})
+        forced: dict[str, dict[str, Any]] = {}
+        if refresh:
+            forced["manifest"] = {}
+        if refit:
+            forced["fit_quantizer"] = REFIT
         try:
             states = run_pipeline(defs, instance, engines, until, forced)
         except PipelineError:

@@ -15,16 +15,14 @@ from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pairing import ground_truth
 from sbp_assets.pairing.embed import EMBEDDING_COLUMNS, Embedder, embed, embeddings_frame, vectors_of
+from sbp_assets.pairing.figures import funnel, histogram, histogram_markdown, quantiles, side_by_side
 from sbp_assets.pairing.filter import (
     EDGE_COLUMNS,
     EDGES_FILE,
     PAIR_COLUMNS,
     bucket_edges,
     bucket_shards,
-    histogram,
-    histogram_markdown,
     shard_pairs,
-    texts_of,
 )
 from sbp_assets.pairing.index import INDEX_COLUMNS, index_digest, write_index
 from sbp_assets.pairing.quantizer import QUANTIZER_COLUMNS, Quantizer, fit, is_fitted_for
@@ -259,7 +257,7 @@ def neighbor_candidates(
             "dagster/row_count": len(candidates),
             "queries": len(ids),
             "key_blocks": len(partials),
-            **_quantiles(nearest, "nearest_similarity"),
+            **quantiles(nearest, "nearest_similarity"),
             "similarity": dg.MetadataValue.md(histogram_markdown(histogram(candidates["similarity"]), "candidates")),
             **progress.metadata(),
         },
@@ -339,10 +337,10 @@ def neighbor_pairs(
             **counts,
             "documents_with_pairs": pairs["d1"].n_unique(),
             "pairs_across_shards": pairs.filter(pl.col("d2_shard") != shard).height,
-            **_quantiles(pairs["similarity"], "similarity"),
-            "funnel": dg.MetadataValue.md(_funnel(counts)),
+            **quantiles(pairs["similarity"], "similarity"),
+            "funnel": dg.MetadataValue.md(funnel(counts)),
             "similarity": dg.MetadataValue.md(histogram_markdown(histogram(pairs["similarity"]))),
-            "preview": dg.MetadataValue.md(_side_by_side(pairs.filter(d2_shard=shard), documents)),
+            "preview": dg.MetadataValue.md(side_by_side(pairs.filter(d2_shard=shard), documents)),
             **progress.metadata(),
         },
     )
@@ -387,49 +385,6 @@ def pair_truth(
         ),
     }
     return dg.MaterializeResult(value=table, metadata=metadata)
-
-
-def _quantiles(values: pl.Series, name: str) -> dict[str, float]:
-    if values.is_empty():
-        return {}
-    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
-    return {
-        f"{name}_p{round(100 * share)}": round(float(values.quantile(share, "nearest") or 0), 4) for share in shares
-    }
-
-
-def _funnel(counts: dict[str, int]) -> str:
-    steps = [("nearest neighbours", counts["candidates"], counts["candidates"])]
-    left = counts["candidates"]
-    for label, key, sign in (
-        ("found from the other side", "reversed", 1),
-        ("below min_similarity", "too_dissimilar", -1),
-        ("above max_similarity", "too_similar", -1),
-        ("near-copies", "near_copies", -1),
-        ("over the cap as d2", "over_d2_cap", -1),
-        ("over the cap as d1", "over_d1_cap", -1),
-    ):
-        left += sign * counts[key]
-        steps.append((label, sign * counts[key], left))
-    return "| step | change | left |\n|---|---:|---:|\n" + "\n".join(f"| {a} | {b:+,} | {c:,} |" for a, b, c in steps)
-
-
-def _side_by_side(pairs: pl.DataFrame, documents: pl.LazyFrame, rows: int = 6) -> str:
-    """Show some of the `pairs`, both documents of which are in one shard's `documents`."""
-    if pairs.is_empty():
-        return "No pair has both documents in this shard."
-    # Evenly over the range of similarities, as the least similar pairs tell most.
-    falling = pairs.sort(["similarity", "d1", "d2"], descending=[True, False, False])
-    sample = falling.gather_every(max(1, len(pairs) // rows)).head(rows)
-    texts = texts_of(pl.concat([sample["d1"], sample["d2"].rename("d1")]), documents)
-    return table_preview(
-        sample.select(
-            "similarity",
-            "shared_shingles",
-            seed=pl.Series([texts[i] for i in sample["d1"]], dtype=pl.String),
-            related=pl.Series([texts[i] for i in sample["d2"]], dtype=pl.String),
-        )
-    )
 
 
 def _last_artifact(

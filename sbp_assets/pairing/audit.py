@@ -19,24 +19,14 @@ from sbp_assets.corpus.shingles import overlap, shingled
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.pairing.embed import Engine, embed, vectors_of
 from sbp_assets.pairing.filter import COUNTED, COUNTS_FILE, EDGES_FILE, texts_of
-from sbp_assets.pairing.index import ShardIndex, index_digest
-from sbp_assets.pairing.quantizer import Quantizer
-from sbp_assets.pairing.search import CODED_PER_NEIGHBOR, Coverage, exact_neighbors, recall
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
 
 # Float32 rounding of a norm over a thousand components stays below this.
 NORM_TOLERANCE = 1e-4
-RECALL_SAMPLE, MIN_RECALL = 50, 0.95
 # A few bits of bfloat16, in a text that is embedded again in another batch, move a cosine by a few thousandths.
 SIMILARITY_TOLERANCE = 0.02
-# So far the order of two neighbours may be that of the stored bytes. Where few neighbours lie in the shards that are
-# read, one such pair at the end of a list would be a missing neighbour (seen with 5 documents of D a shard).
-QUANTISATION = 0.005
-# A corpus that has grown so much would have twice the cells. So much less near to the centres of their cells than those
-# of the fit are documents of another kind, which share few cells with their neighbours.
-MAX_GROWTH, MAX_LOST_SIMILARITY = 4.0, 0.05
 EMBEDDED_SAMPLE = 8
 PAIRS_SAMPLE = 100
 
@@ -104,143 +94,6 @@ def check_texts(
     }
 
 
-def check_drift(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame]) -> Result:
-    """Return whether D, whose embeddings are tables by shard, has grown or moved little since the fit."""
-    with Progress("sample", "shards") as progress:
-        found = quantizer.drift(embeddings, progress)
-    passed = found["growth"] < MAX_GROWTH and found["lost_similarity"] < MAX_LOST_SIMILARITY
-    return passed, {**found, "advice": "" if passed else "fit anew: `sbp run --refit`"}
-
-
-def check_index(directory: Path, embeddings: pl.DataFrame, quantizer: Quantizer) -> Result:
-    """Return whether the index has the documents of `embeddings`, each with its vector, its cell and its code."""
-    index = ShardIndex.open(directory)
-    expected = pl.DataFrame({"id": embeddings["id"]}).with_row_index("row")
-    joined = index.keys.select("id", "cell", "salt").join(expected, on="id", how="left", maintain_order="left")
-    same = len(joined) == len(embeddings) and not joined["row"].null_count() and joined["id"].n_unique() == len(joined)
-    wrong = np.zeros(len(joined), bool)
-    if same:
-        prepared = quantizer.prepared(vectors_of(embeddings))[joined["row"].to_numpy()]
-        wrong |= (np.abs(prepared - index.vectors) > NORM_TOLERANCE).any(axis=1)
-        wrong |= (quantizer.codes(prepared) != index.codes).any(axis=1)
-        wrong |= quantizer.nearest_cells(prepared, 1)[1][:, 0] != joined["cell"].to_numpy()
-    ordered = index.keys.equals(index.keys.sort("cell", "salt", "id"))
-    return same and ordered and not wrong.any(), {
-        "keys": len(index.keys),
-        "embeddings": len(embeddings),
-        "same_ids": int(same),
-        "in_order": int(ordered),
-        "keys_of_other_vectors": int(wrong.sum()),
-        "offending_ids": some(joined["id"].filter(pl.Series(wrong))),
-    }
-
-
-def check_partials(directory: Path, indexes: Mapping[str, Path], block: str, settings: Pairing, others: int) -> Result:
-    """Return whether a block's tables are of the present keys, and have what a search of them finds.
-
-    Of `others` shards the tables are read: no more than there are to be of a document, none of itself, and of a sample,
-    whose neighbours are in the shards that are read, the similarities.
-    """
-    covered = Coverage.of(directory)
-    versions = {shard: index_digest(index) for shard, index in indexes.items()}
-    missing = [shard for shard in indexes if not (directory / f"{shard}.parquet").exists()]
-    few = [shard for shard in sampled_shards(f"block {block}", indexes, others) if shard not in missing]
-    opened = {shard: ShardIndex.open(indexes[shard]) for shard in few}
-    most = CODED_PER_NEIGHBOR * settings.neighbors
-    many, itself, unlike = (list[pl.Series]() for _ in range(3))
-    read = 0
-    for shard in few:
-        rows = read_table(directory / f"{shard}.parquet")
-        read += len(rows)
-        many.append(rows.group_by("query_id").len().filter(pl.col("len") > most)["query_id"])
-        itself.append(rows.filter(pl.col("query_id") == pl.col("neighbor_id"))["query_id"])
-        rows = rows.filter(pl.col("neighbor_shard").is_in(few))
-        rows = rows.sample(min(PAIRS_SAMPLE, len(rows)), seed=_seed(shard))
-        for (key,), part in rows.partition_by("neighbor_shard", as_dict=True).items():
-            queries, keys = opened[shard].vectors_of(part["query_id"]), opened[str(key)].vectors_of(part["neighbor_id"])
-            found = (queries * keys).sum(axis=1)
-            unlike.append(part["query_id"].filter(~pl.Series(np.abs(found - part["similarity"].to_numpy()) < 1e-4)))
-    faults = {
-        "tables_missing": len(missing),
-        "of_other_keys": int(covered.keys != versions),
-        "documents_with_too_many": sum(map(len, many)),
-        "own_neighbors": sum(map(len, itself)),
-        "similarities_not_of_the_vectors": sum(map(len, unlike)),
-    }
-    return not any(faults.values()), {
-        **faults,
-        "shards_read": len(few),
-        "candidates_read": read,
-        "offending_ids": some(*many, *itself, *unlike),
-    }
-
-
-def check_candidates(
-    candidates: pl.DataFrame,
-    queries: pl.DataFrame,
-    embeddings: Mapping[str, pl.LazyFrame],
-    shard: str,
-    quantizer: Quantizer,
-    k: int,
-    others: int,
-) -> Result:
-    """Return whether ranks are 1 … k, none is its own neighbour, ids are known, and similarities fall with the rank.
-
-    On a sample, recall@k and similarities are compared with those of exact search. `embeddings` are tables by shard,
-    `queries` that of the candidates' own `shard`. Beside it `others` shards are read; other ids are not looked up.
-    Where those read hold no more than k documents, how many ranks are possible is not known: all have the same number.
-    """
-    few = sampled_shards(shard, embeddings, others)
-    known = {shard: queries["id"], **{key: embeddings[key].select("id").collect()["id"] for key in few}}
-    ranks = candidates.group_by("query_id").agg(n=pl.len(), ranks=pl.col("rank").sort())
-    least = max(0, min(k, sum(map(len, known.values())) - 1))
-    most = least if len(known) == len(embeddings) else k
-    expected = min(max(least, ranks["n"].max() or 0), most)  # type: ignore[type-var]
-    short = len(queries) - len(ranks) if expected else 0
-    whole = pl.int_ranges(1, pl.col("n") + 1).cast(pl.List(pl.Int64))
-    bad_ranks = ranks.filter((pl.col("n") != expected) | (pl.col("ranks") != whole))
-    itself = candidates.filter(pl.col("query_id") == pl.col("neighbor_id"))
-    outside = candidates.filter(~pl.col("similarity").is_between(-1, 1))
-    rising = candidates.sort("query_id", "rank").filter(pl.col("similarity").diff().over("query_id") > 0)
-    references = pl.concat(
-        [
-            candidates.select(id="query_id", shard=pl.lit(shard)),
-            candidates.select(id="neighbor_id", shard="neighbor_shard"),
-        ]
-    )
-    unknown = _unknown(references, known, embeddings)
-    sample = queries.sample(min(RECALL_SAMPLE, len(queries)), seed=_seed(shard))
-    read = {shard: queries.lazy(), **{key: embeddings[key] for key in few}}
-    exact = exact_neighbors(sample["id"].to_list(), quantizer.prepared(vectors_of(sample)), read, k, quantizer)
-    found = recall(candidates, exact, k, QUANTISATION)
-    ground_truth = pl.concat(
-        [near.with_columns(query_id=pl.lit(query)) for query, near in exact.items()] or [candidates[:0]]
-    )
-    both = candidates.join(ground_truth, on=["query_id", "neighbor_id"], suffix="_exact")
-    inexact = both.filter(~((pl.col("similarity") - pl.col("similarity_exact")).abs() <= SIMILARITY_TOLERANCE))
-    faults = (bad_ranks, itself, outside, rising, unknown, inexact)
-    return not short and all(rows.is_empty() for rows in faults) and found >= MIN_RECALL, {
-        "queries_without_neighbors": short,
-        "queries_with_wrong_ranks": len(bad_ranks),
-        "own_neighbors": len(itself),
-        "similarities_out_of_range": len(outside),
-        "similarities_rising_with_rank": len(rising),
-        "similarities_not_of_the_vectors": len(inexact),
-        "unknown_ids": len(unknown),
-        f"recall_at_{k}": found,
-        "recall_sample": len(sample),
-        "shards_read": len(read),
-        "offending_ids": some(
-            bad_ranks["query_id"],
-            itself["query_id"],
-            outside["query_id"],
-            rising["query_id"],
-            inexact["query_id"],
-            unknown,
-        ),
-    }
-
-
 def check_edges(directory: Path, bucket: Sequence[str], settings: Pairing) -> Result:
     """Return whether the edges of a bucket are in bounds, distinct, with d2 in its shards, and within the cap on d2."""
     edges, counts = read_table(directory / EDGES_FILE), read_table(directory / COUNTS_FILE)
@@ -292,7 +145,7 @@ def check_pairs(
         key: documents[key].filter(pl.col("split") == UNIQUE).select("id").collect()["id"]
         for key in (_shards_to_read(pairs, documents, shard, others) if len(pairs) else ())
     }
-    unknown = _unknown(references, known, documents)
+    unknown = unknown_ids(references, known, documents)
     faults = {
         "similarities_out_of_bounds": len(outside),
         "near_copies": len(copies),
@@ -326,7 +179,7 @@ def check_origin(
     """
     few = _shards_to_read(pairs, documents, shard, others)
     sample = pairs.filter(pl.col("d2_shard").is_in(few))
-    sample = sample.sample(min(PAIRS_SAMPLE, len(sample)), seed=_seed(shard))
+    sample = sample.sample(min(PAIRS_SAMPLE, len(sample)), seed=seed_of(shard))
     found = [_similarities(candidates[shard], sample, {"query_id": "d1", "neighbor_id": "d2"})]
     first = texts_of(sample["d1"], documents[shard])
     second: dict[str, str] = {}
@@ -351,7 +204,8 @@ def check_origin(
     }
 
 
-def _seed(shard: str) -> int:
+def seed_of(shard: str) -> int:
+    """Return the seed of a shard's samples."""
     # Of each shard other places: samples of one seed would leave out the same rows of all.
     return int.from_bytes(hashlib.sha256(shard.encode()).digest()[:8], "big")
 
@@ -364,7 +218,7 @@ def _shards_to_read(pairs: pl.DataFrame, documents: Mapping[str, pl.LazyFrame], 
     return [shard, *sampled_shards(shard, [key for key in pairs["d2_shard"].unique() if key in documents], others)]
 
 
-def _unknown(references: pl.DataFrame, known: Mapping[str, pl.Series], shards: Iterable[str]) -> pl.Series:
+def unknown_ids(references: pl.DataFrame, known: Mapping[str, pl.Series], shards: Iterable[str]) -> pl.Series:
     """Return the ids of `references` (id, shard) that their shard does not have, where it is one of `known`.
 
     Also those of a shard that is none of `shards`.

@@ -10,7 +10,7 @@ from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.dagster_support.check_results import check_result, problems_result
 from sbp_assets.dagster_support.partitions import key_blocks, shard_check, shards
 from sbp_assets.dagster_support.stage import for_settings
-from sbp_assets.pairing import audit, global_audit
+from sbp_assets.pairing import audit, global_audit, search_audit
 from sbp_assets.pairing.embed import Embedder
 from sbp_assets.pairing.filter import bucket_shards
 from sbp_assets.pairing.ground_truth import not_above_chance, truth_problems
@@ -53,13 +53,13 @@ def embeddings_match_documents(
     asset=["pairing", "quantizer"],
     additional_deps=[["pairing", "embeddings"]],
     description=f"D has not changed much since the quantisers were fitted: it has grown less than "
-    f"{audit.MAX_GROWTH:.0f} times, and lies as near to the centres of the cells.",
+    f"{search_audit.MAX_GROWTH:.0f} times, and lies as near to the centres of the cells.",
 )
 def quantizer_fits_documents(
     settings: dg.ResourceParam[Settings], parquet: dg.ResourceParam[ParquetIOManager], quantizer: Path
 ) -> dg.AssetCheckResult:
     embeddings = all_partitions(parquet, "pairing/embeddings", shards(settings))
-    passed, found = audit.check_drift(Quantizer.load(quantizer), embeddings)
+    passed, found = search_audit.check_drift(Quantizer.load(quantizer), embeddings)
     return check_result(passed, found, severity=dg.AssetCheckSeverity.WARN)
 
 
@@ -73,7 +73,7 @@ def quantizer_fits_documents(
     description="The index holds the shard's embeddings, each with its code and in its cell.",
 )
 def index_matches_embeddings(ann_index: Path, quantizer: Path, embeddings: pl.LazyFrame) -> dg.AssetCheckResult:
-    return check_result(*audit.check_index(ann_index, embeddings.collect(), Quantizer.load(quantizer)))
+    return check_result(*search_audit.check_index(ann_index, embeddings.collect(), Quantizer.load(quantizer)))
 
 
 @for_settings(
@@ -94,7 +94,7 @@ def partials_are_of_the_block(
 ) -> dg.AssetCheckResult:
     indexes = all_partitions(directory, "pairing/ann_index", shards(settings))
     block, pairing, others = context.partition_key, settings.experiment.pairing, settings.deployment.checked_shards
-    return check_result(*audit.check_partials(partial_candidates, indexes, block, pairing, others))
+    return check_result(*search_audit.check_partials(partial_candidates, indexes, block, pairing, others))
 
 
 @shard_check(
@@ -103,7 +103,7 @@ def partials_are_of_the_block(
     additional_deps=[["pairing", "embeddings"]],
     blocking=True,
     description=f"Ranks are complete; of the shard and a sample of others, ids are known, and recall "
-    f"against exact search on a sample is at least {audit.MIN_RECALL:.0%}.",
+    f"against exact search on a sample is at least {search_audit.MIN_RECALL:.0%}.",
 )
 def candidates_are_nearest_neighbors(
     context: dg.AssetCheckExecutionContext,
@@ -115,7 +115,7 @@ def candidates_are_nearest_neighbors(
     embeddings = all_partitions(parquet, "pairing/embeddings", shards(settings))
     candidates, shard, others = neighbor_candidates.collect(), context.partition_key, settings.deployment.checked_shards
     k, queries = settings.experiment.pairing.neighbors, embeddings[shard].collect()
-    found = audit.check_candidates(candidates, queries, embeddings, shard, Quantizer.load(quantizer), k, others)
+    found = search_audit.check_candidates(candidates, queries, embeddings, shard, Quantizer.load(quantizer), k, others)
     return check_result(*found)
 
 

@@ -256,26 +256,3 @@ def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:
     row = db.execute(query).fetchone()
     assert row is not None
     return int(row[0])
-
-
-def histogram(similarity: pl.Series, low: float = 0.0, bins: int = 20) -> pl.DataFrame:
-    """Return counts of similarities in equal bins from `low` to 1 (from, to, pairs); the first holds all below it."""
-    width = (1 - low) / bins
-    counts = [0] * bins
-    for value in similarity:
-        counts[min(max(int((value - low) / width), 0), bins - 1)] += 1
-    bounds = [low + i * width for i in range(bins + 1)]
-    return pl.DataFrame({"from": bounds[:-1], "to": bounds[1:], "pairs": counts}, schema_overrides={"pairs": pl.Int64})
-
-
-def histogram_markdown(table: pl.DataFrame, unit: str = "pairs", width: int = 40) -> str:
-    """Return a `histogram` as a Markdown table with bars, without its empty ends."""
-    rows = list(table.iter_rows())
-    full = [i for i, row in enumerate(rows) if row[2]]
-    if not full:
-        return f"No {unit}."
-    rows = rows[full[0] : full[-1] + 1]
-    top = max(row[2] for row in rows)
-    lines = [f"| similarity | {unit} | |", "|---|---:|---|"]
-    lines += [f"| {low:.3f} – {high:.3f} | {n:,} | {'█' * round(width * n / top)} |" for low, high, n in rows]
-    return "\n".join(lines)

@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -146,9 +147,9 @@ class Quantizer:
 
     def empty_index(self, nprobe: int) -> faiss.IndexIVFScalarQuantizer:
         """Return an index of these cells and codes without vectors, of which a query searches `nprobe` cells."""
-        index = faiss.clone_index(self.index)
+        index: Any = faiss.clone_index(self.index)
         index.nprobe = min(nprobe, self.cells)
-        return index
+        return index  # type: ignore[no-any-return]
 
     def pieces(self, blocks: int) -> Pieces:
         """Return how the cells are divided among `blocks`: hot ones into pieces, longest pieces first to the least."""
@@ -191,7 +192,7 @@ class Quantizer:
     @classmethod
     def load(cls, directory: Path) -> Quantizer:
         """Read what `save` wrote."""
-        index = faiss.read_index(str(directory / INDEX_FILE))
+        index: Any = faiss.read_index(str(directory / INDEX_FILE))
         centring = None
         if (directory / CENTRING_FILE).exists():
             with np.load(directory / CENTRING_FILE) as arrays:

@@ -15,8 +15,6 @@ from sbp_assets.pairing.filter import (
     PAIR_SCHEMA,
     bucket_edges,
     bucket_shards,
-    histogram,
-    histogram_markdown,
     shard_pairs,
 )
 from sbp_assets.pairing.search import CANDIDATE_SCHEMA
@@ -209,10 +207,3 @@ def test_more_texts_than_are_kept_are_compared_alike(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sbp_assets.pairing.filter.SHINGLES_KEPT", 1)
     parts = run(candidates, DOCUMENTS)
     assert parts[1] == whole[1] and all(parts[0][s].equals(whole[0][s]) for s in whole[0])
-
-
-def test_histogram_counts_every_similarity() -> None:
-    table = histogram(pl.Series([0.0, 0.51, 0.52, 1.0, -0.2], dtype=pl.Float32))
-    assert table["pairs"].sum() == 5 and table["pairs"][19] == 1 and table["pairs"][0] == 2
-    assert "| 0.500 – 0.550 | 2 |" in histogram_markdown(table)
-    assert histogram_markdown(histogram(pl.Series([], dtype=pl.Float32))) == "No pairs."

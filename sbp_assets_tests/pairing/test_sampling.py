@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_assets.pairing.audit import PAIRS_SAMPLE, _seed, sampled_shards
+from sbp_assets.pairing.audit import PAIRS_SAMPLE, sampled_shards, seed_of
 from sbp_assets.settings import Deployment
 
 PAGE = Path(__file__).parents[2] / "docs" / "checks.md"
@@ -102,7 +102,7 @@ def test_a_shard_that_is_wrong_itself_is_found_by_one_of_the_others_as_often_as_
 def test_wrong_rows_are_in_the_sample_as_often_as_stated(share: float) -> None:
     rows = pl.DataFrame({"row": range(20_000)})
     wrong = round(share * len(rows))
-    found = [bool((rows.sample(PAIRS_SAMPLE, seed=_seed(key))["row"] < wrong).any()) for key in KEYS]
+    found = [bool((rows.sample(PAIRS_SAMPLE, seed=seed_of(key))["row"] < wrong).any()) for key in KEYS]
     expected = 1 - missed_rows(share)
     assert abs(sum(found) / len(found) - expected) <= deviation(expected, len(found))
 
