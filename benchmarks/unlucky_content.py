@@ -26,24 +26,22 @@ import polars as pl
 from benchmarks import machine
 from benchmarks.arguments import parser
 from sbp_assets.corpus.tokenizer import train_tokenizer
-from sbp_assets.pairing.index import build_index, write_index
-from sbp_assets.pairing.search import search
-from sbp_assets.storage.progress import Progress
+from sbp_assets.pairing.embed import embeddings_frame
+from sbp_assets_tests.pairing.searches import find
 
 SEARCHES = [f"search {kind} {share}" for kind in ("flat", "ivf") for share in (0, 0.5, 1)]
 TRAININGS = [f"train {word} {megabytes}" for word in ("run", "letters") for megabytes in (0.2, 2)]
 
 
 def searched(kind: str, share: float, documents: int = 10_000) -> None:
-    """Search the index of one shard, in which `share` of the documents have the same vector."""
+    """Index one shard, in which `share` of the documents have the same vector, and search it for their neighbours."""
     vectors = np.random.default_rng(0).normal(size=(documents, 384)).astype(np.float32)
     vectors[: int(share * documents)] = vectors[0]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    ids = pl.Series([f"d{number:07d}" for number in range(documents)])
-    with tempfile.TemporaryDirectory() as folder, Progress("search", "queries") as progress:
-        write_index(Path(folder), build_index(vectors, kind), ids)  # type: ignore[arg-type]
-        found = search(ids, vectors, {"00000": Path(folder)}, 20, 16, "00000", progress)
-    assert len(found) == 20 * documents
+    table = embeddings_frame(pl.Series([f"d{number:07d}" for number in range(documents)]), vectors)
+    with tempfile.TemporaryDirectory() as folder:
+        found = find(Path(folder), {"00000": table}, index=kind)
+    assert len(found["00000"]) == 20 * documents
 
 
 def trained(word: str, megabytes: float) -> None:

@@ -30,7 +30,7 @@ from benchmarks.arguments import parser
 from benchmarks.machine import describe
 from sbp_assets.corpus.dedup import signatures
 from sbp_assets.evaluation.contamination import compare
-from sbp_assets.pairing.filter import filter_pairs
+from sbp_assets.pairing.filter import bucket_edges
 from sbp_assets.pairing.search import CANDIDATE_SCHEMA
 from sbp_assets.settings import Contamination, Dedup, Pairing
 from sbp_assets.storage.progress import Progress
@@ -65,10 +65,14 @@ def measure(corpus: str, count: int) -> dict[str, float]:
     seeds = pl.select(text=documents["text"], seed_text=documents["text"].shift(-1, fill_value=documents["text"][0]))
     items = documents.gather_every(10).select(evaluation_set=pl.lit("test"), item="id", text="text")
     with Progress("benchmark", "documents") as progress, tempfile.TemporaryDirectory() as scratch:
+        found, corpus_file, edges = (Path(scratch) / name for name in ("candidates", "documents", "edges"))
+        edges.mkdir()
+        candidates.write_parquet(found)
+        documents.with_columns(split=pl.lit("unique")).write_parquet(corpus_file)
         measures: dict[str, Callable[[], object]] = {
             "signatures": lambda: signatures(documents, Dedup(), progress),
-            "filter": lambda: filter_pairs(
-                {"0": candidates.lazy()}, {"0": documents.lazy()}, "0", Pairing(both_directions=False), progress
+            "filter": lambda: bucket_edges(
+                {"0": found}, {"0": corpus_file}, ["0"], Pairing(both_directions=False), edges, "2GB", progress
             ),
             "quality": lambda: quality_rows(
                 seeds, documents.select("text"), Dedup(), 13, None, Path(scratch), memory_limit="2GB"

@@ -21,7 +21,7 @@ import sbp_assets.synthesis.checks
 import sbp_assets.synthesis.quality_assets
 import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
-from sbp_assets.dagster_support.partitions import shards
+from sbp_assets.dagster_support.partitions import key_blocks, shards
 from sbp_assets.dagster_support.stage import load_assets, load_checks
 from sbp_assets.orchestration.nightly import NightlyAutomation
 from sbp_assets.orchestration.pipeline import JOBS, display_logger
@@ -80,7 +80,9 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
         warnings.filterwarnings("ignore", message="Parameter `use_user_code_server`")
         assets = [asset for module in ASSETS for asset in load_assets(module, settings)]
         checks = [check for module in CHECKS for check in load_checks(module, settings)] + stored_checks(assets)
-        assets, checks = with_shard_steps(assets, checks, shards(settings), deployment.shards_per_run)
+        assets, checks = with_shard_steps(
+            assets, checks, (shards(settings), key_blocks(settings)), deployment.shards_per_run
+        )
         sensors = [nightly.sensor(), unchecked_sensor(deployment, nightly.cache), failure_sensor(deployment)]
         if isinstance(source, FilesSource):
             sensors.append(source_sensor(source, deployment))

@@ -21,7 +21,7 @@ def shards(settings: Settings) -> dg.StaticPartitionsDefinition:
 
 
 def key_blocks(settings: Settings) -> dg.StaticPartitionsDefinition:
-    """Return the partitions of an asset that exists once per block of keys: '000', …"""
+    """Return the partitions of an asset that exists once per block of keys: '00000', …"""
     return _static(tuple(settings.experiment.block_keys))
 
 

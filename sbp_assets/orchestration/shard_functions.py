@@ -10,6 +10,8 @@ from typing import Any, get_origin
 
 import dagster as dg
 
+from sbp_assets.storage.io_managers import takes_paths
+
 
 class ShardContext(dg.AssetExecutionContext):
     """The context of a run of many shards, as an asset or a check of one of them sees it."""
@@ -32,6 +34,7 @@ class ArtifactInput:
     # None: the shard's own. Otherwise all that are read, the same for every shard; (None,) of an unpartitioned asset.
     partitions: tuple[str | None, ...] | None
     as_dict: bool
+    as_path: bool
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,13 @@ def _function(
         if not kind.is_nothing:
             asset, spec = upstream[key]
             read = _partitions_read(mappings.get(key), spec.partitions_def, partitions)
-            as_dict = get_origin(kind.typing_type) is dict
-            inputs[argument] = ArtifactInput(key, asset.get_io_manager_key_for_asset_key(key), read, as_dict)
+            inputs[argument] = ArtifactInput(
+                key,
+                asset.get_io_manager_key_for_asset_key(key),
+                read,
+                as_dict=get_origin(kind.typing_type) is dict,
+                as_path=takes_paths(kind.typing_type),
+            )
     call = definition.op.compute_fn.decorated_fn  # type: ignore[union-attr]
     others = [argument for argument in inspect.signature(call).parameters if argument not in inputs]
     takes_context = others[:1] == ["context"]

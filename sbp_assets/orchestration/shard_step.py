@@ -1,5 +1,7 @@
 """A step of the pipeline whose assets are partitioned by corpus shard: one op materialises and checks many shards.
 
+So are those that are partitioned by blocks of keys, whose partitions are called shards here, too.
+
 A run costs seconds before it does anything, an engine more, a shard of a corpus of thousands often less. So the assets
 of such a step, declared for one shard each, and their checks become one multi-asset that goes over the range of shards
 of its run: each asset of the chain is materialised, recorded and checked before the next, shard after shard.
@@ -106,15 +108,15 @@ def shard_step(
 def with_shard_steps(
     assets: Sequence[dg.AssetsDefinition],
     checks: Sequence[dg.AssetChecksDefinition],
-    partitions: dg.PartitionsDefinition,
+    partitions: Sequence[dg.PartitionsDefinition],
     shards_per_run: int,
     pipeline: Sequence[Step] = PIPELINE,
 ) -> tuple[list[dg.AssetsDefinition], list[dg.AssetChecksDefinition]]:
-    """Return `assets` and `checks` with those of each step that has `partitions` made one multi-asset.
+    """Return `assets` and `checks` with those of each step that has one of `partitions` made one multi-asset.
 
     An unpartitioned check of those assets looks at all shards, in runs of its own.
     """
-    by_key = {key: asset for asset in assets for key in asset.keys if asset.partitions_def == partitions}
+    by_key = {key: asset for asset in assets for key in asset.keys if asset.partitions_def in partitions}
     steps = list[dg.AssetsDefinition]()
     for step in pipeline:
         members = list(dict.fromkeys(by_key[key] for key in step.keys if key in by_key))
@@ -122,7 +124,7 @@ def with_shard_steps(
             # Dagster puts assets of one policy into one run, and in a run of a range nothing can follow on a step:
             # it returns nothing. So no two steps have the same.
             many = shards_per_run + len(steps)
-            theirs = [check for check in checks if _target(check) in step.keys and check.partitions_def == partitions]
+            theirs = [check for check in checks if _target(check) in step.keys and check.partitions_def]
             # Not the step's name: that is its job's, and an op has to have another.
             steps.append(shard_step(f"{step.name}_shards", members, theirs, assets, checks, many))
     inside = {key for step in steps for key in (*step.keys, *step.check_keys)}
@@ -152,7 +154,7 @@ class _ShardRun:
         graph = context.op_execution_context.job_def.asset_layer.asset_graph
         self._staleness = Staleness(graph, context.instance)
         self._failed_inputs: dict[tuple[dg.AssetKey, Partition], str] | None = None
-        self._fan_ins: dict[tuple[dg.AssetKey, tuple[str | None, ...]], Any] = {}
+        self._fan_ins: dict[ArtifactInput, dict[str | None, Any]] = {}
         self._targets: dict[dg.AssetKey, dict[str, AssetCheckEvaluationTargetMaterializationData]] = {}
         # By shard: a blocking check that failed ends the shard's chain.
         self._stopped_by: dict[str, list[str]] = {}
@@ -301,12 +303,13 @@ class _ShardRun:
         return tags
 
     def _load(self, read: ArtifactInput, shard: str) -> Any:
-        load = partial(getattr(self._context.resources, read.io_manager).load, read.key)
+        manager = getattr(self._context.resources, read.io_manager)
+        load = partial(manager.fetch if read.as_path else manager.load, read.key)
         if read.partitions is None:
             return {shard: load(shard)} if read.as_dict else load(shard)
-        if (read.key, read.partitions) not in self._fan_ins:
-            self._fan_ins[read.key, read.partitions] = {partition: load(partition) for partition in read.partitions}
-        loaded = self._fan_ins[read.key, read.partitions]
+        if read not in self._fan_ins:
+            self._fan_ins[read] = {partition: load(partition) for partition in read.partitions}
+        loaded = self._fan_ins[read]
         return dict(loaded) if read.as_dict else loaded[read.partitions[0]]
 
     def _log(self, result: ShardResult, shard: str) -> None:

@@ -39,7 +39,7 @@ from sbp_assets.settings import Settings
 from sbp_assets.settings.formats import memory_bytes
 from sbp_assets.storage.artifacts import content_version, exclusive, staging
 from sbp_assets.storage.column_metadata import column_metadata
-from sbp_assets.storage.io_managers import ArtifactIOManager, DirectoryIOManager, ParquetIOManager
+from sbp_assets.storage.io_managers import DirectoryIOManager
 from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.remote import CorruptedArtifactError
@@ -131,7 +131,7 @@ def quantizer(
     It is fitted once to a sample of D and then stays, so that one more shard changes no code of another.
     """
     made_for = settings.experiment.version("1", *_PINNED)
-    earlier = None if config.refit else _last_artifact(context, directory)
+    earlier = None if config.refit else _last_artifact(context, directory, "quantizer")
     fitted_anew = earlier is None or not is_fitted_for(earlier, made_for)
     staged = staging(settings.deployment.work_dir, "quantizer")
     with Progress("fit quantizer", "shards") as progress:
@@ -218,7 +218,7 @@ def partial_candidates(
     made_of = Coverage(search_digest(content_version(quantizer), pairing), versions, versions)
     search = BlockSearch(int(block), pairing, memory_bytes(deployment.memory_per_worker))
     staged = staging(deployment.work_dir, "partial_candidates", block)
-    earlier = _last_artifact(context, directory, block)
+    earlier = _last_artifact(context, directory, "partial_candidates", block)
     scratch = Path(deployment.work_dir) / "partial_candidates" / block
     with exclusive(scratch, f"searching key block {block}"), Progress("search", "queries") as progress:
         counts = search.run(Quantizer.load(quantizer), indexes, embeddings, made_of, earlier, scratch, staged, progress)
@@ -269,10 +269,10 @@ def neighbor_candidates(
         kinds={"duckdb", "parquet"},
         partitions_def=key_blocks(settings),
         io_manager_key="directory",
-        deps=[
-            dg.AssetDep(["pairing", "neighbor_candidates"], partition_mapping=ALL),
-            dg.AssetDep(["corpus", "documents"], partition_mapping=ALL),
-        ],
+        ins={
+            "candidates": dg.AssetIn(["pairing", "neighbor_candidates"], partition_mapping=ALL),
+            "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
+        },
         pool="memory",
         code_version=settings.experiment.version("1", *_EDGES, "pairing.key_blocks"),
         metadata=column_metadata(EDGE_COLUMNS),
@@ -281,16 +281,13 @@ def neighbor_candidates(
 def neighbor_edges(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
-    parquet: dg.ResourceParam[ParquetIOManager],
+    candidates: dict[str, Path],
+    documents: dict[str, Path],
 ) -> dg.MaterializeResult[Path]:
     """The directory has the pairs whose d2 is in some of the shards: related, no near-copies, hubs as d2 capped."""
-    block, keys, pairing = context.partition_key, settings.experiment.shard_keys, settings.experiment.pairing
-    candidates, documents = (
-        {shard: parquet.fetch(dg.AssetKey(asset), shard) for shard in keys}
-        for asset in (["pairing", "neighbor_candidates"], ["corpus", "documents"])
-    )
+    block, pairing = context.partition_key, settings.experiment.pairing
     staged = staging(settings.deployment.work_dir, "neighbor_edges", block)
-    bucket = bucket_shards(keys, int(block), pairing.key_blocks)
+    bucket = bucket_shards(settings.experiment.shard_keys, int(block), pairing.key_blocks)
     with Progress("filter", "pairs") as progress:
         limit = settings.deployment.memory_limit
         counts = bucket_edges(candidates, documents, bucket, pairing, staged, limit, progress)
@@ -388,12 +385,12 @@ def pair_truth(
 
 
 def _last_artifact(
-    context: dg.AssetExecutionContext, manager: ArtifactIOManager, partition: str | None = None
+    context: dg.AssetExecutionContext, store: DirectoryIOManager, asset: str, partition: str | None = None
 ) -> Path | None:
-    """Return what the last materialisation of this asset has written; None where it is gone or corrupted."""
-    recorded = last_version(context.instance, context.asset_key, partition)
+    """Return what the last materialisation of the pairing's `asset` has written; None where it is gone or corrupted."""
+    key = dg.AssetKey(["pairing", asset])
     try:
-        artifact = manager.fetch(context.asset_key, partition)
+        artifact = store.fetch(key, partition)
     except (FileNotFoundError, CorruptedArtifactError):
         return None
-    return artifact if content_version(artifact) == recorded else None
+    return artifact if content_version(artifact) == last_version(context.instance, key, partition) else None

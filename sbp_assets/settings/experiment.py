@@ -303,8 +303,8 @@ class Experiment(Section):
 
     @property
     def block_keys(self) -> list[str]:
-        """Return the partition keys of the blocks of keys: '000', …"""
-        return [f"{block:03d}" for block in range(self.pairing.key_blocks)]
+        """Return the partition keys of the blocks of keys: '00000', …"""
+        return [f"{block:05d}" for block in range(self.pairing.key_blocks)]
 
     @property
     def ground_truth(self) -> ConceptsSource | None:

@@ -1,7 +1,8 @@
 """Store artifacts: tables as Parquet files, everything else as directories, under any fsspec URL.
 
 Both managers write atomically, give each artifact a content-based data version, and hand an input annotated `dict`
-to the asset as {partition key: artifact} even when there is exactly one partition.
+to the asset as {partition key: artifact} even when there is exactly one partition. An input annotated `Path`, or
+`dict[str, Path]`, is the local path of the artifact, or of a copy of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import dagster as dg
 import polars as pl
@@ -21,6 +22,11 @@ from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_ver
 from sbp_assets.storage.column_metadata import LINEAGE
 from sbp_assets.storage.paths import scan_table
 from sbp_assets.storage.remote import RemoteStore, is_local, root
+
+
+def takes_paths(annotation: Any) -> bool:
+    """Return whether an input of this type, `Path` or `dict[str, Path]`, is the local path of each artifact."""
+    return annotation is Path or (get_origin(annotation) is dict and get_args(annotation)[1] is Path)
 
 
 class ArtifactIOManager(dg.UPathIOManager):
@@ -97,7 +103,8 @@ class ArtifactIOManager(dg.UPathIOManager):
             # One process may do many runs; what an earlier one read may leave the cache.
             self._run_id = context.step_context.run_id
             self._remote.release()
-        return self.read(self._fetch(context.asset_key, path))
+        local = self._fetch(context.asset_key, path)
+        return local if takes_paths(context.dagster_type.typing_type) else self.read(local)
 
     def load(self, key: dg.AssetKey, partition: str | None = None) -> Any:
         """Return the artifact of `key` as an asset's input: Dagster gives a partitioned check its own shard alone."""

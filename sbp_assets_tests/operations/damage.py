@@ -18,7 +18,7 @@ import polars as pl
 
 PAGE = Path(__file__).parents[2] / "docs/checks.md"
 Harm = Callable[[Path], None]
-SHARD, OTHER_SHARD, SEED = "00000", "00001", "0"
+SHARD, OTHER_SHARD, BLOCK, SEED = "00000", "00001", "00000", "0"
 # Documents of profile tiny's first shard.
 A_HELDOUT, AN_ORACLE_DOCUMENT, ANOTHER = "concepts-0000114", "concepts-0000000", "concepts-0000002"
 
@@ -129,15 +129,17 @@ def nan_vector(array: np.ndarray) -> np.ndarray:
 
 
 def index_of_other_embeddings(path: Path) -> None:
-    import faiss
+    codes = np.load(path / "codes.npy")
+    np.save(path / "codes.npy", np.random.default_rng(0).integers(0, 256, codes.shape, np.uint8))
 
-    index = faiss.read_index(str(path / "index.faiss"))
-    other = np.random.default_rng(0).normal(size=(index.ntotal, index.d)).astype(np.float32)
-    faiss.normalize_L2(other)
-    index.reset()
-    index.train(other)
-    index.add(other)
-    faiss.write_index(index, str(path / "index.faiss"))
+
+def quantizer_of_other_embeddings(path: Path) -> None:
+    facts = json.loads((path / "fit.json").read_text())
+    (path / "fit.json").write_text(json.dumps(facts | {"centre_similarity": 0.99}))
+
+
+def without_a_shard(path: Path) -> None:
+    (path / f"{OTHER_SHARD}.parquet").unlink()
 
 
 def lower_case(path: Path) -> None:
@@ -240,14 +242,20 @@ DAMAGES = [
         ("doubled tokens", tokens(lambda parts: [np.tile(part, 2) for part in parts]), "tokens_match_documents"),
         ("a truncated file", truncated("tokens.npy"), "tokens_match_documents"),
         ("tokens of other documents", tokens(lambda parts: parts[1:] + parts[:1]), "tokens_decode_to_documents")),
-    *of("pairing/embeddings", SHARD, "pairing/ann_index",
+    *of("pairing/embeddings", SHARD, "pairing/quantizer",
         ("NaN in a vector", vectors(nan_vector), "embeddings_are_unit_vectors"),
         ("rows dropped", dropped, "embeddings_are_unit_vectors"),
         ("ids swapped", column(id=shifted("id")), "embeddings_match_documents")),
-    *of("pairing/ann_index", SHARD, "pairing/neighbor_candidates",
-        ("an index of other embeddings", index_of_other_embeddings, "index_matches_embeddings"),
+    *of("pairing/quantizer", None, None,
+        ("one fitted to other documents", quantizer_of_other_embeddings, "quantizer_fits_documents")),
+    *of("pairing/ann_index", SHARD, "pairing/partial_candidates",
+        ("codes of other vectors", index_of_other_embeddings, "index_matches_embeddings"),
         ("the index of another shard", of_the_other_shard, "index_matches_embeddings")),
-    *of("pairing/neighbor_candidates", SHARD, "pairing/neighbor_pairs",
+    *of("pairing/partial_candidates", BLOCK, "pairing/neighbor_candidates",
+        ("a shard is missing", without_a_shard, "partials_are_of_the_block"),
+        ("similarities shuffled", table(lambda rows: rows.with_columns(pl.col("similarity").reverse()),
+                                        f"{SHARD}.parquet"), "partials_are_of_the_block")),
+    *of("pairing/neighbor_candidates", SHARD, "pairing/neighbor_edges",
         ("rows dropped", dropped, "candidates_are_nearest_neighbors"),
         ("neighbours shuffled", column(neighbor_id=pl.col("neighbor_id").reverse()),
          "candidates_are_nearest_neighbors"),
@@ -255,6 +263,10 @@ DAMAGES = [
          "candidates_are_nearest_neighbors"),
         ("neighbours of a shard that does not exist", column(neighbor_shard=pl.lit("99999")),
          "candidates_are_known_over_all_shards")),
+    *of("pairing/neighbor_edges", BLOCK, "pairing/neighbor_pairs",
+        ("edges dropped", table(lambda rows: rows.gather_every(2), "edges.parquet"), "edges_are_related_and_capped"),
+        ("a pair twice", table(lambda rows: pl.concat([rows, rows[:1]]), "edges.parquet"),
+         "edges_are_related_and_capped")),
     *of("pairing/neighbor_pairs", SHARD, "synthesizer/tuning_examples",
         ("pairs shuffled", table(shuffled_pairs), "pairs_match_candidates"),
         ("a held-out d2", first("d2", A_HELDOUT), "pairs_are_related_and_distinct"),

@@ -78,7 +78,7 @@ class Search:
         return made, counts
 
     def blocks(self) -> dict[str, Path]:
-        return {f"{block:03d}": self.block(block)[0] for block in range(self.settings.key_blocks)}
+        return {f"{block:05d}": self.block(block)[0] for block in range(self.settings.key_blocks)}
 
     def candidates(self) -> Tables:
         blocks, k = self.blocks(), self.settings.neighbors

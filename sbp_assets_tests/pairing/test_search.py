@@ -116,9 +116,9 @@ def test_a_new_shard_is_searched_for_all_and_in_all_and_no_more(store: Path, mon
     opening = ShardIndex.open
     monkeypatch.setattr(ShardIndex, "open", lambda path: (opened.append(path.name), opening(path))[1])
     for block in range(2):
-        made, counts = grown.block(block, earlier[f"{block:03d}"])
+        made, counts = grown.block(block, earlier[f"{block:05d}"])
         assert counts == {"resumed": 0, "unchanged": 0, "extended": 3, "searched": 1}
-        for file in sorted(whole[f"{block:03d}"].iterdir()):
+        for file in sorted(whole[f"{block:05d}"].iterdir()):
             assert (made / file.name).read_bytes() == file.read_bytes()
     # All keys for the new shard's queries, and the new shard's keys for the others.
     assert sorted(opened) == sorted(2 * ([f"index-{shard}" for shard in four] + ["index-00003"]))
