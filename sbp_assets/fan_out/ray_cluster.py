@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -148,19 +149,20 @@ class RayCluster:
                 "set it to null to work in this process"
             ) from error
         address = self._settings.deployment.ray_address
-        if not ray.is_initialized():
-            # Ray sends its makers what runs on a cluster, unless told not to.
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE} if address == LOCAL else {}
-            try:
+        # Ray sends its makers what runs on a cluster, unless told not to.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE} if address == LOCAL else {}
+        try:
+            _require_answer(address)
+            if not ray.is_initialized():
                 with _own_signal_handler():
                     ray.init(address=address, log_to_driver=False, logging_level="warning", **own)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ClusterError(
-                    f"no Ray cluster can be used at deployment.ray_address {address}: {error}. This machine has to be "
-                    "one of its nodes: see docs/cluster.md"
-                ) from error
-            self._started = True
+                self._started = True
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise ClusterError(
+                f"no Ray cluster can be used at deployment.ray_address {address}: {error}. This machine has to be one "
+                "of its nodes: see docs/cluster.md"
+            ) from error
         self._ray = ray
         return ray
 
@@ -265,6 +267,13 @@ class RayCluster:
             yield file
         finally:
             file.unlink(missing_ok=True)
+
+
+def _require_answer(address: str | None) -> None:
+    """Raise OSError where nothing listens at host:port: Ray would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _refusal(differing: dict[str, list[str]]) -> ClusterError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -14,11 +15,11 @@ import pytest
 
 from sbp_assets.fan_out import open_engine
 from sbp_assets.fan_out.ray_cluster import RayCluster
-from sbp_assets.settings import Settings
 from sbp_assets_tests.tiny import tiny_settings
 
 HEAD = "127.0.0.2"
 OBJECT_STORE = 100 * 2**20
+SECRET = "AWS_SECRET_ACCESS_KEY"  # of the driver alone
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
 
@@ -71,6 +72,7 @@ class Nodes:
     def kill(self, node: Any) -> None:
         """Kill all processes of a node, as a power failure does."""
         self.cluster.remove_node(node, allow_graceful=False)
+        self.cluster.wait_for_nodes()  # until the head knows
 
 
 @pytest.fixture(scope="session")
@@ -99,14 +101,16 @@ def node(nodes: Nodes) -> Iterator[Callable[..., Any]]:
             nodes.kill(one)
 
 
-@pytest.fixture
-def settings(tmp_path: Path, nodes: Nodes) -> Settings:
-    return tiny_settings(tmp_path, {"deployment.ray_address": nodes.address})
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[RayCluster]:
+@pytest.fixture(scope="session")
+def engine(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """One driver for all tests: its workers stay, and so does what they have imported."""
+    settings = tiny_settings(tmp_path_factory.mktemp("driver"), {"deployment.ray_address": nodes.address})
     opened = open_engine(settings)
     assert isinstance(opened, RayCluster)
+    environment, handler = pytest.MonkeyPatch(), signal.getsignal(signal.SIGTERM)
+    environment.setenv(SECRET, "hush-hush")
+    opened._connect()
+    assert signal.getsignal(signal.SIGTERM) is handler, "Ray's own would take the place of Dagster's"
     yield opened
     opened.close()
+    environment.undo()
