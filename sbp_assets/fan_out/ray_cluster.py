@@ -159,8 +159,10 @@ class RayCluster:
                     ray.init(address=address, log_to_driver=False, logging_level="warning", **own)
                 self._started = True
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            # The cause says more, that a token is missing, say, at the end of Ray's own traceback.
+            reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
             raise ClusterError(
-                f"no Ray cluster can be used at deployment.ray_address {address}: {error}. This machine has to be one "
+                f"no Ray cluster can be used at deployment.ray_address {address}: {reason}. This machine has to be one "
                 "of its nodes: see docs/cluster.md"
             ) from error
         self._ray = ray

@@ -155,6 +155,27 @@ def test_a_lost_node_costs_the_work_in_flight(
     assert sum(work.attempts(vectors).values()) <= len(PARTIAL) + 2
 
 
+def test_a_run_without_a_node_waits_for_one(
+    engine: RayCluster, node: Callable, nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    only = node(num_cpus=2)
+    found = []
+
+    def run() -> None:
+        found.extend(engine.run(work.search_block, search(tmp_path, files, 0.5), cpus=2))
+
+    work.write_vectors(tmp_path, [*BLOCKS, *SHARDS])
+    files = PublishedFiles(f"{tmp_path}/partial", f"{tmp_path}/cache")
+    running = threading.Thread(target=run)
+    running.start()
+    wait_for(lambda: (tmp_path / "attempts").exists() and len(work.attempts(tmp_path)) >= 2)
+    nodes.kill(only)
+    wait_for(lambda: "any more; waiting for one" in caplog.text)
+    node(num_cpus=2)
+    running.join(60)
+    assert {block for block, _ in found} == set(BLOCKS)
+
+
 def test_a_lost_driver_costs_the_work_in_flight(
     nodes: Nodes, engine: RayCluster, vectors: Path, files: PublishedFiles, expected: dict[str, bytes]
 ):
