@@ -49,7 +49,7 @@ class ClusterError(RuntimeError):
 @dataclass(frozen=True)
 class _Outcome:
     node: str
-    result: bytes | Failure | None
+    result: bytes | Failure
     differences: list[str]
 
 
@@ -59,8 +59,8 @@ def _on_node(task: Task | None, identity: Identity) -> _Outcome:
 
     node = ray.util.get_node_ip_address()
     if differences := identity.differences():
-        return _Outcome(node, None, differences)
-    return _Outcome(node, task and execute(task), [])
+        return _Outcome(node, b"", differences)
+    return _Outcome(node, execute(task) if task else b"", [])
 
 
 class RayCluster:
