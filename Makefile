@@ -12,7 +12,7 @@ PROFILE ?= demo
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo run test test-operations test-faults lint ui plan install clean
+.PHONY: demo run test test-operations test-faults test-cluster lint ui plan install clean
 
 demo: install
 	$(BIN)/sbp run --profile $(PROFILE)
@@ -21,7 +21,7 @@ demo: install
 run: demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not operations"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not operations and not cluster"
 
 OPERATIONS := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder sbp_assets_tests/operations
 # They want postgresql and chromium, and skip where one is absent; PYTEST_OPTIONS=--fail-on-skip allows no skip. A third of
@@ -32,6 +32,11 @@ test-operations: install
 # The rest of them, before a release and after a change to what runs, stores or resumes.
 test-faults: install
 	$(OPERATIONS) -m faults $(PYTEST_OPTIONS)
+
+# Ray clusters of several nodes, in a network namespace of their own. Ray is installed for it: 300 MB that nothing else needs.
+test-cluster: install
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/ray.lock
+	unshare --map-root-user --net $(BIN)/python -m pytest sbp_assets_tests/cluster $(PYTEST_OPTIONS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ LAYERS = [
     "settings",
     "dagster_support",
     "storage",
+    "fan_out",
     "corpus",
     "training",
     "pairing",
@@ -46,6 +47,7 @@ PLAIN = {
             "token_arrays",
         )
     ),
+    *(f"fan_out/{path.name}" for path in (ROOT / "fan_out").glob("*.py")),
     # Of training only the launching of processes knows dagster.
     *(
         f"training/{path.name}"

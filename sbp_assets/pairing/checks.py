@@ -52,6 +52,21 @@ def embeddings_match_documents(
 @dg.asset_check(
     asset=["pairing", "quantizer"],
     additional_deps=[["pairing", "embeddings"]],
+    blocking=True,
+    description=f"Of a sample of vectors at least {1 - search_audit.MAX_LOST:.0%} have the direction of their codes, and "
+    "the cells have centres.",
+)
+def codes_keep_directions(
+    settings: dg.ResourceParam[Settings], parquet: dg.ResourceParam[ParquetIOManager], quantizer: Path
+) -> dg.AssetCheckResult:
+    embeddings = all_partitions(parquet, "pairing/embeddings", shards(settings))
+    fitted, others = Quantizer.load(quantizer), settings.deployment.checked_shards
+    return check_result(*search_audit.check_quantizer(fitted, embeddings, others))
+
+
+@dg.asset_check(
+    asset=["pairing", "quantizer"],
+    additional_deps=[["pairing", "embeddings"]],
     description=f"D has not changed much since the quantisers were fitted: it has grown less than "
     f"{search_audit.MAX_GROWTH:.0f} times, and lies as near to the centres of the cells.",
 )

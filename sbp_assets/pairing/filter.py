@@ -27,7 +27,7 @@ from sbp_assets.corpus.shingles import Text, overlap, shingled
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.columns import Column, table_schema
-from sbp_assets.storage.paths import as_pattern, scan_table
+from sbp_assets.storage.paths import duckdb_tables, scan_table
 from sbp_assets.storage.progress import Progress
 
 EDGES_FILE, COUNTS_FILE = "edges.parquet", "counts.parquet"
@@ -240,16 +240,12 @@ def _shared(pairs: pl.DataFrame, words: int, known: dict[str, Text]) -> pl.Serie
 
 def _stored(db: duckdb.DuckDBPyConnection, name: str, files: Mapping[str, Path]) -> None:
     """Create the view `name` of the rows of all `files`, with the `shard` of each."""
-    paths = [str(path) for path in files.values()]
     db.execute(
         f"CREATE TABLE {name}_files AS SELECT unnest($1::VARCHAR[]) AS filename, unnest($2::VARCHAR[]) AS shard",
-        [paths, list(files)],
+        [[str(path) for path in files.values()], list(files)],
     )
-    patterns = ", ".join("'" + as_pattern(path).replace("'", "''") + "'" for path in paths)
-    db.execute(
-        f"CREATE VIEW {name} AS FROM read_parquet([{patterns}], filename = true, hive_partitioning = false) "
-        f"JOIN {name}_files USING (filename)"
-    )
+    table = duckdb_tables(list(files.values()))
+    db.execute(f"CREATE VIEW {name} AS FROM {table} JOIN {name}_files USING (filename)")
 
 
 def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:

@@ -24,7 +24,7 @@ from sbp_assets.storage.paths import read_table
 
 KEYS_FILE, CODES_FILE, VECTORS_FILE, DIGEST_FILE = "keys.parquet", "codes.npy", "vectors.npy", "digest.txt"
 
-_CELLS = "pairing/embeddings.vector pairing/quantizer"
+_CELLS = "pairing/embeddings.vector pairing/quantizer.cell"
 INDEX_COLUMNS = [
     Column("id", pl.String, f"Document of D; of {KEYS_FILE}.", "pairing/embeddings"),
     Column("cell", pl.Int32, f"Cell that its vector is in; of {KEYS_FILE}.", _CELLS),

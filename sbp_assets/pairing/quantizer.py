@@ -145,6 +145,16 @@ class Quantizer:
             return np.zeros((0, int(self.index.code_size)), np.uint8)
         return self.index.sq.compute_codes(vectors)  # type: ignore[no-any-return]
 
+    def decoded(self, codes: np.ndarray) -> np.ndarray:
+        """Return the vectors that `codes`, (n, dim) uint8, stand for: (n, dim) float32."""
+        if not len(codes):
+            return np.zeros((0, self.dimensions), np.float32)
+        return self.index.sq.decode(codes)  # type: ignore[no-any-return]
+
+    def centres(self) -> np.ndarray:
+        """Return the centres of the cells, (cells, dim) float32."""
+        return self.index.quantizer.reconstruct_n(0, self.cells)  # type: ignore[no-any-return]
+
     def empty_index(self, nprobe: int) -> faiss.IndexIVFScalarQuantizer:
         """Return an index of these cells and codes without vectors, of which a query searches `nprobe` cells."""
         index: Any = faiss.clone_index(self.index)

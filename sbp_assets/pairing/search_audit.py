@@ -29,6 +29,9 @@ from sbp_assets.storage.progress import Progress
 # A corpus that has grown so much would have twice the cells. So much less near to the centres of their cells than those
 # of the fit are documents of another kind, which share few cells with their neighbours.
 MAX_GROWTH, MAX_LOST_SIMILARITY = 4.0, 0.05
+# One byte per component keeps a cosine of 0.9999 and more. Later documents may lie outside of the sample's ranges, and
+# a vector that centring leaves nothing of has no direction.
+CODED_SAMPLE, MIN_CODE_COSINE, MAX_LOST = 100, 0.99, 0.05
 RECALL_SAMPLE, MIN_RECALL = 50, 0.95
 # So far the order of two neighbours may be that of the stored bytes. Where few neighbours lie in the shards that are
 # read, one such pair at the end of a list would be a missing neighbour (seen with 5 documents of D a shard).
@@ -41,6 +44,28 @@ def check_drift(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame]) ->
         found = quantizer.drift(embeddings, progress)
     passed = found["growth"] < MAX_GROWTH and found["lost_similarity"] < MAX_LOST_SIMILARITY
     return passed, {**found, "advice": "" if passed else "fit anew: `sbp run --refit`"}
+
+
+def check_quantizer(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame], others: int) -> Result:
+    """Return whether codes keep the directions of a sample of vectors, of `others` shards, and these are in all cells.
+
+    Raises ValueError where the vectors have other dimensions.
+    """
+    few = sampled_shards("quantizer", embeddings, others)
+    parts = [quantizer.prepared(vectors_of(embeddings[shard].head(CODED_SAMPLE).collect())) for shard in few]
+    vectors = np.concatenate(parts)
+    decoded = quantizer.decoded(quantizer.codes(vectors))
+    norms = np.linalg.norm(decoded, axis=1) * np.linalg.norm(vectors, axis=1)
+    cosines = np.divide((decoded * vectors).sum(axis=1), norms, out=np.zeros(len(vectors)), where=norms > 0)
+    centres = quantizer.centres()
+    lost = int((cosines < MIN_CODE_COSINE).sum())
+    return lost <= MAX_LOST * len(vectors) and bool(np.isfinite(centres).all()), {
+        "sample": len(vectors),
+        "directions_lost": lost,
+        "least_cosine": float(cosines.min(initial=1.0)),
+        "cells": len(centres),
+        "cells_that_are_not_finite": int((~np.isfinite(centres).all(axis=1)).sum()),
+    }
 
 
 def check_index(directory: Path, embeddings: pl.DataFrame, quantizer: Quantizer) -> Result:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sbp_assets.settings.formats import Cron, Folder, Location, MemorySize, Owner, TimeZone, WebAddress
+from sbp_assets.settings.formats import Cron, Folder, Location, MemorySize, Owner, RayAddress, TimeZone, WebAddress
 from sbp_assets.settings.section import AtATime, Count, Integer, Real, Seconds, Section
 
 
@@ -102,6 +102,11 @@ class Deployment(Section):
     )
     memory_per_worker: MemorySize = Field(
         "8GB", description="Memory that a block of keys may take; a larger one is refused, with the number that fits."
+    )
+    ray_address: RayAddress | None = Field(
+        None,
+        description="Ray cluster whose nodes execute the tasks of a run: host:port, auto (the one that this machine is "
+        "a node of), or local (one that is started here for the run); null: they are executed in the run's process.",
     )
     benchmarks_dir: Folder | None = Field(
         None,

@@ -169,12 +169,25 @@ def _is_memory(text: str) -> str:
     return text
 
 
+def _is_ray_address(text: str) -> str:
+    if text in ("local", "auto"):
+        return text
+    match = re.fullmatch(r"[A-Za-z0-9_.-]+:(\d{1,5})|\[[0-9A-Fa-f:.]+\]:(\d{1,5})", text, re.ASCII)
+    if not match or not 1 <= int(match[1] or match[2]) <= 65535:
+        raise ValueError(
+            "is no address of a Ray cluster: give local, auto, or host:port as `ray start --head` prints it (a ray:// "
+            "address is one of Ray's client, which is not used)"
+        )
+    return text
+
+
 Location = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_is_location)]
 """A path, or a URL of a protocol that fsspec knows; whether its package is installed is found out where it is used."""
 Folder = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_is_folder)]
 Cron = Annotated[str, AfterValidator(_is_cron)]
 TimeZone = Annotated[str, AfterValidator(_is_timezone)]
 MemorySize = Annotated[str, AfterValidator(_is_memory)]
+RayAddress = Annotated[str, Field(max_length=300), AfterValidator(_is_ray_address)]
 WebAddress = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(?:/\S*)?$")]
 # As Dagster has them.
 _EMAIL = r"[A-Za-z0-9_][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}"

@@ -44,6 +44,12 @@ def plain_path(folder: Path) -> Iterator[Path]:
         yield link
 
 
+def duckdb_tables(files: Sequence[Path]) -> str:
+    """Return the SQL table of all rows of Parquet `files`, with the column `filename` of the path that each is from."""
+    patterns = ", ".join("'" + as_pattern(file).replace("'", "''") + "'" for file in files)
+    return f"read_parquet([{patterns}], filename = true, hive_partitioning = false)"
+
+
 def duckdb_table(folder: Path, names: str) -> str:
     """Return the SQL table of the Parquet files in `folder` whose names match the pattern `names`."""
     pattern = f"{as_pattern(folder)}/{names}".replace("'", "''")

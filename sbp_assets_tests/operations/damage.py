@@ -133,6 +133,14 @@ def index_of_other_embeddings(path: Path) -> None:
     np.save(path / "codes.npy", np.random.default_rng(0).integers(0, 256, codes.shape, np.uint8))
 
 
+def quantizer_of_other_ranges(path: Path) -> None:
+    import faiss
+
+    index = faiss.read_index(str(path / "quantizer.faiss"))
+    index.sq.train(np.full((2, index.d), [[1.0], [2.0]], np.float32))
+    faiss.write_index(index, str(path / "quantizer.faiss"))
+
+
 def quantizer_of_other_embeddings(path: Path) -> None:
     facts = json.loads((path / "fit.json").read_text())
     (path / "fit.json").write_text(json.dumps(facts | {"centre_similarity": 0.99}))
@@ -246,6 +254,8 @@ DAMAGES = [
         ("NaN in a vector", vectors(nan_vector), "embeddings_are_unit_vectors"),
         ("rows dropped", dropped, "embeddings_are_unit_vectors"),
         ("ids swapped", column(id=shifted("id")), "embeddings_match_documents")),
+    *of("pairing/quantizer", None, "pairing/ann_index",
+        ("ranges of other vectors", quantizer_of_other_ranges, "codes_keep_directions")),
     *of("pairing/quantizer", None, None,
         ("one fitted to other documents", quantizer_of_other_embeddings, "quantizer_fits_documents")),
     *of("pairing/ann_index", SHARD, "pairing/partial_candidates",

@@ -116,7 +116,7 @@ class World:
         if not batched:
             checks = checks[:2]
         else:
-            assets, checks = with_shard_steps(assets, checks, SHARDS, per_run, PIPELINE)
+            assets, checks = with_shard_steps(assets, checks, (SHARDS,), per_run, PIPELINE)
         return dg.Definitions(
             assets=assets,
             asset_checks=checks,

@@ -9,7 +9,7 @@ import polars as pl
 
 from sbp_assets.pairing.embed import embeddings_frame, vectors_of
 from sbp_assets.pairing.index import CODES_FILE, KEYS_FILE, VECTORS_FILE
-from sbp_assets.pairing.search_audit import check_candidates, check_drift, check_index, check_partials
+from sbp_assets.pairing.search_audit import check_candidates, check_drift, check_index, check_partials, check_quantizer
 from sbp_assets.settings import Deployment, Pairing
 from sbp_assets_tests.pairing.searches import Search, Tables, find, fitted, indexed
 
@@ -24,6 +24,16 @@ def test_drift(embeddings: Tables) -> None:
     for changed in (others, {f"{shard}{copy}": frame for copy in range(4) for shard, frame in frames.items()}):
         passed, metadata = check_drift(quantizer, changed)
         assert not passed and "sbp run --refit" in str(metadata["advice"])
+
+
+def test_quantizer(embeddings: Tables) -> None:
+    frames = {shard: table.lazy() for shard, table in embeddings.items()}
+    quantizer = fitted(embeddings, Pairing(index="ivf", centring=1))
+    passed, metadata = check_quantizer(quantizer, frames, OTHERS)
+    assert passed and metadata["sample"] == 40 and float(metadata["least_cosine"]) > 0.999
+    others = {s: embeddings_frame(t["id"], np.roll(vectors_of(t), 7, axis=1)).lazy() for s, t in embeddings.items()}
+    assert check_quantizer(quantizer, others, OTHERS)[1]["directions_lost"]
+    assert not check_quantizer(quantizer, others, OTHERS)[0]
 
 
 def test_index(store: Path, embeddings: Tables) -> None:

@@ -75,7 +75,9 @@ def test_a_share_of_the_oracle_gain_leads_back_to_the_source_files():
         ("corpus/raw_documents", "text"),
         ("corpus/documents", "text"),
         ("pairing/embeddings", "id"),
+        ("pairing/partial_candidates", "query_id"),
         ("pairing/neighbor_candidates", "query_id"),
+        ("pairing/neighbor_edges", "d1"),
         ("pairing/neighbor_pairs", "d1"),
         ("synthesizer/checkpoint", "weights"),
         ("synthesis/synthetic_documents", "text"),
@@ -121,7 +123,7 @@ def test_lineage_claims_nothing_that_the_settings_leave_unread(tmp_path: Path):
 def test_column_descriptions_say_what_a_column_is_made_of():
     schema = TINY.graph.get(dg.AssetKey(["pairing", "neighbor_pairs"])).metadata["dagster/column_schema"]
     described = {column.name: column.description for column in schema.columns}
-    assert "← " in described["d1"] and "pairing/neighbor_candidates.query_id" in described["d1"]
+    assert "← " in described["d1"] and "pairing/neighbor_edges.d1" in described["d1"]
     without = {name for key in TINY.columns for name in TINY.columns[key]} - {
         name for key in TINY.columns if LINEAGE in TINY.graph.get(key).metadata for name in TINY.of(key).deps_by_column
     }

@@ -1,0 +1,24 @@
+"""A driver that a test kills: `python -m sbp_assets_tests.cluster.driver ADDRESS FOLDER BLOCKS SHARDS SECONDS`."""
+
+import json
+import sys
+from pathlib import Path
+
+from sbp_assets.fan_out import PublishedFiles, open_engine
+from sbp_assets_tests.fan_out import work
+from sbp_assets_tests.tiny import tiny_settings
+
+
+def main(address: str, folder: str, blocks: str, shards: str, seconds: str) -> None:
+    engine = open_engine(tiny_settings(Path(folder), {"deployment.ray_address": address}))
+    files = PublishedFiles(f"{folder}/partial", f"{folder}/cache")
+    names = tuple(f"shard{n}" for n in range(int(shards)))
+    tasks = [(f"block{n}", (f"block{n}", names, folder, files, float(seconds))) for n in range(int(blocks))]
+    try:
+        print(json.dumps(dict(engine.run(work.search_block, tasks))))
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
