@@ -53,8 +53,8 @@ def embeddings_match_documents(
     asset=["pairing", "quantizer"],
     additional_deps=[["pairing", "embeddings"]],
     blocking=True,
-    description=f"Of a sample of vectors at least {1 - search_audit.MAX_LOST:.0%} have the direction of their codes, and "
-    "the cells have centres.",
+    description=f"Of a sample of vectors at least {1 - search_audit.MAX_LOST:.0%} have the direction of their codes, "
+    "and the cells have centres.",
 )
 def codes_keep_directions(
     settings: dg.ResourceParam[Settings], parquet: dg.ResourceParam[ParquetIOManager], quantizer: Path
