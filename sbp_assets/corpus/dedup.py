@@ -225,9 +225,7 @@ def _decide(db: duckdb.DuckDBPyConnection, threshold: float, total: int, scratch
     """
     # By the place of a text's and of an id's first document: 1 + the place of the document that is kept, 0 while none
     # is. Of these files only what is used is in memory, and the system may take that back.
-    of_text, of_id = (
-        np.asarray(np.memmap(scratch / name, np.int64, "w+", shape=(max(total, 1),))) for name in ("of_text", "of_id")
-    )
+    of_text, of_id = (_zeros(scratch / name, total) for name in ("of_text", "of_id"))
     for number, batch in enumerate(batches(db, involved)):
         dropped = []
         for n, text, named, start, length in batch.iter_rows():
@@ -246,6 +244,15 @@ def _decide(db: duckdb.DuckDBPyConnection, threshold: float, total: int, scratch
         pl.DataFrame(dropped, schema=schema, orient="row").write_parquet(scratch / f"dropped-{number:08d}.parquet")
     others.close()
     similarities.close()
+
+
+def _zeros(path: Path, length: int) -> np.ndarray:
+    """Return `length` zeros (int64) that are mapped from a new file."""
+    with path.open("wb") as file:
+        # Written, not left out: on a full disk this raises OSError, a mapped hole kills the process.
+        for start in range(0, length, 2**20):
+            file.write(bytes(8 * min(2**20, length - start)))
+    return np.asarray(np.memmap(path, np.int64, "r+", shape=(length,))) if length else np.zeros(0, np.int64)
 
 
 def _dropped(db: duckdb.DuckDBPyConnection, scratch: Path) -> pl.DataFrame:
