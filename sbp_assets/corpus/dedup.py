@@ -227,13 +227,15 @@ def _decide(db: duckdb.DuckDBPyConnection, threshold: float, total: int, scratch
     # is. Of these files only what is used is in memory, and the system may take that back.
     of_text, of_id = (_zeros(scratch / name, total) for name in ("of_text", "of_id"))
     for number, batch in enumerate(batches(db, involved)):
-        dropped = []
+        dropped: list[tuple[int, int, float | None, str]] = []
         for n, text, named, start, length in batch.iter_rows():
-            near = np.flatnonzero(of_text[others.read(start, length)])[:1] if length and not of_text[text] else ()
+            near = np.empty(0, np.int64)
+            if length and not of_text[text]:
+                near = np.flatnonzero(of_text[others.read(start, length)])
             if of_text[text]:
                 dropped.append((n, int(of_text[text]) - 1, 1.0, "exact"))
             elif len(near):  # Before the id: a later version of a page keeps its URL, and is no other text.
-                (other,), (similarity,) = (runs.read(start + int(near[0]), 1) for runs in (others, similarities))
+                other, similarity = (runs.read(start + int(near[0]), 1)[0] for runs in (others, similarities))
                 dropped.append((n, int(of_text[other]) - 1, float(similarity), "near"))
             elif named is not None and of_id[named]:
                 dropped.append((n, int(of_id[named]) - 1, None, "id"))
@@ -263,7 +265,7 @@ def _dropped(db: duckdb.DuckDBPyConnection, scratch: Path) -> pl.DataFrame:
         ORDER BY s.n
         """
     )
-    return pl.DataFrame(rows.to_arrow_table()).cast(dict(DUPLICATE_SCHEMA))
+    return pl.DataFrame(rows.to_arrow_table(), schema=DUPLICATE_SCHEMA)
 
 
 def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:

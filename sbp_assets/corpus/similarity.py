@@ -147,15 +147,16 @@ def _by_shard(rows: Iterator[pl.DataFrame], places: Mapping[str, range]) -> Iter
     """Yield each shard with those of the rising numbers `n` in `rows` that are its places."""
     numbers = np.empty(0, np.int64)
     for key in sorted(places):
-        found = []
-        while len(numbers) or (batch := next(rows, None)) is not None:
-            numbers = numbers if len(numbers) else batch["n"].to_numpy()
+        found = [np.empty(0, np.int64)]
+        while not len(numbers) or numbers[0] < places[key].stop:
+            if not len(numbers):
+                if (batch := next(rows, None)) is None:
+                    break
+                numbers = batch["n"].to_numpy()
             end = int(np.searchsorted(numbers, places[key].stop))
             found.append(numbers[:end])
             numbers = numbers[end:]
-            if len(numbers):
-                break
-        yield key, np.concatenate([np.empty(0, np.int64), *found])
+        yield key, np.concatenate(found)
 
 
 def _compare_new(db: duckdb.DuckDBPyConnection, scratch: Path, shingles: Runs, progress: Progress) -> None:
