@@ -13,13 +13,14 @@ seconds of the processor and by the clock (imports left out), the median of the 
   the exact Jaccard similarity of word shingles, computed anew here;
 - recall: the share of planted pairs of that similarity or more of which one is dropped, by similarity.
 
-datatrove is no dependency: PATH is the Python of an environment with `datatrove[processing,io]` and `spacy`. Without it
-our own part runs alone.
+datatrove is no dependency: PATH is the Python of an environment with `datatrove[processing]`, `orjson` and `spacy`.
+Without it our own part runs alone.
 
-Growth (--sizes; none: left out) is measured on N near-copies of short texts, of which every one has its original far
-away: seconds of the processor and the peak resident set of `corpus/duplicates` alone, a process each, with a memory
-limit of 250 MB, and how many times it grows when the corpus doubles, as an exponent. Then one more shard of an eighth
-is added, once with the similarities of the run before and once from scratch. The last line is a JSON object.
+Growth (--sizes; without a number it is left out) is measured on N near-copies of short texts in shards of 4,000, each
+copy far away from its original: seconds of the processor and the peak resident set of `corpus/duplicates` alone, in a
+process of its own, under a memory limit of 250 MB. The exponents are those of a power of N, of memory without what the
+imports take. Then the last shard is added to the others: with the similarities that the others have left, the result
+has to be the same. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from sbp_assets.settings import Dedup
 from sbp_assets.storage.progress import Progress
 
 FILES, COPIES = 8, 0.1
+SHARD = 4000  # Documents of a shard in the measurement of growth.
 VOCABULARY = [f"{'bcdfghklmnprstv'[n % 15]}{'aeiou'[n // 15 % 5]}{n}" for n in range(20_000)]
 SIMILARITIES = (0.6, 0.7, 0.8, 0.9, 1.0)
 PEER = Path(__file__).with_name("dedup_datatrove.py")
@@ -117,11 +119,11 @@ def find(folder: Path, store: Path | None) -> dict[str, Any]:
     started = time.process_time()
     with Progress("duplicates", "pairs") as progress, tempfile.TemporaryDirectory(dir=folder) as scratch:
         dropped, counts = find_duplicates(documents, signed, Dedup(), Path(scratch), "250MB", progress, store)
+    processor, peak = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = dropped.filter(pl.col("kind") != "id").select("id", "kept_id").rows()
     return {
-        "processor": time.process_time() - started,
-        # Of kilobytes on Linux.
-        "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "processor": processor,
+        "mb": peak // 1024,  # Of kilobytes on Linux.
         "mb_of_imports": imports // 1024,
         **counts,
         "dropped": found,
@@ -225,9 +227,9 @@ def growth(sizes: list[int], cores: int) -> dict[str, Any]:
             originals = generated(size // 2, 60)
             copies = [(f"c{n}", f"{text} {rng.randrange(10**9)}") for n, text in enumerate(originals)]
             rng.shuffle(copies)
-            write_files(folder, [*((f"o{n}", text) for n, text in enumerate(originals)), *copies], FILES)
+            write_files(folder, [*((f"o{n}", text) for n, text in enumerate(originals)), *copies], size // SHARD)
             part("sign", folder, cores)
-            last = [folder / f"{kind}-{FILES - 1:05d}.parquet" for kind in ("documents", "signatures")]
+            last = [folder / f"{kind}-{size // SHARD - 1:05d}.parquet" for kind in ("documents", "signatures")]
             whole = part("find", folder, cores)
             for path in last:
                 path.rename(path.with_suffix(".later"))
@@ -280,7 +282,7 @@ def main() -> None:
     taking.add_argument("--rounds", type=int, default=3)
     taking.add_argument("--cores", type=int, default=1)
     taking.add_argument("--peer-python")
-    taking.add_argument("--sizes", type=int, nargs="*", default=[8000, 64_000])
+    taking.add_argument("--sizes", type=int, nargs="*", default=[16_000, 128_000])
     taking.add_argument("--part", choices=("sign", "find", "ours"), help="measure this alone, in this process")
     taking.add_argument("--store", type=Path, help="with --part find: the file of similarities")
     chosen = taking.parse_args()
