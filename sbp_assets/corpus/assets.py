@@ -158,15 +158,19 @@ def raw_documents(
     )
 
 
+def _signature_version(settings: Settings) -> str:
+    """Return the code version of signatures, which changes with what shingles are."""
+    fields = ("shingle_words", "permutations", "bands", "seed")
+    return settings.experiment.version("2", *(f"corpus.dedup.{field}" for field in fields))
+
+
 @for_settings(
     lambda settings: dg.asset(
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
         partitions_def=shards(settings),
         ins={"raw_documents": dg.AssetIn(["corpus", "raw_documents"])},
-        code_version=settings.experiment.version(
-            "2", *(f"corpus.dedup.{field}" for field in ("shingle_words", "permutations", "bands", "seed"))
-        ),
+        code_version=_signature_version(settings),
         metadata=column_metadata(dedup.SIGNATURE_COLUMNS),
     )
 )
@@ -202,9 +206,11 @@ def duplicates(
 ) -> dg.MaterializeResult:
     """The table has one row per document that duplicates a kept document of any shard.
 
-    LSH proposes pairs; their exact similarity decides.
+    LSH proposes pairs; their exact similarity decides. Similarities stay in work_dir, and a pair that is there is not
+    compared again.
     """
     scratch = staging(settings.deployment.work_dir, "corpus_duplicates")
+    store = Path(settings.deployment.work_dir) / "similarities" / f"{_signature_version(settings)}.parquet"
     with Progress("duplicates", "pairs") as progress:
         dropped, counts = dedup.find_duplicates(
             raw_documents,
@@ -213,8 +219,11 @@ def duplicates(
             scratch,
             settings.deployment.memory_limit,
             progress,
+            store,
         )
     shutil.rmtree(scratch)
+    for other in set(store.parent.glob("*.parquet")) - {store}:  # Of other shingles.
+        other.unlink()
     kinds = dict(dropped.group_by("kind").len().iter_rows())
     first = next(dropped.filter(pl.col("kind") == "id").select("id", "kept_shard", "shard").iter_rows(), None)
     ingest.require_distinct_ids(

@@ -10,7 +10,7 @@ on nothing but the documents.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
@@ -19,7 +19,8 @@ import polars as pl
 from rensa import RMinHash
 
 from sbp_assets.corpus.errors import CorpusError
-from sbp_assets.corpus.shingles import Words, batched, jaccard, segment, shingled
+from sbp_assets.corpus.shingles import Words, batched, segment
+from sbp_assets.corpus.similarity import Runs, batches, compare
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.paths import duckdb_table
@@ -51,8 +52,6 @@ DUPLICATE_SCHEMA = table_schema(DUPLICATE_COLUMNS)
 # of one template's *same* filling share the first text, so true clusters of any size are still found; what can be
 # missed is a pair deep inside a bucket of more than BUCKET_REACH texts that shares no smaller bucket.
 BUCKET_REACH = 32
-
-PAIRS_PER_BATCH = 2000  # Candidate pairs whose texts are in memory together.
 
 
 def signatures(documents: pl.DataFrame, settings: Dedup, progress: Progress) -> pl.DataFrame:
@@ -90,33 +89,39 @@ def find_duplicates(
     scratch: Path,
     memory_limit: str,
     progress: Progress,
+    store: Path | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return the documents to drop (DUPLICATE_COLUMNS, in (shard, position) order) and counts.
 
-    `documents` (id, text) and `signatures` are keyed by shard ('00000'), row for row in the same order. `scratch` is an
-    empty directory: signatures and candidate texts are staged there and DuckDB spills there; memory holds at most
-    `memory_limit` in DuckDB, one shard's texts, and the identifiers of the documents that have a duplicate. `jaccard`
-    is 1 for kind 'exact' and null for kind 'id' (the same id of another text, which is not near). Raises CorpusError
-    where a shard's signatures are not those of its documents.
+    `documents` (id, text) and `signatures` are keyed by shard ('00000'), row for row in the same order. `store` is a
+    file of similarities that an earlier call has left (`similarity.compare`): the result is the same with it, without
+    it and with that of other documents, but pairs that are in it are not compared again. Its name has to say by which
+    `shingle_words` and by which version of the shingles they were computed.
+
+    `scratch` is an empty directory: signatures and shingles of candidates are staged there and DuckDB spills there.
+    Memory holds at most `memory_limit` in DuckDB, one shard's signatures or texts, and the result. `jaccard` is 1 for
+    kind 'exact' and null for kind 'id' (the same id of another text, which is not near). Raises CorpusError where a
+    shard's signatures are not those of its documents or `store` cannot be read.
     """
     with duckdb.connect() as db:
         db.execute("SET memory_limit = ?", [memory_limit])
         db.execute("SET temp_directory = ?", [str(scratch / "spill")])
         db.execute("SET preserve_insertion_order = false")
-        total = _stage(documents, signatures, scratch)
+        places = _stage(documents, signatures, scratch)
+        total = max((place.stop for place in places.values()), default=0)
         db.execute(f"CREATE VIEW staged AS SELECT * FROM {duckdb_table(scratch, 'signatures-*.parquet')}")
         _candidates(db)
         candidates = _scalar(db, "SELECT count(*) FROM pairs")
-        progress.total = candidates
-        _stage_texts(db, documents, scratch)
-        _verify(db, settings, progress)
-        rows = list(_greedy(db))
-        compared_in_large = _scalar(db, "SELECT count(*) FROM buckets WHERE size > ?", [BUCKET_REACH])
-    return pl.DataFrame(rows, schema=DUPLICATE_SCHEMA, orient="row"), {
+        compared = compare(db, documents, places, settings.shingle_words, scratch, store, progress)
+        _decide(db, settings.threshold, total, scratch)
+        dropped = _dropped(db, scratch)
+        large = _scalar(db, f"SELECT count(*) FROM buckets WHERE size > {BUCKET_REACH}")
+    return dropped, {
         "documents": total,
         "candidate_pairs": candidates,
-        "kept": total - len(rows),
-        "large_buckets": compared_in_large,
+        "compared_pairs": compared,
+        "kept": total - len(dropped),
+        "large_buckets": large,
     }
 
 
@@ -142,11 +147,13 @@ def _band_hashes(digests: np.ndarray, bands: int) -> np.ndarray:
     return mixed
 
 
-def _stage(documents: Mapping[str, pl.LazyFrame], signatures: Mapping[str, pl.LazyFrame], scratch: Path) -> int:
-    """Write signatures with each document's place `n` in (shard, position) order; return the number of documents."""
+def _stage(
+    documents: Mapping[str, pl.LazyFrame], signatures: Mapping[str, pl.LazyFrame], scratch: Path
+) -> dict[str, range]:
+    """Write signatures with each document's place `n` in (shard, position) order; return the places of each shard."""
     if documents.keys() != signatures.keys():
         raise CorpusError(f"documents of shards {sorted(documents)} but signatures of {sorted(signatures)}")
-    start = 0
+    places, start = {}, 0
     for key in sorted(documents):
         ids = documents[key].select("id").collect()["id"]
         frame = signatures[key].collect()
@@ -157,13 +164,16 @@ def _stage(documents: Mapping[str, pl.LazyFrame], signatures: Mapping[str, pl.La
         frame.with_columns(
             shard=pl.lit(int(key), pl.Int64), n=pl.int_range(start, start + len(frame), dtype=pl.Int64)
         ).write_parquet(scratch / f"signatures-{key}.parquet")
+        places[key] = range(start, start + len(frame))
         start += len(frame)
-    return start
+    return places
 
 
 def _candidates(db: duckdb.DuckDBPyConnection) -> None:
     """Create table `pairs` (a < b: the first documents of two different texts) of the texts that share a bucket."""
-    db.execute("CREATE TABLE texts AS SELECT text_sha256, min(n) AS n FROM staged GROUP BY text_sha256")
+    db.execute(
+        "CREATE TABLE texts AS SELECT text_sha256, min(n) AS n, count(*) AS copies FROM staged GROUP BY text_sha256"
+    )
     db.execute(
         """
         CREATE TABLE buckets AS
@@ -188,85 +198,77 @@ def _candidates(db: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def _stage_texts(db: duckdb.DuckDBPyConnection, documents: Mapping[str, pl.LazyFrame], scratch: Path) -> None:
-    """Create view `candidate_texts` (n, text) of the documents in `pairs`."""
-    wanted = db.execute("SELECT DISTINCT unnest([a, b]) AS n FROM pairs ORDER BY n").fetchnumpy()["n"]
-    start, written = 0, False
-    for key in sorted(documents):
-        length = documents[key].select(pl.len()).collect().item()
-        local = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + length)] - start
-        if len(local):
-            texts = documents[key].select("text").collect()["text"].gather(local)
-            pl.DataFrame({"n": local + start, "text": texts}, schema={"n": pl.Int64, "text": pl.String}).write_parquet(
-                scratch / f"texts-{key}.parquet", row_group_size=4096
-            )
-            written = True
-        start += length
-    if written:
-        db.execute(f"CREATE VIEW candidate_texts AS SELECT * FROM {duckdb_table(scratch, 'texts-*.parquet')}")
-    else:
-        db.execute("CREATE TABLE candidate_texts (n BIGINT, text VARCHAR)")
+def _decide(db: duckdb.DuckDBPyConnection, threshold: float, total: int, scratch: Path) -> None:
+    """Write the files `dropped-*.parquet` (n, kept, jaccard, kind) of the documents to drop, `kept` the places.
+
+    Of the documents with an equal id, an equal text or a similarity of `threshold`, in order, the first are kept.
+    """
+    schema = {"n": pl.Int64, "kept": pl.Int64, "jaccard": pl.Float64, "kind": pl.String}
+    pl.DataFrame(schema=schema).write_parquet(scratch / "dropped-.parquet")
+    db.execute(f"CREATE VIEW edges AS SELECT a, b, jaccard FROM similarities WHERE jaccard >= {threshold!r}")
+    # What is near each text, the earliest first; a text is identified by the place of its first document.
+    others, similarities = Runs(scratch / "others", np.int64), Runs(scratch / "similarities", np.float64)
+    both = "SELECT a AS text, b AS other, jaccard FROM edges UNION ALL SELECT b, a, jaccard FROM edges"
+    for batch in batches(db, f"SELECT other, jaccard FROM ({both}) ORDER BY text, other"):
+        others.append(batch["other"].to_numpy())
+        similarities.append(batch["jaccard"].to_numpy())
+    others.flush()
+    similarities.flush()
+    involved = f"""
+        WITH near AS (
+            SELECT text, length, sum(length) OVER (ORDER BY text) - length AS start
+            FROM (SELECT text, count(*) AS length FROM ({both}) GROUP BY text)
+        ), same AS (SELECT id, min(n) AS n FROM staged GROUP BY id HAVING count(*) > 1)
+        SELECT s.n, t.n AS text, same.n AS named, near.start::BIGINT, coalesce(near.length, 0)
+        FROM staged s JOIN texts t USING (text_sha256) LEFT JOIN same USING (id) LEFT JOIN near ON near.text = t.n
+        WHERE t.copies > 1 OR same.n IS NOT NULL OR near.length IS NOT NULL ORDER BY s.n
+    """
+    # By the place of a text's and of an id's first document: 1 + the place of the document that is kept, 0 while none
+    # is. Of these files only what is used is in memory, and the system may take that back.
+    of_text, of_id = (_zeros(scratch / name, total) for name in ("of_text", "of_id"))
+    for number, batch in enumerate(batches(db, involved)):
+        dropped: list[tuple[int, int, float | None, str]] = []
+        for n, text, named, start, length in batch.iter_rows():
+            near = np.empty(0, np.int64)
+            if length and not of_text[text]:
+                near = np.flatnonzero(of_text[others.read(start, length)])
+            if of_text[text]:
+                dropped.append((n, int(of_text[text]) - 1, 1.0, "exact"))
+            elif len(near):  # Before the id: a later version of a page keeps its URL, and is no other text.
+                other, similarity = (runs.read(start + int(near[0]), 1)[0] for runs in (others, similarities))
+                dropped.append((n, int(of_text[other]) - 1, float(similarity), "near"))
+            elif named is not None and of_id[named]:
+                dropped.append((n, int(of_id[named]) - 1, None, "id"))
+            else:
+                of_text[text] = n + 1
+                if named is not None:
+                    of_id[named] = n + 1
+        pl.DataFrame(dropped, schema=schema, orient="row").write_parquet(scratch / f"dropped-{number:08d}.parquet")
+    others.close()
+    similarities.close()
 
 
-def _verify(db: duckdb.DuckDBPyConnection, settings: Dedup, progress: Progress) -> None:
-    """Create table `edges` (a, b, jaccard) of the pairs whose exact similarity reaches the threshold."""
-    db.execute("CREATE TABLE edges (a BIGINT, b BIGINT, jaccard DOUBLE)")
-    db.execute("CREATE TABLE ordered AS SELECT a, b, row_number() OVER (ORDER BY b, a) - 1 AS place FROM pairs")
-    for first in range(0, _scalar(db, "SELECT count(*) FROM ordered"), PAIRS_PER_BATCH):
-        batch = db.execute(
-            "SELECT a, b FROM ordered WHERE place >= ? AND place < ? ORDER BY place", [first, first + PAIRS_PER_BATCH]
-        ).fetchall()
-        wanted = pl.DataFrame({"n": sorted({n for pair in batch for n in pair})}, schema={"n": pl.Int64})
-        db.register("wanted", wanted.to_arrow())
-        low, high = wanted["n"][0], wanted["n"][-1]
-        rows = db.execute(
-            "SELECT n, text FROM candidate_texts SEMI JOIN wanted USING (n) WHERE n BETWEEN ? AND ?", [low, high]
-        ).fetchall()
-        texts = shingled((text for _, text in rows), settings.shingle_words)
-        sets = {n: text.shingles for (n, _), text in zip(rows, texts, strict=True)}
-        near = [(a, b, similarity) for a, b in batch if (similarity := jaccard(sets[a], sets[b])) >= settings.threshold]
-        if near:
-            found = pl.DataFrame(
-                near, schema={"a": pl.Int64, "b": pl.Int64, "jaccard": pl.Float64}, orient="row"
-            ).to_arrow()
-            db.register("found", found)
-            db.execute("INSERT INTO edges SELECT * FROM found")
-        progress.advance(len(batch))
+def _zeros(path: Path, length: int) -> np.ndarray:
+    """Return `length` zeros (int64) that are mapped from a new file."""
+    with path.open("wb") as file:
+        # Written, not left out: on a full disk this raises OSError, a mapped hole kills the process.
+        for start in range(0, length, 2**20):
+            file.write(bytes(8 * min(2**20, length - start)))
+    return np.asarray(np.memmap(path, np.int64, "r+", shape=(length,))) if length else np.zeros(0, np.int64)
 
 
-def _greedy(db: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, int, str, int, float | None, str]]:
-    """Yield rows to drop: of the documents with an equal id, an equal text or an edge, in order, the first are kept."""
-    neighbours: dict[int, list[tuple[int, float]]] = {}
-    for a, b, similarity in db.execute("SELECT a, b, jaccard FROM edges ORDER BY a, b").fetchall():
-        neighbours.setdefault(a, []).append((b, similarity))
-        neighbours.setdefault(b, []).append((a, similarity))
-    involved = db.execute(
-        """
-        WITH same_id AS (SELECT id FROM staged GROUP BY id HAVING count(*) > 1),
-             same_text AS (SELECT text_sha256 FROM staged GROUP BY text_sha256 HAVING count(*) > 1),
-             near AS (SELECT DISTINCT unnest([a, b]) AS text FROM edges)
-        SELECT s.id, s.shard, t.n AS text FROM staged s JOIN texts t USING (text_sha256)
-        WHERE s.id IN (FROM same_id) OR s.text_sha256 IN (FROM same_text) OR t.n IN (FROM near)
+def _dropped(db: duckdb.DuckDBPyConnection, scratch: Path) -> pl.DataFrame:
+    rows = db.execute(
+        f"""
+        SELECT s.id, s.shard, k.id AS kept_id, k.shard AS kept_shard, jaccard, kind
+        FROM {duckdb_table(scratch, "dropped-*.parquet")} d JOIN staged s ON s.n = d.n JOIN staged k ON k.n = d.kept
         ORDER BY s.n
         """
     )
-    kept_ids: dict[str, tuple[str, int]] = {}
-    kept_texts: dict[int, tuple[str, int]] = {}  # A text is identified by the place of its first document.
-    while rows := involved.fetchmany(10_000):
-        for name, shard, text in rows:
-            near = [(n, similarity) for n, similarity in neighbours.get(text, ()) if n in kept_texts]
-            if text in kept_texts:
-                yield (name, shard, *kept_texts[text], 1.0, "exact")
-            elif near:  # Before the id: a later version of a page keeps its URL, and is no other text.
-                kept, similarity = min(near)
-                yield (name, shard, *kept_texts[kept], similarity, "near")
-            elif name in kept_ids:
-                yield (name, shard, *kept_ids[name], None, "id")
-            else:
-                kept_ids[name] = kept_texts[text] = (name, shard)
+    return pl.DataFrame(rows.to_arrow_table(), schema=DUPLICATE_SCHEMA)
 
 
-def _scalar(db: duckdb.DuckDBPyConnection, query: str, parameters: list[int] | None = None) -> int:
-    row = db.execute(query, parameters or []).fetchone()
+def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:
+    row = db.execute(query).fetchone()
     assert row is not None
     return int(row[0])

@@ -18,8 +18,9 @@ LEDGERS = "generation ledgers"
 CHECKPOINTS = "training checkpoints"
 CACHE = "copies in the cache"
 
-# Below work_dir, what is small or shared and stays: verdicts of the judge, and what `sbp copy-artifacts` has copied.
-_KEPT = {"judge.jsonl", "copied", "cache"}
+# Below work_dir, what is small or shared and stays: verdicts of the judge, what `sbp copy-artifacts` has copied,
+# similarities of candidates for duplicates.
+_KEPT = {"judge.jsonl", "copied", "cache", "similarities"}
 _ATTEMPT = re.compile("[0-9a-f]{32}")
 _FINGERPRINT = re.compile("[0-9a-f]{16}")
 

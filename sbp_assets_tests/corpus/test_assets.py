@@ -26,7 +26,13 @@ def test_the_stage_materialises_and_every_check_passes(tmp_path: Path) -> None:
                 for shard in settings.experiment.shard_keys if job.partitions_def else [None]:
                     result = job.execute_in_process(instance=instance, partition_key=shard)
                     evaluations += result.get_asset_check_evaluations()
+        (store := Path(settings.deployment.work_dir) / "similarities/of-other-shingles.parquet").touch()
+        again = defs.resolve_job_def("deduplicate").execute_in_process(instance=instance)
     assert [evaluation for evaluation in evaluations if not evaluation.passed] == []
+    (duplicates,) = again.asset_materializations_for_node("corpus__duplicates")
+    counts = duplicates.metadata
+    assert counts["candidate_pairs"].value > counts["compared_pairs"].value == 0
+    assert len([*store.parent.iterdir()]) == 1 and not store.exists()
     checks = defs.resolve_asset_graph().asset_check_keys
     assert {e.asset_check_key for e in evaluations} == {key for key in checks if key.asset_key.path[0] == "corpus"}
 

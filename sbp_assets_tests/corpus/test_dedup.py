@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbp_assets.corpus import dedup
+from sbp_assets.corpus import dedup, similarity
 from sbp_assets.corpus.audit import dangling_duplicates
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.shingles import jaccard, normalise, shingled
@@ -20,14 +21,21 @@ SETTINGS = Dedup(shingle_words=2, permutations=64, bands=32, threshold=0.6)
 Rows = list[tuple[str, str]]
 
 
-def find(shards: list[Rows], chosen: Dedup = SETTINGS) -> tuple[pl.DataFrame, dict[str, int]]:
+def find(
+    shards: list[Rows],
+    chosen: Dedup = SETTINGS,
+    store: Path | None = None,
+    without_text: Sequence[int] = (),
+    order: int = 1,
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return what is found in `shards`, handed over in `order` (-1: backwards); to read `without_text` is an error."""
     documents, signatures = {}, {}
     with Progress("test", "docs") as progress, tempfile.TemporaryDirectory() as scratch:
-        for number, rows in enumerate(shards):
+        for number, rows in list(enumerate(shards))[::order]:
             frame = pl.DataFrame(rows, schema={"id": pl.String, "text": pl.String}, orient="row")
-            documents[f"{number:05d}"] = frame.lazy()
+            documents[f"{number:05d}"] = frame.drop("text" if number in without_text else []).lazy()
             signatures[f"{number:05d}"] = dedup.signatures(frame, chosen, progress).lazy()
-        return dedup.find_duplicates(documents, signatures, chosen, Path(scratch), "500MB", progress)
+        return dedup.find_duplicates(documents, signatures, chosen, Path(scratch), "500MB", progress, store)
 
 
 def words(n: int, change: int = 0) -> str:
@@ -159,3 +167,59 @@ def test_signatures_of_other_documents_are_refused() -> None:
         signed = {"00000": dedup.signatures(b, SETTINGS, progress).lazy()}
         with pytest.raises(CorpusError, match="shard 00000"):
             dedup.find_duplicates({"00000": a.lazy()}, signed, SETTINGS, Path(scratch), "500MB", progress)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("abcdefgh"), TEXT), max_size=6, unique_by=lambda r: r[0]),
+        min_size=2,
+        max_size=4,
+    ),
+    st.integers(0, 2),
+    st.sampled_from([1, 32]),
+)
+def test_law_with_similarities_of_an_earlier_run_the_result_is_that_of_a_run_from_scratch(
+    shards: list[Rows], replaced: int, reach: int
+) -> None:
+    earlier = shards[:-1]
+    earlier[replaced % len(earlier)] = shards[-1]  # Since then one shard is new and another one has changed.
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedup, "BUCKET_REACH", reach)
+        find(earlier, store=(store := Path(folder) / "store's.parquet"))
+        found, counts = find(shards, store=store, order=-1)
+        scratch, all_counts = find(shards)
+        again, none = find(shards, store=store, without_text=range(4))
+    assert found.equals(scratch) and again.equals(scratch)
+    assert counts["compared_pairs"] <= all_counts["compared_pairs"] == all_counts["candidate_pairs"]
+    assert none["compared_pairs"] == 0
+
+
+def test_a_new_shard_is_compared_with_the_shards_of_its_candidates_alone(tmp_path: Path) -> None:
+    other = " ".join(f"other{i}" for i in range(40))
+    shards = [[("a", words(40)), ("b", words(40, 2))], [("c", other)], [("d", f"{other} again")]]
+    store = tmp_path / "store.parquet"
+    assert find(shards[:2], store=store)[1]["compared_pairs"] == 1
+    found, counts = find(shards, store=store, without_text=[0])
+    assert found.select("id", "kept_id", "kind").rows() == [("b", "a", "near"), ("d", "c", "near")]
+    assert (counts["compared_pairs"], counts["candidate_pairs"]) == (1, 2)
+    assert found.equals(find(shards)[0])
+    with pytest.raises(pl.exceptions.ColumnNotFoundError):
+        find(shards, without_text=[0])
+
+
+def test_more_pairs_than_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "ROWS_AT_ONCE", 2048)
+    originals = [(f"o{n}", f"{n} {n + 1} {n + 2} " + " ".join(f"{n}w{i}" for i in range(8))) for n in range(3000)]
+    copies = [(f"c{n}", f"{text} end") for n, (_, text) in enumerate(originals)][::-1]
+    dropped, counts = find([originals[:1], originals[1:2999], [], [originals[2999], *copies]])
+    assert dropped.select("id", "kept_id", "kind").rows() == [(f"c{n}", f"o{n}", "near") for n in range(2999, -1, -1)]
+    assert dropped["jaccard"].unique().to_list() == [10 / 11]
+    assert counts["compared_pairs"] >= 3000
+
+
+def test_a_damaged_file_of_similarities_is_named(tmp_path: Path) -> None:
+    store = tmp_path / "store.parquet"
+    store.write_bytes(b"PAR1 and no more")
+    with pytest.raises(CorpusError, match=r"store\.parquet: delete the file"):
+        find([[("a", words(40)), ("b", words(40, 2))]], store=store)
