@@ -93,8 +93,8 @@ with dg.DagsterInstance.get() as instance:
             storage_id=event.storage_id, run_id="", timestamp=event.timestamp)
         for check in (check for check in graph.asset_check_keys if check.asset_key == key):
             instance.report_runless_asset_event(dg.AssetCheckEvaluation(
-                key, check.name, passed=True, partition=first, metadata={"rows": 1, "problems": []},
-                target_materialization_data=looked_at))
+                key, check.name, passed=True, partition=first if graph.get(check).partitions_def else None,
+                metadata={"rows": 1, "problems": []}, target_materialization_data=looked_at))
 """
 
 EVALUATE = """

@@ -85,8 +85,11 @@ class LatestMaterialisations:
 
     def provenance(self, partition: Partition) -> dg.DataProvenance | None:
         """Return the code version and inputs that `partition` was materialised with; None where there is no record."""
-        self.load_provenance([partition])
-        return self._provenance.get(partition, (0, None))[1]
+        event, provenance = self._provenance.get(partition, (0, None))
+        if event != self.storage_ids.get(partition):
+            self.load_provenance([partition])
+            _, provenance = self._provenance.get(partition, (0, None))
+        return provenance
 
     def add(self, partition: str, version: str, storage_id: int) -> None:
         """Take note of a materialisation later than first sight."""
@@ -115,6 +118,16 @@ class LatestMaterialisations:
             self._key, MATERIALIZED, [DATA_VERSION_TAG], before_cursor=storage_id + 1
         )
         return {name for name in later if before.get(name, {}).get(DATA_VERSION_TAG) != self.versions[name]}
+
+    def rows_changed(self, storage_id: int | None, partition: Partition) -> bool:
+        """Return whether a table without partitions has, since the event `storage_id`, other rows for `partition`.
+
+        Where it does not record the versions of each partition's rows, they count as changed.
+        """
+        old, new = self.row_versions(storage_id), self.row_versions(self.storage_ids.get(None))
+        if partition is None or old is None or new is None or partition not in new:
+            return True
+        return old.get(partition) != new[partition]
 
     def row_versions(self, storage_id: int | None) -> Mapping[str, str] | None:
         """Return the version of each partition's rows that the event `storage_id` records; None where it has none."""
