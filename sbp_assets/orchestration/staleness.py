@@ -209,14 +209,14 @@ class Staleness:
             return PartitionStatus(Status.CODE_CHANGED)
         if key not in self._inputs:
             self._inputs[key] = {parent: self._comparison(key, parent) for parent in self.graph.get(key).parent_keys}
-        inputs, read, events = self._inputs[key], provenance.input_data_versions, provenance.input_storage_ids
-        changed = [
+        inputs, read = self._inputs[key], provenance.inputs
+        changed = {
             parent
-            for parent, changes in inputs.items()
-            if parent not in read or changes(partition, read[parent].value, events.get(parent))
-        ]
-        if len(read) + len(changed) > len(inputs):
-            changed += [parent for parent in read if parent not in inputs]
+            for parent, version, event in read
+            if parent not in inputs or inputs[parent](partition, version, event)
+        }
+        if changed or len(read) != len(inputs):
+            changed |= inputs.keys() - {parent for parent, *_ in read}
         return PartitionStatus(Status.INPUT_CHANGED, inputs=tuple(sorted(changed))) if changed else FRESH
 
     def _comparison(self, key: dg.AssetKey, parent: dg.AssetKey) -> Changed:
