@@ -33,7 +33,7 @@ def passed_checks(instance: dg.DagsterInstance, checks: Collection[dg.AssetCheck
         sa.select(_CHECKS.c.partition, sa.func.max(looked_at))
         .where(_CHECKS.c.id.in_(latest), _CHECKS.c.execution_status == AssetCheckExecutionRecordStatus.SUCCEEDED.value)
         .group_by(_CHECKS.c.partition)
-        .having(sa.func.count() == len(checks), sa.func.min(looked_at) == sa.func.max(looked_at))
+        .having(sa.func.count(looked_at) == len(checks), sa.func.min(looked_at) == sa.func.max(looked_at))
     )
     storage: Any = instance.event_log_storage
     with storage.index_connection() as connection:
