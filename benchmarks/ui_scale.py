@@ -11,9 +11,10 @@ For each number of shards (default: 2, for reference, and 2000), profile tiny wi
   of webserver, code server and browser together in one of these;
 - nightly: one evaluation of the nightly automation: by day; at the tick, with nothing to do, first and again in the
   same process; and at the tick when a setting has made every shard of a stage stale;
-- backfill: of all shards of one asset, with a daemon: seconds until its runs are queued and the page while it runs.
+- backfill: of all shards of one asset, with a daemon: seconds until its runs are queued, how many there are, its page
+  while it runs, and the lists of runs and backfills.
 
-The last line printed is one JSON object.
+Each page is pictured in build/screenshots (or $SBP_SCREENSHOTS). The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psutil
 
 from benchmarks.arguments import parser
+from sbp_assets.dagster_support.internals import BACKFILL_ID_TAG
+from sbp_assets.definitions import build_definitions
+from sbp_assets.settings import load_settings
 from sbp_assets_tests.operations.deployment import Deployment, wait_for
 from sbp_assets_tests.operations.pages import Ui, chromium
 
-REPEATS = 5
+REPEATS = 3
 ASSET = "corpus/raw_documents"
 FIRST = "00000"
 LOOKED_AT = "materialization_event_storage_id"
@@ -93,8 +98,8 @@ with dg.DagsterInstance.get() as instance:
             storage_id=event.storage_id, run_id="", timestamp=event.timestamp)
         for check in (check for check in graph.asset_check_keys if check.asset_key == key):
             instance.report_runless_asset_event(dg.AssetCheckEvaluation(
-                key, check.name, passed=True, partition=first, metadata={"rows": 1, "problems": []},
-                target_materialization_data=looked_at))
+                key, check.name, passed=True, partition=first if graph.get(check).partitions_def else None,
+                metadata={"rows": 1, "problems": []}, target_materialization_data=looked_at))
 """
 
 EVALUATE = """
@@ -217,17 +222,25 @@ def measure_pages(deployment: Deployment, ui: Ui, shards: int) -> dict[str, dict
         "partitions": lambda: ui.asset(ASSET, "partitions").see(f"Materialized ({shards})"),
         "one_shard": lambda: ui.asset(ASSET, "partitions", partition=FIRST).metadata("preview"),
         "checks": lambda: ui.asset(ASSET, "checks").see("artifact_is_intact"),
+        "shards_of_a_check": lambda: _shards_of_a_check(ui),
     }
-    return {name: _timed(page) for name, page in pages.items()}
+    return {name: _timed(ui, f"{shards}-{name}", page) for name, page in pages.items()}
 
 
-def _timed(page: Callable[[], Any]) -> dict[str, float]:
+def _shards_of_a_check(ui: Ui) -> None:
+    ui.asset(ASSET, "checks", checkDetail="artifact_is_intact").see("Latest execution")
+    ui.page.get_by_role("tab", name="Partitions").last.click()
+    ui.see(FIRST)
+
+
+def _timed(ui: Ui, name: str, page: Callable[[], Any]) -> dict[str, float]:
     took, used = [], []
     for _ in range(REPEATS):
         started, processor = time.monotonic(), _processor_seconds()
         page()
         took.append(time.monotonic() - started)
         used.append(_processor_seconds() - processor)
+    ui.picture(name)
     then, processor = statistics.median(took[1:]), statistics.median(used[1:])
     return {"first": round(took[0], 1), "then": round(then, 1), "processor": round(processor, 2)}
 
@@ -243,42 +256,61 @@ def _processor_seconds() -> float:
 
 
 def measure_backfill(deployment: Deployment, ui: Ui, shards: int) -> dict[str, Any]:
-    """Launch over all shards, and look at the page while the daemon works on it.
+    """Launch over all shards, and look at the pages of it while the daemon works on it, and of its runs.
 
-    RuntimeError where the backfill has failed by then: its page would be another one.
+    RuntimeError where the backfill has failed by then, or makes more runs than it must: its pages would be others.
     """
-    deployment.sbp("run", "--refresh", "--until", "manifest")  # the records know one that was never made
     launched = time.monotonic()
     backfill = deployment.backfill([ASSET, "corpus/rejected_rows"], [f"{number:05d}" for number in range(shards)])
     accepted = time.monotonic() - launched
-    requested = _timed(lambda: ui.open(f"/runs/b/{backfill}").see(ASSET.replace("/", " / ")))
-    deployment.start_daemon()
-    started = time.monotonic()
 
-    def succeeded_runs() -> int:
+    def page(name: str) -> dict[str, float]:
+        return _timed(ui, f"{shards}-{name}", lambda: ui.open(f"/runs/b/{backfill}").see(ASSET.replace("/", " / ")))
+
+    requested = page("backfill_before_runs")
+    daemon = deployment.start_daemon()
+    started, expected = time.monotonic(), -(-shards // _shards_of_a_run(deployment))
+
+    def count(*statuses: str) -> int:
         with deployment.instance() as instance:
-            return instance.get_runs_count(_of(backfill, "SUCCESS"))
+            return instance.get_runs_count(_of(backfill, *statuses))
 
-    wait_for(succeeded_runs, "the first runs of the backfill", 1800)
+    wait_for(lambda: count("SUCCESS"), "the first run of the backfill", 1800)
     first_run = time.monotonic() - started
-    running = _timed(lambda: ui.open(f"/runs/b/{backfill}").see(ASSET.replace("/", " / ")))
+    wait_for(lambda: count() >= expected, "all runs of the backfill", 1800)
+    running = page("backfill_while_running")
     with deployment.instance() as instance:
-        known, state = instance.get_runs_count(_of(backfill)), instance.get_backfill(backfill)
-    if state is None or state.error:
-        raise RuntimeError(f"the backfill of {shards} shards failed: {state and state.error}")
+        state = instance.get_backfill(backfill)
+    if state is None or state.error or count() != expected:
+        raise RuntimeError(
+            f"the backfill of {shards} shards made {count()} runs, not {expected}: {state and state.error}"
+        )
+    deployment.stop(daemon)
+    queued = count("QUEUED")
+    lists: dict[str, Callable[[], Any]] = {
+        "run_list": lambda: ui.open("/runs").see(f"Queued ({queued})"),
+        "backfill_list": lambda: ui.open("/runs?tab=backfills").see(backfill),
+        "partitions_then": lambda: ui.asset(ASSET, "partitions").see("Missing (0)"),
+    }
     return {
         "accepted_seconds": round(accepted, 1),
         "page_before_runs": requested,
         "first_run_succeeded_seconds": round(first_run, 1),
-        "runs_then": known,
+        "runs": expected,
         "page_while_running": running,
+        **{name: _timed(ui, f"{shards}-{name}", page) for name, page in lists.items()},
     }
 
 
-def _of(backfill: str, *statuses: str) -> Any:
-    from dagster import DagsterRunStatus, RunsFilter
+def _shards_of_a_run(deployment: Deployment) -> int:
+    graph = build_definitions(load_settings(environ=deployment.environ)).resolve_asset_graph()
+    policy = graph.get(dg.AssetKey(ASSET.split("/"))).backfill_policy
+    assert policy and policy.max_partitions_per_run
+    return policy.max_partitions_per_run
 
-    return RunsFilter(tags={"dagster/backfill": backfill}, statuses=[DagsterRunStatus(name) for name in statuses])
+
+def _of(backfill: str, *statuses: str) -> dg.RunsFilter:
+    return dg.RunsFilter(tags={BACKFILL_ID_TAG: backfill}, statuses=[dg.DagsterRunStatus(name) for name in statuses])
 
 
 def measure(shards: int) -> dict[str, Any]:
@@ -287,6 +319,7 @@ def measure(shards: int) -> dict[str, Any]:
         with Deployment(Path(folder), overrides) as deployment:
             found: dict[str, Any] = {"shards": shards, "load": measure_load(deployment)}
             print(found, file=sys.stderr, flush=True)
+            deployment.sbp("run", "--until", "manifest")  # what the backfill reads
             found["events"] = fill(deployment, shards)
             found["nightly"] = measure_nightly_automation(deployment, shards)
             print(found, file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ MANIFEST = dg.AssetKey(["corpus", "source_manifest"])
 SHOWN = 20
 UNCHECKED_TAGS = {"sbp/command": "unchecked"}
 UNCHECKED_AT_ONCE = 100
-# A tick asks as much as a nightly evaluation does, which takes 3 to 9 s for 2,000 shards (docs/ui.md).
+# A tick asks as much as a nightly evaluation does: seconds for thousands of shards (docs/ui.md).
 UNCHECKED_SECONDS = 300
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -30,8 +31,11 @@ from sbp_assets.orchestration.materialisations import (
     Partition,
     StalenessCache,
 )
+from sbp_assets.orchestration.passed_checks import passed_checks
 from sbp_assets.orchestration.status import FRESH, PartitionStatus, Status
 
+# Of one input of an asset: whether it has changed for a partition that has read this version, at this event.
+Changed = Callable[[Partition, str, int | None], bool]
 # What Dagster records of an input that has none.
 NO_VERSION = "INITIAL"
 
@@ -64,6 +68,18 @@ def fan_in_checks(graph: BaseAssetGraph, key: dg.AssetKey) -> list[dg.AssetCheck
     return sorted(set(graph.get(key).check_keys) - set(partition_checks(graph, key)))
 
 
+@dataclass
+class _Checks:
+    """The checks of the partitions of an asset: the materialisation that has passed them all, by partition.
+
+    What Dagster knows of each check on a partition that has not is asked for when it is wanted.
+    """
+
+    keys: list[dg.AssetCheckKey]
+    passed: dict[Partition, int]
+    infos: defaultdict[Partition, dict[dg.AssetCheckKey, AssetCheckPartitionInfo]] | None = None
+
+
 class Staleness:
     """The status of the assets of `graph` in `instance`, looked at once; create another one to look again.
 
@@ -77,9 +93,10 @@ class Staleness:
         self._known = (cache or StalenessCache()).known_events(instance)
         self._pending: dict[dg.AssetKey, dict[Partition, PartitionStatus]] = {}
         self._materialisations: dict[dg.AssetKey, LatestMaterialisations] = {}
-        self._checks: dict[dg.AssetKey, dict[Partition, dict[dg.AssetCheckKey, AssetCheckPartitionInfo]]] = {}
+        self._checks: dict[dg.AssetKey, _Checks] = {}
         self._digests: dict[tuple[dg.AssetKey, tuple[str, ...]], str] = {}
         self._changed_after: dict[tuple[dg.AssetKey, int], set[str]] = {}
+        self._inputs: dict[dg.AssetKey, dict[dg.AssetKey, Changed]] = {}
 
     def pending(self, key: dg.AssetKey) -> dict[Partition, PartitionStatus]:
         """Return the status of each partition of `key` that is not fresh, in the order of the partitions."""
@@ -139,7 +156,7 @@ class Staleness:
             if self.graph.get(parent).is_partitioned:
                 parents = self._parent_partitions(key, partition, parent)
                 if len(parents) < SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD:
-                    version = self._digest(parent, parents)
+                    version = self._digest_of(parent, parents)
             found[parent] = version, event
         return found
 
@@ -156,6 +173,7 @@ class Staleness:
         self._latest(key).add(partition, version, storage_id)
         self._pending.pop(key, None)
         self._digests.pop((key, (partition,)), None)
+        self._checks.pop(key, None)
 
     def unchecked(self, key: dg.AssetKey) -> dict[Partition, int]:
         """Return the materialisation's event id of each unchecked partition of `key` that no run is about to check.
@@ -186,36 +204,50 @@ class Staleness:
         provenance = latest.provenance(partition)
         if provenance is None:
             return FRESH  # reported by hand: the person who did so vouches for it
-        node = self.graph.get(key)
-        if node.code_version and node.code_version != provenance.code_version:
+        code_version = self.graph.get(key).code_version
+        if code_version and code_version != provenance.code_version:
             return PartitionStatus(Status.CODE_CHANGED)
-        parents, inputs = set(node.parent_keys), set(provenance.input_data_versions)
-        changed = parents ^ inputs
-        changed |= {name for name in parents & inputs if self._input_changed(key, partition, provenance, name)}
+        if key not in self._inputs:
+            self._inputs[key] = {parent: self._comparison(key, parent) for parent in self.graph.get(key).parent_keys}
+        inputs, read = self._inputs[key], provenance.inputs
+        changed = {
+            parent
+            for parent, version, event in read
+            if parent not in inputs or inputs[parent](partition, version, event)
+        }
+        if changed or len(read) != len(inputs):
+            changed |= inputs.keys() - {parent for parent, *_ in read}
         return PartitionStatus(Status.INPUT_CHANGED, inputs=tuple(sorted(changed))) if changed else FRESH
 
-    def _input_changed(
-        self, key: dg.AssetKey, partition: Partition, provenance: dg.DataProvenance, parent: dg.AssetKey
-    ) -> bool:
-        read, pointer = provenance.input_data_versions[parent].value, provenance.input_storage_ids.get(parent)
+    def _comparison(self, key: dg.AssetKey, parent: dg.AssetKey) -> Changed:
+        """Return what tells whether an input of `key` has changed: it is called for every partition."""
         latest = self._latest(parent)
         if not self.graph.get(parent).is_partitioned:
-            if read == latest.versions.get(None):
-                return False
-            old, new = latest.row_versions(pointer), latest.row_versions(latest.storage_ids.get(None))
-            if partition is None or old is None or new is None or partition not in new:
-                return True
-            return old.get(partition) != new[partition]
-        parents = self._parent_partitions(key, partition, parent)
-        if len(parents) < SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD:
+            return lambda partition, read, pointer: (
+                read != latest.versions.get(None) and latest.rows_changed(pointer, partition)
+            )
+        mapping = self.graph.get_partition_mapping(key, parent)
+        if self.graph.get(key).is_partitioned and isinstance(mapping, dg.IdentityPartitionMapping):
+            return lambda partition, read, _: read != _digest(latest.versions.get(str(partition), ""))
+        if isinstance(mapping, dg.AllPartitionMapping):
+            everything = latest.all_partitions()
+            return lambda _, read, pointer: self._any_changed(parent, everything, read, pointer)
+        return lambda partition, read, pointer: self._any_changed(
+            parent, self._parent_partitions(key, partition, parent), read, pointer
+        )
+
+    def _any_changed(self, parent: dg.AssetKey, partitions: tuple[str, ...], read: str, pointer: int | None) -> bool:
+        if len(partitions) < SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD:
             # What Dagster records of such an input: a digest of its partitions' versions.
-            return read != self._digest(parent, parents)
+            return read != self._digest_of(parent, partitions)
         # Of a larger one it records the last event of any partition.
         if pointer is None:
             return True
         if (parent, pointer) not in self._changed_after:
-            self._changed_after[parent, pointer] = latest.changed_after(pointer)
-        return not self._changed_after[parent, pointer].isdisjoint(parents)
+            self._changed_after[parent, pointer] = self._latest(parent).changed_after(pointer)
+        # Mostly none has, and to look for none of them among all would take S² steps for S shards.
+        changed = self._changed_after[parent, pointer]
+        return bool(changed) and not changed.isdisjoint(partitions)
 
     def _parent_partitions(self, key: dg.AssetKey, partition: Partition, parent: dg.AssetKey) -> tuple[str, ...]:
         mapping = self.graph.get_partition_mapping(key, parent)
@@ -226,36 +258,49 @@ class Staleness:
         subset = self.graph.get_parent_partition_keys_for_child(partition, parent, key).partitions_subset
         return tuple(sorted(subset.get_partition_keys()))
 
-    def _digest(self, parent: dg.AssetKey, partitions: tuple[str, ...]) -> str:
+    def _digest_of(self, parent: dg.AssetKey, partitions: tuple[str, ...]) -> str:
         if (parent, partitions) not in self._digests:
             versions = self._latest(parent).versions
-            text = "".join(versions[name] for name in partitions if name in versions)
-            self._digests[parent, partitions] = hashlib.sha256(text.encode()).hexdigest()
+            self._digests[parent, partitions] = _digest(*(versions[name] for name in partitions if name in versions))
         return self._digests[parent, partitions]
-
-    def _check_infos(self, key: dg.AssetKey, partition: Partition) -> dict[dg.AssetCheckKey, AssetCheckPartitionInfo]:
-        if key not in self._checks:
-            found = self._checks[key] = defaultdict(dict)
-            checks = sorted(partition_checks(self.graph, key))
-            for info in self.instance.event_log_storage.get_asset_check_partition_info(checks):
-                found[info.partition_key][info.check_key] = info
-        return self._checks[key].get(partition, {})
 
     def _check_status(self, key: dg.AssetKey, partition: Partition) -> PartitionStatus:
         """Return the status of the check that matters most: blocking ones first, what has failed before what crashed.
 
         Of a lost artifact most checks crash.
         """
+        checks = self._checks_of(key)
+        if not checks.keys or checks.passed.get(partition) == self._latest(key).storage_ids.get(partition):
+            return FRESH
         infos = self._check_infos(key, partition)
         found = [
             (not self.graph.get(check).blocking, status is Status.UNCHECKED, check.name, status, check)
-            for check in partition_checks(self.graph, key)
+            for check in checks.keys
             if (status := self._status_of_check(check, partition, infos.get(check))) is not Status.FRESH
         ]
         if not found:
             return FRESH
         *_, status, check = min(found, key=lambda one: one[:3])
         return PartitionStatus(status, check=check)
+
+    def _checks_of(self, key: dg.AssetKey) -> _Checks:
+        if key not in self._checks:
+            checks = sorted(partition_checks(self.graph, key))
+            self._checks[key] = _Checks(checks, passed_checks(self.instance, checks) if checks else {})
+        return self._checks[key]
+
+    def _check_infos(self, key: dg.AssetKey, partition: Partition) -> dict[dg.AssetCheckKey, AssetCheckPartitionInfo]:
+        checks = self._checks_of(key)
+        if checks.infos is None:
+            events = self._latest(key).storage_ids
+            asked = [name for name, event in events.items() if name and checks.passed.get(name) != event]
+            few = self.graph.get(key).is_partitioned and len(asked) <= EVENTS_PER_QUERY
+            checks.infos = defaultdict(dict)
+            for info in self.instance.event_log_storage.get_asset_check_partition_info(
+                checks.keys, partition_keys=asked if few else None
+            ):
+                checks.infos[info.partition_key][info.check_key] = info
+        return checks.infos.get(partition, {})
 
     def _status_of_check(
         self, check: dg.AssetCheckKey, partition: Partition, info: AssetCheckPartitionInfo | None
@@ -284,3 +329,8 @@ class Staleness:
             evaluation = record.evaluation if record else None
             known[partition] = event, bool(evaluation and evaluation.severity == dg.AssetCheckSeverity.WARN)
         return known[partition][1]
+
+
+def _digest(*versions: str) -> str:
+    """Return what Dagster records of an input of so many partitions that have these versions."""
+    return hashlib.sha256("".join(versions).encode()).hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import polars as pl
+import sqlalchemy as sa
 
 from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.definitions import build_definitions
@@ -213,6 +214,32 @@ def test_the_automation_leaves_the_work_to_sbp_run_while_that_runs(tmp_path: Pat
     assert automation.evaluate(14 * 60) == {}
     automation.instance.report_run_failed(running)
     assert automation.evaluate() == {"listing": [""]}
+
+
+def test_to_find_nothing_to_do_takes_as_many_queries_whatever_the_number_of_shards(tmp_path: Path):
+    asked = [_queries_of_a_second_look(tmp_path / str(shards), shards) for shards in (2, 5)]
+    assert asked[0] == asked[1]
+    # Of each of seven assets: its latest events. Of the one with a check: what has passed.
+    assert len([query for query in asked[0] if "asset_check_executions" in query]) == 1
+    assert not [query for query in asked[0] if "event_logs.id IN" in query], "events are read once"
+
+
+def _queries_of_a_second_look(folder: Path, shards: int) -> list[str]:
+    automation = finished(folder, **{str(shard): "a" for shard in range(shards)})
+    defs = automation.world.definitions()
+    automation.world.definitions = lambda: defs  # type: ignore[method-assign]  # one process, which remembers
+    assert automation.run_window() == []
+    queries = []
+
+    def note(connection, cursor, statement: str, parameters, context, many) -> None:
+        queries.append(statement)
+
+    sa.event.listen(sa.engine.Engine, "before_cursor_execute", note)
+    try:
+        assert automation.evaluate() == {}
+    finally:
+        sa.event.remove(sa.engine.Engine, "before_cursor_execute", note)
+    return queries
 
 
 def test_a_failed_shard_stops_no_other_and_is_tried_again_at_the_next_tick(tmp_path: Path):
