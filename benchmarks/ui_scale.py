@@ -247,7 +247,7 @@ def measure_backfill(deployment: Deployment, ui: Ui, shards: int) -> dict[str, A
 
     RuntimeError where the backfill has failed by then: its page would be another one.
     """
-    deployment.sbp("run", "--refresh", "--until", "manifest")  # the records know one that was never made
+    deployment.sbp("run", "--refresh", "--until", "manifest", fresh=True)  # the records know one that was never made
     launched = time.monotonic()
     backfill = deployment.backfill([ASSET, "corpus/rejected_rows"], [f"{number:05d}" for number in range(shards)])
     accepted = time.monotonic() - launched
