@@ -1,5 +1,6 @@
 # make demo: the whole experiment.  make test: the suite.  make test-operations: the same system with its real servers and
-# browser.  make test-faults: kills, full disks, a database that crashes.  make ui: Dagster on the demo's instance.
+# browser.  make test-faults: kills, full disks, a database that crashes, and what else takes minutes for what hardly ever
+# breaks.  make ui: Dagster on the demo's instance.
 # The newest supported interpreter on the PATH: tested ones first, and only such as run and have venv. Another may be named:
 # make PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for version in 3.13 3.12 3.11 3.14; do \
@@ -20,18 +21,19 @@ demo: install
 # Your own corpus: make run PROFILE=text, with SBP_EXPERIMENT__CORPUS__SOURCE__PATH naming it.
 run: demo
 
-test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not operations and not cluster"
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-OPERATIONS := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder sbp_assets_tests/operations
+test: install
+	$(PYTEST) -n 2 -m "not operations and not faults and not cluster"
+
 # They want postgresql and chromium, and skip where one is absent; PYTEST_OPTIONS=--fail-on-skip allows no skip. A third of
 # their time is waiting, for a daemon's tick or a server's start: three at once on two cores.
 test-operations: install
-	$(OPERATIONS) -m "not faults" $(PYTEST_OPTIONS)
+	$(PYTEST) -n 3 sbp_assets_tests/operations -m "not faults" $(PYTEST_OPTIONS)
 
-# The rest of them, before a release and after a change to what runs, stores or resumes.
+# The rest of both, before a release and after a change to what runs, stores or resumes.
 test-faults: install
-	$(OPERATIONS) -m faults $(PYTEST_OPTIONS)
+	$(PYTEST) -n 3 -m faults $(PYTEST_OPTIONS)
 
 # Ray clusters of several nodes, in a network namespace of their own. Ray is installed for it: 300 MB that nothing else needs.
 test-cluster: install

@@ -35,8 +35,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import Qwen3Model
 
 from benchmarks.arguments import parser
@@ -282,6 +280,9 @@ def _rank(rank: int, processes: int, port: int, path: Path, result: Path) -> Non
 
 def _random_embedder(size: Size, device: Device, folder: Path) -> Path:
     """Write an embedding model of random weights, which pools the last token as Qwen3-Embedding does."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
     with torch.device(device):
         model = Qwen3Model._from_config(size.embedder, dtype=torch.bfloat16)
     model.save_pretrained(folder / "transformer")

@@ -76,12 +76,12 @@ def _measure(deployment: Deployment, way: str, shards: int) -> dict[str, Any]:
     started = time.monotonic()
     with ProcessorSeconds() as used_by_all:
         if way == "run":
-            deployment.sbp("run", "--until", UNTIL, seconds=HOURS)
+            deployment.sbp("run", "--until", UNTIL, seconds=HOURS, fresh=True)
         else:
             _backfill(deployment, shards)
     used, wall = used_by_all.seconds, time.monotonic() - started
     with ProcessorSeconds() as used_by_all:
-        deployment.sbp("run", "--until", UNTIL, seconds=HOURS)
+        deployment.sbp("run", "--until", UNTIL, seconds=HOURS, fresh=True)
     startup = used_by_all.seconds
     own, runs, size = _recorded(deployment)
     overhead = used - own - startup
@@ -100,7 +100,7 @@ def _measure(deployment: Deployment, way: str, shards: int) -> dict[str, Any]:
 def _one_step(deployment: Deployment, name: str, shards: int) -> dict[str, Any]:
     """Run everything before a step, and measure a backfill of that step over all shards."""
     place = [step.name for step in STEPS].index(name)
-    deployment.sbp("run", "--until", STEPS[place - 1].name, seconds=HOURS)
+    deployment.sbp("run", "--until", STEPS[place - 1].name, seconds=HOURS, fresh=True)
     deployment.start_webserver()
     deployment.start_daemon()
     with deployment.instance() as instance:

@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         home = (shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared) / FINISHED
     with FileLock(f"{home}.lock"), Deployment(home, PLANTED) as deployment:
         if not (deployment.artifacts / "evaluation/report/index.html").is_file():
-            done = deployment.sbp("run")
+            done = deployment.sbp("run", fresh=True)
             (home / "said.log").write_text(done.stdout + done.stderr)
     return home
 

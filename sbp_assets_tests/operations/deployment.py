@@ -26,6 +26,7 @@ from sbp_assets.instance.home import dagster_environment
 from sbp_assets.instance.storage import POSTGRES_URL, with_driver
 from sbp_assets.settings import load_settings
 from sbp_assets.storage.artifacts import content_version
+from sbp_assets_tests import warm
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FOLDERS = {"data_dir": "artifacts", "work_dir": "work", "instance_dir": "instance"}
@@ -264,16 +265,20 @@ class Deployment:
         with self.instance() as instance:
             return wait_for(lambda: look(instance), what, seconds, every)
 
-    def sbp(self, *arguments: str, check: bool = True, seconds: float = 900) -> subprocess.CompletedProcess[str]:
-        """`sbp ARGUMENTS` with this deployment's settings; with `check` its failure is an AssertionError."""
-        done = subprocess.run(
-            [sys.executable, "-m", "sbp_assets.cli", *arguments],
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            cwd=self.home,
-        )
+    def sbp(
+        self, *arguments: str, check: bool = True, seconds: float = 900, fresh: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """`sbp ARGUMENTS` with this deployment's settings; with `check` its failure is an AssertionError.
+
+        Its process has the modules of the commands imported already, unless `fresh`.
+        """
+        if fresh:
+            command = [sys.executable, "-m", "sbp_assets.cli", *arguments]
+            done = subprocess.run(
+                command, env=self.environ, capture_output=True, text=True, timeout=seconds, cwd=self.home
+            )
+        else:
+            done = warm.call(arguments, self.environ, self.home, seconds)
         assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done
 

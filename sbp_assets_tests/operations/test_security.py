@@ -154,7 +154,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory, finished: Path, trap: Threa
 def say(deployment: Deployment, *arguments: str, **overrides: str) -> str:
     """What `sbp ARGUMENTS` printed, kept among what is searched; it may fail."""
     before, deployment.overrides = deployment.overrides, deployment.overrides | overrides
-    done = deployment.sbp(*arguments, check=False)
+    # FSSPEC_…, HOME and TMPDIR are read when modules are imported.
+    done = deployment.sbp(*arguments, check=False, fresh=True)
     deployment.overrides = before
     with (deployment.home / "said.log").open("a") as log:
         log.write(done.stdout + done.stderr)

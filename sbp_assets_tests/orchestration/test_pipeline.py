@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +13,7 @@ from sbp_assets.dagster_support.internals import BaseAssetGraph
 from sbp_assets.definitions import build_definitions
 from sbp_assets.orchestration.pipeline import PIPELINE
 from sbp_assets.settings import ConceptsSource, load_settings
+from sbp_assets_tests import warm
 
 LONG = "Prose 長い文章 🙂 " * 3000
 
@@ -59,8 +59,7 @@ def run(corpus: Path, home: Path, until: str, *options: str) -> subprocess.Compl
     }
     for name in ("DAGSTER_HOME", "SBP_INSTANCE_DIR"):
         environ.pop(name, None)
-    command = [sys.executable, "-m", "sbp_assets.cli", "run", "--profile", "tiny", "--until", until, *options]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    return warm.call(("run", "--profile", "tiny", "--until", until, *options), environ, home, seconds=300)
 
 
 def table(home: Path, name: str, shard: str) -> pl.DataFrame:

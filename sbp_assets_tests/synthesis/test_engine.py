@@ -109,7 +109,7 @@ def test_both_engines_write_the_likeliest_text_alike(
 
 
 @pytest.mark.processes
-@BOTH
+@pytest.mark.parametrize("kind", [pytest.param("vllm", marks=pytest.mark.faults), "transformers"])
 def test_killed_worker_loses_and_repeats_nothing(
     kind: str, either: Engines, generator: Generator, tmp_path: Path
 ) -> None:

@@ -70,8 +70,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def spec(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> TrainingSpec:
+def make_spec(root: Path, corpus: Path, tokenizer_dir: Path) -> TrainingSpec:
+    """Return a run of 12 steps on the CPU with its folders below `root`."""
     return TrainingSpec(
         name="test",
         model=MODEL,
@@ -84,9 +84,14 @@ def spec(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> TrainingSpec:
         evaluations=3,
         device="cpu",
         microbatch_tokens=128,
-        work_dir=tmp_path / "work",
-        output_dir=tmp_path / "model",
+        work_dir=root / "work",
+        output_dir=root / "model",
     )
+
+
+@pytest.fixture
+def spec(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> TrainingSpec:
+    return make_spec(tmp_path, corpus, tokenizer_dir)
 
 
 def with_optimizer(spec: TrainingSpec, **changes: object) -> TrainingSpec:

@@ -1,35 +1,29 @@
+"""The benchmark of a GPU, with every part at a tiny size on the CPU."""
+
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from benchmarks import gpu
+
 TRAINED = {"tokens_per_second", "mfu", "mfu_without_attention", "peak_memory_gb", "seconds_per_step"}
 
 
-def benchmark(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *arguments],
-        cwd=CHECKOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
+@pytest.mark.faults
 @pytest.mark.processes
-def test_every_part_runs_on_a_cpu(tmp_path: Path):
-    done = benchmark("--device", "cpu", TMPDIR=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_every_part_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gpu.main("cpu", "tiny", minutes=10)
+    done = capsys.readouterr()
+    result = json.loads(done.out.splitlines()[-1])
     measured = result["measured"]
     assert set(measured) == {
         "activation_checkpointing", "compiled", "embedding_bundled", "embedding_qwen3", "activations_kept", "sharding",
-    }, done.stderr  # fmt: skip
+    }, done.err  # fmt: skip
     assert set(result["skipped"]) == {"under_a_mask"}
     for training in (
         *(measured[name] for name in ("activation_checkpointing", "compiled", "activations_kept")),
@@ -46,9 +40,16 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path):
     assert not list(tmp_path.glob("sbp-benchmark-*"))
 
 
-@pytest.mark.processes
-def test_without_a_gpu_one_line_says_so():
-    done = benchmark(CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("benchmarks.gpu: torch finds no CUDA device; --device cpu")
-    assert "Traceback" not in done.stderr
+def test_no_part_begins_when_the_time_is_over(capsys: pytest.CaptureFixture[str]):
+    gpu.main("cpu", "tiny", minutes=0)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["measured"] == {} and set(result["skipped"].values()) == {"the time was over"}
+    assert len(result["skipped"]) == 7 and result["parameters"] > 0
+
+
+def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delitem(sys.modules, "benchmarks.gpu")
+    with pytest.raises(SystemExit, match=r"^benchmarks\.gpu: torch finds no CUDA device; --device cpu runs every part"):
+        runpy.run_module("benchmarks.gpu", run_name="__main__")

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import polars as pl
 import pytest
 import torch
@@ -12,7 +10,6 @@ from sbp_assets.training.packed_loss import PackedLoss
 from sbp_assets.training.parallel import World
 from sbp_assets.training.spec import TrainingSpec
 from sbp_assets.training.varlen import document_boundaries
-from sbp_assets_tests.training.conftest import Launch
 
 CPU = World(torch.device("cpu"))
 
@@ -61,24 +58,6 @@ def test_a_missing_compiler_is_one_line(spec: TrainingSpec, monkeypatch: pytest.
         curve(spec.model_copy(update={"compile": True}))
     assert "No working C++ compiler" in str(caught.value) and "deployment.compile to false" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.processes
-def test_shards_of_checkpointed_and_compiled_layers_draw_the_curve_of_one_process(
-    spec: TrainingSpec, launch: Launch, tmp_path: Path
-):
-    usual = curve(spec)
-    chosen = spec.model_copy(
-        update={
-            "sharding": "full", "activation_checkpointing": True, "compile": True, "work_dir": tmp_path / "sharded",
-        }
-    )  # fmt: skip
-    process = launch(chosen, 2)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    found = pl.read_parquet(chosen.output_dir / "metrics.parquet")
-    for column in ("train_loss", "heldout_loss", "gradient_norm"):
-        assert (usual[column] - found[column]).drop_nulls().abs().max() < 1e-4, column
 
 
 def test_one_compilation_serves_all_layers_and_any_number_of_documents(spec: TrainingSpec):

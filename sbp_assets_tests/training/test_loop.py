@@ -15,7 +15,7 @@ from sbp_assets.training.packed_loss import PackedLoss
 from sbp_assets.training.parallel import World
 from sbp_assets.training.spec import Source, StreamData, TrainingSpec
 from sbp_assets.training.worker import run
-from sbp_assets_tests.training.conftest import MODEL, Launch, with_optimizer
+from sbp_assets_tests.training.conftest import MODEL, with_optimizer
 
 CPU = World(torch.device("cpu"))
 
@@ -96,26 +96,3 @@ def test_finite_data_shorter_than_the_run_is_refused(spec: TrainingSpec, corpus:
     data = StreamData(once=[Source(directory=corpus, split="unique")], passes=1)
     with pytest.raises(ValueError, match=r"1000 steps read 4000 rows of 64 tokens, but the data ends after"):
         trained(spec.model_copy(update={"data": data, "steps": 1000}))
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize(("method", "tolerance"), [("adamw", 1e-4), ("muon", 2e-2)])
-def test_two_processes_draw_the_curve_of_one(
-    spec: TrainingSpec, launch: Launch, tmp_path: Path, method: str, tolerance: float
-):
-    """Data parallel, and with weights and optimizers sharded; Muon computes its updates in bfloat16."""
-    spec = with_optimizer(spec, method=method)
-    alone = trained(spec).metrics
-    specs = [
-        spec.model_copy(
-            update={"sharding": sharding, "work_dir": tmp_path / f"work-{sharding}", "output_dir": tmp_path / sharding}
-        )
-        for sharding in ("none", "full")
-    ]
-    for process in [launch(chosen, 2) for chosen in specs]:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
-    for chosen in specs:
-        curve = pl.read_parquet(chosen.output_dir / "metrics.parquet")
-        for column in ("train_loss", "heldout_loss", "gradient_norm"):
-            assert (alone[column] - curve[column]).drop_nulls().abs().max() < tolerance, column

@@ -77,6 +77,7 @@ def test_a_resumed_run_continues_its_curves_without_doubled_points(
     assert curves(tracked) == [recorded(tracked)]
 
 
+@pytest.mark.faults
 @pytest.mark.processes
 def test_a_killed_run_leaves_every_step_before_its_checkpoint(tracked: TrainingSpec, launch: Launch):
     long = tracked.model_copy(update={"steps": 4000})

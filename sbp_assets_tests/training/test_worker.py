@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from sbp_assets.training.model import load_model
 from sbp_assets.training.packed_loss import PackedLoss
 from sbp_assets.training.rows import heldout_rows
 from sbp_assets.training.spec import TrainingSpec
-from sbp_assets.training.worker import run
+from sbp_assets.training.worker import main, run
 from sbp_assets_tests.training.conftest import Launch
 
 pytestmark = pytest.mark.processes
@@ -60,10 +61,15 @@ def test_a_device_without_bfloat16_is_named_in_one_line(
     assert len(lines) == emulated and all("this cpu device has no arithmetic for" in line for line in lines)
 
 
-def test_failure_is_one_readable_message_and_a_status(spec: TrainingSpec, launch: Launch, tmp_path: Path):
-    process = launch(spec.model_copy(update={"initial_model": tmp_path / "absent"}))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 1 and "absent" in output and "Traceback" not in output
+def test_failure_is_one_readable_message_and_a_status(
+    spec: TrainingSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name, value in (("handlers", []), ("level", logging.NOTSET)):
+        monkeypatch.setattr(logging.getLogger("sbp_assets"), name, value)
+    path = spec.model_copy(update={"initial_model": tmp_path / "absent"}).write(tmp_path / "spec.json")
+    assert main([str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "absent" in said and "Traceback" not in said
 
 
 def test_progress_reaches_dagster_through_pipes(spec: TrainingSpec, tmp_path: Path):
@@ -113,6 +119,7 @@ def test_another_checkout_in_the_current_directory_is_not_imported(
     assert process.returncode == 0, output
 
 
+@pytest.mark.faults
 def test_workers_leave_when_torchrun_is_killed(spec: TrainingSpec, launch: Launch):
     torchrun = launch(spec.model_copy(update={"steps": 100_000}), processes=2)
     deadline = time.monotonic() + 240
