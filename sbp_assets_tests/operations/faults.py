@@ -37,7 +37,7 @@ VICTIMS = {
         "resuming after step",
     ),
     "corpus": Victim("ingest", "00001", ("corpus/raw_documents/00001.parquet", "corpus/rejected_rows/00001.parquet")),
-    "pairing": Victim("search", "00001", ("pairing/neighbor_candidates/00001.parquet",)),
+    "pairing": Victim("merge", "00001", ("pairing/neighbor_candidates/00001.parquet",)),
     "pretraining": Victim(
         "pretrain_oracle",
         "0",

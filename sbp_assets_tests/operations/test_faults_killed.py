@@ -95,7 +95,7 @@ def test_a_killed_run_of_many_shards_keeps_those_that_it_has_finished(
     deployment: Deployment, undisturbed: dict[str, str]
 ):
     """The retry materialises the others, and no shard twice."""
-    assets, shards = ["pairing/embeddings", "pairing/ann_index"], ["00000", "00001"]
+    assets, shards = ["pairing/embeddings"], ["00000", "00001"]
     for _ in range(5):
         forget(deployment, Victim("", "", tuple(assets)))
         backfill = deployment.backfill(assets, shards)
@@ -157,7 +157,7 @@ def test_a_run_cancelled_in_training_is_resumed(deployment: Deployment, undistur
 
 
 def test_two_backfills_of_the_same_shard_at_once(deployment: Deployment, undisturbed: dict[str, str]):
-    artifacts = ("pairing/embeddings/00000.parquet", "pairing/ann_index/00000")
+    artifacts = ("pairing/embeddings/00000.parquet",)
     forget(deployment, Victim("", "00000", artifacts))
     began = time.time()
     assets = [name.rsplit("/", 1)[0] for name in artifacts]

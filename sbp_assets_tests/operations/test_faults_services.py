@@ -34,7 +34,7 @@ def test_a_backfill_survives_restarts_of_daemon_and_webserver(deployment: Deploy
     daemon is killed. The runs that they have started go on without them.
     """
     undisturbed = deployment.versions()
-    assets = ["pairing/embeddings", "pairing/ann_index", "pairing/neighbor_candidates"]
+    assets = ["pairing/embeddings", "pairing/ann_index"]
     for asset in assets:
         shutil.rmtree(deployment.artifacts / asset)
     daemon, webserver = deployment.start_daemon(), deployment.start_webserver()
@@ -48,9 +48,7 @@ def test_a_backfill_survives_restarts_of_daemon_and_webserver(deployment: Deploy
     daemon = deployment.start_daemon()
 
     def second() -> str:
-        layer = [
-            run for run in backfill_runs(deployment, backfill) if "neighbor_candidates" in str(run.asset_selection)
-        ]
+        layer = [run for run in backfill_runs(deployment, backfill) if "ann_index" in str(run.asset_selection)]
         return layer[0].run_id if layer else ""
 
     deployment.wait_step(wait_for(second, "the second layer's runs"))

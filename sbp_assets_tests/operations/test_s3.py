@@ -85,7 +85,7 @@ def test_another_machine_finds_everything_fresh_and_continues(remote: Deployment
         assert len(traced) == 1 and not traced[0].get("missing")
     versions_before = versions(bucket / "tiny")
     remote.overrides["SBP_EXPERIMENT__PAIRING__MAX_PAIRS_PER_DOCUMENT"] = "1"
-    assert "[   done] Filter to pairs" in remote.sbp("run", "--until", "pair").stderr
+    assert "[   done] Choose pairs" in remote.sbp("run", "--until", "pair").stderr
     changed = {name for name, version in versions(bucket / "tiny").items() if versions_before[name] != version}
     assert changed == {"pairing/neighbor_pairs/00000.parquet", "pairing/neighbor_pairs/00001.parquet"}
 

@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 import sqlalchemy as sa
 
-from sbp_assets.dagster_support.partitions import shards
+from sbp_assets.dagster_support.partitions import key_blocks, shards
 from sbp_assets.definitions import build_definitions
 from sbp_assets.orchestration.in_process import RUN_TAGS
 from sbp_assets.orchestration.nightly import NIGHTLY, NightlyAutomation
@@ -311,12 +311,13 @@ def test_training_and_evaluation_are_never_nightly():
     assert {key.path[1] for key in NIGHTLY if NIGHTLY[key] is NightlyPolicy.IF_MISSING} == {"tokenizer"}
 
 
-def test_every_asset_partitioned_by_shard_is_nightly():
+def test_every_asset_partitioned_by_shard_or_block_is_nightly():
     graph = project.resolve_asset_graph()
     partitioned = {key for key in graph.materializable_asset_keys if graph.get(key).is_partitioned}
-    by_shard = {key for key in partitioned if graph.get(key).partitions_def == shards(SETTINGS)}
-    assert by_shard
-    assert by_shard == {key for key in partitioned if NIGHTLY.get(key) is NightlyPolicy.IF_NEEDED}
+    by_part = (shards(SETTINGS), key_blocks(SETTINGS))
+    of_corpus = {key for key in partitioned if graph.get(key).partitions_def in by_part}
+    assert of_corpus
+    assert of_corpus == {key for key in partitioned if NIGHTLY.get(key) is NightlyPolicy.IF_NEEDED}
 
 
 def test_fan_ins_are_overdue_after_a_while():

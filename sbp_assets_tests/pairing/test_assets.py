@@ -55,6 +55,46 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dg.ExecuteI
     return results
 
 
+def test_a_quantizer_stays_until_it_is_to_be_fitted_anew(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    resources, instance = build_resources(settings), dg.DagsterInstance.ephemeral()
+    definitions = [stub_documents(settings), *load_assets(assets, settings)]
+
+    def made(of: Settings = settings, **config: bool) -> tuple[bool, str]:
+        definitions = [stub_documents(of), *load_assets(assets, of)]
+        result = dg.materialize(
+            definitions,
+            selection=dg.AssetSelection.assets(["pairing", "quantizer"]),
+            resources={**resources, "settings": of},
+            instance=instance,
+            run_config={"ops": {"pairing__quantizer": {"config": config}}},
+        )
+        version = instance.get_latest_materialization_event(dg.AssetKey(["pairing", "quantizer"]))
+        assert version and version.asset_materialization and version.asset_materialization.tags
+        return (
+            metadata_of(result, "pairing/quantizer")["fitted_anew"],
+            version.asset_materialization.tags["dagster/data_version"],
+        )
+
+    def embed(shards: list[str]) -> None:
+        for shard in shards:
+            names = dg.AssetSelection.assets(["corpus", "documents"], ["pairing", "embeddings"])
+            dg.materialize(definitions, selection=names, resources=resources, instance=instance, partition_key=shard)
+
+    embed(["00000", "00001"])
+    fitted_anew, first = made()
+    assert fitted_anew
+    table = tmp_path / "data_dir/pairing/embeddings/00001.parquet"
+    pl.read_parquet(table).head(5).write_parquet(table)
+    assert made() == (False, first), "other documents, the same settings"
+    fitted_anew, second = made(refit=True)
+    assert fitted_anew and second != first
+    assert made(tiny_settings(tmp_path, {"experiment.pairing.centring": 0}))[0], "other settings"
+    fit = tmp_path / "data_dir/pairing/quantizer/fit.json"
+    fit.write_text(fit.read_text() + " ")
+    assert made()[0], "what is corrupted is not kept"
+
+
 def of_all_shards(definitions: list[dg.AssetsDefinition], name: str) -> list[dg.AssetCheckKey]:
     """Return the checks of an asset that are of no shard."""
     specs = [spec for definition in definitions for spec in definition.check_specs]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from sbp_assets.pairing.audit import Result, check_candidates, check_origin, check_pairs, sampled_shards
+from sbp_assets.pairing.audit import Result, check_origin, check_pairs, sampled_shards
 from sbp_assets.pairing.global_audit import check_all_candidates, check_all_pairs
+from sbp_assets.pairing.search_audit import check_candidates
 from sbp_assets.settings import Deployment, Pairing
+from sbp_assets_tests.pairing.searches import fitted, sharded, unit
 from sbp_assets_tests.pairing.worlds import Tables, World, make_world, with_first
 
 SHARDS, OF_EACH, K = 64, 3, 4
@@ -18,6 +21,14 @@ OTHERS = Deployment().checked_shards
 PAIRING = Pairing(max_similarity=1.0, max_shared_shingles=1.0, max_pairs_per_document=100, neighbors=K).model_copy(
     update={"min_similarity": -1.0}  # all of the nearest are pairs
 )
+# The worlds have vectors of 16 components.
+QUANTIZER = fitted(sharded(["a", "b"], unit(2), [0, 0], 1), Pairing())
+
+
+def candidates_of_a_shard(
+    table: pl.DataFrame, queries: pl.DataFrame, embeddings: Mapping[str, pl.LazyFrame], shard: str, k: int, others: int
+) -> Result:
+    return check_candidates(table, queries, embeddings, shard, QUANTIZER, k, others)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +63,7 @@ def test_the_checks_of_a_shard_open_a_few_others_whatever_the_number_of_shards(
             documents, candidates, pairs = opened["documents"], opened["candidates"], world.pairs[shard]
             if check == "candidates":
                 queries, embeddings = world.embeddings[shard], opened["embeddings"]
-                found.append(check_candidates(world.candidates[shard], queries, embeddings, shard, K, OTHERS))
+                found.append(candidates_of_a_shard(world.candidates[shard], queries, embeddings, shard, K, OTHERS))
                 assert set(embeddings.times) == set(sampled_shards(shard, world.embeddings, OTHERS))
             elif check == "pairs":
                 found.append(check_pairs(pairs, documents, shard, settings, OTHERS))
@@ -102,9 +113,11 @@ def test_an_unknown_neighbor_is_found_by_the_shard_where_it_reads_and_over_all_s
         damaged = table.with_columns(
             neighbor_id=pl.when(there & there.cum_sum().eq(1)).then(pl.lit("nowhere")).otherwise("neighbor_id")
         )
-        _, own = check_candidates(damaged, world.embeddings[SHARD], lazy(world.embeddings), SHARD, K, OTHERS)
+        _, own = candidates_of_a_shard(damaged, world.embeddings[SHARD], lazy(world.embeddings), SHARD, K, OTHERS)
         assert bool(own["unknown_ids"]) == (place == 0)
-        _, full = check_candidates(damaged, world.embeddings[SHARD], lazy(world.embeddings), SHARD, K, others=SHARDS)
+        _, full = candidates_of_a_shard(
+            damaged, world.embeddings[SHARD], lazy(world.embeddings), SHARD, K, others=SHARDS
+        )
         assert full["unknown_ids"] == 1
         passed, metadata = of_candidates(world, {**world.candidates, SHARD: damaged}, tmp_path / str(place))
         assert not passed and metadata["unknown_ids"] and "nowhere" in str(metadata["offending_ids"])
@@ -140,14 +153,18 @@ def test_shards_of_few_documents_have_as_many_ranks_as_there_are_others(tmp_path
     for k, expected in ((10, True), (11, False)):
         assert of_candidates(world, world.candidates, tmp_path / str(k), k)[0] == expected
         for shard, table in world.candidates.items():
-            _, metadata = check_candidates(table, world.embeddings[shard], lazy(world.embeddings), shard, k, OTHERS)
+            _, metadata = candidates_of_a_shard(
+                table, world.embeddings[shard], lazy(world.embeddings), shard, k, OTHERS
+            )
             assert not metadata["queries_with_wrong_ranks"], "10 ranks are possible: only all shards tell"
             cut = table.filter(pl.col("rank") < 8)
-            _, metadata = check_candidates(cut, world.embeddings[shard], lazy(world.embeddings), shard, k, OTHERS)
+            _, metadata = candidates_of_a_shard(cut, world.embeddings[shard], lazy(world.embeddings), shard, k, OTHERS)
             assert metadata["queries_with_wrong_ranks"] == 1
     alone, none = make_world(1, 1, 0), {"00000": world.candidates["00000"][:0]}
     assert of_candidates(alone, none, tmp_path / "alone")[0]
-    assert check_candidates(none["00000"], alone.embeddings["00000"], lazy(alone.embeddings), "00000", K, OTHERS)[0]
+    assert candidates_of_a_shard(none["00000"], alone.embeddings["00000"], lazy(alone.embeddings), "00000", K, OTHERS)[
+        0
+    ]
 
 
 def test_pairs_of_all_shards(world: World, tmp_path: Path) -> None:
@@ -183,12 +200,12 @@ def test_of_nine_shards_a_shard_reads_all(shards: int) -> None:
     world = make_world(shards, OF_EACH, K)
     candidates, pairs = world.candidates["00000"], world.pairs["00000"]
     queries, embeddings, documents = world.embeddings["00000"], lazy(world.embeddings), lazy(world.documents)
-    assert check_candidates(candidates, queries, embeddings, "00000", K, OTHERS)[0]
+    assert candidates_of_a_shard(candidates, queries, embeddings, "00000", K, OTHERS)[0]
     assert check_pairs(pairs, documents, "00000", PAIRING, OTHERS)[0]
     for row in range(len(candidates)):
         here = pl.int_range(pl.len()) == row
         wrong = candidates.with_columns(neighbor_id=pl.when(here).then(pl.lit("x")).otherwise("neighbor_id"))
-        assert check_candidates(wrong, queries, embeddings, "00000", K, OTHERS)[1]["unknown_ids"] == 1
+        assert candidates_of_a_shard(wrong, queries, embeddings, "00000", K, OTHERS)[1]["unknown_ids"] == 1
         wrong = pairs.with_columns(d2=pl.when(here).then(pl.lit("x")).otherwise("d2"))
         assert check_pairs(wrong, documents, "00000", PAIRING, OTHERS)[1]["documents_not_in_d"] == 1
         assert (
