@@ -41,6 +41,7 @@ UNTIL = "pair"
 STEPS = PIPELINE[: [step.name for step in PIPELINE].index(UNTIL) + 1]
 OF_A_SHARD = ("raw_documents", "rejected_rows", "minhash_signatures", "documents", "tokens", "embeddings", "ann_index")
 OF_A_SHARD += ("neighbor_candidates", "neighbor_pairs")
+UNPARTITIONED, BY_BLOCK = ("manifest", "deduplicate", "train_tokenizer", "fit_quantizer"), ("search", "filter")
 HOURS = 3600.0
 
 
@@ -119,14 +120,14 @@ def _backfill(deployment: Deployment, shards: int) -> None:
     deployment.start_webserver()
     deployment.start_daemon()
     for place, step in enumerate(STEPS):
-        if step.name in ("manifest", "deduplicate", "train_tokenizer"):
+        if step.name in UNPARTITIONED:
             deployment.wait_run(deployment.launch(step.name))
         else:
-            _launch(deployment, place, shards)
+            _launch(deployment, place, 1 if step.name in BY_BLOCK else shards)
 
 
-def _launch(deployment: Deployment, place: int, shards: int) -> None:
-    backfill = deployment.backfill(list(STEPS[place].assets), [f"{number:05d}" for number in range(shards)])
+def _launch(deployment: Deployment, place: int, partitions: int) -> None:
+    backfill = deployment.backfill(list(STEPS[place].assets), [f"{number:05d}" for number in range(partitions)])
 
     def ended(instance: dg.DagsterInstance) -> str | None:
         found = instance.get_backfill(backfill)
