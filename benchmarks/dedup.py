@@ -18,7 +18,7 @@ Without it our own part runs alone.
 
 Growth (--sizes; without a number it is left out) is measured on N near-copies of short texts in shards of 4,000, each
 copy far away from its original: seconds of the processor and the peak resident set of `corpus/duplicates` alone, in a
-process of its own, under a memory limit of 250 MB. The exponents are those of a power of N, of memory without what the
+process of its own, under a memory limit of 80 MB. The exponents are those of a power of N, of memory without what the
 imports take. Then the last shard is added to the others: with the similarities that the others have left, the result
 has to be the same. The last line is a JSON object.
 """
@@ -52,6 +52,7 @@ from sbp_assets.storage.progress import Progress
 
 FILES, COPIES = 8, 0.1
 SHARD = 4000  # Documents of a shard in the measurement of growth.
+MEMORY_LIMIT = "80MB"  # Small, so that both sizes reach it.
 VOCABULARY = [f"{'bcdfghklmnprstv'[n % 15]}{'aeiou'[n // 15 % 5]}{n}" for n in range(20_000)]
 SIMILARITIES = (0.6, 0.7, 0.8, 0.9, 1.0)
 PEER = Path(__file__).with_name("dedup_datatrove.py")
@@ -118,7 +119,7 @@ def find(folder: Path, store: Path | None) -> dict[str, Any]:
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
     with Progress("duplicates", "pairs") as progress, tempfile.TemporaryDirectory(dir=folder) as scratch:
-        dropped, counts = find_duplicates(documents, signed, Dedup(), Path(scratch), "250MB", progress, store)
+        dropped, counts = find_duplicates(documents, signed, Dedup(), Path(scratch), MEMORY_LIMIT, progress, store)
     processor, peak = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = dropped.filter(pl.col("kind") != "id").select("id", "kept_id").rows()
     return {
@@ -282,7 +283,7 @@ def main() -> None:
     taking.add_argument("--rounds", type=int, default=3)
     taking.add_argument("--cores", type=int, default=1)
     taking.add_argument("--peer-python")
-    taking.add_argument("--sizes", type=int, nargs="*", default=[16_000, 128_000])
+    taking.add_argument("--sizes", type=int, nargs="*", default=[32_000, 128_000])
     taking.add_argument("--part", choices=("sign", "find", "ours"), help="measure this alone, in this process")
     taking.add_argument("--store", type=Path, help="with --part find: the file of similarities")
     chosen = taking.parse_args()

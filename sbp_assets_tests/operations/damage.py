@@ -141,11 +141,6 @@ def quantizer_of_other_ranges(path: Path) -> None:
     faiss.write_index(index, str(path / "quantizer.faiss"))
 
 
-def quantizer_of_other_embeddings(path: Path) -> None:
-    facts = json.loads((path / "fit.json").read_text())
-    (path / "fit.json").write_text(json.dumps(facts | {"centre_similarity": 0.99}))
-
-
 def without_a_shard(path: Path) -> None:
     (path / f"{OTHER_SHARD}.parquet").unlink()
 
@@ -256,8 +251,6 @@ DAMAGES = [
         ("ids swapped", column(id=shifted("id")), "embeddings_match_documents")),
     *of("pairing/quantizer", None, "pairing/ann_index",
         ("ranges of other vectors", quantizer_of_other_ranges, "codes_keep_directions")),
-    *of("pairing/quantizer", None, None,
-        ("one fitted to other documents", quantizer_of_other_embeddings, "quantizer_fits_documents")),
     *of("pairing/ann_index", SHARD, "pairing/partial_candidates",
         ("codes of other vectors", index_of_other_embeddings, "index_matches_embeddings"),
         ("the index of another shard", of_the_other_shard, "index_matches_embeddings")),
