@@ -331,6 +331,7 @@ def measure(shards: int) -> dict[str, Any]:
                 found["pages"] = measure_pages(deployment, ui, shards)
                 print(found, file=sys.stderr, flush=True)
                 found["backfill"] = measure_backfill(deployment, ui, shards)
+    print(found, file=sys.stderr, flush=True)
     return found
 
 

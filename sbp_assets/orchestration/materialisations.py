@@ -81,7 +81,7 @@ class LatestMaterialisations:
         self.versions: dict[Partition, str] = {}
         if partitions is not None:
             known.latest[key] = ids, versions = self._look(*known.latest.get(key, ({}, {})))
-            self.storage_ids, self.versions = dict(ids), dict(versions)
+            self.storage_ids, self.versions = dict(ids.items()), dict(versions.items())
         else:
             for record in instance.fetch_materializations(key, limit=1).records:
                 version = extract_data_version_from_entry(record.event_log_entry)
