@@ -186,7 +186,7 @@ class BlockSearch:
             for start in range(0, len(rows), _BLOCK):
                 ids = rows["id"].slice(start, _BLOCK)
                 queries = quantizer.prepared(vectors[start : start + _BLOCK])
-                found = pl.concat([found, _nearest(keys, ids, queries, self._coded)])
+                found = pl.concat([found, nearest(keys, ids, queries, self._coded)])
                 progress.advance(len(ids))
             yield shard, found
 
@@ -259,7 +259,7 @@ def _nearest_by_code(rows: pl.DataFrame, k: int) -> pl.DataFrame:
     return ranked.group_by("query_id", maintain_order=True).head(k)
 
 
-def _nearest(keys: KeyBlock, ids: pl.Series, queries: np.ndarray, k: int) -> pl.DataFrame:
+def nearest(keys: KeyBlock, ids: pl.Series, queries: np.ndarray, k: int) -> pl.DataFrame:
     """Return the k keys (PARTIAL_COLUMNS) nearest by code to each of the `queries`, (n, dim) prepared, of `ids`."""
     total = int(keys.index.ntotal)
     # One more for the query itself. A tie across the cut would leave the choice to FAISS's heap: then look further, for

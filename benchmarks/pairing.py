@@ -1,0 +1,206 @@
+"""Recall, speed and memory of the neighbour search beside FAISS's own indexes: python -m benchmarks.pairing.
+
+Vectors are those of `--embeddings`, a folder of Parquet files as `pairing/embeddings` is, or generated ones: subjects
+of Zipf popularity. For more vectors than there are, copies are jittered until their ten nearest neighbours are as
+similar, in the median, as those of the originals. For each number of vectors, `--queries` of them are searched for
+their 10 nearest others, one thread:
+
+- ours: quantisers, indexes of 8 shards, `--blocks` blocks of keys, `--nprobe` cells, merged and re-scored;
+- flat: IndexFlatIP, whose result is the truth, in one matrix product;
+- ivf: IndexIVFFlat of as many cells, `nprobe` raised until its recall is ours;
+- hnsw: IndexHNSWFlat of 32 links, `efSearch` raised likewise, up to 300,000 vectors.
+
+Queries are timed in turn, the median of `--rounds`; our time is that of the search in blocks and of merging them, and
+not of loading. `balance` is the work of the fullest block over the mean, measured over all keys and sampled queries,
+with salting and without. Bytes per vector are those of the index in memory. The last line is a JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import polars as pl
+
+from benchmarks.arguments import parser
+from benchmarks.machine import describe
+from sbp_assets.pairing.embed import embeddings_frame, vectors_of
+from sbp_assets.pairing.index import KeyBlock, write_index
+from sbp_assets.pairing.quantizer import Quantizer, fit, salt
+from sbp_assets.pairing.search import CODED_PER_NEIGHBOR, merge, nearest
+from sbp_assets.settings import Pairing
+from sbp_assets.storage.paths import read_table
+from sbp_assets.storage.progress import Progress
+
+K, SHARDS, HNSW_MOST = 10, 8, 300_000
+
+
+def vectors(source: Path | None, count: int, dim: int) -> np.ndarray:
+    """Return `count` unit vectors, (count, dim) float32: of `source`, projected and copied as needed, or generated."""
+    rng = np.random.default_rng(0)
+    if source is None:
+        subjects = max(count // 50, 1)
+        weights = 1 / np.arange(1, subjects + 1)
+        centres = rng.standard_normal((subjects, dim)).astype(np.float32)
+        found = centres[rng.choice(subjects, count, p=weights / weights.sum())]
+        return unit(found + 0.9 * rng.standard_normal((count, dim)).astype(np.float32))
+    base = np.concatenate([vectors_of(read_table(file)) for file in sorted(source.glob("*.parquet"))])
+    if base.shape[1] != dim:
+        base = unit(base @ rng.standard_normal((base.shape[1], dim)).astype(np.float32))
+    if count <= len(base):
+        return base[rng.permutation(len(base))[:count]]
+    wanted, scale = typical(base, base), 1 / np.sqrt(dim)
+    low, high = 0.0, 2.0
+    for _ in range(8):
+        jitter = (low + high) / 2
+        copies = unit(base + jitter * scale * rng.standard_normal(base.shape).astype(np.float32))
+        low, high = (jitter, high) if typical(copies, np.concatenate([base, copies])) > wanted else (low, jitter)
+    rows = base[rng.integers(0, len(base), count - len(base))]
+    return unit(np.concatenate([base, rows + jitter * scale * rng.standard_normal(rows.shape).astype(np.float32)]))
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def typical(queries: np.ndarray, keys: np.ndarray) -> float:
+    """Return the median similarity of 500 queries to their ten nearest others."""
+    similarity = queries[:500] @ keys.T
+    return float(np.median(np.sort(similarity, axis=1)[:, -K - 1 : -1]))
+
+
+def recall(found: list[list[int]], exact: np.ndarray) -> float:
+    return float(np.mean([len(set(mine) & set(truth)) / K for mine, truth in zip(found, exact.tolist(), strict=True)]))
+
+
+def others(rows: np.ndarray, queries: np.ndarray) -> list[list[int]]:
+    """Return the K first of each query's rows that are not itself."""
+    return [[row for row in mine if row != query][:K] for mine, query in zip(rows.tolist(), queries, strict=True)]
+
+
+def raised(search: Callable[[int], np.ndarray], queries: np.ndarray, exact: np.ndarray, wanted: float) -> int:
+    """Return the smallest power of two that `search` reaches the wanted recall with."""
+    effort = 1
+    while recall(others(search(effort), queries), exact) < wanted and effort < 4096:
+        effort *= 2
+    return effort
+
+
+def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rounds: int) -> dict[str, Any]:
+    count, dim = keys.shape
+    ids = pl.Series([f"{row:08d}" for row in range(count)])
+    pairing = Pairing(index="ivf", nprobe=nprobe, neighbors=K, key_blocks=blocks)
+    with tempfile.TemporaryDirectory() as folder, Progress("benchmark", "steps") as progress:
+        store = Path(folder)
+        tables = {f"{s:05d}": embeddings_frame(ids[s::SHARDS], keys[s::SHARDS]) for s in range(SHARDS)}
+        started = time.perf_counter()
+        quantizer = fit({shard: table.lazy() for shard, table in tables.items()}, pairing, progress)
+        fitted = time.perf_counter() - started
+        for shard, table in tables.items():
+            (store / shard).mkdir()
+            write_index(store / shard, table["id"], vectors_of(table), quantizer)
+        built = time.perf_counter() - started - fitted
+        del tables
+        pieces, held = quantizer.pieces(blocks), []
+        for block in range(blocks):
+            (scratch := store / f"block {block}").mkdir()
+            paths = {f"{s:05d}": store / f"{s:05d}" for s in range(SHARDS)}
+            held.append(KeyBlock.load(paths, quantizer, pieces, block, nprobe, CODED_PER_NEIGHBOR * K, scratch))
+        mine, asked = ids.gather(queries), keys[queries]
+
+        def ours() -> pl.DataFrame:
+            partials = [nearest(block, mine, asked, CODED_PER_NEIGHBOR * K).lazy() for block in held]
+            return merge(partials, mine, K)
+
+        flat = faiss.IndexFlatIP(dim)
+        flat.add(keys)
+        exact = np.array(others(flat.search(asked, K + 1)[1], queries))
+        found = [
+            [int(name) for name in names]
+            for names in ours().group_by("query_id", maintain_order=True).agg("neighbor_id")["neighbor_id"]
+        ]
+        reached = recall(found, exact)
+        peers: dict[str, Callable[[], Any]] = {"flat": lambda: flat.search(asked, K + 1)}
+        efforts = {}
+        ivf = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, quantizer.cells, faiss.METRIC_INNER_PRODUCT)
+        ivf.train(keys[np.random.default_rng(1).permutation(count)[: 64 * quantizer.cells]])
+        ivf.add(keys)
+
+        def with_nprobe(effort: int) -> np.ndarray:
+            ivf.nprobe = effort
+            return ivf.search(asked, K + 1)[1]  # type: ignore[no-any-return]
+
+        efforts["ivf"] = raised(with_nprobe, queries, exact, reached)
+        peers["ivf"] = lambda: with_nprobe(efforts["ivf"])
+        if count <= HNSW_MOST:
+            hnsw = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
+            hnsw.add(keys)
+
+            def with_search(effort: int) -> np.ndarray:
+                hnsw.hnsw.efSearch = effort
+                return hnsw.search(asked, K + 1)[1]  # type: ignore[no-any-return]
+
+            efforts["hnsw"] = raised(with_search, queries, exact, reached)
+            peers["hnsw"] = lambda: with_search(efforts["hnsw"])
+        seconds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
+        for _ in range(rounds):
+            for name, search in (("ours", ours), *peers.items()):
+                started = time.perf_counter()
+                search()
+                seconds[name].append(time.perf_counter() - started)
+        speed = {name: round(len(queries) / statistics.median(taken), 1) for name, taken in seconds.items()}
+        recalls = {"ours": round(reached, 4), "ivf": round(recall(others(peers["ivf"]()[:], queries), exact), 4)}
+        return {
+            "vectors": count,
+            "dimensions": dim,
+            "cells": quantizer.cells,
+            "recall_at_10": recalls,
+            "queries_per_second": speed,
+            "times_flat": round(speed["ours"] / speed["flat"], 2),
+            "efforts": efforts,
+            "fit_seconds": round(fitted, 1),
+            "index_vectors_per_second": round(count / built),
+            "bytes_per_vector": {"ours": int(quantizer.index.code_size) + 8, "flat": 4 * dim, "ivf": 4 * dim + 8},
+            "balance": balance(quantizer, keys, queries, blocks, nprobe),
+        }
+
+
+def balance(quantizer: Quantizer, keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int) -> dict[str, float]:
+    """Return the distances that the fullest block computes over the mean, salted and with whole cells packed."""
+    cells = quantizer.nearest_cells(keys, 1)[1][:, 0]
+    asked = np.bincount(quantizer.nearest_cells(keys[queries], nprobe)[1].ravel(), minlength=quantizer.cells)
+    pieces, salts = quantizer.pieces(blocks), salt(f"{row:08d}" for row in range(len(keys)))
+    work = np.bincount(pieces.blocks(cells, salts), asked[cells], minlength=blocks)
+    whole = np.bincount(np.arange(quantizer.cells)[cells] % blocks, asked[cells], minlength=blocks)
+    return {"salted": round(float(work.max() / work.mean()), 3), "cells": round(float(whole.max() / whole.mean()), 3)}
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("vectors", nargs="*", type=int, default=[100_000], help="numbers of vectors")
+    arguments.add_argument("--embeddings", type=Path, help="folder of Parquet files with a column vector")
+    arguments.add_argument("--dimensions", type=int, default=384)
+    arguments.add_argument("--queries", type=int, default=1000)
+    arguments.add_argument("--blocks", type=int, default=4)
+    arguments.add_argument("--nprobe", type=int, default=16)
+    arguments.add_argument("--rounds", type=int, default=3)
+    given = arguments.parse_args()
+    faiss.omp_set_num_threads(1)
+    rows = []
+    for count in given.vectors:
+        keys = vectors(given.embeddings, count, given.dimensions)
+        queries = np.sort(np.random.default_rng(2).permutation(count)[: given.queries])
+        rows.append(measure(keys, queries, given.blocks, given.nprobe, given.rounds))
+        print(json.dumps(rows[-1]), flush=True)
+    print(json.dumps({"machine": describe(), "searches": rows}))
+
+
+if __name__ == "__main__":
+    main()
