@@ -52,6 +52,8 @@ def run(
     names = [step.name for step in PIPELINE]
     if until and until not in names:
         raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
+    if refit and until and names.index(until) < names.index("fit_quantizer"):
+        raise typer.BadParameter(f"--until {until} ends before the quantisers are fitted", param_hint="--refit")
     # Known from the settings, but the engines would say so only after three models have been trained.
     if until is None or names.index(until) >= names.index("synthesise"):
         deployment, head_size = settings.deployment, settings.experiment.model.head_dim

@@ -91,12 +91,12 @@ def compare(
         known = duckdb_table(store.parent, as_pattern(store.name))
     try:
         db.execute(f"CREATE VIEW stored AS SELECT low, high, jaccard FROM {known}")
+        db.execute("CREATE TABLE known AS SELECT a, b, jaccard FROM named_pairs LEFT JOIN stored USING (low, high)")
     except duckdb.Error as error:
         (reason, *_) = str(error).splitlines()
         raise CorpusError(
             f"{store}: delete the file, so that its similarities are computed again ({reason})"
         ) from error
-    db.execute("CREATE TABLE known AS SELECT a, b, jaccard FROM named_pairs LEFT JOIN stored USING (low, high)")
     (new,) = db.execute("SELECT count(*) FROM known WHERE jaccard IS NULL").fetchone() or (0,)
     progress.total = new
     shingles = Runs(scratch / "shingles", np.uint64)

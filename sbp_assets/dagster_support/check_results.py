@@ -5,7 +5,12 @@ from typing import Any
 
 import dagster as dg
 
-from sbp_assets.dagster_support.internals import DATA_VERSION_TAG, AssetCheckEvaluationTargetMaterializationData
+from sbp_assets.dagster_support.internals import (
+    DATA_VERSION_TAG,
+    AssetCheckEvaluationTargetMaterializationData,
+    AssetCheckExecutionRecordStatus,
+    PartitionKeyFilter,
+)
 from sbp_assets.dagster_support.preview import escape, printable
 
 SHOWN = 5  # Entries of a list in a result's description.
@@ -82,6 +87,14 @@ def last_materialization(
     wanted = dg.AssetRecordsFilter(asset, asset_partitions=[partition] if partition else None)
     records = instance.fetch_materializations(wanted, limit=1).records
     return records[0].asset_materialization if records else None
+
+
+def last_check_failed(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None) -> bool:
+    """Return whether the last execution of `check`, of a partition or of an unpartitioned asset, did not pass."""
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+        [check], PartitionKeyFilter(key=partition) if partition else None
+    ).get(check)
+    return latest is not None and latest.status == AssetCheckExecutionRecordStatus.FAILED
 
 
 def last_version(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> str | None:

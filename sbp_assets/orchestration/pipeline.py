@@ -73,7 +73,7 @@ PIPELINE = (
     Step("train_tokenizer", "Train the tokenizer", ("corpus/tokenizer",), NightlyPolicy.IF_MISSING),
     Step("tokenise", "Tokenise", ("corpus/tokens",), NightlyPolicy.IF_NEEDED),
     Step("embed", "Embed documents", ("pairing/embeddings",), NightlyPolicy.IF_NEEDED),
-    # Once fitted it stays as it is, and costs no time; see its asset.
+    # Once fitted to a large corpus it stays as it is; see its asset.
     Step("fit_quantizer", "Fit the quantisers", ("pairing/quantizer",), NightlyPolicy.IF_NEEDED),
     Step("index", "Index vectors", ("pairing/ann_index",), NightlyPolicy.IF_NEEDED),
     Step("search", "Search blocks of keys", ("pairing/partial_candidates",), NightlyPolicy.IF_NEEDED),

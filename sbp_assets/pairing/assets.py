@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.split import UNIQUE
-from sbp_assets.dagster_support.check_results import last_version
+from sbp_assets.dagster_support.check_results import last_check_failed, last_version
 from sbp_assets.dagster_support.partitions import ALL, key_blocks, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
@@ -25,7 +25,7 @@ from sbp_assets.pairing.filter import (
     shard_pairs,
 )
 from sbp_assets.pairing.index import INDEX_COLUMNS, index_digest, write_index
-from sbp_assets.pairing.quantizer import QUANTIZER_COLUMNS, Quantizer, fit, is_fitted_for
+from sbp_assets.pairing.quantizer import QUANTIZER_COLUMNS, Quantizer, fit, may_stay
 from sbp_assets.pairing.search import (
     CANDIDATE_COLUMNS,
     PARTIAL_COLUMNS,
@@ -58,6 +58,8 @@ _EDGES = (
 )
 # What the quantisers are fitted for: while these stay, they do, whatever is added to the corpus.
 _PINNED = ("corpus.source", "corpus.dedup", "corpus.split", *_EMBEDDING, *_QUANTIZER)
+# Revisions of the code of assets, which also decide what is made of an earlier artifact of theirs.
+_EMBEDDING_CODE, _QUANTIZER_CODE, _SEARCH_CODE = "2", "1", "1"
 
 
 @for_settings(
@@ -67,7 +69,7 @@ _PINNED = ("corpus.source", "corpus.dedup", "corpus.split", *_EMBEDDING, *_QUANT
         io_manager_key="parquet",
         ins={"documents": dg.AssetIn(["corpus", "documents"])},
         pool="device",
-        code_version=settings.experiment.version("2", *_EMBEDDING),
+        code_version=settings.experiment.version(_EMBEDDING_CODE, *_EMBEDDING),
         metadata=column_metadata(EMBEDDING_COLUMNS),
     )
 )
@@ -115,7 +117,7 @@ class QuantizerConfig(dg.Config):
         io_manager_key="directory",
         ins={"embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL)},
         pool="memory",
-        code_version=settings.experiment.version("1", *_QUANTIZER),
+        code_version=settings.experiment.version(_QUANTIZER_CODE, *_QUANTIZER),
         metadata=column_metadata(QUANTIZER_COLUMNS),
     )
 )
@@ -130,9 +132,11 @@ def quantizer(
 
     It is fitted once to a sample of D and then stays, so that one more shard changes no code of another.
     """
-    made_for = settings.experiment.version("1", *_PINNED)
-    earlier = None if config.refit else _last_artifact(context, directory, "quantizer")
-    fitted_anew = earlier is None or not is_fitted_for(earlier, made_for)
+    made_for = settings.experiment.version(f"{_QUANTIZER_CODE}-{_EMBEDDING_CODE}", *_PINNED)
+    earlier = None if config.refit else _last_artifact(context, directory, "quantizer", "codes_keep_directions")
+    fitted_anew = earlier is None or not may_stay(earlier, made_for)
+    if fitted_anew:
+        context.log.info("The quantisers are fitted to the present documents; indexes and pairs change with them.")
     staged = staging(settings.deployment.work_dir, "quantizer")
     with Progress("fit quantizer", "shards") as progress:
         if earlier and not fitted_anew:
@@ -197,7 +201,7 @@ def ann_index(
             "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
         },
         pool="memory",
-        code_version=settings.experiment.version("1", *_SEARCH, "pairing.key_blocks"),
+        code_version=settings.experiment.version(_SEARCH_CODE, *_SEARCH, "pairing.key_blocks"),
         metadata=column_metadata(PARTIAL_COLUMNS),
     )
 )
@@ -215,10 +219,10 @@ def partial_candidates(
     """
     block, pairing, deployment = context.partition_key, settings.experiment.pairing, settings.deployment
     versions = {shard: index_digest(index) for shard, index in indexes.items()}
-    made_of = Coverage(search_digest(content_version(quantizer), pairing), versions, versions)
+    made_of = Coverage(search_digest(_SEARCH_CODE, content_version(quantizer), pairing), versions, versions)
     search = BlockSearch(int(block), pairing, memory_bytes(deployment.memory_per_worker))
     staged = staging(deployment.work_dir, "partial_candidates", block)
-    earlier = _last_artifact(context, directory, "partial_candidates", block)
+    earlier = _last_artifact(context, directory, "partial_candidates", "partials_are_of_the_block", block)
     scratch = Path(deployment.work_dir) / "partial_candidates" / block
     with exclusive(scratch, f"searching key block {block}"), Progress("search", "queries") as progress:
         counts = search.run(Quantizer.load(quantizer), indexes, embeddings, made_of, earlier, scratch, staged, progress)
@@ -385,10 +389,15 @@ def pair_truth(
 
 
 def _last_artifact(
-    context: dg.AssetExecutionContext, store: DirectoryIOManager, asset: str, partition: str | None = None
+    context: dg.AssetExecutionContext, store: DirectoryIOManager, asset: str, check: str, partition: str | None = None
 ) -> Path | None:
-    """Return what the last materialisation of the pairing's `asset` has written; None where it is gone or corrupted."""
+    """Return what the last materialisation of the pairing's `asset` has written.
+
+    None where it is gone or corrupted, or has failed its blocking `check`: it is not to be built upon.
+    """
     key = dg.AssetKey(["pairing", asset])
+    if last_check_failed(context.instance, dg.AssetCheckKey(key, check), partition):
+        return None
     try:
         artifact = store.fetch(key, partition)
     except (FileNotFoundError, CorruptedArtifactError):

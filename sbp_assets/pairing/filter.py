@@ -85,7 +85,7 @@ def bucket_edges(
     spills beside the directory, PAIRS_PER_BATCH pairs of texts, and the edges that stay. Advances `progress` by pairs
     compared as text. Raises ValueError for a candidate that is not in corpus/documents.
     """
-    with _database(directory.parent / "edges.duckdb", memory_limit) as db:
+    with _database(directory.parent / "spill", memory_limit) as db:
         _find_edges(db, candidates, bucket, settings)
         progress.total = _scalar(db, "SELECT count(*) FROM edges WHERE dropped IS NULL")
         _compare(db, documents, settings.shingle_tokens, progress)
@@ -150,15 +150,12 @@ def texts_of(ids: pl.Series, documents: pl.LazyFrame) -> dict[str, str]:
 
 
 @contextmanager
-def _database(file: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield a database in a file of its own, so that tables larger than memory spill; the file is then removed."""
-    for left in file.parent.glob(f"{file.name}*"):
-        left.unlink()
-    with duckdb.connect(file) as db:
+def _database(spill: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as db:
         db.execute("SET memory_limit = ?", [memory_limit])
-        db.execute("SET temp_directory = ?", [str(file.parent / "spill")])
+        db.execute("SET temp_directory = ?", [str(spill)])
+        db.execute("SET preserve_insertion_order = false")
         yield db
-    file.unlink()
 
 
 def _find_edges(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ INDEX_COLUMNS = [
 ]  # fmt: skip
 _KEY_SCHEMA = {"id": pl.String, "cell": pl.Int32, "salt": pl.UInt64}
 
-# Bytes of a key in memory beside its code: its number and, about, its id.
-_BYTES_BESIDE = 8 + 48
+# Bytes of a key in memory beside its code: its number, about its id, and digests while equal keys are looked for.
+_BYTES_BESIDE = 8 + 48 + 96
 
 
 def write_index(directory: Path, ids: pl.Series, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
@@ -73,7 +74,9 @@ class ShardIndex:
     def open(cls, directory: Path) -> ShardIndex:
         """Open an index directory; raise ValueError where its files do not belong together."""
         keys = read_table(directory / KEYS_FILE)
-        codes, vectors = (np.load(directory / name, mmap_mode="r") for name in (CODES_FILE, VECTORS_FILE))
+        codes, vectors = (
+            np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in (CODES_FILE, VECTORS_FILE)
+        )
         if not len(keys) == len(codes) == len(vectors):
             raise ValueError(
                 f"{directory}: {len(codes)} codes and {len(vectors)} vectors but {len(keys)} ids; "
@@ -129,21 +132,22 @@ class KeyBlock:
         if memory is not None and size > memory:
             blocks = int(pieces.block.max()) + 1
             raise ValueError(
-                f"key block {block} of {blocks} takes {size / 2**20:,.0f} MB, more than deployment.memory_per_worker "
-                f"({memory / 2**20:,.0f} MB): set pairing.key_blocks to {math.ceil(size * blocks / memory)} or more"
+                f"key block {block} of {blocks} takes {size / 1e6:,.1f} MB, more than deployment.memory_per_worker "
+                f"({memory / 1e6:,.1f} MB): set pairing.key_blocks to {_enough(size * blocks, memory)} or more"
             )
         index = quantizer.empty_index(nprobe)
+        filled = _reserve(index, indexes, rows)
         ids, of_shard, first = [pl.Series(dtype=pl.String)], [np.zeros(0, np.int32)], 0
         vectors: np.ndarray = np.zeros((0, quantizer.dimensions), np.float32)
         if count:
-            vectors = np.memmap(scratch / VECTORS_FILE, np.float32, "w+", shape=(count, quantizer.dimensions))
+            vectors = _on_disk(scratch / VECTORS_FILE, (count, quantizer.dimensions))
         for place, name in enumerate(names):
             if not len(rows[name]):
                 continue
             shard = ShardIndex.open(indexes[name])
             chosen = shard.keys[rows[name]]
             numbers = np.arange(first, first + len(chosen))
-            _add(index, shard.codes[rows[name]], chosen["cell"].to_numpy(), numbers)
+            _add(index, filled, shard.codes[rows[name]], chosen["cell"].to_numpy(), numbers)
             vectors[numbers] = shard.vectors[rows[name]]
             ids.append(chosen["id"])
             of_shard.append(np.full(len(chosen), place, np.int32))
@@ -191,13 +195,47 @@ class KeyBlock:
         return np.concatenate(rows), np.concatenate(digests)
 
 
-def _add(index: faiss.IndexIVFScalarQuantizer, codes: np.ndarray, cells: np.ndarray, numbers: np.ndarray) -> None:
-    """Add codes (n, dim) of the keys `numbers` to the lists of `cells`, which are in rising order."""
+def _enough(size: float, memory: float) -> int:
+    """Return how many blocks of so many bytes in all fit: a tenth more than of equal ones, for they are by chance."""
+    return math.ceil(1.1 * size / memory)
+
+
+def _on_disk(file: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Return an array of float32 in a new file, whose blocks exist: a full disk would else end the process."""
+    file.unlink(missing_ok=True)
+    with named_when_full(file), file.open("xb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, 4 * shape[0] * shape[1])
+    return np.memmap(file, np.float32, "r+", shape=shape)
+
+
+def _reserve(
+    index: faiss.IndexIVFScalarQuantizer, indexes: Mapping[str, Path], rows: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Give each list the size of its keys, and return zeros: how much of each list is filled.
+
+    A list that grows with each shard keeps room for as much again: 1.6 times the bytes of the codes, of 100 shards.
+    """
+    counts = np.zeros(index.nlist, np.int64)
+    for name, chosen in rows.items():
+        if len(chosen):
+            cells = read_table(indexes[name] / KEYS_FILE, ["cell"])["cell"].to_numpy()[chosen]
+            counts += np.bincount(cells, minlength=index.nlist)
+    for cell in np.flatnonzero(counts):
+        index.invlists.resize(int(cell), int(counts[cell]))
+    return np.zeros(index.nlist, np.int64)
+
+
+def _add(
+    index: faiss.IndexIVFScalarQuantizer, filled: np.ndarray, codes: np.ndarray, cells: np.ndarray, numbers: np.ndarray
+) -> None:
+    """Put codes (n, dim) of the keys `numbers` into the lists of `cells`, which are in rising order, after `filled`."""
     lists: Any = index.invlists
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
         ids, rows = numbers[start:end], np.ascontiguousarray(codes[start:end])
-        lists.add_entries(int(cells[start]), int(end - start), faiss.swig_ptr(ids), faiss.swig_ptr(rows))
+        cell, count = int(cells[start]), int(end - start)
+        lists.update_entries(cell, int(filled[cell]), count, faiss.swig_ptr(ids), faiss.swig_ptr(rows))
+        filled[cell] += count
     index.ntotal += len(numbers)
 
 

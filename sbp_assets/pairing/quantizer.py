@@ -205,7 +205,7 @@ class Quantizer:
         index: Any = faiss.read_index(str(directory / INDEX_FILE))
         centring = None
         if (directory / CENTRING_FILE).exists():
-            with np.load(directory / CENTRING_FILE) as arrays:
+            with np.load(directory / CENTRING_FILE, allow_pickle=False) as arrays:
                 centring = Centring(arrays["mean"], arrays["components"])
         cells = read_table(directory / CELLS_FILE)
         facts = json.loads((directory / FIT_FILE).read_text(encoding="utf-8"))
@@ -213,18 +213,22 @@ class Quantizer:
         return cls(index, centring, *work, *(facts[name] for name in _FACTS))
 
 
-def is_fitted_for(directory: Path, settings: str) -> bool:
-    """Return whether `directory` holds quantisers that were fitted for the settings of this version."""
+def may_stay(directory: Path, settings: str) -> bool:
+    """Return whether `directory` holds quantisers for the settings of this version, fitted to a whole sample.
+
+    Of fewer documents than a sample wants, ranges and cells are by chance and a fit takes a second: those do not stay.
+    """
     file = directory / FIT_FILE
-    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["fitted_for"] == settings
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"fitted_for": None}
+    return bool(facts["fitted_for"] == settings and facts["sampled"] >= _LEAST_SAMPLE)
 
 
 def fit(embeddings: Mapping[str, pl.LazyFrame], settings: Pairing, progress: Progress) -> Quantizer:
     """Return quantisers fitted to a sample of all `embeddings` (tables by shard).
 
-    Reads one shard at a time, twice: its ids, then the vectors that are of the sample. Memory holds the sample and one
-    shard. Advances `progress` by shards. Raises ValueError where the vectors of two shards have other dimensions, which
-    it names, and, with their ids, for vectors that are not finite or have no direction.
+    Reads one shard at a time, twice: its ids, then the vectors that are of the sample. Memory holds the sample about
+    three times (64 documents a cell) and one shard. Advances `progress` by shards. Raises ValueError where the vectors of two shards have other dimensions, which
+    it names, for vectors that are not finite or have no direction, with their ids, and where centring leaves nothing.
     """
     dimensions = {shard: _dimensions(frame) for shard, frame in sorted(embeddings.items())}
     first, dim = next(iter(dimensions.items()))
@@ -236,6 +240,11 @@ def fit(embeddings: Mapping[str, pl.LazyFrame], settings: Pairing, progress: Pro
     total = _documents(embeddings)
     cells = cell_count(total) if settings.index == "ivf" else 1
     sample = _sample(embeddings, _sample_size(cells), dim, progress)
+    if settings.centring and settings.centring >= min(dim, max(len(sample) - 1, 1)):
+        raise ValueError(
+            f"pairing.centring: without {settings.centring} components nothing is left of vectors of {dim} dimensions "
+            f"of {len(sample)} documents; lower it"
+        )
     centring = Centring.fit(sample, settings.centring) if settings.centring is not None and len(sample) > 1 else None
     prepared = centring(sample) if centring else sample
     index = _fitted(prepared, dim, min(cells, _different(prepared, cells)))

@@ -96,9 +96,10 @@ class Coverage:
         return f"{query_shard}-{hashlib.sha256(of.encode()).hexdigest()[:16]}.parquet"
 
 
-def search_digest(quantizer_version: str, settings: Pairing) -> str:
-    """Return the digest of how blocks are searched, for `Coverage`, given the content version of the quantisers."""
-    return f"{quantizer_version} {settings.neighbors} {settings.nprobe} {settings.key_blocks}"
+def search_digest(code: str, quantizer_version: str, settings: Pairing) -> str:
+    """Return the digest of how blocks are searched, for `Coverage`: by which code, and quantisers of which content."""
+    coded = CODED_PER_NEIGHBOR * settings.neighbors
+    return f"{code} {quantizer_version} {coded} {settings.nprobe} {settings.key_blocks}"
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,14 @@ class BlockSearch:
         indexes and embeddings: of all shards, and `made_of` says of which versions. `earlier` is the artifact of an
         earlier time: what it covers is not searched again, so that a new corpus shard costs its queries against all
         keys and all queries against its keys. `scratch` is a directory of this block alone on the same disk, which
-        holds the tables of a run that was stopped: those are taken, too. Advances `progress` by queries. Returns
+        holds the tables of a run that was stopped, or whose artifact was not published: those are taken, too. Advances `progress` by queries. Returns
         how many shards were resumed, unchanged, extended (searched in new keys alone), and searched.
         """
-        old = Coverage.of(earlier)
+        old, tables = Coverage.of(earlier), scratch / "tables"
         if old == made_of:
             # Somebody wants it made again.
             earlier, old = None, Coverage.of(None)
-        tables = scratch / "tables"
+            shutil.rmtree(tables, ignore_errors=True)
         tables.mkdir(parents=True, exist_ok=True)
         for left in set(tables.iterdir()) - {tables / made_of.table_of(shard) for shard in made_of.queries}:
             left.unlink()
@@ -150,17 +151,18 @@ class BlockSearch:
             missing[new].append(shard)
         for new, shards in missing.items():
             keys, queries = {shard: indexes[shard] for shard in new}, {shard: embeddings[shard] for shard in shards}
-            for shard, found in self._searched(quantizer, keys, queries, scratch, progress):
-                parts = [found]
-                if earlier and len(new) < len(made_of.keys):
-                    parts.append(read_table(earlier / f"{shard}.parquet"))
-                with atomic_path(tables / made_of.table_of(shard)) as temporary:
-                    _nearest_by_code(pl.concat(parts), self._coded).write_parquet(temporary, compression="zstd")
+            try:
+                for shard, found in self._searched(quantizer, keys, queries, scratch, progress):
+                    parts = [found]
+                    if earlier and len(new) < len(made_of.keys):
+                        parts.append(read_table(earlier / f"{shard}.parquet"))
+                    with atomic_path(tables / made_of.table_of(shard)) as temporary:
+                        _nearest_by_code(pl.concat(parts), self._coded).write_parquet(temporary, compression="zstd")
+            finally:
+                (scratch / VECTORS_FILE).unlink(missing_ok=True)
         for shard in made_of.queries:
-            (tables / made_of.table_of(shard)).rename(directory / f"{shard}.parquet")
+            (directory / f"{shard}.parquet").hardlink_to(tables / made_of.table_of(shard))
         made_of.write(directory)
-        shutil.rmtree(tables)
-        (scratch / VECTORS_FILE).unlink(missing_ok=True)
         return counts
 
     @property

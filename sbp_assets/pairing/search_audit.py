@@ -31,6 +31,7 @@ from sbp_assets.storage.progress import Progress
 MAX_GROWTH, MAX_LOST_SIMILARITY = 4.0, 0.05
 # One byte per component keeps a cosine of 0.9999 and more. Later documents may lie outside of the sample's ranges, and
 # a vector that centring leaves nothing of has no direction.
+LOW_RECALL = "where pairing.index is ivf, raise pairing.nprobe: a query finds only what its cells hold"
 CODED_SAMPLE, MIN_CODE_COSINE, MAX_LOST = 100, 0.99, 0.05
 RECALL_SAMPLE, MIN_RECALL = 50, 0.95
 # So far the order of two neighbours may be that of the stored bytes. Where few neighbours lie in the shards that are
@@ -62,6 +63,7 @@ def check_quantizer(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame]
     return lost <= MAX_LOST * len(vectors) and bool(np.isfinite(centres).all()), {
         "sample": len(vectors),
         "directions_lost": lost,
+        "advice": "" if lost <= MAX_LOST * len(vectors) else "fit anew: `sbp run --refit`",
         "least_cosine": float(cosines.min(initial=1.0)),
         "cells": len(centres),
         "cells_that_are_not_finite": int((~np.isfinite(centres).all(axis=1)).sum()),
@@ -92,7 +94,7 @@ def check_index(directory: Path, embeddings: pl.DataFrame, quantizer: Quantizer)
 
 
 def check_partials(directory: Path, indexes: Mapping[str, Path], block: str, settings: Pairing, others: int) -> Result:
-    """Return whether a block's tables are of the present keys, and have what a search of them finds.
+    """Return whether a block's tables are there, of the present keys, and have no neighbour that cannot be.
 
     Of `others` shards the tables are read: no more than there are to be of a document, none of itself, and of a sample,
     whose neighbours are in the shards that are read, the similarities.
@@ -184,6 +186,7 @@ def check_candidates(
         "similarities_not_of_the_vectors": len(inexact),
         "unknown_ids": len(unknown),
         f"recall_at_{k}": found,
+        "advice": "" if found >= MIN_RECALL and not short and bad_ranks.is_empty() else LOW_RECALL,
         "recall_sample": len(sample),
         "shards_read": len(read),
         "offending_ids": some(

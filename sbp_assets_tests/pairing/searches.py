@@ -64,7 +64,7 @@ class Search:
 
     def coverage(self) -> Coverage:
         versions = {shard: index_digest(path) for shard, path in self.indexes.items()}
-        return Coverage(search_digest("quantizer", self.settings), versions, versions)
+        return Coverage(search_digest("1", "quantizer", self.settings), versions, versions)
 
     def block(
         self, block: int, earlier: Path | None = None, scratch: Path | None = None, memory: float | None = None

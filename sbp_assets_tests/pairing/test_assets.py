@@ -7,6 +7,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from sbp_assets.cli.run import REFIT
 from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.dagster_support.stage import load_assets, load_checks
 from sbp_assets.definitions import build_resources
@@ -55,19 +56,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dg.ExecuteI
     return results
 
 
-def test_a_quantizer_stays_until_it_is_to_be_fitted_anew(tmp_path: Path) -> None:
+def test_a_quantizer_stays_until_it_is_to_be_fitted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbp_assets.pairing.quantizer._LEAST_SAMPLE", 30)
     settings = tiny_settings(tmp_path)
     resources, instance = build_resources(settings), dg.DagsterInstance.ephemeral()
     definitions = [stub_documents(settings), *load_assets(assets, settings)]
 
-    def made(of: Settings = settings, **config: bool) -> tuple[bool, str]:
+    def made(of: Settings = settings, config: bool = False) -> tuple[bool, str]:
         definitions = [stub_documents(of), *load_assets(assets, of)]
         result = dg.materialize(
             definitions,
             selection=dg.AssetSelection.assets(["pairing", "quantizer"]),
             resources={**resources, "settings": of},
             instance=instance,
-            run_config={"ops": {"pairing__quantizer": {"config": config}}},
+            run_config=REFIT if config else None,
         )
         version = instance.get_latest_materialization_event(dg.AssetKey(["pairing", "quantizer"]))
         assert version and version.asset_materialization and version.asset_materialization.tags
@@ -87,7 +89,12 @@ def test_a_quantizer_stays_until_it_is_to_be_fitted_anew(tmp_path: Path) -> None
     table = tmp_path / "data_dir/pairing/embeddings/00001.parquet"
     pl.read_parquet(table).head(5).write_parquet(table)
     assert made() == (False, first), "other documents, the same settings"
-    fitted_anew, second = made(refit=True)
+    failed = dg.AssetCheckEvaluation(dg.AssetKey(["pairing", "quantizer"]), "codes_keep_directions", False, {})
+    instance.report_runless_asset_event(failed)
+    assert made()[0], "what has failed its check is not kept"
+    passed = dg.AssetCheckEvaluation(dg.AssetKey(["pairing", "quantizer"]), "codes_keep_directions", True, {})
+    instance.report_runless_asset_event(passed)
+    fitted_anew, second = made(config=True)
     assert fitted_anew and second != first
     assert made(tiny_settings(tmp_path, {"experiment.pairing.centring": 0}))[0], "other settings"
     fit = tmp_path / "data_dir/pairing/quantizer/fit.json"

@@ -72,9 +72,9 @@ def test_a_block_that_is_too_large_says_how_many_fit(store: Path) -> None:
     ) as e:
         KeyBlock.load(paths, quantizer, pieces, 0, 4, 5, store, memory=10_000)
     wanted = int(str(e.value).split("key_blocks to ")[1].split()[0])
-    pieces = quantizer.pieces(wanted + 1)  # pieces are of chance sizes
-    for block in range(wanted + 1):
-        KeyBlock.load(paths, quantizer, pieces, block, 4, 5, store, memory=11_000)
+    pieces = quantizer.pieces(wanted)
+    for block in range(wanted):
+        KeyBlock.load(paths, quantizer, pieces, block, 4, 5, store, memory=10_000)
 
 
 def test_codes_of_another_index_are_refused(store: Path) -> None:

@@ -15,7 +15,7 @@ from sbp_assets.pairing.quantizer import (
     Quantizer,
     cell_count,
     fit,
-    is_fitted_for,
+    may_stay,
     require_directions,
     salt,
 )
@@ -41,8 +41,7 @@ def test_a_fit_depends_on_the_documents_alone(tmp_path: Path, kind: str, centrin
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert ("centring.npz" in files) == (centring is not None)
     for file in files:
-        if file != "centring.npz":  # a zip file has the time of day
-            assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "many" / file).read_bytes(), file
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "many" / file).read_bytes(), file
     again = Quantizer.load(tmp_path / "many")
     prepared = one.prepared(vectors)
     assert np.array_equal(again.prepared(vectors), prepared)
@@ -63,16 +62,24 @@ def test_a_sample_is_of_the_documents_with_the_least_hash(monkeypatch: pytest.Mo
     assert np.array_equal(some.codes(vectors), alone.codes(vectors))
 
 
-def test_a_pin_is_for_its_settings(tmp_path: Path) -> None:
-    assert not is_fitted_for(tmp_path, "v")
+def test_a_pin_is_for_its_settings_and_of_a_whole_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not may_stay(tmp_path, "v")
     fitted(of_shards(unit(5), 1), Pairing()).save(tmp_path, "v")
-    assert is_fitted_for(tmp_path, "v") and not is_fitted_for(tmp_path, "w")
+    assert not may_stay(tmp_path, "v")
+    monkeypatch.setattr("sbp_assets.pairing.quantizer._LEAST_SAMPLE", 5)
+    assert may_stay(tmp_path, "v") and not may_stay(tmp_path, "w")
+
+
+@pytest.mark.parametrize(("components", "documents"), [(16, 100), (20, 100), (9, 10), (1, 2), (1, 1)])
+def test_centring_that_leaves_nothing_is_refused(components: int, documents: int) -> None:
+    with pytest.raises(ValueError, match=f"pairing.centring: without {components} components"):
+        fitted(of_shards(unit(documents), 1), Pairing(centring=components))
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
 def test_a_corpus_of_any_size_is_fitted(kind: str, count: int) -> None:
-    pairing = Pairing(index=kind, centring=3)  # type: ignore[arg-type]
+    pairing = Pairing(index=kind, centring=0)  # type: ignore[arg-type]
     quantizer = fitted(of_shards(unit(count), 2), pairing)
     assert quantizer.cells == 1
     assert quantizer.codes(quantizer.prepared(unit(3))).shape == (3, 16)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,12 @@ def rows(candidates: Tables) -> pl.DataFrame:
     return pl.concat(candidates.values()).drop("neighbor_shard").sort("query_id", "rank")
 
 
+@pytest.fixture
+def several_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells for a few documents; `nprobe` is more than they are."""
+    monkeypatch.setattr("sbp_assets.pairing.quantizer._VECTORS_PER_CELL", 2)
+
+
 @given(
     owners=st.lists(st.integers(0, 3), min_size=1, max_size=25),
     different=st.integers(1, 25),
@@ -35,7 +42,7 @@ def rows(candidates: Tables) -> pl.DataFrame:
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_candidates_are_the_nearest_of_the_nearest_codes(
-    store: Path, owners: list[int], different: int, k: int, kind: str, blocks: int
+    store: Path, several_cells: None, owners: list[int], different: int, k: int, kind: str, blocks: int
 ) -> None:
     # Few different vectors: equal documents, hence ties, across and within shards and blocks.
     vectors = unit(different)[np.arange(len(owners)) % different]
@@ -158,7 +165,9 @@ def test_a_stopped_search_is_resumed(store: Path, monkeypatch: pytest.MonkeyPatc
     made, counts = search.block(0, scratch=scratch)
     assert counts == {"resumed": 2, "unchanged": 0, "extended": 0, "searched": 1}
     assert {f.name: f.read_bytes() for f in made.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
-    assert not list(scratch.iterdir())
+    # Not published, perhaps: the store was away.
+    assert search.block(0, scratch=scratch)[1]["resumed"] == 3
+    assert [path.name for path in scratch.iterdir()] == ["tables"]
 
 
 def test_a_neighbour_that_is_nearer_by_less_than_the_tolerance_is_not_missed():
@@ -166,6 +175,17 @@ def test_a_neighbour_that_is_nearer_by_less_than_the_tolerance_is_not_missed():
     exact = {"q": pl.DataFrame({"neighbor_id": ["a", "c", "b"], "similarity": [0.9, 0.803, 0.8]})}
     assert recall(mine, exact, 2) == 2 / 3 and recall(mine, exact, 2, tolerance=0.005) == 1
     assert recall(mine, exact, 2, tolerance=0.001) == 2 / 3
+
+
+def test_a_full_disk_is_named_and_ends_no_process(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search.of(store, of_shards(unit(10), 1), neighbors=3)
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        search.block(0)
 
 
 def test_empty_shards_and_a_corpus_of_one_document(store: Path, embeddings: Tables) -> None:
