@@ -220,8 +220,9 @@ def _reserve(
         if len(chosen):
             cells = read_table(indexes[name] / KEYS_FILE, ["cell"])["cell"].to_numpy()[chosen]
             counts += np.bincount(cells, minlength=index.nlist)
+    lists: Any = index.invlists
     for cell in np.flatnonzero(counts):
-        index.invlists.resize(int(cell), int(counts[cell]))
+        lists.resize(int(cell), int(counts[cell]))
     return np.zeros(index.nlist, np.int64)
 
 

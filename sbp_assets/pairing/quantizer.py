@@ -219,16 +219,19 @@ def may_stay(directory: Path, settings: str) -> bool:
     Of fewer documents than a sample wants, ranges and cells are by chance and a fit takes a second: those do not stay.
     """
     file = directory / FIT_FILE
-    facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"fitted_for": None}
+    if not file.exists():
+        return False
+    facts = json.loads(file.read_text(encoding="utf-8"))
     return bool(facts["fitted_for"] == settings and facts["sampled"] >= _LEAST_SAMPLE)
 
 
 def fit(embeddings: Mapping[str, pl.LazyFrame], settings: Pairing, progress: Progress) -> Quantizer:
     """Return quantisers fitted to a sample of all `embeddings` (tables by shard).
 
-    Reads one shard at a time, twice: its ids, then the vectors that are of the sample. Memory holds the sample about
-    three times (64 documents a cell) and one shard. Advances `progress` by shards. Raises ValueError where the vectors of two shards have other dimensions, which
-    it names, for vectors that are not finite or have no direction, with their ids, and where centring leaves nothing.
+    Reads one shard at a time, twice: its ids, then the vectors that are of the sample. Memory holds the sample, of 64
+    documents a cell, about three times, and one shard. Advances `progress` by shards. Raises ValueError where the
+    vectors of two shards have other dimensions, which it names, for vectors that are not finite or have no direction,
+    with their ids, and where centring leaves nothing.
     """
     dimensions = {shard: _dimensions(frame) for shard, frame in sorted(embeddings.items())}
     first, dim = next(iter(dimensions.items()))

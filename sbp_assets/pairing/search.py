@@ -126,8 +126,9 @@ class BlockSearch:
         indexes and embeddings: of all shards, and `made_of` says of which versions. `earlier` is the artifact of an
         earlier time: what it covers is not searched again, so that a new corpus shard costs its queries against all
         keys and all queries against its keys. `scratch` is a directory of this block alone on the same disk, which
-        holds the tables of a run that was stopped, or whose artifact was not published: those are taken, too. Advances `progress` by queries. Returns
-        how many shards were resumed, unchanged, extended (searched in new keys alone), and searched.
+        holds the tables of a run that was stopped, or whose artifact was not published: those are taken, too. Advances
+        `progress` by queries. Returns how many shards were resumed, unchanged, extended (searched in new keys alone),
+        and searched.
         """
         old, tables = Coverage.of(earlier), scratch / "tables"
         if old == made_of:

@@ -106,8 +106,8 @@ class Deployment(Section):
     ray_address: RayAddress | None = Field(
         None,
         description="Ray cluster whose nodes execute the tasks of a run: host:port, auto (the one that this machine is "
-        "a node of), or local (one that is started here for the run); null: they are executed in the run's process. No asset has such "
-        "tasks yet.",
+        "a node of), or local (one that is started here for the run); null: they are executed in the run's process. No "
+        "asset has such tasks yet.",
     )
     benchmarks_dir: Folder | None = Field(
         None,

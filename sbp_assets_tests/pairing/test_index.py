@@ -64,17 +64,17 @@ def test_of_many_equal_keys_few_are_held(store: Path) -> None:
 
 
 def test_a_block_that_is_too_large_says_how_many_fit(store: Path) -> None:
-    tables = sharded(ids(900), unit(900), [0] * 900, 1)
+    tables = sharded(ids(9000), unit(9000), [0] * 9000, 1)
     quantizer = fitted(tables, Pairing())
     paths, pieces = indexed(store, tables, quantizer), quantizer.pieces(2)
     with pytest.raises(
         ValueError, match=r"key block 0 of 2 .* deployment.memory_per_worker .*key_blocks to (\d+)"
     ) as e:
-        KeyBlock.load(paths, quantizer, pieces, 0, 4, 5, store, memory=10_000)
+        KeyBlock.load(paths, quantizer, pieces, 0, 4, 5, store, memory=400_000)
     wanted = int(str(e.value).split("key_blocks to ")[1].split()[0])
     pieces = quantizer.pieces(wanted)
     for block in range(wanted):
-        KeyBlock.load(paths, quantizer, pieces, block, 4, 5, store, memory=10_000)
+        KeyBlock.load(paths, quantizer, pieces, block, 4, 5, store, memory=400_000)
 
 
 def test_codes_of_another_index_are_refused(store: Path) -> None:
