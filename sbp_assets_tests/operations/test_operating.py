@@ -86,7 +86,8 @@ def test_a_changed_setting_materialises_only_what_depends_on_it(finished: Path, 
     before = deployment.versions()
     output = follow(deployment, recipe("A changed setting"))
     changed = {name for name, version in deployment.versions().items() if before[name] != version}
-    assert changed <= {f"pairing/neighbor_pairs/{shard:05d}.parquet" for shard in range(2)}
+    pairs = {f"pairing/neighbor_pairs/{shard:05d}.parquet" for shard in range(2)}
+    assert changed <= {"pairing/neighbor_edges/00000", *pairs}
     assert list(jobs_run(output)) == ["Filter to pairs"]
 
 
