@@ -61,7 +61,7 @@ def test_the_lineage_graph_shows_every_stage_and_its_assets(ui: Ui) -> None:
     ui.picture("lineage")
     ui.see("pairing", graph).click()
     # What the opened stage shows without scrolling.
-    for asset in ("quantizer", "ann_index", "neighbor_pairs"):
+    for asset in ("ann_index", "partial_candidates", "neighbor_pairs"):
         ui.see(asset, graph)
     ui.open("/locations/sbp_assets/asset-groups/pairing/lineage")
     ui.see("neighbor_pairs", graph)

@@ -88,7 +88,7 @@ def test_a_changed_setting_materialises_only_what_depends_on_it(finished: Path, 
     changed = {name for name, version in deployment.versions().items() if before[name] != version}
     pairs = {f"pairing/neighbor_pairs/{shard:05d}.parquet" for shard in range(2)}
     assert changed <= {"pairing/neighbor_edges/00000", *pairs}
-    assert list(jobs_run(output)) == ["Filter to pairs"]
+    assert list(jobs_run(output)) == ["Filter to edges", "Choose pairs"]
 
 
 def test_a_backup_restored_elsewhere_is_up_to_date(finished: Path, tmp_path: Path) -> None:
