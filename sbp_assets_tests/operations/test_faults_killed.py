@@ -15,6 +15,8 @@ import dagster as dg
 import psutil
 import pytest
 
+from sbp_assets.definitions import build_definitions
+from sbp_assets.settings import load_settings
 from sbp_assets_tests.operations.deployment import Deployment, wait_for
 from sbp_assets_tests.operations.faults import VICTIMS, Victim, forget, in_the_midst, retry_of
 
@@ -96,13 +98,15 @@ def test_a_killed_run_of_many_shards_keeps_those_that_it_has_finished(
 ):
     """The retry materialises the others, and no shard twice."""
     assets, shards = ["pairing/embeddings"], ["00000", "00001"]
+    graph = build_definitions(load_settings("tiny", {})).resolve_asset_graph()
+    checks = len(graph.get(dg.AssetKey(["pairing", "embeddings"])).check_keys)
     for _ in range(5):
         forget(deployment, Victim("", "", tuple(assets)))
         backfill = deployment.backfill(assets, shards)
         of_it = dg.RunsFilter(tags={"dagster/backfill": backfill})
         (run_id,) = wait_for(partial(run_ids, deployment, of_it), "the backfill's run")
         process = deployment.wait_step(run_id)
-        wait_for(partial(has_finished, deployment, run_id, "00000", len(assets)), "the first shard", every=0.01)
+        wait_for(partial(has_checked, deployment, run_id, "00000", checks), "the first shard", every=0.01)
         process.kill()
         if deployment.wait_run(run_id) != "SUCCESS":  # on a busy machine it may have ended before
             break
@@ -120,8 +124,11 @@ def run_ids(deployment: Deployment, which: dg.RunsFilter) -> list[str]:
         return list(instance.get_run_ids(which))
 
 
-def has_finished(deployment: Deployment, run_id: str, shard: str, assets: int) -> bool:
-    return materialised(deployment, run_id).count(shard) == assets
+def has_checked(deployment: Deployment, run_id: str, shard: str, checks: int) -> bool:
+    with deployment.instance() as instance:
+        entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [entry.get_dagster_event().asset_check_evaluation_data.partition for entry in entries]
+    return found.count(shard) == checks
 
 
 def materialised(deployment: Deployment, run_id: str) -> list[str]:
