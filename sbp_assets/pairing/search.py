@@ -60,6 +60,9 @@ CODED_PER_NEIGHBOR = 2
 # Queries per call: bounds the hits held beside what is found to block x 2 (k + 1) rows.
 _BLOCK = 2048
 
+# Pairs that are compared in full precision at a time: their vectors are copied.
+_PAIRS = 4096
+
 COVERAGE_FILE = "coverage.json"
 
 
@@ -292,7 +295,10 @@ def nearest(keys: KeyBlock, ids: pl.Series, queries: np.ndarray, k: int) -> pl.D
     rows = _nearest_by_code(rows.filter(pl.col("query_id") != pl.col("neighbor_id")), k)
     query, row = rows["query"].to_numpy(), rows["row"].to_numpy()
     # Not a matrix product, whose bits depend on the pairs that are beside.
-    similarity = (queries[query] * keys.vectors[row]).sum(axis=1)
+    similarity = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), _PAIRS):
+        some = slice(start, start + _PAIRS)
+        similarity[some] = (queries[query[some]] * keys.vectors[row[some]]).sum(axis=1)
     shards = pl.Series(keys.shard_names, dtype=pl.String).gather(keys.shards[row])
     return rows.with_columns(
         neighbor_shard=shards, similarity=pl.Series(np.clip(similarity, -1, 1).astype(np.float32))
