@@ -10,7 +10,7 @@ Both methods read the files and say what to drop, in processes that are kept to 
 seconds of the processor and by the clock (imports left out), the median of the rounds' ratios, and
 
 - precision: the share of dropped documents that reach the threshold of 0.8 with the document kept in their place, by
-  the exact Jaccard similarity of word shingles, computed anew here;
+  the exact Jaccard similarity of word shingles, computed here once more;
 - recall: the share of planted pairs of that similarity or more of which one is dropped, by similarity.
 
 datatrove is no dependency: PATH is the Python of an environment with `datatrove[processing]`, `orjson` and `spacy`.

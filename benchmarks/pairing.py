@@ -155,8 +155,8 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
                 started = time.perf_counter()
                 search()
                 seconds[name].append(time.perf_counter() - started)
-        speed = {name: round(len(queries) / statistics.median(taken), 1) for name, taken in seconds.items()}
-        recalls = {"ours": round(reached, 4), "ivf": round(recall(others(peers["ivf"]()[:], queries), exact), 4)}
+        speed = {name: round(len(queries) / statistics.median(times), 1) for name, times in seconds.items()}
+        recalls = {"ours": round(reached, 4), "ivf": round(recall(others(peers["ivf"](), queries), exact), 4)}
         return {
             "vectors": count,
             "dimensions": dim,
@@ -173,12 +173,12 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
 
 
 def balance(quantizer: Quantizer, keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int) -> dict[str, float]:
-    """Return the distances that the fullest block computes over the mean, salted and with whole cells packed."""
+    """Return the distances that the fullest block computes over the mean, salted and with whole cells in turn."""
     cells = quantizer.nearest_cells(keys, 1)[1][:, 0]
     asked = np.bincount(quantizer.nearest_cells(keys[queries], nprobe)[1].ravel(), minlength=quantizer.cells)
     pieces, salts = quantizer.pieces(blocks), salt(f"{row:08d}" for row in range(len(keys)))
     work = np.bincount(pieces.blocks(cells, salts), asked[cells], minlength=blocks)
-    whole = np.bincount(np.arange(quantizer.cells)[cells] % blocks, asked[cells], minlength=blocks)
+    whole = np.bincount(cells % blocks, asked[cells], minlength=blocks)
     return {"salted": round(float(work.max() / work.mean()), 3), "cells": round(float(whole.max() / whole.mean()), 3)}
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sbp_assets.orchestration.display import StepState
 
 
-# The configuration of a run that fits the quantisers anew.
+# The configuration of a run that fits the quantisers to the present documents.
 REFIT = {"ops": {"pairing__quantizer": {"config": {"refit": True}}}}
 
 

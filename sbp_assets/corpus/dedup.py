@@ -23,6 +23,7 @@ from sbp_assets.corpus.shingles import Words, batched, segment
 from sbp_assets.corpus.similarity import Runs, batches, compare
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.database import database, scalar
 from sbp_assets.storage.paths import duckdb_table
 from sbp_assets.storage.progress import Progress
 
@@ -103,19 +104,16 @@ def find_duplicates(
     kind 'exact' and null for kind 'id' (the same id of another text, which is not near). Raises CorpusError where a
     shard's signatures are not those of its documents or `store` cannot be read.
     """
-    with duckdb.connect() as db:
-        db.execute("SET memory_limit = ?", [memory_limit])
-        db.execute("SET temp_directory = ?", [str(scratch / "spill")])
-        db.execute("SET preserve_insertion_order = false")
+    with database(scratch, memory_limit) as db:
         places = _stage(documents, signatures, scratch)
         total = max((place.stop for place in places.values()), default=0)
         db.execute(f"CREATE VIEW staged AS SELECT * FROM {duckdb_table(scratch, 'signatures-*.parquet')}")
         _candidates(db)
-        candidates = _scalar(db, "SELECT count(*) FROM pairs")
+        candidates = scalar(db, "SELECT count(*) FROM pairs")
         compared = compare(db, documents, places, settings.shingle_words, scratch, store, progress)
         _decide(db, settings.threshold, total, scratch)
         dropped = _dropped(db, scratch)
-        large = _scalar(db, f"SELECT count(*) FROM buckets WHERE size > {BUCKET_REACH}")
+        large = scalar(db, f"SELECT count(*) FROM buckets WHERE size > {BUCKET_REACH}")
     return dropped, {
         "documents": total,
         "candidate_pairs": candidates,
@@ -266,9 +264,3 @@ def _dropped(db: duckdb.DuckDBPyConnection, scratch: Path) -> pl.DataFrame:
         """
     )
     return pl.DataFrame(rows.to_arrow_table(), schema=DUPLICATE_SCHEMA)
-
-
-def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:
-    row = db.execute(query).fetchone()
-    assert row is not None
-    return int(row[0])

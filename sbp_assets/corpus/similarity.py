@@ -2,7 +2,7 @@
 
 The shingles of all candidate texts stand in one file, and a pair reads the two runs of numbers that are its own: what
 it costs depends neither on how many texts there are nor on where the two stand. (Texts fetched by a batch's lowest to
-highest place took time with the square of the corpus, and a text was cut anew for every batch that it was in.)
+highest place took time with the square of the corpus, and a text was cut again for every batch that it was in.)
 
 Similarities are kept from one run to the next by the digests of the two texts, which decide them. So a new shard costs
 the comparisons of its own pairs.
@@ -21,6 +21,7 @@ import polars as pl
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.shingles import jaccard, shingled
 from sbp_assets.storage.artifacts import atomic_path
+from sbp_assets.storage.database import scalar
 from sbp_assets.storage.paths import as_pattern, duckdb_table
 from sbp_assets.storage.progress import Progress
 
@@ -97,8 +98,7 @@ def compare(
         raise CorpusError(
             f"{store}: delete the file, so that its similarities are computed again ({reason})"
         ) from error
-    (new,) = db.execute("SELECT count(*) FROM known WHERE jaccard IS NULL").fetchone() or (0,)
-    progress.total = new
+    new = progress.total = scalar(db, "SELECT count(*) FROM known WHERE jaccard IS NULL")
     shingles = Runs(scratch / "shingles", np.uint64)
     try:
         _stage_shingles(db, documents, places, shingle_words, scratch, shingles)
@@ -118,7 +118,7 @@ def compare(
             target = str(temporary).replace("'", "''")
             rows = "SELECT low, high, jaccard FROM named_pairs JOIN similarities USING (a, b)"
             db.execute(f"COPY ({rows}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
-    return int(new)
+    return new
 
 
 def _stage_shingles(

@@ -107,7 +107,7 @@ class QuantizerConfig(dg.Config):
 
     refit: bool = Field(
         default=False,
-        description="Whether they are fitted anew to the present documents, which re-materialises what comes after.",
+        description="Whether they are fitted again, to the present documents, which re-materialises what comes after.",
     )
 
 
@@ -134,21 +134,21 @@ def quantizer(
     """
     made_for = settings.experiment.version(f"{_QUANTIZER_CODE}-{_EMBEDDING_CODE}", *_PINNED)
     earlier = None if config.refit else _last_artifact(context, directory, "quantizer", "codes_keep_directions")
-    fitted_anew = earlier is None or not may_stay(earlier, made_for)
-    if fitted_anew:
+    if earlier and not may_stay(earlier, made_for):
+        earlier = None
+    if not earlier:
         context.log.info("The quantisers are fitted to the present documents; indexes and pairs change with them.")
     staged = staging(settings.deployment.work_dir, "quantizer")
     with Progress("fit quantizer", "shards") as progress:
-        if earlier and not fitted_anew:
-            staged.rmdir()
-            shutil.copytree(earlier, staged)
+        if earlier:
+            shutil.copytree(earlier, staged, dirs_exist_ok=True)
         else:
             fit(embeddings, settings.experiment.pairing, progress).save(staged, made_for)
     made = Quantizer.load(staged)
     return dg.MaterializeResult(
         value=staged,
         metadata={
-            "fitted_anew": fitted_anew,
+            "refitted": earlier is None,
             "documents": made.documents,
             "sample": made.sampled,
             "cells": made.cells,

@@ -16,8 +16,7 @@ a bucket reads each shard once, and no shard reads all shards. The pairs are the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -27,6 +26,7 @@ from sbp_assets.corpus.shingles import Text, overlap, shingled
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.database import database, scalar
 from sbp_assets.storage.paths import duckdb_tables, scan_table
 from sbp_assets.storage.progress import Progress
 
@@ -85,9 +85,9 @@ def bucket_edges(
     spills beside the directory, PAIRS_PER_BATCH pairs of texts, and the edges that stay. Advances `progress` by pairs
     compared as text. Raises ValueError for a candidate that is not in corpus/documents.
     """
-    with _database(directory.parent / "spill", memory_limit) as db:
+    with database(directory.parent, memory_limit) as db:
         _find_edges(db, candidates, bucket, settings)
-        progress.total = _scalar(db, "SELECT count(*) FROM edges WHERE dropped IS NULL")
+        progress.total = scalar(db, "SELECT count(*) FROM edges WHERE dropped IS NULL")
         _compare(db, documents, settings.shingle_tokens, progress)
         db.execute(
             """
@@ -147,15 +147,6 @@ def texts_of(ids: pl.Series, documents: pl.LazyFrame) -> dict[str, str]:
     wanted = pl.LazyFrame({"id": ids.unique()}, schema={"id": pl.String})
     rows = documents.select("id", "text").join(wanted, on="id", how="semi").collect(engine="streaming")
     return dict(rows.iter_rows())
-
-
-@contextmanager
-def _database(spill: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect() as db:
-        db.execute("SET memory_limit = ?", [memory_limit])
-        db.execute("SET temp_directory = ?", [str(spill)])
-        db.execute("SET preserve_insertion_order = false")
-        yield db
 
 
 def _find_edges(
@@ -243,9 +234,3 @@ def _stored(db: duckdb.DuckDBPyConnection, name: str, files: Mapping[str, Path])
     )
     table = duckdb_tables(list(files.values()))
     db.execute(f"CREATE VIEW {name} AS FROM {table} JOIN {name}_files USING (filename)")
-
-
-def _scalar(db: duckdb.DuckDBPyConnection, query: str) -> int:
-    row = db.execute(query).fetchone()
-    assert row is not None
-    return int(row[0])

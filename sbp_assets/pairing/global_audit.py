@@ -16,6 +16,7 @@ import polars as pl
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.pairing.audit import Result, some
 from sbp_assets.settings import Pairing
+from sbp_assets.storage.database import database
 from sbp_assets.storage.paths import duckdb_table
 
 SHOWN = 10
@@ -48,7 +49,7 @@ def check_all_candidates(
             rows.select(id="neighbor_id", shard="neighbor_shard"),
         ]
         pl.concat(references).unique().write_parquet(scratch / f"references-{shard}.parquet")
-    with _database(scratch, memory_limit) as db:
+    with _staged(scratch, memory_limit) as db:
         unknown, of_no_document = _count(db, f"SELECT DISTINCT id FROM ({_UNKNOWN})")
     return not (short or wrong or unknown), {
         "documents": sum(sizes.values()),
@@ -80,7 +81,7 @@ def check_all_pairs(
         rows.write_parquet(scratch / f"pairs-{shard}.parquet")
         references = [rows.select(id="d1", shard=pl.lit(shard)), rows.select(id="d2", shard="d2_shard")]
         pl.concat(references).unique().write_parquet(scratch / f"references-{shard}.parquet")
-    with _database(scratch, memory_limit) as db:
+    with _staged(scratch, memory_limit) as db:
         table, cap = duckdb_table(scratch, "pairs-*.parquet"), settings.max_pairs_per_document
         found = {
             "documents_not_in_d": _count(db, f"SELECT DISTINCT id FROM ({_UNKNOWN})"),
@@ -115,11 +116,8 @@ def _stage(ids: pl.LazyFrame, shard: str, scratch: Path) -> int:
 
 
 @contextmanager
-def _database(scratch: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect() as db:
-        db.execute("SET memory_limit = ?", [memory_limit])
-        db.execute("SET temp_directory = ?", [str(scratch / "spill")])
-        db.execute("SET preserve_insertion_order = false")
+def _staged(scratch: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    with database(scratch, memory_limit) as db:
         db.execute(f"CREATE VIEW known AS SELECT * FROM {duckdb_table(scratch, 'known-*.parquet')}")
         db.execute(f"CREATE VIEW referenced AS SELECT * FROM {duckdb_table(scratch, 'references-*.parquet')}")
         yield db

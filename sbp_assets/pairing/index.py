@@ -123,11 +123,13 @@ class KeyBlock:
         the ids; vectors in full precision are put into a file in `scratch`. Raises ValueError where a block would take
         more than `memory` bytes.
         """
-        names, rows = sorted(indexes), dict[str, np.ndarray]()
+        names, rows, sizes = sorted(indexes), dict[str, np.ndarray](), np.zeros(quantizer.cells, np.int64)
         for name in names:
             keys = read_table(indexes[name] / KEYS_FILE, ["cell", "salt"])
-            rows[name] = np.flatnonzero(pieces.blocks(keys["cell"].to_numpy(), keys["salt"].to_numpy()) == block)
-        count = sum(map(len, rows.values()))
+            cells, salts = keys["cell"].to_numpy(), keys["salt"].to_numpy()
+            rows[name] = np.flatnonzero(pieces.blocks(cells, salts) == block)
+            sizes += np.bincount(cells[rows[name]], minlength=len(sizes))
+        count = int(sizes.sum())
         size = count * (quantizer.dimensions + _BYTES_BESIDE)
         if memory is not None and size > memory:
             blocks = int(pieces.block.max()) + 1
@@ -136,7 +138,7 @@ class KeyBlock:
                 f"({memory / 1e6:,.1f} MB): set pairing.key_blocks to {_enough(size * blocks, memory)} or more"
             )
         index = quantizer.empty_index(nprobe)
-        filled = _reserve(index, indexes, rows)
+        filled = _reserve(index, sizes)
         ids, of_shard, first = [pl.Series(dtype=pl.String)], [np.zeros(0, np.int32)], 0
         vectors: np.ndarray = np.zeros((0, quantizer.dimensions), np.float32)
         if count:
@@ -208,22 +210,15 @@ def _on_disk(file: Path, shape: tuple[int, int]) -> np.ndarray:
     return np.memmap(file, np.float32, "r+", shape=shape)
 
 
-def _reserve(
-    index: faiss.IndexIVFScalarQuantizer, indexes: Mapping[str, Path], rows: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """Give each list the size of its keys, and return zeros: how much of each list is filled.
+def _reserve(index: faiss.IndexIVFScalarQuantizer, sizes: np.ndarray) -> np.ndarray:
+    """Give each list the size of its keys, (cells,), and return zeros: how much of each list is filled.
 
     A list that grows with each shard keeps room for as much again: 1.6 times the bytes of the codes, of 100 shards.
     """
-    counts = np.zeros(index.nlist, np.int64)
-    for name, chosen in rows.items():
-        if len(chosen):
-            cells = read_table(indexes[name] / KEYS_FILE, ["cell"])["cell"].to_numpy()[chosen]
-            counts += np.bincount(cells, minlength=index.nlist)
     lists: Any = index.invlists
-    for cell in np.flatnonzero(counts):
-        lists.resize(int(cell), int(counts[cell]))
-    return np.zeros(index.nlist, np.int64)
+    for cell in np.flatnonzero(sizes):
+        lists.resize(int(cell), int(sizes[cell]))
+    return np.zeros_like(sizes)
 
 
 def _add(

@@ -16,7 +16,7 @@ import heapq
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,6 @@ _SAMPLED_PER_CELL, _LEAST_SAMPLE = 64, 20_000
 _PROBED = 16
 # A piece of a cell has at most this share of a block's fair share of the work: enough pieces to pack blocks evenly.
 _PIECES_PER_BLOCK = 8
-
 
 _FACTS = ("documents", "sampled", "centre_similarity")
 
@@ -184,7 +183,7 @@ class Quantizer:
         sample = self.prepared(_sample(embeddings, _sample_size(self.cells), self.dimensions, progress))
         return {
             "growth": total / max(self.documents, 1),
-            "lost_similarity": self.centre_similarity - _centre_similarity(self, sample),
+            "lost_similarity": self.centre_similarity - _mean(self.nearest_cells(sample, 1)[0]),
         }
 
     def save(self, directory: Path, fitted_for: str) -> None:
@@ -251,11 +250,10 @@ def fit(embeddings: Mapping[str, pl.LazyFrame], settings: Pairing, progress: Pro
     centring = Centring.fit(sample, settings.centring) if settings.centring is not None and len(sample) > 1 else None
     prepared = centring(sample) if centring else sample
     index = _fitted(prepared, dim, min(cells, _different(prepared, cells)))
-    _, near = _nearest_cells(index, prepared, _PROBED)
+    similarity, near = _nearest_cells(index, prepared, _PROBED)
     keys = np.bincount(near[:, 0], minlength=index.nlist).astype(np.int64)
     queries = np.bincount(near.ravel(), minlength=index.nlist).astype(np.int64)
-    fitted = Quantizer(index, centring, keys, queries, total, len(sample), 0.0)
-    return replace(fitted, centre_similarity=_centre_similarity(fitted, prepared))
+    return Quantizer(index, centring, keys, queries, total, len(sample), _mean(similarity[:, 0]))
 
 
 def require_directions(ids: pl.Series, vectors: np.ndarray, shard: str) -> None:
@@ -285,8 +283,7 @@ def _nearest_cells(index: faiss.IndexIVF, vectors: np.ndarray, cells: int) -> tu
     return index.quantizer.search(vectors, wanted)  # type: ignore[no-any-return]
 
 
-def _centre_similarity(quantizer: Quantizer, prepared: np.ndarray) -> float:
-    similarity, _ = quantizer.nearest_cells(prepared, 1)
+def _mean(similarity: np.ndarray) -> float:
     return round(float(similarity.mean()), 6) if len(similarity) else 0.0
 
 

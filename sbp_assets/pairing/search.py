@@ -1,7 +1,7 @@
 """The neighbour search by blocks of keys, in bounded memory (paper section 2.1).
 
 Sides are asymmetric: a query keeps its float vector, a key is 8-bit codes. A task holds one block of keys and streams
-the queries of all corpus shards past it (`search_block`); what it finds of a query shard is one small table. A shard's
+the queries of all corpus shards past it (`BlockSearch`); what it finds of a query shard is one small table. A shard's
 candidates are then merged of as many tables as there are blocks (`merge`). So the indexes are read once and the queries
 once per block, however many shards there are.
 
@@ -54,7 +54,7 @@ CANDIDATE_COLUMNS = [
 ]
 CANDIDATE_SCHEMA = table_schema(CANDIDATE_COLUMNS)
 
-# Nearest neighbours by codes for each wanted one. See docs/scaling.md for the recall.
+# Nearest neighbours by codes for each wanted one; `benchmarks.pairing` prints the recall.
 CODED_PER_NEIGHBOR = 2
 
 # Queries per call: bounds the hits held beside what is found to block x 2 (k + 1) rows.
@@ -135,19 +135,20 @@ class BlockSearch:
         """
         old, tables = Coverage.of(earlier), scratch / "tables"
         if old == made_of:
-            # Somebody wants it made again.
+            # What is re-materialised from the same keys is searched again, whatever was wrong with it.
             earlier, old = None, Coverage.of(None)
             shutil.rmtree(tables, ignore_errors=True)
         tables.mkdir(parents=True, exist_ok=True)
         for left in set(tables.iterdir()) - {tables / made_of.table_of(shard) for shard in made_of.queries}:
             left.unlink()
-        progress.total = sum(frame.select(pl.len()).collect().item() for frame in embeddings.values())
+        sizes = {shard: frame.select(pl.len()).collect().item() for shard, frame in embeddings.items()}
+        progress.total = sum(sizes.values())
         counts = dict.fromkeys(("resumed", "unchanged", "extended", "searched"), 0)
         missing: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for shard in sorted(made_of.queries):
             if (tables / made_of.table_of(shard)).exists():
                 counts["resumed"] += 1
-                progress.advance(embeddings[shard].select(pl.len()).collect().item())
+                progress.advance(sizes[shard])
                 continue
             known = old.keys if made_of.extends(old, shard) else {}
             new = tuple(sorted(made_of.keys.keys() - known.keys()))

@@ -31,12 +31,13 @@ from sbp_assets.storage.progress import Progress
 MAX_GROWTH, MAX_LOST_SIMILARITY = 4.0, 0.05
 # One byte per component keeps a cosine of 0.9999 and more. Later documents may lie outside of the sample's ranges, and
 # a vector that centring leaves nothing of has no direction.
-LOW_RECALL = "where pairing.index is ivf, raise pairing.nprobe: a query finds only what its cells hold"
 CODED_SAMPLE, MIN_CODE_COSINE, MAX_LOST = 100, 0.99, 0.05
 RECALL_SAMPLE, MIN_RECALL = 50, 0.95
 # So far the order of two neighbours may be that of the stored bytes. Where few neighbours lie in the shards that are
 # read, one such pair at the end of a list would be a missing neighbour (seen with 5 documents of D a shard).
 QUANTISATION = 0.005
+REFIT = "fit the quantisers to the present documents: `sbp run --refit`"
+LOW_RECALL = "where pairing.index is ivf, raise pairing.nprobe: a query finds only what its cells hold"
 
 
 def check_drift(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame]) -> Result:
@@ -44,7 +45,7 @@ def check_drift(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame]) ->
     with Progress("sample", "shards") as progress:
         found = quantizer.drift(embeddings, progress)
     passed = found["growth"] < MAX_GROWTH and found["lost_similarity"] < MAX_LOST_SIMILARITY
-    return passed, {**found, "advice": "" if passed else "fit anew: `sbp run --refit`"}
+    return passed, {**found, "advice": "" if passed else REFIT}
 
 
 def check_quantizer(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame], others: int) -> Result:
@@ -63,7 +64,7 @@ def check_quantizer(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame]
     return lost <= MAX_LOST * len(vectors) and bool(np.isfinite(centres).all()), {
         "sample": len(vectors),
         "directions_lost": lost,
-        "advice": "" if lost <= MAX_LOST * len(vectors) else "fit anew: `sbp run --refit`",
+        "advice": "" if lost <= MAX_LOST * len(vectors) else REFIT,
         "least_cosine": float(cosines.min(initial=1.0)),
         "cells": len(centres),
         "cells_that_are_not_finite": int((~np.isfinite(centres).all(axis=1)).sum()),
@@ -74,7 +75,7 @@ def check_index(directory: Path, embeddings: pl.DataFrame, quantizer: Quantizer)
     """Return whether the index has the documents of `embeddings`, each with its vector, its cell and its code."""
     index = ShardIndex.open(directory)
     expected = pl.DataFrame({"id": embeddings["id"]}).with_row_index("row")
-    joined = index.keys.select("id", "cell", "salt").join(expected, on="id", how="left", maintain_order="left")
+    joined = index.keys.select("id", "cell").join(expected, on="id", how="left", maintain_order="left")
     same = len(joined) == len(embeddings) and not joined["row"].null_count() and joined["id"].n_unique() == len(joined)
     wrong = np.zeros(len(joined), bool)
     if same:

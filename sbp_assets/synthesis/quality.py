@@ -25,7 +25,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import polars as pl
 
@@ -33,6 +32,7 @@ from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.corpus.shingles import Words, batched, segment, shared, shingled
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.database import database
 from sbp_assets.storage.paths import duckdb_table
 
 SYNTHETIC, REAL = "synthetic", "real"
@@ -287,10 +287,7 @@ def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: 
             frame.unique().write_parquet(scratch / f"shingles-{number}.parquet")
             staged = True
     if staged:
-        with duckdb.connect() as db:
-            db.execute("SET memory_limit = ?", [memory_limit])
-            db.execute("SET temp_directory = ?", [str(scratch / "spill")])
-            db.execute("SET preserve_insertion_order = false")
+        with database(scratch, memory_limit) as db:
             db.execute(f"CREATE VIEW shingles AS SELECT * FROM {duckdb_table(scratch, 'shingles-*.parquet')}")
             for (near,) in db.execute(_NEAR, {"threshold": settings.threshold}).fetchall():
                 flags[near] = True

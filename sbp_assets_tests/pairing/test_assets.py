@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dg.ExecuteI
     return results
 
 
-def test_a_quantizer_stays_until_it_is_to_be_fitted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantizer_stays_until_it_is_to_be_refitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sbp_assets.pairing.quantizer._LEAST_SAMPLE", 30)
     settings = tiny_settings(tmp_path)
     resources, instance = build_resources(settings), dg.DagsterInstance.ephemeral()
@@ -74,7 +74,7 @@ def test_a_quantizer_stays_until_it_is_to_be_fitted_anew(tmp_path: Path, monkeyp
         version = instance.get_latest_materialization_event(dg.AssetKey(["pairing", "quantizer"]))
         assert version and version.asset_materialization and version.asset_materialization.tags
         return (
-            metadata_of(result, "pairing/quantizer")["fitted_anew"],
+            metadata_of(result, "pairing/quantizer")["refitted"],
             version.asset_materialization.tags["dagster/data_version"],
         )
 
@@ -84,8 +84,8 @@ def test_a_quantizer_stays_until_it_is_to_be_fitted_anew(tmp_path: Path, monkeyp
             dg.materialize(definitions, selection=names, resources=resources, instance=instance, partition_key=shard)
 
     embed(["00000", "00001"])
-    fitted_anew, first = made()
-    assert fitted_anew
+    refitted, first = made()
+    assert refitted
     table = tmp_path / "data_dir/pairing/embeddings/00001.parquet"
     pl.read_parquet(table).head(5).write_parquet(table)
     assert made() == (False, first), "other documents, the same settings"
@@ -94,8 +94,8 @@ def test_a_quantizer_stays_until_it_is_to_be_fitted_anew(tmp_path: Path, monkeyp
     assert made()[0], "what has failed its check is not kept"
     passed = dg.AssetCheckEvaluation(dg.AssetKey(["pairing", "quantizer"]), "codes_keep_directions", True, {})
     instance.report_runless_asset_event(passed)
-    fitted_anew, second = made(config=True)
-    assert fitted_anew and second != first
+    refitted, second = made(config=True)
+    assert refitted and second != first
     assert made(tiny_settings(tmp_path, {"experiment.pairing.centring": 0}))[0], "other settings"
     fit = tmp_path / "data_dir/pairing/quantizer/fit.json"
     fit.write_text(fit.read_text() + " ")
