@@ -10,9 +10,10 @@ their 10 nearest others, one thread:
 - ivf: IndexIVFFlat of as many cells, `nprobe` raised until its recall is ours;
 - hnsw: IndexHNSWFlat of 32 links, `efSearch` raised likewise, up to 300,000 vectors.
 
-Queries are timed in turn, the median of `--rounds`; our time is that of the search in blocks and of merging them, and
-not of loading. `balance` is the work of the fullest block over the mean, measured over all keys and sampled queries,
-with salting and without. Bytes per vector are those of the index in memory. The last line is a JSON object.
+Queries are timed in turn, the median of `--rounds`; our time is that of choosing the cells, searching in blocks and
+merging, and not of loading. `balance` is the work of the fullest block over the mean, measured over all keys and
+sampled queries, with salting and without. Bytes per vector are those of the index in memory. The last line is a JSON
+object.
 """
 
 from __future__ import annotations
@@ -105,18 +106,19 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
         fitted = time.perf_counter() - started
         for shard, table in tables.items():
             (store / shard).mkdir()
-            write_index(store / shard, table["id"], vectors_of(table), quantizer)
+            write_index(store / shard, shard, table["id"], vectors_of(table), quantizer, nprobe)
         built = time.perf_counter() - started - fitted
         del tables
         pieces, held = quantizer.pieces(blocks), []
         for block in range(blocks):
             (scratch := store / f"block {block}").mkdir()
             paths = {f"{s:05d}": store / f"{s:05d}" for s in range(SHARDS)}
-            held.append(KeyBlock.load(paths, quantizer, pieces, block, nprobe, CODED_PER_NEIGHBOR * K, scratch))
+            held.append(KeyBlock.load(paths, quantizer, pieces, block, CODED_PER_NEIGHBOR * K, scratch))
         mine, asked = ids.gather(queries), keys[queries]
 
         def ours() -> pl.DataFrame:
-            partials = [nearest(block, mine, asked, CODED_PER_NEIGHBOR * K).lazy() for block in held]
+            _, probes = quantizer.nearest_cells(asked, nprobe)
+            partials = [nearest(block, mine, asked, probes, CODED_PER_NEIGHBOR * K).lazy() for block in held]
             return merge(partials, mine, K)
 
         flat = faiss.IndexFlatIP(dim)

@@ -237,7 +237,7 @@ def _estimate(experiment: Experiment, vocab_size: int, tokens: int, documents: i
         "corpus/documents": real * text,
         "corpus/tokens": real * token_bytes,
         "pairing/embeddings": documents * known[1] * 4,
-        "pairing/ann_index": documents * known[1] * (1 + 4),
+        "pairing/ann_index": documents * (known[1] * (1 + 4) + 4 * pairing.nprobe),
         "pairing/partial_candidates": documents
         * pairing.neighbors
         * CODED_PER_NEIGHBOR

@@ -47,7 +47,6 @@ from sbp_assets.storage.remote import CorruptedArtifactError
 # The settings that vectors depend on, then candidates, then pairs.
 _EMBEDDING = ("pairing.embedding_model", "pairing.embedding_dtype", "pairing.embedding_prompt", "pairing.max_tokens")
 _QUANTIZER = ("pairing.index", "pairing.centring")
-_SEARCH = ("pairing.nprobe", "pairing.neighbors")
 _EDGES = (
     "pairing.min_similarity",
     "pairing.max_similarity",
@@ -168,7 +167,7 @@ def quantizer(
             "quantizer": dg.AssetIn(["pairing", "quantizer"]),
             "embeddings": dg.AssetIn(["pairing", "embeddings"]),
         },
-        code_version=settings.experiment.version("3"),
+        code_version=settings.experiment.version("4", "pairing.nprobe"),
         metadata=column_metadata(INDEX_COLUMNS),
     )
 )
@@ -178,11 +177,18 @@ def ann_index(
     quantizer: Path,
     embeddings: pl.LazyFrame,
 ) -> dg.MaterializeResult[Path]:
-    """The directory holds the keys of one shard: codes of one byte per component, and vectors, by cell."""
+    """The directory holds the documents of one shard as keys and queries: codes, vectors, and cells to be searched."""
     staged = staging(settings.deployment.work_dir, "ann_index", context.partition_key)
     rows = embeddings.collect()
     with Progress("index", "vectors", len(rows)) as progress:
-        cells = write_index(staged, rows["id"], vectors_of(rows), Quantizer.load(quantizer))
+        cells = write_index(
+            staged,
+            context.partition_key,
+            rows["id"],
+            vectors_of(rows),
+            Quantizer.load(quantizer),
+            settings.experiment.pairing.nprobe,
+        )
         progress.advance(len(rows))
     return dg.MaterializeResult(
         value=staged,
@@ -198,10 +204,9 @@ def ann_index(
         ins={
             "quantizer": dg.AssetIn(["pairing", "quantizer"]),
             "indexes": dg.AssetIn(["pairing", "ann_index"], partition_mapping=ALL),
-            "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
         },
         pool="memory",
-        code_version=settings.experiment.version(_SEARCH_CODE, *_SEARCH, "pairing.key_blocks"),
+        code_version=settings.experiment.version(_SEARCH_CODE, "pairing.neighbors", "pairing.key_blocks"),
         metadata=column_metadata(PARTIAL_COLUMNS),
     )
 )
@@ -211,7 +216,6 @@ def partial_candidates(
     directory: dg.ResourceParam[DirectoryIOManager],
     quantizer: Path,
     indexes: dict[str, Path],
-    embeddings: dict[str, pl.LazyFrame],
 ) -> dg.MaterializeResult[Path]:
     """The directory has a table per shard: the nearest neighbours of its documents among one block of all keys.
 
@@ -225,7 +229,7 @@ def partial_candidates(
     earlier = _last_artifact(context, directory, "partial_candidates", "partials_are_of_the_block", block)
     scratch = Path(deployment.work_dir) / "partial_candidates" / block
     with exclusive(scratch, f"searching key block {block}"), Progress("search", "queries") as progress:
-        counts = search.run(Quantizer.load(quantizer), indexes, embeddings, made_of, earlier, scratch, staged, progress)
+        counts = search.run(Quantizer.load(quantizer), indexes, made_of, earlier, scratch, staged, progress)
     return dg.MaterializeResult(value=staged, metadata={**counts, **progress.metadata()})
 
 

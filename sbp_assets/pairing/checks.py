@@ -85,10 +85,13 @@ def quantizer_fits_documents(
         "embeddings": dg.AssetIn(["pairing", "embeddings"]),
     },
     blocking=True,
-    description="The index holds the shard's embeddings, each with its code and in its cell.",
+    description="The index holds the shard's embeddings, each with its code and its cells.",
 )
-def index_matches_embeddings(ann_index: Path, quantizer: Path, embeddings: pl.LazyFrame) -> dg.AssetCheckResult:
-    return check_result(*search_audit.check_index(ann_index, embeddings.collect(), Quantizer.load(quantizer)))
+def index_matches_embeddings(
+    settings: dg.ResourceParam[Settings], ann_index: Path, quantizer: Path, embeddings: pl.LazyFrame
+) -> dg.AssetCheckResult:
+    nprobe = settings.experiment.pairing.nprobe
+    return check_result(*search_audit.check_index(ann_index, embeddings.collect(), Quantizer.load(quantizer), nprobe))
 
 
 @for_settings(

@@ -1,7 +1,8 @@
-"""The keys of the neighbour search: 8-bit codes of a shard's documents, and a block of keys out of all shards.
+"""The documents of a shard as keys and queries of the neighbour search, and a block of keys out of all shards.
 
-`write_index` keeps the keys of one corpus shard in the order of cells and salts, in which a block of them is a few
-ranges. `KeyBlock.load` reads those of one block from every shard: what one task holds in memory.
+`write_index` keeps those of one corpus shard in the order of cells and salts, in which a block of keys is a few ranges.
+Each has its 8-bit code, by which it is found, and the cells that are searched for it: of K blocks each would compute
+these again. `KeyBlock.load` reads the keys of one block from every shard: what one task holds in memory.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import faiss
 import numpy as np
 import polars as pl
 
-from sbp_assets.pairing.quantizer import Pieces, Quantizer, salt
+from sbp_assets.pairing.quantizer import Pieces, Quantizer, require_directions, salt
 from sbp_assets.storage.artifacts import content_version, named_when_full
 from sbp_assets.storage.columns import Column
-from sbp_assets.storage.paths import read_table
+from sbp_assets.storage.paths import read_table, scan_table
 
-KEYS_FILE, CODES_FILE, VECTORS_FILE, DIGEST_FILE = "keys.parquet", "codes.npy", "vectors.npy", "digest.txt"
+KEYS_FILE, CODES_FILE, VECTORS_FILE, PROBES_FILE = "keys.parquet", "codes.npy", "vectors.npy", "probes.npy"
+DIGEST_FILE = "digest.txt"
 
 _CELLS = "pairing/embeddings.vector pairing/quantizer.cell"
 INDEX_COLUMNS = [
@@ -33,6 +35,7 @@ INDEX_COLUMNS = [
            "pairing/embeddings.id"),
     Column("code", "array[uint8]", f"Of {CODES_FILE}: its vector, one byte per component.", _CELLS),
     Column("vector", "array[float32]", f"Of {VECTORS_FILE}: its vector as it is compared in full precision.", _CELLS),
+    Column("probes", "array[int32]", f"Of {PROBES_FILE}: the cells that are searched for it, nearest first.", _CELLS),
 ]  # fmt: skip
 _KEY_SCHEMA = {"id": pl.String, "cell": pl.Int32, "salt": pl.UInt64}
 
@@ -40,19 +43,24 @@ _KEY_SCHEMA = {"id": pl.String, "cell": pl.Int32, "salt": pl.UInt64}
 _BYTES_BESIDE = 8 + 48 + 96
 
 
-def write_index(directory: Path, ids: pl.Series, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
-    """Write the keys of a shard into the empty `directory`: KEYS_FILE, CODES_FILE and VECTORS_FILE, row for row.
+def write_index(
+    directory: Path, shard: str, ids: pl.Series, vectors: np.ndarray, quantizer: Quantizer, nprobe: int
+) -> np.ndarray:
+    """Write the documents of `shard` into the empty `directory`, whose files but DIGEST_FILE are of the same rows.
 
-    vectors: (n, dim) float32 of unit length, of the documents `ids`. Returns the cell of each, (n,) int64.
+    vectors: (n, dim) float32 of unit length, of the documents `ids`. nprobe: cells that are searched for each. Returns
+    the cell of each, (n,) int64. Raises ValueError for vectors without a direction, whose ids it names.
     """
+    require_directions(ids, vectors, shard)
     prepared = quantizer.prepared(vectors)
-    _, cells = quantizer.nearest_cells(prepared, 1)
+    _, cells = quantizer.nearest_cells(prepared, nprobe)
     keys = pl.DataFrame({"id": ids, "cell": cells[:, 0], "salt": salt(ids)}, schema=_KEY_SCHEMA)
     order = keys.select(pl.arg_sort_by("cell", "salt", "id")).to_series().to_numpy()
     with named_when_full(directory / VECTORS_FILE):
         keys[order].write_parquet(directory / KEYS_FILE)
         np.save(directory / CODES_FILE, quantizer.codes(prepared)[order])
         np.save(directory / VECTORS_FILE, prepared[order])
+        np.save(directory / PROBES_FILE, cells[order].astype(np.int32))
     (directory / DIGEST_FILE).write_text(content_version(directory), encoding="utf-8")
     return cells[:, 0]
 
@@ -62,27 +70,34 @@ def index_digest(directory: Path) -> str:
     return (directory / DIGEST_FILE).read_text(encoding="utf-8")
 
 
+def index_size(directory: Path) -> int:
+    """Return the number of documents in an index directory."""
+    return int(scan_table(directory / KEYS_FILE).select(pl.len()).collect().item())
+
+
 @dataclass(frozen=True)
 class ShardIndex:
-    """The keys of one shard; codes (n, dim) uint8 and vectors (n, dim) float32 stay on disk until they are used."""
+    """The documents of one shard, `keys`, by row; what is beside them stays on disk until it is used.
+
+    codes: (n, dim) uint8; vectors: (n, dim) float32; probes: (n, nprobe) int32.
+    """
 
     keys: pl.DataFrame
     codes: np.ndarray
     vectors: np.ndarray
+    probes: np.ndarray
 
     @classmethod
     def open(cls, directory: Path) -> ShardIndex:
         """Open an index directory; raise ValueError where its files do not belong together."""
         keys = read_table(directory / KEYS_FILE)
-        codes, vectors = (
-            np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in (CODES_FILE, VECTORS_FILE)
-        )
-        if not len(keys) == len(codes) == len(vectors):
-            raise ValueError(
-                f"{directory}: {len(codes)} codes and {len(vectors)} vectors but {len(keys)} ids; "
-                "re-materialise pairing/ann_index"
-            )
-        return cls(keys, codes, vectors)
+        arrays = {
+            name: np.load(directory / name, mmap_mode="r", allow_pickle=False)
+            for name in (CODES_FILE, VECTORS_FILE, PROBES_FILE)
+        }
+        if wrong := {name: len(array) for name, array in arrays.items() if len(array) != len(keys)}:
+            raise ValueError(f"{directory}: {len(keys)} ids, but rows of {wrong}; re-materialise pairing/ann_index")
+        return cls(keys, *arrays.values())
 
     def vectors_of(self, ids: pl.Series) -> np.ndarray:
         """Return the vectors of some documents, (ids, dim) float32; NaN of those that are not here."""
@@ -112,7 +127,6 @@ class KeyBlock:
         quantizer: Quantizer,
         pieces: Pieces,
         block: int,
-        nprobe: int,
         k: int,
         scratch: Path,
         memory: float | None = None,
@@ -137,7 +151,7 @@ class KeyBlock:
                 f"key block {block} of {blocks} takes {size / 1e6:,.1f} MB, more than deployment.memory_per_worker "
                 f"({memory / 1e6:,.1f} MB): set pairing.key_blocks to {_enough(size * blocks, memory)} or more"
             )
-        index = quantizer.empty_index(nprobe)
+        index = quantizer.empty_index()
         filled = _reserve(index, sizes)
         ids, of_shard, first = [pl.Series(dtype=pl.String)], [np.zeros(0, np.int32)], 0
         vectors: np.ndarray = np.zeros((0, quantizer.dimensions), np.float32)
@@ -158,14 +172,15 @@ class KeyBlock:
         found._remove_excess(k)
         return found
 
-    def searcher(self, queries: np.ndarray) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
-        """Return a function that looks for the k keys nearest to some of the `queries`, given their rows and k.
+    def search(self, queries: np.ndarray, probes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return similarities and rows of the k nearest keys in the cells `probes`, (n, k) each; -1: no such row.
 
-        It returns similarities and rows, (queries, k) each, and -1 for a row that is none. queries: (n, dim) prepared.
+        queries: (n, dim) prepared; probes: (n, cells), those that are searched for each query.
         """
         index: Any = self.index
-        distances, assigned = index.quantizer.search(queries, index.nprobe)
-        return lambda some, k: index.search_preassigned(queries[some], k, assigned[some], distances[some])
+        index.nprobe = probes.shape[1]
+        # Codes are no residuals, so how near a cell's centre is does not matter.
+        return index.search_preassigned(queries, k, probes.astype(np.int64), np.zeros(probes.shape, np.float32))  # type: ignore[no-any-return]
 
     def _remove_excess(self, k: int) -> None:
         """Remove the keys that cannot be among the k nearest others of a query.

@@ -154,11 +154,9 @@ class Quantizer:
         """Return the centres of the cells, (cells, dim) float32."""
         return self.index.quantizer.reconstruct_n(0, self.cells)  # type: ignore[no-any-return]
 
-    def empty_index(self, nprobe: int) -> faiss.IndexIVFScalarQuantizer:
-        """Return an index of these cells and codes without vectors, of which a query searches `nprobe` cells."""
-        index: Any = faiss.clone_index(self.index)
-        index.nprobe = min(nprobe, self.cells)
-        return index  # type: ignore[no-any-return]
+    def empty_index(self) -> faiss.IndexIVFScalarQuantizer:
+        """Return an index of these cells and codes without vectors."""
+        return faiss.clone_index(self.index)
 
     def pieces(self, blocks: int) -> Pieces:
         """Return how the cells are divided among `blocks`: hot ones into pieces, longest pieces first to the least."""

@@ -24,8 +24,8 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.pairing.embed import vectors_of
-from sbp_assets.pairing.index import VECTORS_FILE, KeyBlock
-from sbp_assets.pairing.quantizer import Quantizer, require_directions
+from sbp_assets.pairing.index import VECTORS_FILE, KeyBlock, ShardIndex, index_size
+from sbp_assets.pairing.quantizer import Quantizer
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.artifacts import atomic_path
 from sbp_assets.storage.columns import Column, table_schema
@@ -102,7 +102,7 @@ class Coverage:
 def search_digest(code: str, quantizer_version: str, settings: Pairing) -> str:
     """Return the digest of how blocks are searched, for `Coverage`: by which code, and quantisers of which content."""
     coded = CODED_PER_NEIGHBOR * settings.neighbors
-    return f"{code} {quantizer_version} {coded} {settings.nprobe} {settings.key_blocks}"
+    return f"{code} {quantizer_version} {coded} {settings.key_blocks}"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,6 @@ class BlockSearch:
         self,
         quantizer: Quantizer,
         indexes: Mapping[str, Path],
-        embeddings: Mapping[str, pl.LazyFrame],
         made_of: Coverage,
         earlier: Path | None,
         scratch: Path,
@@ -126,7 +125,7 @@ class BlockSearch:
     ) -> dict[str, int]:
         """Write a table (PARTIAL_COLUMNS) per query shard, and COVERAGE_FILE, into the empty `directory`.
 
-        indexes and embeddings: of all shards, and `made_of` says of which versions. `earlier` is the artifact of an
+        indexes: of all shards, and `made_of` says of which versions. `earlier` is the artifact of an
         earlier time: what it covers is not searched again, so that a new corpus shard costs its queries against all
         keys and all queries against its keys. `scratch` is a directory of this block alone on the same disk, which
         holds the tables of a run that was stopped, or whose artifact was not published: those are taken, too. Advances
@@ -141,7 +140,7 @@ class BlockSearch:
         tables.mkdir(parents=True, exist_ok=True)
         for left in set(tables.iterdir()) - {tables / made_of.table_of(shard) for shard in made_of.queries}:
             left.unlink()
-        sizes = {shard: frame.select(pl.len()).collect().item() for shard, frame in embeddings.items()}
+        sizes = {shard: index_size(index) for shard, index in indexes.items()}
         progress.total = sum(sizes.values())
         counts = dict.fromkeys(("resumed", "unchanged", "extended", "searched"), 0)
         missing: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -155,7 +154,7 @@ class BlockSearch:
             counts["searched" if not known else "extended" if new else "unchanged"] += 1
             missing[new].append(shard)
         for new, shards in missing.items():
-            keys, queries = {shard: indexes[shard] for shard in new}, {shard: embeddings[shard] for shard in shards}
+            keys, queries = {shard: indexes[shard] for shard in new}, {shard: indexes[shard] for shard in shards}
             try:
                 for shard, found in self._searched(quantizer, keys, queries, scratch, progress):
                     parts = [found]
@@ -178,24 +177,22 @@ class BlockSearch:
         self,
         quantizer: Quantizer,
         indexes: Mapping[str, Path],
-        embeddings: Mapping[str, pl.LazyFrame],
+        queries: Mapping[str, Path],
         scratch: Path,
         progress: Progress,
     ) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Yield what each query shard finds in the keys of the block in `indexes`."""
-        pieces, nprobe = quantizer.pieces(self.settings.key_blocks), self.settings.nprobe
-        keys = KeyBlock.load(indexes, quantizer, pieces, self.block, nprobe, self._coded, scratch, self.memory)
-        for shard, frame in embeddings.items():
-            rows = frame.collect()
-            vectors = vectors_of(rows)
-            require_directions(rows["id"], vectors, shard)
-            found = pl.DataFrame(schema=PARTIAL_SCHEMA)
-            for start in range(0, len(rows), _BLOCK):
-                ids = rows["id"].slice(start, _BLOCK)
-                queries = quantizer.prepared(vectors[start : start + _BLOCK])
-                found = pl.concat([found, nearest(keys, ids, queries, self._coded)])
+        """Yield what the `queries` of each shard find in the keys of the block in `indexes`."""
+        pieces = quantizer.pieces(self.settings.key_blocks)
+        keys = KeyBlock.load(indexes, quantizer, pieces, self.block, self._coded, scratch, self.memory)
+        for shard, directory in queries.items():
+            rows = ShardIndex.open(directory)
+            found = [pl.DataFrame(schema=PARTIAL_SCHEMA)]
+            for start in range(0, len(rows.keys), _BLOCK):
+                some = slice(start, start + _BLOCK)
+                ids = rows.keys["id"][some]
+                found.append(nearest(keys, ids, rows.vectors[some], rows.probes[some], self._coded))
                 progress.advance(len(ids))
-            yield shard, found
+            yield shard, pl.concat(found)
 
 
 def merge(partials: Sequence[pl.LazyFrame], ids: pl.Series, k: int) -> pl.DataFrame:
@@ -266,15 +263,18 @@ def _nearest_by_code(rows: pl.DataFrame, k: int) -> pl.DataFrame:
     return ranked.group_by("query_id", maintain_order=True).head(k)
 
 
-def nearest(keys: KeyBlock, ids: pl.Series, queries: np.ndarray, k: int) -> pl.DataFrame:
-    """Return the k keys (PARTIAL_COLUMNS) nearest by code to each of the `queries`, (n, dim) prepared, of `ids`."""
+def nearest(keys: KeyBlock, ids: pl.Series, queries: np.ndarray, probes: np.ndarray, k: int) -> pl.DataFrame:
+    """Return the k keys (PARTIAL_COLUMNS) nearest by code to each of the documents `ids`, of those in its cells.
+
+    queries: (n, dim) prepared; probes: (n, cells), those that are searched for each.
+    """
     total = int(keys.index.ntotal)
     # One more for the query itself. A tie across the cut would leave the choice to FAISS's heap: then look further, for
     # that query alone, as in a block of many some query has a tie at any cut.
-    look, left, fetch = keys.searcher(queries), np.arange(len(queries)), min(k + 1, total)
+    left, fetch = np.arange(len(queries)), min(k + 1, total)
     found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
     while fetch and len(left):
-        similarity, row = look(left, min(fetch + 1, total))
+        similarity, row = keys.search(queries[left], probes[left], min(fetch + 1, total))
         if fetch < total:
             tied = (row[:, fetch] >= 0) & (similarity[:, fetch - 1] == similarity[:, fetch])
         else:

@@ -71,8 +71,8 @@ def check_quantizer(quantizer: Quantizer, embeddings: Mapping[str, pl.LazyFrame]
     }
 
 
-def check_index(directory: Path, embeddings: pl.DataFrame, quantizer: Quantizer) -> Result:
-    """Return whether the index has the documents of `embeddings`, each with its vector, its cell and its code."""
+def check_index(directory: Path, embeddings: pl.DataFrame, quantizer: Quantizer, nprobe: int) -> Result:
+    """Return whether the index has the documents of `embeddings`, each with its vector, code, and `nprobe` cells."""
     index = ShardIndex.open(directory)
     expected = pl.DataFrame({"id": embeddings["id"]}).with_row_index("row")
     joined = index.keys.select("id", "cell").join(expected, on="id", how="left", maintain_order="left")
@@ -82,7 +82,9 @@ def check_index(directory: Path, embeddings: pl.DataFrame, quantizer: Quantizer)
         prepared = quantizer.prepared(vectors_of(embeddings))[joined["row"].to_numpy()]
         wrong |= (np.abs(prepared - index.vectors) > NORM_TOLERANCE).any(axis=1)
         wrong |= (quantizer.codes(prepared) != index.codes).any(axis=1)
-        wrong |= quantizer.nearest_cells(prepared, 1)[1][:, 0] != joined["cell"].to_numpy()
+        cells = quantizer.nearest_cells(prepared, nprobe)[1]
+        wrong |= cells[:, 0] != joined["cell"].to_numpy()
+        wrong |= (cells != index.probes).any(axis=1) if cells.shape == index.probes.shape else True
     ordered = index.keys.equals(index.keys.sort("cell", "salt", "id"))
     return same and ordered and not wrong.any(), {
         "keys": len(index.keys),

@@ -133,6 +133,10 @@ def index_of_other_embeddings(path: Path) -> None:
     np.save(path / "codes.npy", np.random.default_rng(0).integers(0, 256, codes.shape, np.uint8))
 
 
+def index_of_other_cells(path: Path) -> None:
+    np.save(path / "probes.npy", np.load(path / "probes.npy") + 1)
+
+
 def quantizer_of_other_ranges(path: Path) -> None:
     import faiss
 
@@ -253,6 +257,7 @@ DAMAGES = [
         ("ranges of other vectors", quantizer_of_other_ranges, "codes_keep_directions")),
     *of("pairing/ann_index", SHARD, "pairing/partial_candidates",
         ("codes of other vectors", index_of_other_embeddings, "index_matches_embeddings"),
+        ("other cells to be searched", index_of_other_cells, "index_matches_embeddings"),
         ("the index of another shard", of_the_other_shard, "index_matches_embeddings")),
     *of("pairing/partial_candidates", BLOCK, "pairing/neighbor_candidates",
         ("a shard is missing", without_a_shard, "partials_are_of_the_block"),

@@ -38,11 +38,11 @@ def fitted(tables: Tables, settings: Pairing) -> Quantizer:
         return fit({shard: table.lazy() for shard, table in tables.items()}, settings, progress)
 
 
-def indexed(store: Path, tables: Tables, quantizer: Quantizer) -> dict[str, Path]:
+def indexed(store: Path, tables: Tables, quantizer: Quantizer, nprobe: int = 4) -> dict[str, Path]:
     paths = {shard: store / f"index-{shard}" for shard in tables}
     for shard, path in paths.items():
         path.mkdir(parents=True)
-        write_index(path, tables[shard]["id"], vectors_of(tables[shard]), quantizer)
+        write_index(path, shard, tables[shard]["id"], vectors_of(tables[shard]), quantizer, nprobe)
     return paths
 
 
@@ -60,7 +60,7 @@ class Search:
     def of(cls, store: Path, tables: Tables, quantizer: Quantizer | None = None, **settings: object) -> Search:
         pairing = Pairing(**settings)  # type: ignore[arg-type]
         quantizer = quantizer or fitted(tables, pairing)
-        return cls(store, tables, pairing, quantizer, indexed(store, tables, quantizer))
+        return cls(store, tables, pairing, quantizer, indexed(store, tables, quantizer, pairing.nprobe))
 
     def coverage(self) -> Coverage:
         versions = {shard: index_digest(path) for shard, path in self.indexes.items()}
@@ -71,10 +71,9 @@ class Search:
     ) -> tuple[Path, dict[str, int]]:
         made = Path(tempfile.mkdtemp(dir=self.store))
         scratch = scratch or Path(tempfile.mkdtemp(dir=self.store))
-        frames = {shard: table.lazy() for shard, table in self.tables.items()}
         with Progress("search", "queries") as progress:
             search = BlockSearch(block, self.settings, memory)
-            counts = search.run(self.quantizer, self.indexes, frames, self.coverage(), earlier, scratch, made, progress)
+            counts = search.run(self.quantizer, self.indexes, self.coverage(), earlier, scratch, made, progress)
         return made, counts
 
     def blocks(self) -> dict[str, Path]:

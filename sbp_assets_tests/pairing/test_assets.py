@@ -143,6 +143,12 @@ def test_artifacts_hold_the_contract(runs: dict[str, list[dg.ExecuteInProcessRes
     path = Path(metadata_of(runs["pairing/neighbor_pairs"][0], "pairing/neighbor_pairs")["path"])
     assert pl.read_parquet(path).columns == ["d1", "d2", "d2_shard", "similarity", "shared_shingles"]
     index = Path(metadata_of(runs["pairing/ann_index"][0], "pairing/ann_index")["path"])
-    assert sorted(p.name for p in index.iterdir()) == ["codes.npy", "digest.txt", "keys.parquet", "vectors.npy"]
+    assert sorted(p.name for p in index.iterdir()) == [
+        "codes.npy",
+        "digest.txt",
+        "keys.parquet",
+        "probes.npy",
+        "vectors.npy",
+    ]
     edges = metadata_of(runs["pairing/neighbor_edges"][1], "pairing/neighbor_edges")
     assert sorted(p.name for p in Path(edges["path"]).iterdir()) == ["counts.parquet", "edges.parquet"]

@@ -44,7 +44,7 @@ def test_blocks_hold_every_key_once(store: Path, blocks: int) -> None:
     of = {name: (shard, row) for shard, table in tables.items() for row, name in enumerate(table["id"])}
     for block in range(blocks):
         (scratch := store / str(block)).mkdir()
-        keys = KeyBlock.load(paths, quantizer, pieces, block, 4, 20, scratch)
+        keys = KeyBlock.load(paths, quantizer, pieces, block, 20, scratch)
         assert keys.index.ntotal == len(keys.ids) == len(keys.vectors)
         seen.extend(keys.ids)
         for row, name in enumerate(keys.ids):
@@ -59,7 +59,7 @@ def test_of_many_equal_keys_few_are_held(store: Path) -> None:
     vectors[::2] = vectors[0]
     tables = sharded(ids(3000), vectors, [row % 2 for row in range(3000)], 2)
     quantizer = fitted(tables, Pairing(index="ivf"))
-    keys = KeyBlock.load(indexed(store, tables, quantizer), quantizer, quantizer.pieces(1), 0, 4, 5, store)
+    keys = KeyBlock.load(indexed(store, tables, quantizer), quantizer, quantizer.pieces(1), 0, 5, store)
     assert keys.index.ntotal == 1500 + 6
 
 
@@ -70,16 +70,16 @@ def test_a_block_that_is_too_large_says_how_many_fit(store: Path) -> None:
     with pytest.raises(
         ValueError, match=r"key block 0 of 2 .* deployment.memory_per_worker .*key_blocks to (\d+)"
     ) as e:
-        KeyBlock.load(paths, quantizer, pieces, 0, 4, 5, store, memory=400_000)
+        KeyBlock.load(paths, quantizer, pieces, 0, 5, store, memory=400_000)
     wanted = int(str(e.value).split("key_blocks to ")[1].split()[0])
     pieces = quantizer.pieces(wanted)
     for block in range(wanted):
-        KeyBlock.load(paths, quantizer, pieces, block, 4, 5, store, memory=400_000)
+        KeyBlock.load(paths, quantizer, pieces, block, 5, store, memory=400_000)
 
 
 def test_codes_of_another_index_are_refused(store: Path) -> None:
     tables = sharded(ids(6), unit(6), [0, 0, 0, 0, 1, 1], 2)
     paths = indexed(store, tables, fitted(tables, Pairing()))
     (paths["00000"] / CODES_FILE).write_bytes((paths["00001"] / CODES_FILE).read_bytes())
-    with pytest.raises(ValueError, match="2 codes and 4 vectors but 4 ids"):
+    with pytest.raises(ValueError, match=r"4 ids, but rows of {'codes.npy': 2}"):
         ShardIndex.open(paths["00000"])

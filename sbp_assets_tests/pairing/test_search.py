@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,9 +12,17 @@ from hypothesis import strategies as st
 
 from sbp_assets.pairing.embed import embeddings_frame, vectors_of
 from sbp_assets.pairing.index import KeyBlock, ShardIndex
-from sbp_assets.pairing.search import CANDIDATE_SCHEMA, Coverage, exact_neighbors, merge, partial_tables, recall
+from sbp_assets.pairing.search import (
+    CANDIDATE_SCHEMA,
+    Coverage,
+    exact_neighbors,
+    merge,
+    nearest,
+    partial_tables,
+    recall,
+)
 from sbp_assets.settings import Pairing
-from sbp_assets_tests.pairing.searches import Search, Tables, find, fitted, sharded, unit
+from sbp_assets_tests.pairing.searches import Search, Tables, find, fitted, indexed, sharded, unit
 
 IDS = [f"d{row:04d}" for row in range(3000)]
 
@@ -86,12 +95,12 @@ def test_ties_of_a_query_cost_the_other_queries_nothing(store: Path, monkeypatch
     # Pairs of equal documents: at any cut some query of a block has one of each side.
     asked = list[int]()
 
-    def counted(self: KeyBlock, queries: np.ndarray) -> object:
-        look = searcher(self, queries)
-        return lambda some, k: (asked.append(len(some) * k), look(some, k))[1]
+    def counted(self: KeyBlock, queries: np.ndarray, probes: np.ndarray, k: int) -> object:
+        asked.append(len(queries) * k)
+        return search(self, queries, probes, k)
 
-    searcher = KeyBlock.searcher
-    monkeypatch.setattr(KeyBlock, "searcher", counted)
+    search = KeyBlock.search
+    monkeypatch.setattr(KeyBlock, "search", counted)
     find(store, of_shards(np.repeat(unit(1000), 2, axis=0), 1), neighbors=5)
     assert sum(asked) < 2000 * 12 * 4, "to the end it would be 2000 * 2000 in one call"
 
@@ -127,8 +136,8 @@ def test_a_new_shard_is_searched_for_all_and_in_all_and_no_more(store: Path, mon
         assert counts == {"resumed": 0, "unchanged": 0, "extended": 3, "searched": 1}
         for file in sorted(whole[f"{block:05d}"].iterdir()):
             assert (made / file.name).read_bytes() == file.read_bytes()
-    # All keys for the new shard's queries, and the new shard's keys for the others.
-    assert sorted(opened) == sorted(2 * ([f"index-{shard}" for shard in four] + ["index-00003"]))
+    # All keys for the new shard's queries, the new shard's keys for the others, and every shard's queries once.
+    assert sorted(opened) == sorted(2 * (2 * [f"index-{shard}" for shard in four] + ["index-00003"]))
 
 
 def test_what_other_keys_were_searched_for_is_not_used(store: Path) -> None:
@@ -153,12 +162,13 @@ def test_a_stopped_search_is_resumed(store: Path, monkeypatch: pytest.MonkeyPatc
     search, scratch = Search.of(store, of_shards(unit(60), 3), neighbors=3), store / "scratch"
     whole, _ = search.block(0)
 
-    def stopped(ids: pl.Series, vectors: np.ndarray, shard: str) -> None:
-        if shard == "00002":
+    def stopped(keys: KeyBlock, ids: pl.Series, *others: Any) -> pl.DataFrame:
+        if "d0002" in ids:
             raise KeyboardInterrupt
+        return nearest(keys, ids, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sbp_assets.pairing.search.require_directions", stopped)
+        patch.setattr("sbp_assets.pairing.search.nearest", stopped)
         with pytest.raises(KeyboardInterrupt):
             search.block(0, scratch=scratch)
     (scratch / "tables" / "00001-of-other-versions.parquet").write_bytes(b"left by an older search")
@@ -202,9 +212,8 @@ def test_partials_of_other_documents_are_refused(store: Path) -> None:
 
 
 def test_vectors_without_direction_are_named(store: Path) -> None:
-    search = Search.of(store, of_shards(unit(6), 2), neighbors=3)
-    vectors = unit(6)[::2].copy()
+    search, vectors = Search.of(store, of_shards(unit(6), 2), neighbors=3), unit(6)[::2].copy()
     vectors[1] = np.nan
     search.tables["00000"] = embeddings_frame(search.tables["00000"]["id"], vectors)
     with pytest.raises(ValueError, match="shard 00000: 1 vectors are not finite or zero \\(d0002\\)"):
-        search.block(0)
+        indexed(store / "again", search.tables, search.quantizer)

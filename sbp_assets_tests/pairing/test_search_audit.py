@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 from sbp_assets.pairing.embed import embeddings_frame, vectors_of
-from sbp_assets.pairing.index import CODES_FILE, KEYS_FILE, VECTORS_FILE
+from sbp_assets.pairing.index import CODES_FILE, KEYS_FILE, PROBES_FILE, VECTORS_FILE
 from sbp_assets.pairing.search_audit import check_candidates, check_drift, check_index, check_partials, check_quantizer
 from sbp_assets.settings import Deployment, Pairing
 from sbp_assets_tests.pairing.searches import Search, Tables, find, fitted, indexed
@@ -36,24 +37,26 @@ def test_quantizer(embeddings: Tables) -> None:
     assert not check_quantizer(quantizer, others, OTHERS)[0]
 
 
-def test_index(store: Path, embeddings: Tables) -> None:
+def test_index(store: Path, embeddings: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbp_assets.pairing.quantizer._VECTORS_PER_CELL", 2)
     quantizer = fitted(embeddings, Pairing(index="ivf", centring=1))
     paths = indexed(store, embeddings, quantizer)
     for shard, table in embeddings.items():
-        assert check_index(paths[shard], table, quantizer)[0]
+        assert check_index(paths[shard], table, quantizer, 4)[0]
     path, table = paths["00000"], embeddings["00000"]
-    assert not check_index(path, embeddings["00001"], quantizer)[1]["same_ids"]
-    assert not check_index(path, table[1:], quantizer)[1]["same_ids"]
+    assert not check_index(path, embeddings["00001"], quantizer, 4)[1]["same_ids"]
+    assert not check_index(path, table[1:], quantizer, 4)[1]["same_ids"]
     others = embeddings_frame(table["id"], -vectors_of(table))
-    assert check_index(path, others, quantizer)[1]["keys_of_other_vectors"] == len(table)
-    for file in (CODES_FILE, VECTORS_FILE):
+    assert check_index(path, others, quantizer, 4)[1]["keys_of_other_vectors"] == len(table)
+    for file in (CODES_FILE, VECTORS_FILE, PROBES_FILE):
         intact = (path / file).read_bytes()
         np.save(path / file, np.load(path / file)[::-1])
-        assert check_index(path, table, quantizer)[1]["keys_of_other_vectors"]
+        assert check_index(path, table, quantizer, 4)[1]["keys_of_other_vectors"]
         (path / file).write_bytes(intact)
+    assert not check_index(path, table, quantizer, 3)[0], "probes of another pairing.nprobe"
     keys = pl.read_parquet(path / KEYS_FILE)
     keys.reverse().write_parquet(path / KEYS_FILE)
-    assert not check_index(path, table, quantizer)[1]["in_order"]
+    assert not check_index(path, table, quantizer, 4)[1]["in_order"]
 
 
 def test_partials(store: Path, embeddings: Tables) -> None:
@@ -110,7 +113,6 @@ def test_candidates(store: Path, embeddings: Tables) -> None:
     ]
     assert fault(good.with_columns(similarity=pl.col("similarity").reverse()))["similarities_rising_with_rank"]
     assert fault(good.with_columns(similarity=pl.col("similarity") - 0.1))["similarities_not_of_the_vectors"]
-    search = Search.of(store / "turned", embeddings, quantizer, neighbors=k, centring=0)
-    search.tables = embeddings | {"00000": embeddings_frame(queries["id"], -vectors_of(queries))}
-    far = search.candidates()["00000"]
-    assert float(fault(far)["recall_at_5"]) < 0.1
+    half = len(good) // 2
+    others = pl.concat([good[half:], good[:half]]).select("neighbor_id", "neighbor_shard")
+    assert float(fault(pl.concat([good.drop(others.columns), others], how="horizontal"))["recall_at_5"]) < 0.1
