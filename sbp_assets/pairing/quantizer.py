@@ -226,7 +226,7 @@ def fit(embeddings: Mapping[str, pl.LazyFrame], settings: Pairing, progress: Pro
     """Return quantisers fitted to a sample of all `embeddings` (tables by shard).
 
     Reads one shard at a time, twice: its ids, then the vectors that are of the sample. Memory holds the sample, of 64
-    documents a cell, about three times, and one shard. Advances `progress` by shards. Raises ValueError where the
+    documents a cell, and one shard; with centring the sample twice. Advances `progress` by shards. Raises ValueError where the
     vectors of two shards have other dimensions, which it names, for vectors that are not finite or have no direction,
     with their ids, and where centring leaves nothing.
     """
@@ -290,27 +290,23 @@ def _dimensions(frame: pl.LazyFrame) -> int:
 
 
 def _sample(embeddings: Mapping[str, pl.LazyFrame], size: int, dim: int, progress: Progress) -> np.ndarray:
-    """Return the vectors of the `size` documents with the least salt, in the order of their salts."""
+    """Return the vectors of the `size` documents with the least salt, in the order of their salts, which differ."""
     progress.total = 2 * len(embeddings)
     least = np.zeros(0, np.uint64)
     for frame in embeddings.values():
-        least = np.concatenate([least, salt(frame.select("id").collect()["id"])])
-        if len(least) > size:
-            least = np.partition(least, size - 1)[:size]
+        least = np.union1d(least, salt(frame.select("id").collect()["id"]))[:size]
         progress.advance()
-    bound = least.max(initial=0)
-    salts, vectors = [np.zeros(0, np.uint64)], [np.zeros((0, dim), np.float32)]
+    sample = np.zeros((len(least), dim), np.float32)
     for shard, frame in sorted(embeddings.items()):
         rows = frame.collect()
-        salts_here = salt(rows["id"])
-        chosen = np.flatnonzero(salts_here <= bound)
-        found = vectors_of(rows[chosen.tolist()]) if len(chosen) else vectors[0]
-        require_directions(rows["id"].gather(chosen), found, shard)
-        salts.append(salts_here[chosen])
-        vectors.append(found)
+        salts = salt(rows["id"])
+        chosen = np.flatnonzero(np.isin(salts, least))
+        if len(chosen):
+            found = vectors_of(rows[chosen.tolist()])
+            require_directions(rows["id"].gather(chosen), found, shard)
+            sample[np.searchsorted(least, salts[chosen])] = found
         progress.advance()
-    order = np.argsort(np.concatenate(salts), kind="stable")
-    return np.ascontiguousarray(np.concatenate(vectors)[order][:size])
+    return sample
 
 
 def _fitted(sample: np.ndarray, dim: int, cells: int) -> faiss.IndexIVFScalarQuantizer:
