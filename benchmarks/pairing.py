@@ -191,7 +191,7 @@ def main() -> None:
     arguments.add_argument("--dimensions", type=int, default=384)
     arguments.add_argument("--queries", type=int, default=1000)
     arguments.add_argument("--blocks", type=int, default=4)
-    arguments.add_argument("--nprobe", type=int, default=16)
+    arguments.add_argument("--nprobe", type=int, default=32)
     arguments.add_argument("--rounds", type=int, default=3)
     given = arguments.parse_args()
     faiss.omp_set_num_threads(1)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import duckdb
 import polars as pl
+import pyarrow.parquet as pq
 
 from sbp_assets.corpus.shingles import Text, overlap, shingled
 from sbp_assets.corpus.split import UNIQUE
@@ -61,6 +62,7 @@ EDGE_SCHEMA, PAIR_SCHEMA = table_schema(EDGE_COLUMNS), table_schema(PAIR_COLUMNS
 COUNTED = ("candidates", "reversed", "too_dissimilar", "too_similar", "near_copies", "over_d2_cap")
 
 PAIRS_PER_BATCH = 2000  # Pairs whose texts are read together.
+EDGES_PER_GROUP = 2**16  # Edges that are written together: a row group of their file.
 SHINGLES_KEPT = 5_000_000  # Of texts that later pairs may share: with their words about 100 MB.
 
 
@@ -82,7 +84,7 @@ def bucket_edges(
 
     candidates and documents: the Parquet files of all shards. Into the existing `directory` go EDGES_FILE (by d1_shard,
     d1 and falling similarity) and COUNTS_FILE (COUNTED by d1_shard). Memory holds `memory_limit` in DuckDB, which
-    spills beside the directory, PAIRS_PER_BATCH pairs of texts, and the edges that stay. Advances `progress` by pairs
+    spills beside the directory, PAIRS_PER_BATCH pairs of texts, and EDGES_PER_GROUP edges. Advances `progress` by pairs
     compared as text. Raises ValueError for a candidate that is not in corpus/documents.
     """
     with database(directory.parent, memory_limit) as db:
@@ -105,7 +107,13 @@ def bucket_edges(
             WHERE $1 IS NULL OR place <= $1 ORDER BY d1_shard, d1, similarity DESC, d2
             """,
             [cap],
-        ).pl()
+        )
+        written, arrow = 0, pl.DataFrame(schema=EDGE_SCHEMA).to_arrow().schema
+        with pq.ParquetWriter(directory / EDGES_FILE, arrow, compression="zstd") as file:
+            for batch in kept.to_arrow_reader(EDGES_PER_GROUP):
+                rows = pl.DataFrame(batch).cast(EDGE_SCHEMA)  # type: ignore[arg-type]
+                file.write_table(rows.to_arrow())
+                written += len(rows)
         counts = db.execute(
             """
             SELECT d1_shard, count_if(forward) AS candidates, count_if(NOT forward) AS reversed,
@@ -117,11 +125,9 @@ def bucket_edges(
             """,
             [cap],
         ).pl()
-    kept = kept.cast(EDGE_SCHEMA)  # type: ignore[arg-type]
-    kept.write_parquet(directory / EDGES_FILE, compression="zstd", row_group_size=2**16)
     counts = counts.cast({"d1_shard": pl.String, **dict.fromkeys(COUNTED, pl.Int64)})
     counts.write_parquet(directory / COUNTS_FILE)
-    return {**{name: int(counts[name].sum()) for name in COUNTED}, "edges": len(kept)}
+    return {**{name: int(counts[name].sum()) for name in COUNTED}, "edges": written}
 
 
 def shard_pairs(edges: Mapping[str, Path], shard: str, settings: Pairing) -> tuple[pl.DataFrame, dict[str, int]]:

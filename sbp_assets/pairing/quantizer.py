@@ -226,9 +226,9 @@ def fit(embeddings: Mapping[str, pl.LazyFrame], settings: Pairing, progress: Pro
     """Return quantisers fitted to a sample of all `embeddings` (tables by shard).
 
     Reads one shard at a time, twice: its ids, then the vectors that are of the sample. Memory holds the sample, of 64
-    documents a cell, and one shard; with centring the sample twice. Advances `progress` by shards. Raises ValueError where the
-    vectors of two shards have other dimensions, which it names, for vectors that are not finite or have no direction,
-    with their ids, and where centring leaves nothing.
+    documents a cell, and one shard; with centring the sample twice. Advances `progress` by shards. Raises ValueError
+    where the vectors of two shards have other dimensions, which it names, for vectors that are not finite or have no
+    direction, with their ids, and where centring leaves nothing.
     """
     dimensions = {shard: _dimensions(frame) for shard, frame in sorted(embeddings.items())}
     first, dim = next(iter(dimensions.items()))

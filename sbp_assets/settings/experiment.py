@@ -30,7 +30,7 @@ class Pairing(Section):
     index: Literal["flat", "ivf"] = Field(
         "flat", description="Kind of the faiss index; both kinds store 8-bit scalar-quantised vectors."
     )
-    nprobe: Count = Field(16, description="Cells of an ivf index that a query searches.")
+    nprobe: Count = Field(32, description="Cells of an ivf index that a query searches.")
     centring: Annotated[Integer, Field(ge=0, le=1024)] | None = Field(
         None,
         description="Leading principal components of D's vectors that are removed, with their mean, before the search: "
