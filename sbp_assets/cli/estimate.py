@@ -14,6 +14,7 @@ from statistics import fmean
 
 import numpy as np
 
+from sbp_assets.cli.pairing_plan import Stage, block_advice, pairing_stages
 from sbp_assets.pairing.search import CODED_PER_NEIGHBOR
 from sbp_assets.pretraining.budget import budget_steps
 from sbp_assets.settings import ConceptsSource, Corpus, Experiment, FilesSource, FiveTokensSource, HubSource, Settings
@@ -79,6 +80,8 @@ class Estimate:
     epochs: dict[str, dict[str, float]]  # arm -> source -> times read
     work: list[Work]
     bytes: dict[str, float]  # artifact -> bytes over all partitions
+    pairing: list[Stage]  # after embedding
+    block_too_large: str  # what to do about it; empty where a block fits
 
 
 @dataclass(frozen=True)
@@ -181,11 +184,12 @@ def plan(settings: Settings, assets: Mapping[str, int]) -> Plan:
         parameters=experiment.model.parameters(vocab_size),
         flops_per_token=experiment.model.flops_per_token(vocab_size),
         processes=settings.deployment.training_processes,
-        estimate=_estimate(experiment, vocab_size, *size) if size else None,
+        estimate=_estimate(settings, vocab_size, *size) if size else None,
     )
 
 
-def _estimate(experiment: Experiment, vocab_size: int, tokens: int, documents: int, basis: str) -> Estimate:
+def _estimate(settings: Settings, vocab_size: int, tokens: int, documents: int, basis: str) -> Estimate:
+    experiment = settings.experiment
     pretraining, split, pairing = experiment.pretraining, experiment.corpus.split, experiment.pairing
     seeds = len(pretraining.seeds)
     steps = budget_steps(tokens, pretraining.repetitions, pretraining.tokens_per_step)
@@ -241,7 +245,7 @@ def _estimate(experiment: Experiment, vocab_size: int, tokens: int, documents: i
         "pairing/partial_candidates": documents
         * pairing.neighbors
         * CODED_PER_NEIGHBOR
-        * pairing.key_blocks
+        * min(pairing.key_blocks, pairing.nprobe)
         * EDGE_BYTES,
         "pairing/neighbor_candidates": documents * pairing.neighbors * EDGE_BYTES,
         "pairing/neighbor_edges (at most)": pairs * EDGE_BYTES,
@@ -251,7 +255,9 @@ def _estimate(experiment: Experiment, vocab_size: int, tokens: int, documents: i
         "synthesis/synthetic_tokens": synthetic * token_bytes,
         "models (arms and synthesizer)": model * (3 * seeds + 1),
     }
-    return Estimate(basis, tokens, documents, steps, budget, arms, epochs, work, sizes)
+    stages = pairing_stages(settings, documents, known[1], documents * mean * text)
+    advice = block_advice(settings, stages)
+    return Estimate(basis, tokens, documents, steps, budget, arms, epochs, work, sizes, stages, advice)
 
 
 def _work(name: str, tokens: float, flops: float, mfu: float) -> Work:
@@ -301,7 +307,27 @@ def render(plan: Plan) -> str:
     lines += ["", f"{'artifact':<40}{'bytes':>10}"]
     lines += [f"{name:<40}{_si(size, 'B'):>10}" for name, size in estimate.bytes.items()]
     lines.append(f"{'in all':<40}{_si(sum(estimate.bytes.values()), 'B'):>10}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_render_pairing(estimate)])
+
+
+def _render_pairing(estimate: Estimate) -> list[str]:
+    """Return the lines of what pairing takes on a cluster; none where it takes less than an hour of one core."""
+    stages, moved = estimate.pairing, sum(stage.moved for stage in estimate.pairing)
+    if (hours := sum(stage.core_hours for stage in stages)) < 1:
+        return []
+    heads = f"{'tasks':>8}{'memory each':>13}{'hours each':>12}{'core-hours':>12}{'bytes moved':>13}"
+    return [
+        "",
+        f"{'pairing after embedding':<24}{heads}",
+        *(
+            f"{stage.name:<24}{stage.tasks:>8,}{_si(stage.memory, 'B'):>13}"
+            f"{stage.core_hours / stage.tasks:>12,.2f}{stage.core_hours:>12,.1f}{_si(stage.moved, 'B'):>13}"
+            for stage in stages
+        ),
+        f"{'in all':<24}{'':>33}{hours:>12,.1f}{_si(moved, 'B'):>13}",
+        "Hours are of one core with AVX-512; every document is taken to have all its neighbours above the threshold.",
+        *([estimate.block_too_large] if estimate.block_too_large else []),
+    ]
 
 
 def _si(value: float, unit: str = "") -> str:

@@ -40,7 +40,7 @@ INDEX_COLUMNS = [
 _KEY_SCHEMA = {"id": pl.String, "cell": pl.Int32, "salt": pl.UInt64}
 
 # Bytes of a key in memory beside its code: its number, about its id, and digests while equal keys are looked for.
-_BYTES_BESIDE = 8 + 48 + 96
+BYTES_BESIDE = 8 + 48 + 96
 
 
 def write_index(
@@ -144,12 +144,12 @@ class KeyBlock:
             rows[name] = np.flatnonzero(pieces.blocks(cells, salts) == block)
             sizes += np.bincount(cells[rows[name]], minlength=len(sizes))
         count = int(sizes.sum())
-        size = count * (quantizer.dimensions + _BYTES_BESIDE)
+        size = count * (quantizer.dimensions + BYTES_BESIDE)
         if memory is not None and size > memory:
             blocks = int(pieces.block.max()) + 1
             raise ValueError(
                 f"key block {block} of {blocks} takes {size / 1e6:,.1f} MB, more than deployment.memory_per_worker "
-                f"({memory / 1e6:,.1f} MB): set pairing.key_blocks to {_enough(size * blocks, memory)} or more"
+                f"({memory / 1e6:,.1f} MB): set pairing.key_blocks to {blocks_that_fit(size * blocks, memory)} or more"
             )
         index = quantizer.empty_index()
         filled = _reserve(index, sizes)
@@ -212,7 +212,7 @@ class KeyBlock:
         return np.concatenate(rows), np.concatenate(digests)
 
 
-def _enough(size: float, memory: float) -> int:
+def blocks_that_fit(size: float, memory: float) -> int:
     """Return how many blocks of so many bytes in all fit: a tenth more than of equal ones, for they are by chance."""
     return math.ceil(1.1 * size / memory)
 

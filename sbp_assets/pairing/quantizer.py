@@ -178,7 +178,7 @@ class Quantizer:
         The sample is drawn of `embeddings`, tables by shard, as that of a fit is.
         """
         total = _documents(embeddings)
-        sample = self.prepared(_sample(embeddings, _sample_size(self.cells), self.dimensions, progress))
+        sample = self.prepared(_sample(embeddings, sample_size(self.cells), self.dimensions, progress))
         return {
             "growth": total / max(self.documents, 1),
             "lost_similarity": self.centre_similarity - _mean(self.nearest_cells(sample, 1)[0]),
@@ -239,7 +239,7 @@ def fit(embeddings: Mapping[str, pl.LazyFrame], settings: Pairing, progress: Pro
         )
     total = _documents(embeddings)
     cells = cell_count(total) if settings.index == "ivf" else 1
-    sample = _sample(embeddings, _sample_size(cells), dim, progress)
+    sample = _sample(embeddings, sample_size(cells), dim, progress)
     if settings.centring and settings.centring >= min(dim, max(len(sample) - 1, 1)):
         raise ValueError(
             f"pairing.centring: without {settings.centring} components nothing is left of vectors of {dim} dimensions "
@@ -270,7 +270,8 @@ def _documents(embeddings: Mapping[str, pl.LazyFrame]) -> int:
     return sum(frame.select(pl.len()).collect().item() for frame in embeddings.values())
 
 
-def _sample_size(cells: int) -> int:
+def sample_size(cells: int) -> int:
+    """Return the number of documents that quantisers of so many cells are fitted to."""
     return max(_LEAST_SAMPLE, _SAMPLED_PER_CELL * cells)
 
 
