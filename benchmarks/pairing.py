@@ -12,15 +12,19 @@ their 10 nearest others, one thread:
 
 Queries are timed in turn, the median of `--rounds`; our time is that of choosing the cells, searching in blocks and
 merging, and not of loading. `balance` is the work of the fullest block over the mean, measured over all keys and
-sampled queries, with salting and without. Bytes per vector are those of the index in memory. The last line is a JSON
-object.
+sampled queries, with salting and without. Bytes per vector are those of the index in memory. In a process of its own
+one block is searched for all shards, with a `deployment.memory_per_worker` that it just fits: how much memory it takes
+at most, over that. The last line is a JSON object.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import re
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +37,7 @@ import polars as pl
 from benchmarks.arguments import parser
 from benchmarks.machine import describe
 from sbp_assets.pairing.embed import embeddings_frame, vectors_of
-from sbp_assets.pairing.index import KeyBlock, write_index
+from sbp_assets.pairing.index import KeyBlock, ShardIndex, write_index
 from sbp_assets.pairing.quantizer import Quantizer, fit, salt
 from sbp_assets.pairing.search import CODED_PER_NEIGHBOR, merge, nearest
 from sbp_assets.settings import Pairing
@@ -57,14 +61,15 @@ def vectors(source: Path | None, count: int, dim: int) -> np.ndarray:
         base = unit(base @ rng.standard_normal((base.shape[1], dim)).astype(np.float32))
     if count <= len(base):
         return base[rng.permutation(len(base))[:count]]
-    wanted, scale = typical(base, base), 1 / np.sqrt(dim)
+    wanted, scale = typical(base[rng.permutation(len(base))[:300]], base), 1 / np.sqrt(dim)
     low, high = 0.0, 2.0
-    for _ in range(8):
-        jitter = (low + high) / 2
-        copies = unit(base + jitter * scale * rng.standard_normal(base.shape).astype(np.float32))
-        low, high = (jitter, high) if typical(copies, np.concatenate([base, copies])) > wanted else (low, jitter)
     rows = base[rng.integers(0, len(base), count - len(base))]
-    return unit(np.concatenate([base, rows + jitter * scale * rng.standard_normal(rows.shape).astype(np.float32)]))
+    noise = rng.standard_normal(rows.shape).astype(np.float32)
+    for _ in range(7):
+        jitter = (low + high) / 2
+        found = unit(np.concatenate([base, rows + jitter * scale * noise]))
+        low, high = (jitter, high) if typical(found[rng.permutation(count)[:300]], found) > wanted else (low, jitter)
+    return found
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -72,9 +77,9 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def typical(queries: np.ndarray, keys: np.ndarray) -> float:
-    """Return the median similarity of 500 queries to their ten nearest others."""
-    similarity = queries[:500] @ keys.T
-    return float(np.median(np.sort(similarity, axis=1)[:, -K - 1 : -1]))
+    """Return the median similarity of `queries`, which are among the keys, to their ten nearest others."""
+    similarity = queries @ keys.T
+    return float(np.median(np.sort(np.partition(similarity, -K - 1, axis=1)[:, -K - 1 :], axis=1)[:, :-1]))
 
 
 def recall(found: list[list[int]], exact: np.ndarray) -> float:
@@ -109,6 +114,9 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
             write_index(store / shard, shard, table["id"], vectors_of(table), quantizer, nprobe)
         built = time.perf_counter() - started - fitted
         del tables
+        (store / "quantizer").mkdir()
+        quantizer.save(store / "quantizer", "benchmark")
+        peak = measured_memory(store, blocks)
         pieces, held = quantizer.pieces(blocks), []
         for block in range(blocks):
             (scratch := store / f"block {block}").mkdir()
@@ -170,8 +178,65 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
             "fit_seconds": round(fitted, 1),
             "index_vectors_per_second": round(count / built),
             "bytes_per_vector": {"ours": int(quantizer.index.code_size) + 8, "flat": 4 * dim, "ivf": 4 * dim + 8},
+            **peak,
             "balance": balance(quantizer, keys, queries, blocks, nprobe),
         }
+
+
+def measured_memory(store: Path, blocks: int) -> dict[str, Any]:
+    """Return what `search_first_block` of the indexes in `store` measures in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(search_first_block, (store, blocks))
+
+
+def search_first_block(store: Path, blocks: int) -> dict[str, Any]:
+    """Search block 0 for every shard, with `memory_per_worker` at what the block says that it takes.
+
+    Returns that size and the peak of the process's own memory over what it had before; the vectors that it reads are
+    pages of files, which the system takes back as it needs them.
+    """
+    faiss.omp_set_num_threads(1)
+    quantizer = Quantizer.load(store / "quantizer")
+    paths = {f"{s:05d}": store / f"{s:05d}" for s in range(SHARDS)}
+    pieces, setting = quantizer.pieces(blocks), 1.0
+    (scratch := store / "memory").mkdir()
+    with PeakMemory() as peak:
+        for _ in range(2):
+            try:
+                keys = KeyBlock.load(paths, quantizer, pieces, 0, CODED_PER_NEIGHBOR * K, scratch, setting)
+            except ValueError as refused:  # says how much the block takes, which is then the setting
+                setting = 1e6 * float(re.findall(r"takes ([\d,.]+) MB", str(refused))[0].replace(",", "")) + 1e5
+        for path in paths.values():
+            rows = ShardIndex.open(path)
+            for start in range(0, len(rows.keys), 2048):
+                some = slice(start, start + 2048)
+                nearest(keys, rows.keys["id"][some], rows.vectors[some], rows.probes[some], CODED_PER_NEIGHBOR * K)
+    return {"memory_setting_mb": round(setting / 1e6, 1), "peak_memory_over_setting": round(peak.bytes / setting, 2)}
+
+
+class PeakMemory:
+    """The peak of this process's anonymous memory in a block, over what it was before: looked at 100 times a second."""
+
+    def __enter__(self) -> PeakMemory:
+        self._before, self.bytes = self._now(), 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.01):
+            self.bytes = max(self.bytes, self._now() - self._before)
+
+    @staticmethod
+    def _now() -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0])
 
 
 def balance(quantizer: Quantizer, keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int) -> dict[str, float]:
