@@ -87,6 +87,7 @@ class Study:
         self.tokens = TokenArrays.load(given.data / "tokens")
         self.ids = self.tokens.documents["id"].to_list()
         self.splits = self.tokens.documents["split"].to_numpy()
+        self.on_gpu = resolve_device(given.device) == "cuda"
         self.unique = {self.ids[i]: self.document(i) for i in np.flatnonzero(self.splits == UNIQUE)}
         self.losses: dict[str, np.ndarray] = {}
         self.weight_decay = self.experiment.pretraining.weight_decay
@@ -239,7 +240,7 @@ class Study:
         return {
             "model": self.experiment.model, "tokenizer_dir": self.given.data / "tokenizer", "seed": section.seeds[0],
             "heldout_tokens": section.heldout_tokens, "evaluations": section.evaluations, "device": self.given.device,
-            "compile": self.given.compile, "threads": min(8, os.cpu_count() or 1), "checkpoint_minutes": 1e6,
+            "compile": self.given.compile, "threads": 8 if self.on_gpu else 1, "checkpoint_minutes": 1e6,
             "microbatch_tokens": section.tokens_per_step, "work_dir": self.given.work / f"{name}-work",
             "output_dir": self.given.work / name,
         }  # fmt: skip

@@ -112,7 +112,7 @@ def subject_kept(
         part = _unit(np.stack([_counts(ids, vocabulary) for ids in documents[start : start + 1000]]), weights)
         similarities = part @ real.T
         own = similarities[np.arange(len(part)), list(seeds[start : start + 1000])]
-        kept += int(((similarities > own[:, None]).sum(1) < near).sum())
+        kept += int(((similarities >= own[:, None]).sum(1) <= near).sum())
         to_seed += float(own.sum())
         to_random += float(similarities.mean(1).sum())
     total = len(documents)
