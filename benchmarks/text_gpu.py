@@ -24,6 +24,7 @@ RESULTS.jsonl as it comes. After --minutes the experiment ends, whatever is unde
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -62,6 +63,7 @@ from sbp_assets.training.worker import run as train
 
 SHARD = "0"
 FIRST_WAVE = 0.8  # of the budget, while the length of a synthetic document is a guess
+MEASURED = 2000  # synthetic documents whose copying and subject are measured
 SHOWN = 3  # synthetic documents that are printed beside their seeds
 
 
@@ -161,23 +163,22 @@ class Study:
         })  # fmt: skip
         total = write_token_arrays(self.given.work / f"{name}-tokens", rows, documents, len(self.tokenizer))
         real, rows_of = list(self.unique.values()), {id_: row for row, id_ in enumerate(self.unique)}
-        seeds = [rows_of[id_] for id_, _ in keys] if conditional else None
-        heldout = [self.document(i) for i in np.flatnonzero(self.splits == HELDOUT)]
+        chosen = _evenly(len(documents), MEASURED)
+        measured = [documents[i] for i in chosen]
+        seeds = [rows_of[keys[i][0]] for i in chosen] if conditional else None
         result = {
             "syntheses": name, "documents": len(documents), "tokens": total, "ended_by_eos": ends,
             "seconds_to_sample": round(seconds, 1), "tokens_per_second": round(total / seconds),
-            "novel": novel_shares(documents, real, seeds), "novel_heldout": novel_shares(heldout, real),
+            "novel": novel_shares(measured, real, seeds),
         }  # fmt: skip
         if seeds is not None:
-            result["subject"] = subject_kept(documents, seeds, real, len(self.tokenizer))
-            result["subject_of_pairs"] = self._subject_of_pairs(rows_of, real)
-        shown = np.linspace(0, len(documents) - 1, SHOWN).astype(int)
+            result["subject"] = subject_kept(measured, seeds, real, len(self.tokenizer))
         result["shown"] = [
             {
                 "d1": self._text(self.unique[keys[i][0]]) if conditional else None,
                 "synthetic": self._text(documents[i]),
             }
-            for i in shown
+            for i in _evenly(len(documents), SHOWN)
         ]
         self.given.write(result)
         return self.given.work / f"{name}-tokens"
@@ -189,10 +190,12 @@ class Study:
         settings = self.experiment.synthesis
         spec = EngineSpec(
             "transformers", model, "", self.experiment.model.context_length, settings.dtype, self.given.device, 1,
-            self.given.sequences, 0.5,
+            self.given.sequences, 0.8,
         )  # fmt: skip
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB)
-        if torch.cuda.is_available():
+        if self.on_gpu:
+            gc.collect()
+            torch.cuda.empty_cache()  # the engine takes what is free
             # It plans its kernels once more for each shape, and here no two steps have the same.
             torch.backends.cuda.enable_cudnn_sdp(False)
         loaded = transformers_worker.load(spec, resolve_device(self.given.device))
@@ -221,10 +224,23 @@ class Study:
         kept = [key for key in prefix if len(found[key]) > 2]
         return kept, [found[key] for key in kept], sum(ended[key] for key in kept) / len(kept)
 
-    def _subject_of_pairs(self, rows_of: dict[str, int], real: list[np.ndarray]) -> dict[str, float]:
+    def real_documents(self) -> None:
+        """Measure of real documents what is measured of synthetic ones: held-out ones, and the d2 of pairs."""
+        real, rows_of = list(self.unique.values()), {id_: row for row, id_ in enumerate(self.unique)}
         pairs = pl.read_parquet(self.given.data / "pairs.parquet", glob=False).select("d1", "d2").rows()
-        partners = [self.unique[d2] for _, d2 in pairs]
-        return subject_kept(partners, [rows_of[d1] for d1, _ in pairs], real, len(self.tokenizer))
+        pairs = [pairs[i] for i in _evenly(len(pairs), MEASURED)]
+        partners, seeds = [self.unique[d2] for _, d2 in pairs], [rows_of[d1] for d1, _ in pairs]
+        self.given.write({
+            "real": "held-out documents, and d2 beside their d1",
+            "tokens_of_documents": {
+                split: [int(lengths.sum()), len(lengths)]
+                for split in sorted(set(self.splits))
+                for lengths in [self.tokens.lengths[self.splits == split]]
+            },
+            "novel": novel_shares([self.document(i) for i in np.flatnonzero(self.splits == HELDOUT)], real),
+            "novel_of_pairs": novel_shares(partners, real, seeds),
+            "subject": subject_kept(partners, seeds, real, len(self.tokenizer)),
+        })  # fmt: skip
 
     def _text(self, ids: np.ndarray) -> str:
         return str(self.tokenizer.decode(ids[1:-1].tolist()))[:600]
@@ -309,19 +325,18 @@ def main(given: Any) -> None:
                 data, experiment = smaller(data, experiment, Path(name) / "smaller", TINY)
             write({**describe(), "settings": experiment.model_dump(mode="json")})
             study = Study(Given(data, experiment, Path(name), given.device, given.compile, given.sequences, write))
-            write({
-                "parameters": experiment.model.parameters(len(study.tokenizer)),
-                "documents": {split: int((study.splits == split).sum()) for split in sorted(set(study.splits))},
-                "tokens": {
-                    split: int(study.tokens.lengths[study.splits == split].sum()) for split in sorted(set(study.splits))
-                },
-            })  # fmt: skip
+            write({"parameters": experiment.model.parameters(len(study.tokenizer))})
+            study.real_documents()
             run(study, given.weight_decays)
             write({"ended": "all parts"})
 
 
 def _optimizer(section: Optimizer, **changes: Any) -> Optimizer:
     return Optimizer.model_validate({field: getattr(section, field) for field in Optimizer.model_fields} | changes)
+
+
+def _evenly(total: int, count: int) -> list[int]:
+    return np.unique(np.linspace(0, total - 1, min(total, count)).astype(int)).tolist() if total else []
 
 
 def _run_record(model: Path) -> dict[str, Any]:
