@@ -45,7 +45,7 @@ def export(folder: Path) -> dict[str, Any]:
     shutil.copytree(store / "corpus/tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     (folder / "experiment.json").write_text(settings.experiment.model_dump_json(indent=1), encoding="utf-8")
     archive = folder.with_name(folder.name + ".tar.xz")
-    with tarfile.open(archive, "w:xz", preset=9) as stream:
+    with tarfile.open(archive, "w:xz") as stream:
         stream.add(folder, arcname=".")
     lengths = documents.with_columns(tokens=np.concatenate([part.lengths for part in arrays]))
     counts = lengths.group_by("split").agg(pl.len().alias("documents"), pl.col("tokens").sum()).sort("split")
