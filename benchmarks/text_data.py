@@ -15,8 +15,8 @@ from sbp_assets.corpus.split import HELDOUT, ORACLE
 from sbp_assets.settings import Experiment, load_settings
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 
-# A model that trains in seconds on a CPU, and so many pairs, documents of the oracle, and held-out documents.
-TINY: dict[str, Any] = {"pairs": 60, ORACLE: 150, HELDOUT: 20}
+# So many pairs, documents of the oracle and held-out ones, and tokens of each: seconds on a CPU.
+TINY: dict[str, Any] = {"pairs": 20, ORACLE: 60, HELDOUT: 10, "tokens": 100}
 
 
 def export(folder: Path) -> dict[str, Any]:
@@ -70,7 +70,8 @@ def smaller(data: Path, experiment: Experiment, folder: Path, counts: dict[str, 
     rows = [numbered.filter(pl.col("id").is_in(named))["row"].to_list()]
     rows += [numbered.filter(split=split).head(counts[split])["row"].to_list() for split in (ORACLE, HELDOUT)]
     chosen = [row for part in rows for row in part]
-    encoded = [arrays.tokens[arrays.offsets[row] : arrays.offsets[row + 1]] for row in chosen]
+    whole = [arrays.tokens[arrays.offsets[row] : arrays.offsets[row + 1]] for row in chosen]
+    encoded = [np.append(ids[:-1][: counts["tokens"]], ids[-1]) for ids in whole]
     write_token_arrays(folder / "tokens", arrays.documents[chosen], encoded, int(arrays.tokens.max()) + 1)
     pairs.write_parquet(folder / "pairs.parquet")
     shutil.copytree(data / "tokenizer", folder / "tokenizer")
