@@ -323,7 +323,8 @@ def main(given: Any) -> None:
             data, experiment = load(Path(given.data), Path(name))
             if given.size == "tiny":
                 data, experiment = smaller(data, experiment, Path(name) / "smaller", TINY)
-            write({**describe(), "settings": experiment.model_dump(mode="json")})
+            sections = ("pairing", "model", "pretraining", "synthesizer", "synthesis")
+            write({**describe(), "settings": experiment.model_dump(mode="json", include=set(sections))})
             study = Study(Given(data, experiment, Path(name), given.device, given.compile, given.sequences, write))
             write({"parameters": experiment.model.parameters(len(study.tokenizer))})
             study.real_documents()
