@@ -2,17 +2,21 @@
 
 On CUDA it takes the 3B model of the profile paper_200b and rows of 4,096 tokens, on a CPU a tiny model: to see that
 every part runs. Weights and tokens are random. With one GPU the paper's step of 8.4M tokens is cut to one of 32,768,
-and as many rows are computed at a time as fit (`microbatch_tokens`). Parts, in this order:
+and as many rows are computed at a time as fit (`microbatch_tokens`). Parts, in this order (--parts names others):
 
 - training with activation checkpointing: tokens/s, the share of the GPU's peak FLOP/s (MFU, by PaLM's formula, and
-  without its term for attention, which counts all pairs of a row's tokens), peak memory; a checkpoint's size and the
-  time to write it and to load it; the loss of a run that resumes from it, less the undisturbed run's
-- the same with compiled layers, with attention under a mask, and without activation checkpointing
+  without its term for attention, which counts all pairs of a row's tokens), and peak memory
+- the same with compiled layers, and without activation checkpointing
+- documents/s of the bundled embedding model (where its package is not installed: of random weights of its geometry),
+  and of a random one of Qwen3-Embedding-0.6B's geometry
+- training with attention under a mask
 - FSDP2 against none, with one process per GPU, where there are several
-- documents/s of the bundled embedding model, and of a random one of Qwen3-Embedding-0.6B's geometry
+- a checkpoint's size and the time to write it and to load it; the loss of a run that resumes from it, less the
+  undisturbed run's
 
-A part that does not fit, fails, or would begin after --minutes is named under "skipped", with the reason. The last
-line printed is one JSON object. A checkpoint of the 3B model takes 39 GB in the temporary folder ($TMPDIR).
+Each part's result is printed as it comes. After --minutes the benchmark ends, whatever is under way. A part that is cut
+off so, does not fit, or fails is named under "skipped", with the reason. The last line printed is one JSON object. A
+checkpoint of the 3B model takes 39 GB in the temporary folder ($TMPDIR).
 """
 
 from __future__ import annotations
@@ -28,20 +32,21 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from transformers import Qwen3Model
+from transformers import BertConfig, BertModel, PretrainedConfig, Qwen3Config, Qwen3Model
 
 from benchmarks.arguments import parser
+from benchmarks.deadline import ending_after
 from benchmarks.gpu_sizes import SIZES, Size, microbatch_tokens
 from benchmarks.machine import describe
 from benchmarks.random_corpus import SPECIAL, random_documents, write_documents, write_tokenizer
-from sbp_assets.pairing.embed import BUNDLED_MODEL, Embedder, embed
+from sbp_assets.pairing.embed import BUNDLED_MODEL, Embedder, embed, model_path
 from sbp_assets.settings import Optimizer
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training import layer_execution, loop
@@ -51,6 +56,11 @@ from sbp_assets.training.parallel import World, open_world
 from sbp_assets.training.spec import Source, StreamData, TrainingSpec
 from sbp_assets.training.varlen import varlen_works
 
+PARTS = (
+    "activation_checkpointing", "compiled", "activations_kept", "embedding_bundled", "embedding_qwen3", "under_a_mask",
+    "sharding", "checkpoint",
+)  # fmt: skip
+NO_TIME = "the time was over"
 WARM_UP = 2  # steps whose time does not count: layers are compiled, and memory is allocated
 STEPS, CHECKPOINT_AFTER, SHORT = 8, 5, 5  # of the run that is resumed, its checkpoint, and the other runs
 
@@ -59,59 +69,69 @@ class Skipped(Exception):
     """A part that cannot be measured here; the message says why."""
 
 
-def main(device: Device, size_name: str, minutes: float) -> None:
+def main(device: Device, size_name: str, minutes: float, names: Sequence[str] = PARTS) -> None:
     started = time.monotonic()
-    machine = describe()
     size = SIZES[size_name]()
     heads = size.model.heads, size.model.kv_heads, size.model.head_dim
-    varlen = device == "cuda" and varlen_works(torch.device(device), *heads)
-    processes = torch.cuda.device_count() if device == "cuda" else 2
-    with tempfile.TemporaryDirectory(prefix="sbp-benchmark-") as name:
-        folder = Path(name)
-        _require_space(folder, size)
-        encoded = random_documents(size.vocabulary, size.document_tokens, size.documents)
-        documents = write_documents(folder / "documents", encoded, size.vocabulary)
-        spec = _spec(size, device, write_tokenizer(folder / "tokenizer", size.vocabulary), documents)
-        texts = [" ".join(f"word{token - len(SPECIAL)}" for token in ids) for ids in encoded]
-        plain = spec.model_copy(
-            update={"activation_checkpointing": False, "microbatch_tokens": microbatch_tokens(size, device, False)}
-        )
-        embedded = functools.partial(_embedding, texts=texts, size=size, device=device)
-        parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "activation_checkpointing": lambda: _resumed(spec),
-            "compiled": lambda: _alone(spec.model_copy(update={"compile": True})),
-            "embedding_bundled": lambda: embedded(BUNDLED_MODEL, 256),
-            "embedding_qwen3": lambda: embedded(str(_random_embedder(size, device, folder)), size.embedded_tokens),
-            "under_a_mask": lambda: _under_a_mask(spec),
-            "activations_kept": lambda: _alone(plain),
-            "sharding": lambda: _sharding(spec, processes, folder),
-        }
-        measured, skipped = _measure(parts, started + 60 * minutes)
     result = {
-        **machine,
+        **describe(),
         "size": size_name,
         "parameters": size.model.parameters(size.vocabulary),
         "context_length": size.model.context_length,
         "tokens_per_step": size.tokens_per_step,
-        "variable_length_attention": varlen,
-        "measured": measured,
-        "skipped": skipped,
-        "seconds": round(time.monotonic() - started, 1),
+        "variable_length_attention": device == "cuda" and varlen_works(torch.device(device), *heads),
+        "measured": {},
+        "skipped": dict.fromkeys(names, NO_TIME),
     }
-    print(json.dumps(result))
+
+    def report() -> None:
+        print(json.dumps({**result, "seconds": round(time.monotonic() - started, 1)}), flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="sbp-benchmark-") as name:
+        folder = Path(name)
+
+        def end() -> None:
+            report()
+            shutil.rmtree(folder, ignore_errors=True)
+
+        if minutes > 0:
+            with ending_after(minutes, end):
+                _measure(_parts(size, device, folder, names), result["measured"], result["skipped"])
+    report()
+
+
+def _parts(size: Size, device: Device, folder: Path, names: Sequence[str]) -> dict[str, Callable[[], dict[str, Any]]]:
+    processes = torch.cuda.device_count() if device == "cuda" else 2
+    encoded = random_documents(size.vocabulary, size.document_tokens, size.documents)
+    documents = write_documents(folder / "documents", encoded, size.vocabulary)
+    spec = _spec(size, device, write_tokenizer(folder / "tokenizer", size.vocabulary), documents)
+    texts = [" ".join(f"word{token - len(SPECIAL)}" for token in ids) for ids in encoded]
+    plain = spec.model_copy(
+        update={"activation_checkpointing": False, "microbatch_tokens": microbatch_tokens(size, device, False)}
+    )
+    parts = {
+        "activation_checkpointing": lambda: _alone(spec),
+        "compiled": lambda: _alone(spec.model_copy(update={"compile": True})),
+        "activations_kept": lambda: _alone(plain),
+        "embedding_bundled": lambda: _bundled_embedding(texts, size, device, folder),
+        "embedding_qwen3": lambda: _random_embedding(size.embedder, size.embedded_tokens, texts, size, device, folder),
+        "under_a_mask": lambda: _under_a_mask(spec),
+        "sharding": lambda: _sharding(spec, processes, folder),
+        "checkpoint": lambda: _resumed(spec, folder, size),
+    }
+    return {name: parts[name] for name in names}
 
 
 def _measure(
-    parts: dict[str, Callable[[], dict[str, Any]]], until: float
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Return what each part measured, and why those without a result have none; none begins after `until`."""
-    measured, skipped = {}, {}
+    parts: dict[str, Callable[[], dict[str, Any]]],
+    measured: dict[str, dict[str, Any]],
+    skipped: dict[str, str],
+) -> None:
+    """Fill in what each part measured, and why those without a result have none."""
     for name, measure in parts.items():
-        if time.monotonic() > until:
-            skipped[name] = "the time was over"
-            continue
         try:
             measured[name] = measure()
+            del skipped[name]
         except Skipped as reason:
             skipped[name] = str(reason)
         except torch.OutOfMemoryError:
@@ -125,13 +145,6 @@ def _measure(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         print(json.dumps({name: measured.get(name, skipped.get(name))}), flush=True)
-    return measured, skipped
-
-
-def _require_space(folder: Path, size: Size) -> None:
-    needed = 13 * size.model.parameters(size.vocabulary)
-    if (free := shutil.disk_usage(folder).free) < needed:
-        sys.exit(f"benchmarks.gpu: a checkpoint takes {needed / 1e9:.0f} GB, and {folder} has {free / 1e9:.0f} GB free")
 
 
 def _spec(size: Size, device: Device, tokenizer: Path, documents: Path) -> TrainingSpec:
@@ -151,27 +164,27 @@ def _spec(size: Size, device: Device, tokenizer: Path, documents: Path) -> Train
     )
 
 
-def _resumed(spec: TrainingSpec) -> dict[str, Any]:
+def _resumed(spec: TrainingSpec, folder: Path, size: Size) -> dict[str, Any]:
     """Train, with a checkpoint under way; train again from that checkpoint, and compare."""
+    needed = 13 * size.model.parameters(size.vocabulary)
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise Skipped(f"a checkpoint takes {needed / 1e9:.0f} GB, and {folder} has {free / 1e9:.0f} GB free")
     spec = spec.model_copy(
         update={"steps": STEPS, "checkpoint_every_steps": CHECKPOINT_AFTER, "work_dir": spec.work_dir / "resumed"}
     )
     with open_world(spec) as world:
-        undisturbed, seconds, losses = _train(spec, world)
+        _, seconds, losses = _train(spec, world)
         (checkpoint,) = spec.work_dir.glob("*.pt")
-        size = checkpoint.stat().st_size
+        written = checkpoint.stat().st_size
         _, resumed_seconds, resumed_losses = _train(spec, world)
         checkpoint.unlink()
     if len(resumed_seconds["_optimize"]) != STEPS - CHECKPOINT_AFTER:
         raise RuntimeError("the second run did not resume from the checkpoint of the first")
     differences = [abs(a - b) for a, b in zip(losses, resumed_losses, strict=True)]
     return {
-        **undisturbed,
-        "checkpoint": {
-            "gigabytes": round(size / 1e9, 6),
-            "seconds_to_write": round(sum(seconds["_save"]), 3),
-            "seconds_to_load": round(sum(resumed_seconds["_restore"]), 3),
-        },
+        "gigabytes": round(written / 1e9, 6),
+        "seconds_to_write": round(sum(seconds["_save"]), 3),
+        "seconds_to_load": round(sum(resumed_seconds["_restore"]), 3),
         "resumed": {
             "steps": STEPS - CHECKPOINT_AFTER,
             "largest_loss_difference": max(differences),
@@ -278,19 +291,32 @@ def _rank(rank: int, processes: int, port: int, path: Path, result: Path) -> Non
             result.write_text(json.dumps(measured))
 
 
-def _random_embedder(size: Size, device: Device, folder: Path) -> Path:
-    """Write an embedding model of random weights, which pools the last token as Qwen3-Embedding does."""
+def _bundled_embedding(texts: list[str], size: Size, device: Device, folder: Path) -> dict[str, Any]:
+    if model_path(BUNDLED_MODEL) != BUNDLED_MODEL:
+        return {"weights": "bundled", **_embedding(BUNDLED_MODEL, 256, texts, size, device)}
+    geometry = BertConfig(
+        vocab_size=size.vocabulary, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
+    return {"weights": "random", **_random_embedding(geometry, 256, texts, size, device, folder)}
+
+
+def _random_embedding(
+    config: PretrainedConfig, max_tokens: int, texts: list[str], size: Size, device: Device, folder: Path
+) -> dict[str, Any]:
+    """Measure a model of random weights, which pools the last token as Qwen3-Embedding does, or the mean as BERT's."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
+    decoder = isinstance(config, Qwen3Config)
+    folder = folder / str(config.model_type)
     with torch.device(device):
-        model = Qwen3Model._from_config(size.embedder, dtype=torch.bfloat16)
+        model: Any = (Qwen3Model if decoder else BertModel)._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder / "transformer")
     write_tokenizer(folder / "transformer", size.vocabulary)
-    pooling = Pooling(size.embedder.hidden_size, "lasttoken")
-    modules = [Transformer(str(folder / "transformer"), max_seq_length=size.embedded_tokens), pooling, Normalize()]
+    pooling = Pooling(config.hidden_size, "lasttoken" if decoder else "mean")
+    modules = [Transformer(str(folder / "transformer"), max_seq_length=max_tokens), pooling, Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder / "embedder"), create_model_card=False)
-    return folder / "embedder"
+    return _embedding(str(folder / "embedder"), max_tokens, texts, size, device)
 
 
 def _embedding(model: str, max_tokens: int, texts: list[str], size: Size, device: Device) -> dict[str, Any]:
@@ -316,8 +342,9 @@ if __name__ == "__main__":
     taking = parser(__doc__)
     taking.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     taking.add_argument("--size", choices=list(SIZES), help="default: paper on cuda, tiny on cpu")
-    taking.add_argument("--minutes", type=float, default=5, help="after which no part begins (default: 5)")
+    taking.add_argument("--minutes", type=float, default=5, help="after which it ends (default: 5)")
+    taking.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     given = taking.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         sys.exit("benchmarks.gpu: torch finds no CUDA device; --device cpu runs every part at a tiny size")
-    main(given.device, given.size or ("paper" if given.device == "cuda" else "tiny"), given.minutes)
+    main(given.device, given.size or ("paper" if given.device == "cuda" else "tiny"), given.minutes, given.parts)

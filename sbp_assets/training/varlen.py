@@ -12,8 +12,10 @@ backward, on the device itself, before a run relies on them.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch._dynamo
@@ -23,6 +25,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, Qwen3ForCausalLM
 
 _NAME = "sbp_varlen"  # among transformers' implementations of attention
+# torch 2.11 takes as many heads of keys as of queries, and has no such argument.
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 _PROBE_LENGTHS = (70, 1, 200, 33)
 _TOLERANCE = 0.05  # of the largest number; bfloat16 has a relative precision of 0.004
 
@@ -58,9 +62,9 @@ def attend(
     """
     if query.device.type == "cpu":
         return _one_by_one(query, key, value, boundaries)
-    return varlen_attn(
-        query, key, value, boundaries, boundaries, longest, longest, window_size=(-1, 0), enable_gqa=True
-    )  # type: ignore[return-value]
+    if not _GROUPED:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    return varlen_attn(query, key, value, boundaries, boundaries, longest, longest, window_size=(-1, 0), **_GROUPED)  # type: ignore[return-value]
 
 
 def varlen_works(device: torch.device, heads: int, kv_heads: int, width: int) -> bool:
@@ -78,7 +82,7 @@ def varlen_works(device: torch.device, heads: int, kv_heads: int, width: int) ->
     try:
         kernels = functools.partial(attend, boundaries=boundaries, longest=tokens)
         found = _with_gradients(kernels, [part.to(device) for part in inputs], back)
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # the second: another version of torch, with other arguments
         return False
     exact = functools.partial(_one_by_one, boundaries=boundaries)
     wanted = _with_gradients(exact, [part.float() for part in inputs], back)

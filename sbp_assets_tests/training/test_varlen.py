@@ -34,9 +34,30 @@ def test_attention_across_documents_does_not_work(monkeypatch: pytest.MonkeyPatc
     assert not varlen_works(CPU, heads=4, kv_heads=2, width=16)
 
 
-def test_kernels_that_are_missing_do_not_work(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "error", [RuntimeError("USE_FLASH_ATTENTION was not enabled for build"), TypeError("unexpected keyword argument")]
+)
+def test_kernels_that_are_missing_do_not_work(monkeypatch: pytest.MonkeyPatch, error: Exception):
     def missing(*_: object, **__: object) -> torch.Tensor:
-        raise RuntimeError("USE_FLASH_ATTENTION was not enabled for build")
+        raise error
 
     monkeypatch.setattr(varlen, "attend", missing)
     assert not varlen_works(CPU, heads=4, kv_heads=2, width=16)
+
+
+def test_kernels_without_grouped_heads_get_each_key_as_often_as_queries_share_it(monkeypatch: pytest.MonkeyPatch):
+    """As torch 2.11 has them. Only the device's kind is feigned: the kernels stand aside for attention one by one."""
+    query, key, value = (torch.randn(6, heads, 8) for heads in (4, 2, 2))
+    boundaries = torch.tensor([0, 2, 6])
+    wanted = attend(query, key, value, boundaries, longest=4)
+
+    def kernels(q, k, v, begins, _ends, *_longest, window_size):
+        assert q.shape == k.shape == v.shape and window_size == (-1, 0)
+        return varlen._one_by_one(q.as_subclass(torch.Tensor), k, v, begins)
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("meta")
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernels)
+    monkeypatch.setattr(varlen, "_GROUPED", {})
+    assert torch.equal(attend(query.as_subclass(Elsewhere), key, value, boundaries, longest=4), wanted)
