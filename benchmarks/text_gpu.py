@@ -323,6 +323,9 @@ def main(given: Any) -> None:
             data, experiment = load(Path(given.data), Path(name))
             if given.size == "tiny":
                 data, experiment = smaller(data, experiment, Path(name) / "smaller", TINY)
+            if given.tuning_epochs is not None:
+                tuning = experiment.synthesizer.model_copy(update={"epochs": given.tuning_epochs})
+                experiment = experiment.model_copy(update={"synthesizer": tuning})
             sections = ("pairing", "model", "pretraining", "synthesizer", "synthesis")
             write({**describe(), "settings": experiment.model_dump(mode="json", include=set(sections))})
             study = Study(Given(data, experiment, Path(name), given.device, given.compile, given.sequences, write))
@@ -363,6 +366,7 @@ if __name__ == "__main__":
     running.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: seconds on a CPU")
     running.add_argument("--minutes", type=float, default=8, help="after which it ends (default: 8)")
     running.add_argument("--weight-decays", type=float, nargs="+", default=[0.1, 1.5], help="default: 0.1 1.5")
+    running.add_argument("--tuning-epochs", type=float, help="of the synthesizer (default: the settings')")
     running.add_argument("--sequences", type=int, default=4096, help="sampled at a time, at most (default: 4096)")
     running.add_argument("--compile", action="store_true", help="compile the layers")
     chosen = taking.parse_args()

@@ -94,7 +94,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     text_gpu.main(
         SimpleNamespace(
             data=data, results=results, device="cpu", size="tiny", minutes=10, weight_decays=[0.1, 1.5], compile=False,
-            sequences=64,
+            sequences=64, tuning_epochs=0.5,
         )
     )  # fmt: skip
     lines = [json.loads(line) for line in results.read_text().splitlines()]
