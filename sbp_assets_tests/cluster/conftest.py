@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ HEAD = "127.0.0.2"
 OBJECT_STORE = 100 * 2**20
 SECRET = "AWS_SECRET_ACCESS_KEY"  # of the driver alone
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
