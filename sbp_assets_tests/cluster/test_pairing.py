@@ -47,23 +47,28 @@ def expected(folder: Path, blocks: int = BLOCKS) -> dict[str, bytes]:
     return stores.tables_of(expected_tasks(folder, blocks), SHARDS)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_blocks_are_searched_on_nodes_with_the_same_tables(
-    engine: RayCluster, node: Callable, data: Path, tmp_path: Path, workers: int
-):
-    gpus = 2 - workers
-    if gpus:
-        node(num_gpus=1)  # the only one that has room
+def require_same_tables(engine: RayCluster, data: Path, made: Path, blocks: int, gpus: int) -> None:
+    tasks = stores.search_tasks(data / "data", made, SHARDS, blocks)
+    found = dict(engine.run(search_block, tasks.items(), cpus=None, gpus=gpus, memory=MEMORY))
+    assert stores.tables_of(tasks, SHARDS) == expected(data, blocks)
+    # Each key is read once, and each query once per block.
+    assert sum(one.figures["keys"] for one in found.values()) == 600
+    assert [one.figures["queries"] for one in found.values()] == [600] * blocks
+    assert set(stores.begun(made).values()) == {1}
+
+
+def test_two_nodes_search_blocks_with_the_same_tables(engine: RayCluster, data: Path, tmp_path: Path):
     for blocks in (1, BLOCKS):
-        tasks = stores.search_tasks(data / "data", tmp_path / str(blocks), SHARDS, blocks)
-        made = dict(engine.run(search_block, tasks.items(), cpus=None, gpus=gpus, memory=MEMORY))
-        assert stores.tables_of(tasks, SHARDS) == expected(data, blocks)
-        # Each key is read once, and each query once per block.
-        assert sum(one.figures["keys"] for one in made.values()) == 600
-        assert [one.figures["queries"] for one in made.values()] == [600] * blocks
-        assert set(stores.begun(tmp_path / str(blocks)).values()) == {1}
-    again = dict(engine.run(search_block, tasks.items(), gpus=gpus, memory=MEMORY))
+        require_same_tables(engine, data, tmp_path / str(blocks), blocks, gpus=0)
+    tasks = stores.search_tasks(data / "data", tmp_path / str(BLOCKS), SHARDS, BLOCKS)
+    again = dict(engine.run(search_block, tasks.items(), memory=MEMORY))
     assert {(one.figures["resumed"], one.figures["keys"]) for one in again.values()} == {(SHARDS, 0)}
+
+
+def test_one_node_searches_blocks_with_the_same_tables(engine: RayCluster, node: Callable, data: Path, tmp_path: Path):
+    node(num_gpus=1)  # the only one that has room for a task that asks for one
+    for blocks in (1, BLOCKS):
+        require_same_tables(engine, data, tmp_path / str(blocks), blocks, gpus=1)
 
 
 def test_shards_are_embedded_on_nodes_and_the_model_is_loaded_once_per_process(

@@ -1,14 +1,16 @@
 """The tasks of the stage in one process; sbp_assets_tests/cluster has them on several nodes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sbp_assets.fan_out import InProcess, TaskError
+from sbp_assets.fan_out import InProcess, PublishedFiles, TaskError
 from sbp_assets.fan_out.task import prepared
 from sbp_assets.pairing.embed import Embedder
-from sbp_assets.pairing.search import assemble
-from sbp_assets.pairing.tasks import EMBEDDINGS_FILE, embed_shard, search_block
+from sbp_assets.pairing.search import COVERAGE_FILE, Coverage, assemble
+from sbp_assets.pairing.tasks import EMBEDDINGS_FILE, embed_shard, search_block, stored_indexes, tables_towards
+from sbp_assets.storage.artifacts import content_version
 from sbp_assets_tests.pairing import stores
 from sbp_assets_tests.pairing.tiny_embedders import write_bert
 
@@ -73,3 +75,39 @@ def test_an_embedder_is_the_same_one_wherever_a_task_meets_it_in_a_process():
     del other
     brought = pickle.loads(name)
     assert pickle.loads(name) is brought and brought is not mine
+
+
+def test_a_search_reads_and_publishes_through_an_object_store(tmp_path: Path):
+    stores.write_store(tmp_path / "data", 3)
+    local = stores.search_tasks(tmp_path / "data", tmp_path / "made", 3, 2)
+    list(InProcess().run(search_block, local.items()))
+    where = f"memory://{tmp_path.name}"
+    store = PublishedFiles(where, f"{tmp_path}/cache", cache_gb=1e-6, patience=0.1)  # less than one shard's index
+    for path in [*sorted((tmp_path / "data/pairing").glob("*/*")), tmp_path / "data/pairing/quantizer"]:
+        name = path.relative_to(tmp_path / "data").as_posix()
+        if path.is_dir() or path.suffix == ".parquet":
+            store._remote.put(path, store._path(name), content_version(path))
+    blocks = PublishedFiles(f"{where}/pairing/partial_candidates", f"{tmp_path}/cache", 1e-6, 0.1)
+    made_of = stored_indexes(store, stores.shard_names(3), local["00000"][0].quantizer)
+    assert made_of.keys == Coverage.read(local["00000"][0].tables.fetch(COVERAGE_FILE)).keys
+    made_of = Coverage.read(local["00000"][0].tables.fetch(COVERAGE_FILE))
+    remote = {}
+    for block, (task,) in local.items():
+        tables = tables_towards(blocks, block, made_of)
+        remote[block] = (replace(task, store=store, blocks=blocks, tables=tables),)
+    made = dict(InProcess().run(search_block, remote.items()))
+    assert [one.figures["searched"] for one in made.values()] == [3, 3]
+    assert stores.tables_of(remote, 3) == stores.tables_of(local, 3)
+    (artifact := tmp_path / "artifact").mkdir()
+    assemble(remote["00001"][0].tables, artifact)
+    version = content_version(artifact)
+    blocks._remote.put(artifact, blocks._path("00001"), version)
+    remote["00001"][0].tables.remove()
+    # A node builds upon the block's artifact where it is what was recorded of it, and not upon another.
+    grown = Coverage(made_of.search, made_of.queries | {"00000": "another"}, made_of.keys)
+    for recorded, unchanged in ((version, 2), ("another", 0)):
+        tables = tables_towards(blocks, "00001", grown)
+        task = replace(remote["00001"][0], tables=tables, earlier=recorded)
+        (found,) = dict(InProcess().run(search_block, [("00001", (task,))])).values()
+        assert found.figures["unchanged"] == unchanged
+        tables.remove()
