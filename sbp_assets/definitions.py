@@ -23,6 +23,7 @@ import sbp_assets.synthesizer.assets
 import sbp_assets.synthesizer.checks
 from sbp_assets.dagster_support.partitions import key_blocks, shards
 from sbp_assets.dagster_support.stage import load_assets, load_checks
+from sbp_assets.fan_out import open_engine
 from sbp_assets.orchestration.nightly import NightlyAutomation
 from sbp_assets.orchestration.pipeline import JOBS, display_logger
 from sbp_assets.orchestration.sensors import failure_sensor, source_sensor, unchecked_sensor
@@ -58,10 +59,14 @@ CHECKS = [
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
-    """Return what the assets work with, by resource key. Embedder and generator hold engines until they are closed."""
+    """Return what the assets work with, by resource key.
+
+    Embedder and generator hold engines, and `fan_out` a connection to a cluster, until they are closed.
+    """
     return {
         "settings": settings,
         **ArtifactStore(settings.deployment).resources,
+        "fan_out": open_engine(settings),
         "embedder": Embedder(),
         "trainer": LocalTrainer(),
         "generator": Generator(),

@@ -42,6 +42,7 @@ def run(
     import dagster as dg
 
     from sbp_assets.definitions import build_definitions
+    from sbp_assets.fan_out import open_engine
     from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
     from sbp_assets.orchestration.pipeline import PIPELINE
     from sbp_assets.orchestration.runner import PipelineError, end_killed_runs, run_pipeline
@@ -59,13 +60,14 @@ def run(
         deployment, head_size = settings.deployment, settings.experiment.model.head_dim
         if problem := head_size_problem(head_size, deployment.generation_engine, deployment.device):
             raise CommandError(problem)
-    embedder, generator = Embedder(), Generator()
-    defs = build_definitions(settings, {"embedder": embedder, "generator": generator})
+    embedder, generator, fan_out = Embedder(), Generator(), open_engine(settings)
+    defs = build_definitions(settings, {"embedder": embedder, "generator": generator, "fan_out": fan_out})
     with ExitStack() as stack:
         stack.enter_context(exclusive_instance(settings, "running `sbp run`"))
         # Closed before another process may hold the instance, which would load engines of its own beside these.
         stack.callback(embedder.close)
         stack.callback(generator.close)
+        stack.callback(fan_out.close)
         instance = stack.enter_context(dg.DagsterInstance.get())
         end_killed_runs(instance)
         require_store(defs, Staleness(defs.resolve_asset_graph(), instance), settings.deployment)

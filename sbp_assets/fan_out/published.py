@@ -1,4 +1,4 @@
-"""Files that tasks publish for one another: each whole or absent, and found again under the same inputs."""
+"""Files that tasks read and publish: each whole or absent, and found again under the same inputs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,36 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from sbp_assets.settings import Deployment
 from sbp_assets.storage.artifacts import atomic_path, content_version
 from sbp_assets.storage.paths import as_pattern
 from sbp_assets.storage.remote import RemoteStore, is_local, root
+
+Value = TypeVar("Value")
+
+
+class Lazily(Mapping[str, Value]):
+    """What `make` makes of each of `keys`, made when it is asked for, and every time: a corpus is not kept at once."""
+
+    def __init__(self, keys: Iterable[str], make: Callable[[str], Value]) -> None:
+        self._keys, self._make = dict.fromkeys(keys), make
+
+    def __getitem__(self, key: str) -> Value:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._make(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 @dataclass(frozen=True)
@@ -33,15 +54,28 @@ class PublishedFiles:
     patience: float = 60
 
     @classmethod
-    def of(cls, deployment: Deployment, name: str) -> PublishedFiles:
-        """Return those in the folder `name` of the artifact store."""
-        location = f"{deployment.data_dir.rstrip('/')}/{name}"
+    def of(cls, deployment: Deployment, name: str = "") -> PublishedFiles:
+        """Return those in the folder `name` of the artifact store, or all: its artifacts, which tasks read."""
+        location = f"{deployment.data_dir.rstrip('/')}/{name}".rstrip("/")
         return cls(location, f"{deployment.work_dir}/cache", deployment.cache_gb, deployment.storage_patience)
 
     def under(self, **inputs: str) -> PublishedFiles:
         """Return those that were made from `inputs`: {what they are: content or code version}."""
-        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-        return PublishedFiles(f"{self.location.rstrip('/')}/{digest}", self.cache, self.cache_gb, self.patience)
+        return self._at(_digest(inputs)[:16])
+
+    def towards(self, artifact: str, **inputs: str) -> PublishedFiles:
+        """Return those that tasks publish of an artifact's content before it is whole, made from `inputs`.
+
+        `artifact` is the name of one, an asset's partition, in a folder of the artifact store. They are named as an
+        unfinished write of it, so that `sbp prune` removes what is left of them.
+        """
+        digest = _digest(inputs)
+        if self._remote:
+            return self._at(f"{artifact}.{digest[:16]}-{digest[16:24]}")
+        return self._at(f".{artifact}.{digest[:32]}.partial")
+
+    def _at(self, place: str) -> PublishedFiles:
+        return PublishedFiles(f"{self.location.rstrip('/')}/{place}", self.cache, self.cache_gb, self.patience)
 
     def exists(self, name: str) -> bool:
         """Return whether the file `name` is published. Raises StorageError where the store cannot be asked."""
@@ -59,13 +93,28 @@ class PublishedFiles:
             with atomic_path(self._local(name)) as temporary:
                 yield temporary
 
-    def fetch(self, name: str) -> Path:
-        """Return the local path of the file `name` or of a copy; raise FileNotFoundError where it is not published."""
+    def fetch(self, name: str, directory: bool = False) -> Path:
+        """Return the local path of the file, or directory artifact, `name`, or of a copy, which stays until `release`.
+
+        Raises FileNotFoundError where it is not published.
+        """
         if remote := self._remote:
-            return remote.get(self._path(name), directory=False)
-        if not (path := self._local(name)).is_file():
+            return remote.get(self._path(name), directory)
+        path = self._local(name)
+        if not (path.is_dir() if directory else path.is_file()):
             raise FileNotFoundError(path)
         return path
+
+    def read(self, directory: str, name: str) -> bytes:
+        """Return the file `name` of a directory artifact, of which nothing else is read; raise FileNotFoundError."""
+        if remote := self._remote:
+            return remote.read_file(self._path(directory), name)
+        return self._local(f"{directory}/{name}").read_bytes()
+
+    def release(self) -> None:
+        """Allow this node's cache to evict the copies that this process has fetched."""
+        if remote := self._remote:
+            remote.release()
 
     def remove(self) -> None:
         """Remove all of them, those of any inputs included."""
@@ -84,6 +133,10 @@ class PublishedFiles:
 
     def _path(self, name: str) -> str:
         return f"{root(self.location).path.rstrip('/')}/{name}"
+
+
+def _digest(inputs: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=64)  # a store keeps a connection and the claims of this process on its cache

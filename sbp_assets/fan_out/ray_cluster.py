@@ -14,12 +14,13 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sbp_assets.fan_out.engine import Engine
 from sbp_assets.fan_out.identity import Identity, versions
 from sbp_assets.fan_out.task import Failure, Task, TaskError, execute, prepared, result_of
 from sbp_assets.settings import Settings
@@ -47,6 +48,24 @@ class ClusterError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class _Need:
+    """What a task takes of a node: cores, GPUs, and bytes of memory."""
+
+    cpus: int
+    gpus: int
+    memory: int
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus} GPUs" if self.gpus else ""
+        return f"{self.cpus} CPUs{gpus} and {self.memory / 1e9:.1f} GB"
+
+    def times(self, resources: dict[str, float]) -> int:
+        """Return how many such tasks a node with `resources` executes at a time."""
+        needed = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return int(min(resources.get(name, 0) // count for name, count in needed.items() if count))
+
+
+@dataclass(frozen=True)
 class _Outcome:
     node: str
     result: bytes | Failure
@@ -63,7 +82,7 @@ def _on_node(task: Task | None, identity: Identity) -> _Outcome:
     return _Outcome(node, execute(task) if task else b"", [])
 
 
-class RayCluster:
+class RayCluster(Engine):
     """Executes tasks on the cluster at `deployment.ray_address`; "local": on one that it starts on this machine."""
 
     def __init__(self, settings: Settings) -> None:
@@ -73,36 +92,43 @@ class RayCluster:
         self._looked = -_LOOK
         self._nodes: list[dict[str, Any]] = []
 
-    def run(
+    def outcomes(
         self,
         function: Callable[..., Result],
         tasks: Iterable[tuple[str, tuple[Any, ...]]],
         *,
-        cpus: int = 1,
+        cpus: int | None = 1,
+        gpus: int = 0,
         memory: int = 0,
         progress: Progress | None = None,
-    ) -> Iterator[tuple[str, Result]]:
-        """Yield (key, result) of each task as it ends, as Engine.run says.
+    ) -> Generator[tuple[str, Result | TaskError], None, None]:
+        """Yield (key, result) of each task as it ends, as Engine.outcomes says.
 
         A task whose worker or node is lost is submitted again, several times; one that raises is not. Raises
-        ClusterError where the cluster cannot be reached, where no node has `cpus` cores and `memory` bytes, and where a
-        node differs from this process in its packages or settings, or does not see the artifact store.
+        ClusterError where the cluster cannot be reached, where no node has what a task needs, and where a node differs
+        from this process in its packages or settings, or does not see the artifact store.
         """
         ray = self._connect()
-        waiting = (prepared(key, function, arguments, cpus) for key, arguments in tasks)
+        need = _Need(cpus or 1, gpus, memory)
+        waiting = (prepared(key, function, arguments, need.cpus) for key, arguments in tasks)
         running: dict[Any, Task] = {}
         lost: deque[Task] = deque()
         losses: Counter[str] = Counter()
         with self._shared_file() as token:
             identity = Identity(versions(), self._settings, token)
-            self._require_room(cpus, memory)
+            self._require_room(need)
             self._require_equal_nodes(identity)
             remote = ray.remote(_on_node).options(
-                name=function.__name__, num_cpus=cpus, memory=memory, max_retries=0, scheduling_strategy="SPREAD"
+                name=function.__name__,
+                num_cpus=need.cpus,
+                num_gpus=need.gpus,
+                memory=need.memory,
+                max_retries=0,
+                scheduling_strategy="SPREAD",
             )
             try:
                 while True:
-                    while len(running) < _SUBMITTED_PER_SLOT * max(1, self._slots(cpus, memory)):
+                    while len(running) < _SUBMITTED_PER_SLOT * max(1, self._slots(need)):
                         task = lost.popleft() if lost else next(waiting, None)
                         if task is None:
                             break
@@ -115,18 +141,20 @@ class RayCluster:
                             outcome: _Outcome = ray.get(reference)
                         except ray.exceptions.RayError as error:
                             losses[task.key] += 1
-                            self._require_loss(task, error, losses[task.key])
-                            lost.append(task)
-                            continue
-                        if outcome.differences:
-                            raise _refusal({outcome.node: outcome.differences})
-                        result = result_of(task.key, outcome.result, outcome.node)
+                            result = self._lost(task, error, losses[task.key])
+                            if result is None:
+                                lost.append(task)
+                                continue
+                        else:
+                            if outcome.differences:
+                                raise _refusal({outcome.node: outcome.differences})
+                            result = result_of(task.key, outcome.result, outcome.node)
                         del losses[task.key]
                         if progress:
                             progress.advance()
                         yield task.key, result
-                    if self._look() and not self._slots(cpus, memory):
-                        logger.warning("%s any more; waiting for one", self._too_small(cpus, memory))
+                    if self._look() and not self._slots(need):
+                        logger.warning("%s any more; waiting for one", self._too_small(need))
                     if progress:
                         progress.advance(0, f"{len(running)} submitted to {len(self._workers())} nodes")
             finally:
@@ -177,25 +205,26 @@ class RayCluster:
         self._looked = time.monotonic()
         return before != {node["NodeID"] for node in self._nodes}
 
-    def _require_room(self, cpus: int, memory: int) -> None:
+    def _require_room(self, need: _Need) -> None:
         """Raise ClusterError where no node is large enough for a task."""
         self._looked = -_LOOK
         self._look()
-        if not self._slots(cpus, memory):
-            raise ClusterError(f"{self._too_small(cpus, memory)}: add a larger one, or make the tasks smaller")
+        if not self._slots(need):
+            raise ClusterError(f"{self._too_small(need)}: add a larger one, or make the tasks smaller")
 
-    def _too_small(self, cpus: int, memory: int) -> str:
+    def _too_small(self, need: _Need) -> str:
         nodes = [(node["NodeManagerAddress"], node["Resources"]) for node in self._nodes]
-        sizes = [f"{name}: {has.get('CPU', 0):g}, {has.get('memory', 0) / 1e9:.1f} GB" for name, has in nodes]
-        return f"no node has the {cpus} CPUs and {memory / 1e9:.1f} GB of a task ({'; '.join(sizes)})"
+        sizes = [
+            f"{name}: {has.get('CPU', 0):g}, {has.get('GPU', 0):g} GPUs, {has.get('memory', 0) / 1e9:.1f} GB"
+            if need.gpus
+            else f"{name}: {has.get('CPU', 0):g}, {has.get('memory', 0) / 1e9:.1f} GB"
+            for name, has in nodes
+        ]
+        return f"no node has the {need} of a task ({'; '.join(sizes)})"
 
-    def _slots(self, cpus: int, memory: int) -> int:
+    def _slots(self, need: _Need) -> int:
         """Return how many tasks the cluster can execute at a time."""
-        slots = 0
-        for resources in (node["Resources"] for node in self._nodes):
-            here = resources.get("CPU", 0) // cpus
-            slots += int(min(here, resources.get("memory", 0) // memory) if memory else here)
-        return slots
+        return sum(need.times(node["Resources"]) for node in self._nodes)
 
     def _workers(self) -> list[dict[str, Any]]:
         """Return the nodes that can execute something: the head often has no cores for tasks."""
@@ -229,19 +258,22 @@ class RayCluster:
         if differing:
             raise _refusal(differing)
 
-    def _require_loss(self, task: Task, error: Exception, times: int) -> None:
-        """Return where `error` says that the worker of `task` was lost, for the `times`-th time, and log it.
+    def _lost(self, task: Task, error: Exception, times: int) -> TaskError | None:
+        """Log that the worker of `task` was lost, for the `times`-th time; return a TaskError where that is too often.
 
-        Raises TaskError where that is too often, and ClusterError where the worker could not begin.
+        Raises ClusterError where `error` says that the worker could not begin.
         """
         if isinstance(error, self._ray.exceptions.RayTaskError):
             raise _refusal({error.ip: [_no_import(error)]}) from error
+        self._looked = -_LOOK
         reason = (str(error).strip().splitlines() or [""])[0]
         reason = f"{type(error).__name__}: {reason}"
         if times >= _ATTEMPTS:
-            raise TaskError(f"task {task.key}: its worker was lost {times} times, the last time by {reason}") from error
+            failure = TaskError(f"task {task.key}: its worker was lost {times} times, the last time by {reason}")
+            failure.__cause__ = error
+            return failure
         logger.warning("task %s: its worker was lost (%s); submitting it again", task.key, reason)
-        self._looked = -_LOOK
+        return None
 
     def _cancel(self, running: list[Any]) -> None:
         """End these tasks, at work or not: first as Ctrl-C does, so that they remove what is half-written."""

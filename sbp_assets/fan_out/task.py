@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,14 @@ class TaskError(RuntimeError):
 
 @dataclass(frozen=True)
 class Task:
-    """A task as it is sent to a process: `payload` is its pickled function and arguments."""
+    """A task as it is sent to a process: `payload` is its pickled function and arguments.
+
+    It computes on `cpus` threads; None: as many as the process has.
+    """
 
     key: str
     payload: bytes
-    cpus: int
+    cpus: int | None
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Failure:
     trace: str
 
 
-def prepared(key: str, function: Callable[..., Any], arguments: tuple[Any, ...], cpus: int) -> Task:
-    """Return the task `key`, which calls `function` with `arguments` on `cpus` cores.
+def prepared(key: str, function: Callable[..., Any], arguments: tuple[Any, ...], cpus: int | None) -> Task:
+    """Return the task `key`, which calls `function` with `arguments` on `cpus` threads.
 
     Raises TypeError where a node could not import `function` or unpickle `arguments`, and ValueError where those are
     larger than LARGEST_ARGUMENTS.
@@ -59,12 +63,12 @@ def prepared(key: str, function: Callable[..., Any], arguments: tuple[Any, ...],
 
 
 def execute(task: Task) -> bytes | Failure:
-    """Execute `task` with as many threads as it has cores; return its result, pickled, or why it failed.
+    """Execute `task` on its threads; return its result, pickled, or why it failed.
 
     KeyboardInterrupt alone is not caught: it is how a task is cancelled.
     """
     try:
-        with limited_threads(task.cpus):
+        with limited_threads(task.cpus) if task.cpus else nullcontext():
             function, arguments = pickle.loads(task.payload)
             result = pickle.dumps(function(*arguments))
         if len(result) > LARGEST_RESULT:
@@ -78,11 +82,13 @@ def execute(task: Task) -> bytes | Failure:
 
 
 def result_of(key: str, outcome: bytes | Failure, where: str = "") -> Any:
-    """Return what the task `key` has returned; raise TaskError where it has failed, on the node `where`."""
+    """Return what the task `key` has returned; a TaskError where it has failed, on the node `where`."""
     if isinstance(outcome, bytes):
         return pickle.loads(outcome)
     outcome.error.add_note(f"In task {key}{where and f' on node {where}'}:\n{outcome.trace}")
-    raise TaskError(f"task {key}: {str(outcome.error) or type(outcome.error).__name__}") from outcome.error
+    failure = TaskError(f"task {key}: {str(outcome.error) or type(outcome.error).__name__}")
+    failure.__cause__ = outcome.error
+    return failure
 
 
 def _failure(error: BaseException) -> Failure:

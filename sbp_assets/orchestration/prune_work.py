@@ -19,8 +19,8 @@ CHECKPOINTS = "training checkpoints"
 CACHE = "copies in the cache"
 
 # Below work_dir, what is small or shared and stays: verdicts of the judge, what `sbp copy-artifacts` has copied,
-# similarities of candidates for duplicates. The tables of a search lie there once: an artifact being built has links.
-_KEPT = {"judge.jsonl", "copied", "cache", "similarities", "partial_candidates"}
+# similarities of candidates for duplicates.
+_KEPT = {"judge.jsonl", "copied", "cache", "similarities"}
 _ATTEMPT = re.compile("[0-9a-f]{32}")
 _FINGERPRINT = re.compile("[0-9a-f]{16}")
 

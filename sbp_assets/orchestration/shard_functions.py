@@ -10,15 +10,17 @@ from typing import Any, get_origin
 
 import dagster as dg
 
+from sbp_assets.fan_out import PartitionTasks
 from sbp_assets.storage.io_managers import takes_paths
 
 
 class ShardContext(dg.AssetExecutionContext):
-    """The context of a run of many shards, as an asset or a check of one of them sees it."""
+    """The context of a run of many shards, as an asset or a check of one of them sees it; `tasks` are all of theirs."""
 
-    def __init__(self, context: dg.AssetExecutionContext, shard: str) -> None:
+    def __init__(self, context: dg.AssetExecutionContext, shard: str, tasks: PartitionTasks) -> None:
         super().__init__(context.op_execution_context)
         self._shard = shard
+        self.tasks = tasks
 
     @property
     def partition_key(self) -> str:
@@ -54,10 +56,18 @@ class ShardFunction:
 
 @dataclass(frozen=True)
 class AssetFunction(ShardFunction):
-    """The function of the assets `specs`, which returns a MaterializeResult for each."""
+    """The function of the assets `specs`, which returns a MaterializeResult for each.
+
+    `deps` are the artifacts that it, or a task of it, reads itself: they are not loaded for it.
+    """
 
     specs: Sequence[dg.AssetSpec]
     io_managers: Mapping[dg.AssetKey, str]
+    deps: Sequence[ArtifactInput]
+
+    @property
+    def reads(self) -> list[ArtifactInput]:
+        return [*self.inputs.values(), *self.deps]
 
     @property
     def keys(self) -> list[dg.AssetKey]:
@@ -79,7 +89,12 @@ def asset_function(
     specs = list(asset.specs)
     mappings = {dep.asset_key: dep.partition_mapping for spec in specs for dep in spec.deps}
     io_managers = {spec.key: asset.get_io_manager_key_for_asset_key(spec.key) for spec in specs}
-    return AssetFunction(**_function(asset, mappings, upstream, partitions), specs=specs, io_managers=io_managers)
+    fields = _function(asset, mappings, upstream, partitions)
+    loaded = {read.key for read in fields["inputs"].values()}
+    deps = [
+        _artifact_input(key, mapping, upstream, partitions) for key, mapping in mappings.items() if key not in loaded
+    ]
+    return AssetFunction(**fields, specs=specs, io_managers=io_managers, deps=deps)
 
 
 def check_function(
@@ -103,15 +118,7 @@ def _function(
     for argument, key in definition.keys_by_input_name.items():
         kind = definition.op.input_def_named(argument).dagster_type
         if not kind.is_nothing:
-            asset, spec = upstream[key]
-            read = _partitions_read(mappings.get(key), spec.partitions_def, partitions)
-            inputs[argument] = ArtifactInput(
-                key,
-                asset.get_io_manager_key_for_asset_key(key),
-                read,
-                as_dict=get_origin(kind.typing_type) is dict,
-                as_path=takes_paths(kind.typing_type),
-            )
+            inputs[argument] = _artifact_input(key, mappings.get(key), upstream, partitions, kind.typing_type)
     call = definition.op.compute_fn.decorated_fn  # type: ignore[union-attr]
     others = [argument for argument in inspect.signature(call).parameters if argument not in inputs]
     takes_context = others[:1] == ["context"]
@@ -121,6 +128,23 @@ def _function(
         "takes_context": takes_context,
         "resources": others[1:] if takes_context else others,
     }
+
+
+def _artifact_input(
+    key: dg.AssetKey,
+    mapping: dg.PartitionMapping | None,
+    upstream: Mapping[dg.AssetKey, tuple[dg.AssetsDefinition, dg.AssetSpec]],
+    partitions: dg.PartitionsDefinition,
+    annotation: Any = None,
+) -> ArtifactInput:
+    asset, spec = upstream[key]
+    return ArtifactInput(
+        key,
+        asset.get_io_manager_key_for_asset_key(key),
+        _partitions_read(mapping, spec.partitions_def, partitions),
+        as_dict=get_origin(annotation) is dict,
+        as_path=takes_paths(annotation),
+    )
 
 
 def _partitions_read(

@@ -29,6 +29,8 @@ from sbp_assets.dagster_support.internals import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
+from sbp_assets.fan_out import PartitionTasks, TaskError
+from sbp_assets.fan_out.ray_cluster import ClusterError
 from sbp_assets.orchestration.fan_in_checks import alone
 from sbp_assets.orchestration.materialisations import MATERIALIZED, Partition
 from sbp_assets.orchestration.pipeline import PIPELINE, Step
@@ -47,7 +49,7 @@ from sbp_assets.storage.remote import StorageError
 # Metadata of the failure of a run: why, by shard.
 FAILED_SHARDS = "failed_shards"
 NAMED = 20  # Failed shards in the message of a failure.
-GIVEN_UP = 3  # Shards in a row that fail for want of storage, after which a run ends.
+GIVEN_UP = 3  # Shards in a row that fail for want of storage, or of a cluster, after which a run ends.
 
 ShardResult = dg.MaterializeResult | dg.AssetCheckResult
 
@@ -76,7 +78,7 @@ def shard_step(
         for spec in function.specs
     ]
     own = {spec.key for spec in specs}
-    read = {read.key for function in functions for read in function.inputs.values()} - own
+    read = {read.key for function in functions for read in function.reads} - own
     input_checks = [
         spec.key for check in all_checks for spec in check.check_specs if spec.blocking and spec.asset_key in read
     ]
@@ -97,10 +99,13 @@ def shard_step(
     )
     def step(context: dg.AssetExecutionContext) -> Iterator[ShardResult]:
         run = _ShardRun(context, functions, checked, input_checks)
-        if context.has_partition_key:
-            yield from run.shard(context.partition_key)
-        else:
-            run.range()
+        try:
+            if context.has_partition_key:
+                yield from run.shard(context.partition_key)
+            else:
+                run.range()
+        finally:
+            run.close()
 
     return step
 
@@ -158,7 +163,12 @@ class _ShardRun:
         self._targets: dict[dg.AssetKey, dict[str, AssetCheckEvaluationTargetMaterializationData]] = {}
         # By shard: a blocking check that failed ends the shard's chain.
         self._stopped_by: dict[str, list[str]] = {}
+        self._tasks = PartitionTasks([context.partition_key] if context.has_partition_key else [])
         self._release()
+
+    def close(self) -> None:
+        """End the tasks that are at work."""
+        self._tasks.close()
 
     def _release(self) -> None:
         """Let what has been read leave the cache of a remote store."""
@@ -171,7 +181,7 @@ class _ShardRun:
 
         A blocking check that fails ends it. A check that raises does so after those beside it have run.
         """
-        context, crashed = ShardContext(self._context, shard), list[Exception]()
+        context, crashed = ShardContext(self._context, shard, self._tasks), list[Exception]()
         for function in self._assets:
             if any(key in self._context.selected_asset_keys for key in function.keys):
                 yield from self._materialise(function, context)
@@ -208,6 +218,8 @@ class _ShardRun:
         shards, alike = context.partition_keys, 0
         specs = [check.spec for check in self._checks if check.spec.key in context.selected_asset_check_keys]
         done = finished_shards(context.run, self._staleness, context.selected_asset_keys, specs, shards)
+        # An asset whose work is in tasks has those of all shards at work on a cluster: not of what is refused below.
+        self._tasks = PartitionTasks([shard for shard in shards if shard not in done and not self._refusal(shard)])
         for number, shard in enumerate(shards, 1):
             if shard in done:
                 # Every check of this run is planned, and one that stays so counts as not executed.
@@ -221,7 +233,9 @@ class _ShardRun:
                     failed[shard] = f"check failed: {', '.join(checks)}"
                 alike = 0
             except Exception as error:
-                alike = alike + 1 if isinstance(error, StorageError | OSError) else 0
+                reasons = (error, error.__cause__) if isinstance(error, TaskError) else (error,)
+                lasting = any(isinstance(reason, StorageError | OSError | ClusterError) for reason in reasons)
+                alike = alike + 1 if lasting else 0
                 failed[shard] = "; ".join([str(error) or repr(error), *getattr(error, "__notes__", [])])
                 # Dagster's event log keeps the text of a message and no exception.
                 context.log.error("shard %s failed:\n%s", shard, "".join(traceback.format_exception(error)))
@@ -246,11 +260,12 @@ class _ShardRun:
     def _materialise(self, function: AssetFunction, context: ShardContext) -> Iterator[dg.MaterializeResult]:
         shard = context.partition_key
         # Looked up before the inputs are read: what changes meanwhile makes the shard stale. A run may take hours.
-        for read in function.inputs.values():
+        for read in function.reads:
             if read.partitions is None:
                 self._staleness.look_again(read.key, shard)
         tags = {key: self._provenance(key, shard) for key in function.keys}
-        self._require_checked_inputs(function, shard)
+        if reason := self._refusal(shard, function):
+            raise RuntimeError(reason)
         made = function.run(context, self._load)
         results = (made,) if isinstance(made, dg.MaterializeResult) else made
         for spec, result in zip(function.specs, results, strict=True):
@@ -276,24 +291,28 @@ class _ShardRun:
             self._targets.setdefault(spec.key, {})[shard] = AssetCheckEvaluationTargetMaterializationData(
                 storage_id=events[shard], run_id=context.run.run_id, timestamp=time.time()
             )
+        self._tasks.recorded(shard)
 
-    def _require_checked_inputs(self, function: AssetFunction, shard: str) -> None:
-        """Raise RuntimeError where, in a backfill, a blocking check of an input has failed, or has crashed.
+    def _refusal(self, shard: str, *functions: AssetFunction) -> str | None:
+        """Return why, in a backfill, an asset (of `functions`, or any) is not to be made of this shard; None: it is.
 
-        A backfill goes on to the next step with every shard that is materialised, whatever its checks say.
+        A blocking check of an input has failed, or has crashed: a backfill goes on to the next step with every shard
+        that is materialised, whatever its checks say.
         """
         if BACKFILL_ID_TAG not in self._context.run.tags:
-            return
+            return None
         if self._failed_inputs is None:
             self._failed_inputs = partitions_with_failed_checks(self._context.instance, self._input_checks)
-        for read in function.inputs.values() if self._failed_inputs else ():
+        reads = (read for function in functions or self._assets for read in function.reads)
+        for read in reads if self._failed_inputs else ():
             for partition in (shard,) if read.partitions is None else read.partitions:
                 if check := self._failed_inputs.get((read.key, partition)):
                     of = f" of shard {partition}" if partition else ""
-                    raise RuntimeError(
+                    return (
                         f"{read.key.to_user_string()}{of} has a check that failed or crashed: {check}. "
                         "Materialise that first"
                     )
+        return None
 
     def _provenance(self, key: dg.AssetKey, shard: str) -> dict[str, str]:
         tags = {}

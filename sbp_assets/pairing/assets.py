@@ -1,6 +1,7 @@
 """The pairing stage (paper section 2.1) embeds documents, indexes and searches them, and filters pairs."""
 
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -8,13 +9,13 @@ import polars as pl
 from pydantic import Field
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.dagster_support.check_results import last_check_failed, last_version
 from sbp_assets.dagster_support.partitions import ALL, key_blocks, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
+from sbp_assets.fan_out import Engine, PublishedFiles, tasks_of
 from sbp_assets.pairing import ground_truth
-from sbp_assets.pairing.embed import EMBEDDING_COLUMNS, Embedder, embed, embeddings_frame, vectors_of
+from sbp_assets.pairing.embed import EMBEDDING_COLUMNS, Embedder, vectors_of
 from sbp_assets.pairing.figures import funnel, histogram, histogram_markdown, quantiles, side_by_side
 from sbp_assets.pairing.filter import (
     EDGE_COLUMNS,
@@ -24,20 +25,28 @@ from sbp_assets.pairing.filter import (
     bucket_shards,
     shard_pairs,
 )
-from sbp_assets.pairing.index import INDEX_COLUMNS, index_digest, write_index
+from sbp_assets.pairing.index import INDEX_COLUMNS, write_index
 from sbp_assets.pairing.quantizer import QUANTIZER_COLUMNS, Quantizer, fit, may_stay
 from sbp_assets.pairing.search import (
     CANDIDATE_COLUMNS,
     PARTIAL_COLUMNS,
-    BlockSearch,
-    Coverage,
+    assemble,
     merge,
     partial_tables,
     search_digest,
 )
+from sbp_assets.pairing.tasks import (
+    EMBEDDINGS_FILE,
+    EmbeddingTask,
+    SearchTask,
+    embed_shard,
+    search_block,
+    stored_indexes,
+    tables_towards,
+)
 from sbp_assets.settings import Settings
 from sbp_assets.settings.formats import memory_bytes
-from sbp_assets.storage.artifacts import content_version, exclusive, staging
+from sbp_assets.storage.artifacts import content_version, staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.io_managers import DirectoryIOManager
 from sbp_assets.storage.paths import read_table
@@ -60,45 +69,44 @@ _PINNED = ("corpus.source", "corpus.dedup", "corpus.split", *_EMBEDDING, *_QUANT
 # Revisions of the code of assets, which also decide what is made of an earlier artifact of theirs.
 _EMBEDDING_CODE, _QUANTIZER_CODE, _SEARCH_CODE = "2", "1", "1"
 
+_DOCUMENTS = dg.AssetKey(["corpus", "documents"])
+
 
 @for_settings(
     lambda settings: dg.asset(
         kinds={"huggingface", "parquet"},
         partitions_def=shards(settings),
         io_manager_key="parquet",
-        ins={"documents": dg.AssetIn(["corpus", "documents"])},
+        deps=[["corpus", "documents"]],
         pool="device",
         code_version=settings.experiment.version(_EMBEDDING_CODE, *_EMBEDDING),
         metadata=column_metadata(EMBEDDING_COLUMNS),
     )
 )
 def embeddings(
-    settings: dg.ResourceParam[Settings], embedder: dg.ResourceParam[Embedder], documents: pl.LazyFrame
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    fan_out: dg.ResourceParam[Engine],
+    embedder: dg.ResourceParam[Embedder],
 ) -> dg.MaterializeResult:
     """The table has one row per document of D (split `unique`): the unit vector of its text."""
-    pairing = settings.experiment.pairing
-    rows = documents.filter(pl.col("split") == UNIQUE).select("id", "text").sort("id").collect()
-    engine = embedder.load(pairing.embedding_model, pairing.embedding_dtype, settings.deployment.device)
-    with Progress("embed", "documents", len(rows)) as progress:
-        vectors = embed(
-            engine,
-            rows["text"].to_list(),
-            pairing.max_tokens,
-            settings.deployment.embedding_batch_size,
-            progress,
-            pairing.embedding_prompt,
-        )
-    return dg.MaterializeResult(
-        value=embeddings_frame(rows["id"], vectors),
-        metadata={
-            "dagster/row_count": len(rows),
-            "dimensions": vectors.shape[1],
-            "engine_startup_seconds": round(engine.startup_seconds, 3),
-            "engine_reused": engine.reused,
-            "device": str(engine.model.device),
-            **progress.metadata(),
-        },
-    )
+    pairing, deployment, shard = settings.experiment.pairing, settings.deployment, context.partition_key
+    store, own = PublishedFiles.of(deployment), PublishedFiles.of(deployment, "pairing/embeddings")
+    code = settings.experiment.version(_EMBEDDING_CODE, *_EMBEDDING)
+
+    def tasks(shards: Sequence[str]) -> Iterator[tuple[str, tuple[EmbeddingTask]]]:
+        for one in shards:
+            # Of documents that nothing is recorded of, only what this run has made is taken.
+            documents = last_version(context.instance, _DOCUMENTS, one) or context.run.run_id
+            made = own.towards(one, code=code, documents=documents)
+            device, size = deployment.device, deployment.embedding_batch_size
+            yield one, (EmbeddingTask(one, pairing, device, size, embedder, store, made),)
+
+    running = tasks_of(context)
+    gpus = 1 if deployment.device == "cuda" else 0
+    found = running.result(shard, fan_out, embed_shard, tasks, what="embed", cpus=None, gpus=gpus)
+    running.when_recorded(shard, found.files.remove)
+    return dg.MaterializeResult(value=found.files.fetch(EMBEDDINGS_FILE), metadata=found.figures)
 
 
 class QuantizerConfig(dg.Config):
@@ -201,10 +209,8 @@ def ann_index(
         kinds={"faiss", "parquet"},
         partitions_def=key_blocks(settings),
         io_manager_key="directory",
-        ins={
-            "quantizer": dg.AssetIn(["pairing", "quantizer"]),
-            "indexes": dg.AssetIn(["pairing", "ann_index"], partition_mapping=ALL),
-        },
+        ins={"quantizer": dg.AssetIn(["pairing", "quantizer"])},
+        deps=[dg.AssetDep(["pairing", "ann_index"], partition_mapping=ALL)],
         pool="memory",
         code_version=settings.experiment.version(_SEARCH_CODE, "pairing.neighbors", "pairing.key_blocks"),
         metadata=column_metadata(PARTIAL_COLUMNS),
@@ -213,24 +219,32 @@ def ann_index(
 def partial_candidates(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
-    directory: dg.ResourceParam[DirectoryIOManager],
+    fan_out: dg.ResourceParam[Engine],
     quantizer: Path,
-    indexes: dict[str, Path],
 ) -> dg.MaterializeResult[Path]:
     """The directory has a table per shard: the nearest neighbours of its documents among one block of all keys.
 
     What a stopped run has found is resumed, and of a corpus that has grown only what is new is searched.
     """
     block, pairing, deployment = context.partition_key, settings.experiment.pairing, settings.deployment
-    versions = {shard: index_digest(index) for shard, index in indexes.items()}
-    made_of = Coverage(search_digest(_SEARCH_CODE, content_version(quantizer), pairing), versions, versions)
-    search = BlockSearch(int(block), pairing, memory_bytes(deployment.memory_per_worker))
+    memory = memory_bytes(deployment.memory_per_worker)
+    store, artifacts = PublishedFiles.of(deployment), PublishedFiles.of(deployment, "pairing/partial_candidates")
+
+    def tasks(blocks: Sequence[str]) -> Iterator[tuple[str, tuple[SearchTask]]]:
+        version = content_version(quantizer)
+        made_of = stored_indexes(store, settings.experiment.shard_keys, search_digest(_SEARCH_CODE, version, pairing))
+        for one in blocks:
+            tables = tables_towards(artifacts, one, made_of)
+            earlier = _version_to_build_on(context, "partial_candidates", "partials_are_of_the_block", one)
+            task = SearchTask(one, pairing, memory, deployment.work_dir, store, artifacts, tables, version, earlier)
+            yield one, (task,)
+
+    running = tasks_of(context)
+    found = running.result(block, fan_out, search_block, tasks, what="search", cpus=None, memory=int(memory))
     staged = staging(deployment.work_dir, "partial_candidates", block)
-    earlier = _last_artifact(context, directory, "partial_candidates", "partials_are_of_the_block", block)
-    scratch = Path(deployment.work_dir) / "partial_candidates" / block
-    with exclusive(scratch, f"searching key block {block}"), Progress("search", "queries") as progress:
-        counts = search.run(Quantizer.load(quantizer), indexes, made_of, earlier, scratch, staged, progress)
-    return dg.MaterializeResult(value=staged, metadata={**counts, **progress.metadata()})
+    assemble(found.files, staged)
+    running.when_recorded(block, found.files.remove)
+    return dg.MaterializeResult(value=staged, metadata=found.figures)
 
 
 @for_settings(
@@ -392,18 +406,24 @@ def pair_truth(
     return dg.MaterializeResult(value=table, metadata=metadata)
 
 
-def _last_artifact(
-    context: dg.AssetExecutionContext, store: DirectoryIOManager, asset: str, check: str, partition: str | None = None
-) -> Path | None:
-    """Return what the last materialisation of the pairing's `asset` has written.
+def _last_artifact(context: dg.AssetExecutionContext, store: DirectoryIOManager, asset: str, check: str) -> Path | None:
+    """Return what the last materialisation of the pairing's unpartitioned `asset` has written.
 
     None where it is gone or corrupted, or has failed its blocking `check`: it is not to be built upon.
     """
+    version = _version_to_build_on(context, asset, check)
+    try:
+        artifact = store.fetch(dg.AssetKey(["pairing", asset])) if version else None
+    except (FileNotFoundError, CorruptedArtifactError):
+        return None
+    return artifact if artifact and content_version(artifact) == version else None
+
+
+def _version_to_build_on(
+    context: dg.AssetExecutionContext, asset: str, check: str, partition: str | None = None
+) -> str | None:
+    """Return the content version that was recorded last of the pairing's `asset`; None where its `check` has failed."""
     key = dg.AssetKey(["pairing", asset])
     if last_check_failed(context.instance, dg.AssetCheckKey(key, check), partition):
         return None
-    try:
-        artifact = store.fetch(key, partition)
-    except (FileNotFoundError, CorruptedArtifactError):
-        return None
-    return artifact if content_version(artifact) == last_version(context.instance, key, partition) else None
+    return last_version(context.instance, key, partition)

@@ -6,11 +6,13 @@ import gc
 import importlib.metadata
 import logging
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import polars as pl
@@ -60,11 +62,25 @@ def model_path(name: str) -> str:
     return name
 
 
+# The embedders of this process by what they are called in all processes, and the one that tasks brought here.
+_embedders: WeakValueDictionary[str, Embedder] = WeakValueDictionary()
+_brought: list[Embedder] = []
+
+
 class Embedder:
-    """Loads embedding models and keeps them, across runs, until its owner closes it."""
+    """Loads embedding models and keeps them, across runs, until its owner closes it.
+
+    As an argument of tasks it is one embedder per process: the owner's own there, and on a node one that loads its
+    models once for all tasks of the process.
+    """
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[str, str, str], SentenceTransformer] = {}
+        self._name = uuid.uuid4().hex
+        _embedders[self._name] = self
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return _embedder, (self._name,)
 
     def load(self, name: str, dtype: Literal["float32", "bfloat16"], device: Device) -> Engine:
         """Return the model `name` on `device`, loaded at the first call.
@@ -93,6 +109,16 @@ class Embedder:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _embedder(name: str) -> Embedder:
+    """Return the embedder `name` of this process, made at the first call in the place of the one before."""
+    if (found := _embedders.get(name)) is None:
+        found = Embedder()
+        found._name = name
+        _embedders[name] = found
+        _brought[:] = [found]
+    return found
 
 
 def embed(

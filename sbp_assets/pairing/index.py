@@ -22,7 +22,7 @@ import polars as pl
 from sbp_assets.pairing.quantizer import Pieces, Quantizer, require_directions, salt
 from sbp_assets.storage.artifacts import content_version, named_when_full
 from sbp_assets.storage.columns import Column
-from sbp_assets.storage.paths import read_table, scan_table
+from sbp_assets.storage.paths import read_table
 
 KEYS_FILE, CODES_FILE, VECTORS_FILE, PROBES_FILE = "keys.parquet", "codes.npy", "vectors.npy", "probes.npy"
 DIGEST_FILE = "digest.txt"
@@ -68,11 +68,6 @@ def write_index(
 def index_digest(directory: Path) -> str:
     """Return the digest of the keys in an index directory, which a search of thousands of shards asks for."""
     return (directory / DIGEST_FILE).read_text(encoding="utf-8")
-
-
-def index_size(directory: Path) -> int:
-    """Return the number of documents in an index directory."""
-    return int(scan_table(directory / KEYS_FILE).select(pl.len()).collect().item())
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from sbp_assets.fan_out import Lazily, PublishedFiles
 from sbp_assets.pairing.embed import vectors_of
-from sbp_assets.pairing.index import VECTORS_FILE, KeyBlock, ShardIndex, index_size
+from sbp_assets.pairing.index import VECTORS_FILE, KeyBlock, ShardIndex
 from sbp_assets.pairing.quantizer import Quantizer
 from sbp_assets.settings import Pairing
-from sbp_assets.storage.artifacts import atomic_path
 from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.paths import read_table, scan_table
 from sbp_assets.storage.progress import Progress
@@ -78,8 +79,11 @@ class Coverage:
     def of(cls, directory: Path | None) -> Coverage:
         """Read that of a finished artifact; it is empty where there is none."""
         file = directory / COVERAGE_FILE if directory else None
-        if file is None or not file.exists():
-            return cls("", {}, {})
+        return cls.read(file) if file and file.exists() else cls("", {}, {})
+
+    @classmethod
+    def read(cls, file: Path) -> Coverage:
+        """Read what `write` wrote."""
         return cls(**json.loads(file.read_text(encoding="utf-8")))
 
     def extends(self, old: Coverage, query_shard: str) -> bool:
@@ -90,13 +94,14 @@ class Coverage:
             and old.keys.items() <= self.keys.items()
         )
 
-    def write(self, directory: Path) -> None:
-        (directory / COVERAGE_FILE).write_text(json.dumps(vars(self), sort_keys=True), encoding="utf-8")
+    def write(self, file: Path) -> None:
+        """Write it to `file`: COVERAGE_FILE of an artifact."""
+        file.write_text(json.dumps(vars(self), sort_keys=True), encoding="utf-8")
 
-    def table_of(self, query_shard: str) -> str:
-        """Return the name of the table of a query shard while it is being made, which says what it is made of."""
-        of = json.dumps([self.search, self.queries[query_shard], sorted(self.keys.items())])
-        return f"{query_shard}-{hashlib.sha256(of.encode()).hexdigest()[:16]}.parquet"
+    @property
+    def digest(self) -> str:
+        """Return what tells the tables that are made of this from all others."""
+        return hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()
 
 
 def search_digest(code: str, quantizer_version: str, settings: Pairing) -> str:
@@ -119,54 +124,47 @@ class BlockSearch:
         indexes: Mapping[str, Path],
         made_of: Coverage,
         earlier: Path | None,
+        tables: PublishedFiles,
         scratch: Path,
-        directory: Path,
         progress: Progress,
-    ) -> dict[str, int]:
-        """Write a table (PARTIAL_COLUMNS) per query shard, and COVERAGE_FILE, into the empty `directory`.
+    ) -> Counter[str]:
+        """Publish a table (PARTIAL_COLUMNS) per query shard among `tables`, under the shard's name (`table_name`).
 
-        indexes: of all shards, and `made_of` says of which versions. `earlier` is the artifact of an
-        earlier time: what it covers is not searched again, so that a new corpus shard costs its queries against all
-        keys and all queries against its keys. `scratch` is a directory of this block alone on the same disk, which
-        holds the tables of a run that was stopped, or whose artifact was not published: those are taken, too. Advances
-        `progress` by queries. Returns how many shards were resumed, unchanged, extended (searched in new keys alone),
-        and searched.
+        indexes: of all shards, and `made_of` says of which versions; each is asked for when it is read. `earlier` is
+        the artifact of an earlier time: what it covers is not searched again, so that a new corpus shard costs its
+        queries against all keys and all queries against its keys. `tables` are this block's alone, towards an artifact
+        that is `made_of` this: what a stopped or lost search has published there is taken. `scratch` is an empty
+        directory. Advances `progress` by queries. Returns how many shards were resumed, unchanged, extended (searched
+        in new keys alone), and searched, and how many keys and queries were read for that.
         """
-        old, tables = Coverage.of(earlier), scratch / "tables"
+        old = Coverage.of(earlier)
         if old == made_of:
             # What is re-materialised from the same keys is searched again, whatever was wrong with it.
             earlier, old = None, Coverage.of(None)
-            shutil.rmtree(tables, ignore_errors=True)
-        tables.mkdir(parents=True, exist_ok=True)
-        for left in set(tables.iterdir()) - {tables / made_of.table_of(shard) for shard in made_of.queries}:
-            left.unlink()
-        sizes = {shard: index_size(index) for shard, index in indexes.items()}
-        progress.total = sum(sizes.values())
-        counts = dict.fromkeys(("resumed", "unchanged", "extended", "searched"), 0)
+        counts = Counter(dict.fromkeys(("resumed", "unchanged", "extended", "searched", "keys", "queries"), 0))
         missing: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for shard in sorted(made_of.queries):
-            if (tables / made_of.table_of(shard)).exists():
+            if tables.exists(table_name(shard)):
                 counts["resumed"] += 1
-                progress.advance(sizes[shard])
                 continue
             known = old.keys if made_of.extends(old, shard) else {}
             new = tuple(sorted(made_of.keys.keys() - known.keys()))
             counts["searched" if not known else "extended" if new else "unchanged"] += 1
             missing[new].append(shard)
+        left, done = sum(map(len, missing.values())), 0
         for new, shards in missing.items():
-            keys, queries = {shard: indexes[shard] for shard in new}, {shard: indexes[shard] for shard in shards}
+            keys, queries = Lazily(new, indexes.__getitem__), Lazily(shards, indexes.__getitem__)
             try:
-                for shard, found in self._searched(quantizer, keys, queries, scratch, progress):
+                for shard, found in self._searched(quantizer, keys, queries, scratch, counts, progress):
                     parts = [found]
                     if earlier and len(new) < len(made_of.keys):
-                        parts.append(read_table(earlier / f"{shard}.parquet"))
-                    with atomic_path(tables / made_of.table_of(shard)) as temporary:
+                        parts.append(read_table(earlier / table_name(shard)))
+                    with tables.publish(table_name(shard)) as temporary:
                         _nearest_by_code(pl.concat(parts), self._coded).write_parquet(temporary, compression="zstd")
+                    done += 1
+                    progress.total = progress.done * left // done
             finally:
                 (scratch / VECTORS_FILE).unlink(missing_ok=True)
-        for shard in made_of.queries:
-            (directory / f"{shard}.parquet").hardlink_to(tables / made_of.table_of(shard))
-        made_of.write(directory)
         return counts
 
     @property
@@ -179,13 +177,16 @@ class BlockSearch:
         indexes: Mapping[str, Path],
         queries: Mapping[str, Path],
         scratch: Path,
+        counts: Counter[str],
         progress: Progress,
     ) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Yield what the `queries` of each shard find in the keys of the block in `indexes`."""
+        """Yield what the `queries` of each shard find in the keys of the block in `indexes`; count both."""
         pieces = quantizer.pieces(self.settings.key_blocks)
         keys = KeyBlock.load(indexes, quantizer, pieces, self.block, self._coded, scratch, self.memory)
+        counts["keys"] += len(keys.ids)
         for shard, directory in queries.items():
             rows = ShardIndex.open(directory)
+            counts["queries"] += len(rows.keys)
             found = [pl.DataFrame(schema=PARTIAL_SCHEMA)]
             for start in range(0, len(rows.keys), _BLOCK):
                 some = slice(start, start + _BLOCK)
@@ -193,6 +194,22 @@ class BlockSearch:
                 found.append(nearest(keys, ids, rows.vectors[some], rows.probes[some], self._coded))
                 progress.advance(len(ids))
             yield shard, pl.concat(found)
+
+
+def table_name(query_shard: str) -> str:
+    """Return the name of the table of a query shard, in an artifact and among what is published towards one."""
+    return f"{query_shard}.parquet"
+
+
+def assemble(tables: PublishedFiles, directory: Path) -> None:
+    """Put the `tables` of a block, and the COVERAGE_FILE among them, into the empty `directory`: the artifact."""
+    coverage = Coverage.read(tables.fetch(COVERAGE_FILE))
+    for name in [COVERAGE_FILE, *map(table_name, coverage.queries)]:
+        published = tables.fetch(name)
+        try:
+            os.link(published, directory / name)
+        except OSError:  # on another file system
+            shutil.copyfile(published, directory / name)
 
 
 def merge(partials: Sequence[pl.LazyFrame], ids: pl.Series, k: int) -> pl.DataFrame:
@@ -219,7 +236,7 @@ def merge(partials: Sequence[pl.LazyFrame], ids: pl.Series, k: int) -> pl.DataFr
 
 def partial_tables(blocks: Mapping[str, Path], shard: str) -> list[pl.LazyFrame]:
     """Return what each of the `blocks`, directories of partial candidates, has found of the documents of `shard`."""
-    return [scan_table(blocks[block] / f"{shard}.parquet") for block in sorted(blocks)]
+    return [scan_table(blocks[block] / table_name(shard)) for block in sorted(blocks)]
 
 
 def exact_neighbors(

@@ -101,13 +101,15 @@ class Deployment(Section):
         "4GB", description="Memory that DuckDB may take, with its unit; above it DuckDB spills to work_dir."
     )
     memory_per_worker: MemorySize = Field(
-        "8GB", description="Memory that a block of keys may take; a larger one is refused, with the number that fits."
+        "8GB",
+        description="Memory that a block of keys may take; a larger one is refused, with the number that fits. On a "
+        "cluster it is kept free for each search of a block.",
     )
     ray_address: RayAddress | None = Field(
         None,
         description="Ray cluster whose nodes execute the tasks of a run: host:port, auto (the one that this machine is "
-        "a node of), or local (one that is started here for the run); null: they are executed in the run's process. No "
-        "asset has such tasks yet.",
+        "a node of), or local (one that is started here for the run); null: they are executed in the run's process. "
+        "pairing/embeddings and pairing/partial_candidates have tasks.",
     )
     benchmarks_dir: Folder | None = Field(
         None,

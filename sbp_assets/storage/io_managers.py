@@ -190,12 +190,17 @@ class ArtifactIOManager(dg.UPathIOManager):
 
 
 class ParquetIOManager(ArtifactIOManager):
-    """Tables. Output: pl.DataFrame or pl.LazyFrame (streamed to disk). Input: pl.LazyFrame, or a dict of them."""
+    """Tables. Output: pl.DataFrame, pl.LazyFrame (streamed to disk), or Path of a Parquet file, which is copied.
+
+    Input: pl.LazyFrame, or a dict of them.
+    """
 
     extension = ".parquet"
 
-    def write(self, obj: pl.DataFrame | pl.LazyFrame, path: Path) -> None:
-        if isinstance(obj, pl.LazyFrame):
+    def write(self, obj: pl.DataFrame | pl.LazyFrame | Path, path: Path) -> None:
+        if isinstance(obj, Path):
+            shutil.copyfile(obj, path)
+        elif isinstance(obj, pl.LazyFrame):
             obj.sink_parquet(path, compression="zstd")
         else:
             obj.write_parquet(path, compression="zstd")

@@ -160,7 +160,8 @@ def _folders(places: Collection[str]) -> set[str]:
 
 def _find_remote(store: RemoteStore, current: Mapping[str, bool], superseded: Mapping[str, Recorded]) -> Found:
     found, objects = Found(), store.objects()
-    directories = {name for name, directory in current.items() if directory} | superseded.keys()
+    # Tables, too: what tasks publish towards one is named as the files of a directory.
+    uploaded = current.keys() | superseded.keys()
     kept = {f"{name}.json" if directory else f"{name}.parquet" for name, directory in current.items()}
     tables = {f"{name}.parquet": name for name in superseded}
     listings = {f"{name}.json": name for name in superseded}
@@ -176,7 +177,7 @@ def _find_remote(store: RemoteStore, current: Mapping[str, bool], superseded: Ma
     for place, size in objects.items():
         if place in kept or place in listings:
             continue
-        upload = next((upload for upload in uploads_of(place) if upload.name in directories), None)
+        upload = next((upload for upload in uploads_of(place) if upload.name in uploaded), None)
         if upload:
             uploads[upload.name][upload].append(place)
         elif place in tables and superseded[tables[place]].bytes == size:

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
@@ -190,6 +191,16 @@ class RemoteStore:
             return self._copy(path, str(sorted(found.items())), lambda target: self._fill(target, prefix, files))
         except FileNotFoundError:
             return None
+
+    def read_file(self, path: str, name: str) -> bytes:
+        """Return the content of the file `name` of the directory `path`; raise FileNotFoundError without it."""
+        for _ in range(2):  # it may be replaced while it is looked at
+            if listing := self._listing(path):
+                read = partial(self.fs.cat_file, file := f"{listing[0]}/{name}")
+                with suppress(FileNotFoundError):
+                    content: bytes = self._retry("read", file, read)
+                    return content
+        raise FileNotFoundError(f"{self._url(path)}: {name}")
 
     def etag(self, path: str, directory: bool) -> str | None:
         """Return a tag that changes when `path` is replaced, found without reading it; None when it is absent.

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ SECRET = "AWS_SECRET_ACCESS_KEY"  # of the driver alone
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
 
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
@@ -32,11 +40,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def namespace() -> None:
     """A network of this process's own, with loopback alone: every node gets an address and all ports."""
-    if [name for _, name in socket.if_nameindex()] != ["lo"]:
+    if not in_namespace():
         pytest.skip("not in a network namespace: make test-cluster")
+
+
+def in_namespace() -> bool:
+    """Return whether this process has a network of its own, as of `unshare --map-root-user --net`; make it usable."""
+    if [name for _, name in socket.if_nameindex()] != ["lo"]:
+        return False
     with socket.socket() as anything:
         fcntl.ioctl(anything, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    return True
 
 
 class Nodes:

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 from sbp_assets.fan_out import PublishedFiles, open_engine
+from sbp_assets.pairing.tasks import search_block
 from sbp_assets_tests.fan_out import work
+from sbp_assets_tests.pairing import stores
 from sbp_assets_tests.tiny import tiny_settings
 
 
@@ -16,6 +18,16 @@ def main(address: str, folder: str, blocks: str, shards: str, seconds: str) -> N
     tasks = [(f"block{n}", (f"block{n}", names, folder, files, float(seconds))) for n in range(int(blocks))]
     try:
         print(json.dumps(dict(engine.run(work.search_block, tasks))))
+    finally:
+        engine.close()
+
+
+def search(address: str, data: str, made: str, shards: str, blocks: str, seconds: str) -> None:
+    """Search the store in `data`; each table takes so many seconds."""
+    engine = open_engine(tiny_settings(Path(made), {"deployment.ray_address": address}))
+    tasks = stores.search_tasks(Path(data), Path(made), int(shards), int(blocks), float(seconds))
+    try:
+        dict(engine.run(search_block, tasks.items(), memory=5 * 10**8))
     finally:
         engine.close()
 

@@ -18,22 +18,15 @@ from pathlib import Path
 import pytest
 
 from sbp_assets.fan_out import InProcess, PublishedFiles, TaskError, open_engine
-from sbp_assets.fan_out.ray_cluster import ClusterError, RayCluster
+from sbp_assets.fan_out.ray_cluster import ClusterError, RayCluster, _Need
 from sbp_assets.storage.progress import Progress
-from sbp_assets_tests.cluster.conftest import HEAD, SECRET, Nodes
+from sbp_assets_tests.cluster.conftest import HEAD, SECRET, Nodes, wait_for
 from sbp_assets_tests.fan_out import work
 from sbp_assets_tests.pairing.tiny_embedders import write_bert
 from sbp_assets_tests.tiny import tiny_settings
 
 BLOCKS, SHARDS = [f"block{n}" for n in range(6)], tuple(f"shard{n}" for n in range(4))
 PARTIAL = [f"{block}/{shard}.parquet" for block in BLOCKS for shard in SHARDS]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def search(folder: Path, files: PublishedFiles, seconds: float = 0) -> list[tuple[str, tuple]]:
@@ -254,7 +247,14 @@ def test_memory_bounds_the_tasks_of_a_node(engine: RayCluster, node: Callable):
     node(num_cpus=4, memory=2 * 10**9)
     assert engine.run(work.square, [], memory=10**9) is not None
     list(engine.run(work.square, [("x", (3,))], memory=9 * 10**8))
-    assert engine._slots(1, 9 * 10**8) == 4  # two nodes of one, and two of the four cores
+    assert engine._slots(_Need(1, 0, 9 * 10**8)) == 4  # two nodes of one, and two of the four cores
+
+
+def test_a_task_that_needs_a_gpu_waits_for_a_node_that_has_one(engine: RayCluster, node: Callable):
+    with pytest.raises(ClusterError, match=r"no node has the 1 CPUs, 1 GPUs and 0\.0 GB of a task \(.*: 1, 0 GPUs"):
+        list(engine.run(work.where, [("x", (0,))], gpus=1))
+    having = node(num_gpus=1)
+    assert dict(engine.run(work.where, [("x", (0,))], gpus=1)) == {"x": having.node_ip_address}
 
 
 def test_no_secret_of_the_driver_reaches_a_task(engine: RayCluster):

@@ -1,9 +1,12 @@
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
 
-from sbp_assets.fan_out import PublishedFiles
+from sbp_assets.fan_out import Lazily, PublishedFiles
+from sbp_assets.storage.prune import UNFINISHED, find_in_store
+from sbp_assets.storage.remote import RemoteStore, root
 from sbp_assets_tests.fan_out import work
 
 
@@ -73,3 +76,52 @@ def test_two_writers_leave_one_whole_file(tmp_path: Path):
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert seen <= {b"a", b"b"} and len(seen) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_directory_artifact_is_fetched_whole_and_read_in_part(files: PublishedFiles, tmp_path: Path):
+    for name in ("keys", "digest"):
+        (tmp_path / "made").mkdir(exist_ok=True)
+        (tmp_path / "made" / name).write_text(name)
+    for read in (files.fetch, lambda name, directory: files.read(name, "digest")):
+        with pytest.raises(FileNotFoundError):
+            read("00000", directory=True)
+    if remote := files._remote:
+        remote.put(tmp_path / "made", files._path("00000"), "1")
+    else:
+        shutil.copytree(tmp_path / "made", files._local("00000"))
+    assert {path.name for path in files.fetch("00000", directory=True).iterdir()} == {"keys", "digest"}
+    assert files.read("00000", "digest") == b"digest"
+    with pytest.raises(FileNotFoundError):
+        files.read("00000", "other")
+
+
+def test_what_is_published_towards_an_artifact_is_an_unfinished_write_of_it(
+    files: PublishedFiles, monkeypatch: pytest.MonkeyPatch
+):
+    one, other = (files.towards("00000", documents=version) for version in "12")
+    publish(one, "table", "of the first")
+    assert not other.exists("table") and files.towards("00000", documents="1").exists("table")
+    current = {"partial/00000": False}
+    store = files._remote and RemoteStore(root(files.location.removesuffix("/partial")), Path(files.cache), 1e9, 0.1)
+    base = root(files.location).parent
+
+    def left() -> list[str]:
+        found = find_in_store(base, store, current, {})
+        assert not found.unknown
+        return [leftover.kind for leftover in found.leftovers]
+
+    assert left() == []
+    monkeypatch.setattr("sbp_assets.storage.artifacts.ABANDONED", -1)
+    monkeypatch.setattr("sbp_assets.storage.remote.ABANDONED", -1)
+    assert left() == [UNFINISHED]
+    one.remove()
+    assert left() == []
+
+
+def test_what_is_made_lazily_is_made_when_it_is_asked_for():
+    asked = []
+    found = Lazily(["a", "b"], lambda key: asked.append(key) or key.upper())
+    assert len(found) == 2 and sorted(found) == ["a", "b"] and "c" not in found and asked == []
+    assert found["a"] == "A" and asked == ["a"]
+    with pytest.raises(KeyError):
+        found["c"]

@@ -136,3 +136,12 @@ def publish_often(folder: str, name: str, letter: str, times: int) -> None:
 
 def environment(name: str) -> str | None:
     return os.environ.get(name)
+
+
+def write_row(files: PublishedFiles, shard: str, broken: bool) -> str:
+    """Publish a table of one row, or refuse to; return its name."""
+    if broken:
+        raise ValueError(f"file {shard}.jsonl cannot be read")
+    with files.publish("table") as path:
+        pl.DataFrame({"v": [shard]}).write_parquet(path, compression="zstd")
+    return "table"

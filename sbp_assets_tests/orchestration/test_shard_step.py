@@ -14,6 +14,7 @@ from sbp_assets.dagster_support.internals import (
     ROOT_RUN_ID_TAG,
     AssetCheckExecutionRecordStatus,
 )
+from sbp_assets.fan_out import InProcess, PartitionTasks, PublishedFiles, tasks_of
 from sbp_assets.orchestration.fan_in_checks import due_checks, failed_checks_of_all
 from sbp_assets.orchestration.pipeline import Step
 from sbp_assets.orchestration.ranges import contiguous, range_tags
@@ -21,6 +22,8 @@ from sbp_assets.orchestration.shard_step import FAILED_SHARDS, GIVEN_UP, with_sh
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.storage.io_managers import ParquetIOManager
 from sbp_assets.storage.remote import StorageError
+from sbp_assets_tests.fan_out import work
+from sbp_assets_tests.fan_out.test_partition_tasks import AllAtOnce
 
 SHARDS = dg.StaticPartitionsDefinition(["a", "b", "c", "d"])
 ROWS, LENGTHS, SUMS = (dg.AssetKey(["t", name]) for name in ("rows", "lengths", "sums"))
@@ -373,3 +376,69 @@ def test_a_check_of_all_shards_says_nothing_of_what_is_materialised_meanwhile(wo
     job = world.defs.resolve_job_def("read").get_subset(asset_check_selection={key})
     assert job.execute_in_process(instance=world.instance).success
     assert due_checks(world.staleness(), [LENGTHS]) == [key]
+
+
+TABLES = dg.AssetKey(["t", "tables"])
+WORDS = ("submit", "assemble")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_tasks_of_a_range_are_submitted_before_the_first_shard_is_recorded(tmp_path: Path, together: bool) -> None:
+    engine, events = AllAtOnce() if together else InProcess(), list[str]()
+    store = PublishedFiles(f"{tmp_path}/store/t/tables", str(tmp_path))
+
+    @dg.asset(key=SOURCE, io_manager_key="parquet")
+    def source():
+        return dg.MaterializeResult(value=pl.DataFrame({"v": [1]}))
+
+    @dg.asset(key=TABLES, deps=[SOURCE], partitions_def=SHARDS, io_manager_key="parquet", code_version="1")
+    def tables(context: dg.AssetExecutionContext):
+        def tasks(shards: Iterable[str]) -> Iterable[tuple[str, tuple[Any, ...]]]:
+            for shard in shards:
+                events.append(f"submit {shard}")
+                yield shard, (store.towards(shard), shard, shard == "b")
+
+        running, shard = tasks_of(context), context.partition_key
+        name = running.result(shard, engine, work.write_row, tasks, what="tables")
+        events.append(f"assemble {shard}")
+        running.when_recorded(shard, store.towards(shard).remove)
+        return dg.MaterializeResult(value=store.towards(shard).fetch(name))
+
+    assets, _ = with_shard_steps([source, tables], [], (SHARDS,), 50, (Step("make", "Make", ("t/tables",)),))
+    defs = dg.Definitions(
+        assets=assets, resources={"parquet": ParquetIOManager(str(tmp_path / "store"), str(tmp_path))}
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = defs.resolve_implicit_global_asset_job_def()
+        assert job.get_subset(asset_selection={SOURCE}).execute_in_process(instance=instance).success
+        only = job.get_subset(asset_selection={TABLES})
+        names = sorted(EVERY_SHARD)
+        failed = only.execute_in_process(instance=instance, tags=range_tags(names), raise_on_error=False)
+        assert failed_shards(failed) == {"b": "task b: file b.jsonl cannot be read"}
+        if together:
+            assert events == [*(f"submit {s}" for s in "abcd"), *(f"assemble {s}" for s in "acd")]
+        else:
+            assert events == ["submit a", "assemble a", "submit b", *(f"{do} {s}" for s in "cd" for do in WORDS)]
+        staleness = Staleness(defs.resolve_asset_graph(), instance)
+        assert set(staleness.versions(TABLES)) == {"a", "c", "d"}
+        # The engine's own input is an input: its change makes them stale, and its version is recorded.
+        assert staleness.inputs(TABLES, "a").keys() == {SOURCE} and set(staleness.pending(TABLES)) == {"b"}
+        events.clear()
+        assert only.execute_in_process(instance=instance, partition_key="c").success
+        assert events == ["submit c", "assemble c"]
+    assert sorted(path.name for path in (tmp_path / "store/t/tables").iterdir()) == [f"{s}.parquet" for s in "acd"]
+    assert pl.read_parquet(tmp_path / "store/t/tables/c.parquet")["v"].to_list() == ["c"]
+
+
+def test_a_shard_that_a_backfill_refuses_has_no_task(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list[list[str]]()
+    monkeypatch.setattr(
+        "sbp_assets.orchestration.shard_step.PartitionTasks",
+        lambda shards: (given.append(shards), PartitionTasks(shards))[1],
+    )
+    world.failing = {"b"}
+    assert not world.run([ROWS, LENGTHS], EVERY_SHARD).success
+    assert world.run([LENGTHS], {"b"}).success
+    given.clear()
+    assert set(failed_shards(world.backfill(SUMS))) == {"b"}
+    assert given == [[], ["a", "c", "d"]]

@@ -9,10 +9,19 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from sbp_assets.fan_out import PublishedFiles
 from sbp_assets.pairing.embed import embeddings_frame, vectors_of
 from sbp_assets.pairing.index import index_digest, write_index
 from sbp_assets.pairing.quantizer import Quantizer, fit
-from sbp_assets.pairing.search import BlockSearch, Coverage, merge, partial_tables, search_digest
+from sbp_assets.pairing.search import (
+    COVERAGE_FILE,
+    BlockSearch,
+    Coverage,
+    assemble,
+    merge,
+    partial_tables,
+    search_digest,
+)
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
 
@@ -67,13 +76,21 @@ class Search:
         return Coverage(search_digest("1", "quantizer", self.settings), versions, versions)
 
     def block(
-        self, block: int, earlier: Path | None = None, scratch: Path | None = None, memory: float | None = None
+        self,
+        block: int,
+        earlier: Path | None = None,
+        tables: PublishedFiles | None = None,
+        memory: float | None = None,
     ) -> tuple[Path, dict[str, int]]:
-        made = Path(tempfile.mkdtemp(dir=self.store))
-        scratch = scratch or Path(tempfile.mkdtemp(dir=self.store))
+        made, scratch = (Path(tempfile.mkdtemp(dir=self.store)) for _ in range(2))
+        tables = tables or PublishedFiles(tempfile.mkdtemp(dir=self.store), str(self.store))
+        with tables.publish(COVERAGE_FILE) as path:
+            self.coverage().write(path)
         with Progress("search", "queries") as progress:
-            search = BlockSearch(block, self.settings, memory)
-            counts = search.run(self.quantizer, self.indexes, self.coverage(), earlier, scratch, made, progress)
+            search, made_of = BlockSearch(block, self.settings, memory), self.coverage()
+            counts = search.run(self.quantizer, self.indexes, made_of, earlier, tables, scratch, progress)
+        assert not list(scratch.iterdir())
+        assemble(tables, made)
         return made, counts
 
     def blocks(self) -> dict[str, Path]:

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sbp_assets.fan_out import PublishedFiles
 from sbp_assets.pairing.embed import embeddings_frame, vectors_of
 from sbp_assets.pairing.index import KeyBlock, ShardIndex
 from sbp_assets.pairing.search import (
     CANDIDATE_SCHEMA,
+    COVERAGE_FILE,
     Coverage,
     exact_neighbors,
     merge,
@@ -34,6 +36,10 @@ def of_shards(vectors: np.ndarray, shards: int) -> Tables:
 def rows(candidates: Tables) -> pl.DataFrame:
     """Return the candidates of all shards without what the number of shards is seen in."""
     return pl.concat(candidates.values()).drop("neighbor_shard").sort("query_id", "rank")
+
+
+def shards(counts: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if name not in ("keys", "queries")}
 
 
 @pytest.fixture
@@ -133,7 +139,7 @@ def test_a_new_shard_is_searched_for_all_and_in_all_and_no_more(store: Path, mon
     monkeypatch.setattr(ShardIndex, "open", lambda path: (opened.append(path.name), opening(path))[1])
     for block in range(2):
         made, counts = grown.block(block, earlier[f"{block:05d}"])
-        assert counts == {"resumed": 0, "unchanged": 0, "extended": 3, "searched": 1}
+        assert shards(counts) == {"resumed": 0, "unchanged": 0, "extended": 3, "searched": 1}
         for file in sorted(whole[f"{block:05d}"].iterdir()):
             assert (made / file.name).read_bytes() == file.read_bytes()
     # All keys for the new shard's queries, the new shard's keys for the others, and every shard's queries once.
@@ -152,14 +158,14 @@ def test_what_other_keys_were_searched_for_is_not_used(store: Path) -> None:
         Coverage(other.search, other.queries, other.keys | {"00000": "another version"}),
         Coverage(other.search, other.queries, other.keys | {"00009": "of a shard that is gone"}),
     ):
-        changed.write(made)
+        changed.write(made / COVERAGE_FILE)
         assert search.block(0, made)[1]["searched"] == 3
-    Coverage(other.search, other.queries | {"00001": "another version"}, other.keys).write(made)
-    assert search.block(0, made)[1] == {"resumed": 0, "unchanged": 2, "extended": 0, "searched": 1}
+    Coverage(other.search, other.queries | {"00001": "another version"}, other.keys).write(made / COVERAGE_FILE)
+    assert shards(search.block(0, made)[1]) == {"resumed": 0, "unchanged": 2, "extended": 0, "searched": 1}
 
 
 def test_a_stopped_search_is_resumed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    search, scratch = Search.of(store, of_shards(unit(60), 3), neighbors=3), store / "scratch"
+    search, tables = Search.of(store, of_shards(unit(60), 3), neighbors=3), PublishedFiles(f"{store}/x", str(store))
     whole, _ = search.block(0)
 
     def stopped(keys: KeyBlock, ids: pl.Series, *others: Any) -> pl.DataFrame:
@@ -170,14 +176,20 @@ def test_a_stopped_search_is_resumed(store: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr("sbp_assets.pairing.search.nearest", stopped)
         with pytest.raises(KeyboardInterrupt):
-            search.block(0, scratch=scratch)
-    (scratch / "tables" / "00001-of-other-versions.parquet").write_bytes(b"left by an older search")
-    made, counts = search.block(0, scratch=scratch)
-    assert counts == {"resumed": 2, "unchanged": 0, "extended": 0, "searched": 1}
+            search.block(0, tables=tables)
+    made, counts = search.block(0, tables=tables)
+    assert counts == {"resumed": 2, "unchanged": 0, "extended": 0, "searched": 1, "keys": 60, "queries": 20}
     assert {f.name: f.read_bytes() for f in made.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
-    # Not published, perhaps: the store was away.
-    assert search.block(0, scratch=scratch)[1]["resumed"] == 3
-    assert [path.name for path in scratch.iterdir()] == ["tables"]
+    # Not recorded, perhaps: the store was away. Nothing is read for it again.
+    _, counts = search.block(0, tables=tables)
+    assert counts["resumed"] == 3 and counts["keys"] == counts["queries"] == 0
+
+
+def test_keys_are_read_once_and_queries_once_per_block(store: Path) -> None:
+    search = Search.of(store, of_shards(unit(60), 3), neighbors=3, key_blocks=4)
+    counts = [search.block(block)[1] for block in range(4)]
+    assert sum(count["keys"] for count in counts) == 60 and min(count["keys"] for count in counts) > 0
+    assert [count["queries"] for count in counts] == [60] * 4
 
 
 def test_a_neighbour_that_is_nearer_by_less_than_the_tolerance_is_not_missed():

@@ -1,0 +1,171 @@
+"""The tasks of the pairing stage, executed in the run's process or on a node of a cluster (docs/cluster.md).
+
+What a task reads it fetches itself from the artifact store, by name, and what it makes it publishes there. Only names,
+versions and settings travel with it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.fan_out import Lazily, PublishedFiles
+from sbp_assets.pairing.embed import Embedder, embed, embeddings_frame
+from sbp_assets.pairing.index import DIGEST_FILE, index_digest
+from sbp_assets.pairing.quantizer import Quantizer
+from sbp_assets.pairing.search import COVERAGE_FILE, BlockSearch, Coverage
+from sbp_assets.settings import Pairing
+from sbp_assets.storage.artifacts import content_version, staging
+from sbp_assets.storage.paths import scan_table
+from sbp_assets.storage.progress import Progress
+
+EMBEDDINGS_FILE, FIGURES_FILE = "embeddings.parquet", "figures.json"
+
+# Shards whose files a process keeps in its node's cache of a remote store before it lets go of them.
+_KEPT = 64
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a task has published, and figures about it for the artifact's metadata."""
+
+    files: PublishedFiles
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EmbeddingTask:
+    """The embedding of a shard's documents; `store` is the artifact store, `made` are files towards the artifact."""
+
+    shard: str
+    pairing: Pairing
+    device: Literal["auto", "cpu", "cuda"]
+    batch_size: int
+    embedder: Embedder
+    store: PublishedFiles
+    made: PublishedFiles
+
+
+def embed_shard(task: EmbeddingTask) -> Made:
+    """Publish EMBEDDINGS_FILE (EMBEDDING_COLUMNS), the unit vectors of the shard's documents of D, unless it is there.
+
+    FIGURES_FILE is published after it.
+    """
+    if task.made.exists(FIGURES_FILE):
+        return Made(task.made, json.loads(task.made.fetch(FIGURES_FILE).read_text(encoding="utf-8")))
+    pairing = task.pairing
+    documents = scan_table(task.store.fetch(f"corpus/documents/{task.shard}.parquet"))
+    rows = documents.filter(pl.col("split") == UNIQUE).select("id", "text").sort("id").collect()
+    engine = task.embedder.load(pairing.embedding_model, pairing.embedding_dtype, task.device)
+    with Progress("embed", "documents", len(rows)) as progress:
+        vectors = embed(
+            engine, rows["text"].to_list(), pairing.max_tokens, task.batch_size, progress, pairing.embedding_prompt
+        )
+    with task.made.publish(EMBEDDINGS_FILE) as path:
+        embeddings_frame(rows["id"], vectors).write_parquet(path, compression="zstd")
+    task.store.release()
+    figures: dict[str, Any] = {
+        "dagster/row_count": len(rows),
+        "dimensions": vectors.shape[1],
+        "engine_startup_seconds": round(engine.startup_seconds, 3),
+        "engine_reused": engine.reused,
+        "device": str(engine.model.device),
+        **progress.metadata(),
+    }
+    with task.made.publish(FIGURES_FILE) as path:
+        path.write_text(json.dumps(figures), encoding="utf-8")
+    return Made(task.made, figures)
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """The search of a block of keys, which may take `memory` bytes; `work_dir` is a folder of the node's own.
+
+    `store` is the artifact store, `blocks` are the blocks' artifacts in it, and `tables` are towards the block's own:
+    COVERAGE_FILE among them says of what. `quantizer` and `earlier` are the content versions of the quantisers and of
+    the block's last artifact (None: there is none to build upon).
+    """
+
+    block: str
+    pairing: Pairing
+    memory: float
+    work_dir: str
+    store: PublishedFiles
+    blocks: PublishedFiles
+    tables: PublishedFiles
+    quantizer: str
+    earlier: str | None
+
+
+def stored_indexes(store: PublishedFiles, shards: Sequence[str], search: str) -> Coverage:
+    """Return what a search covers of what the artifact `store` holds of all `shards`; `search` is its search_digest."""
+    names = [f"pairing/ann_index/{shard}" for shard in shards]
+    with ThreadPoolExecutor(32) as readers:  # of an object store, each takes as long as its answer
+        digests = readers.map(lambda name: store.read(name, DIGEST_FILE).decode(), names)
+        versions = dict(zip(shards, digests, strict=True))
+    return Coverage(search, versions, versions)
+
+
+def tables_towards(blocks: PublishedFiles, block: str, made_of: Coverage) -> PublishedFiles:
+    """Return the files that tasks publish towards the artifact of a block, with COVERAGE_FILE among them.
+
+    A list of thousands of shards with their versions is too large to travel with a task.
+    """
+    tables = blocks.towards(block, made_of=made_of.digest)
+    if not tables.exists(COVERAGE_FILE):
+        with tables.publish(COVERAGE_FILE) as path:
+            made_of.write(path)
+    return tables
+
+
+def search_block(task: SearchTask) -> Made:
+    """Publish a table per query shard, as BlockSearch.run says, without those that are published already."""
+    store = task.store
+    made_of = Coverage.read(task.tables.fetch(COVERAGE_FILE))
+    directory = store.fetch("pairing/quantizer", directory=True)
+    if content_version(directory) != task.quantizer:
+        raise ValueError("pairing/quantizer has been materialised again since this run began: run it again")
+    quantizer = Quantizer.load(directory)
+    # Not through `store`, whose copies are let go of meanwhile.
+    earlier = _earlier(task.blocks, task.block, task.earlier)
+    fetched = 0
+
+    def index(shard: str) -> Path:
+        nonlocal fetched
+        fetched += 1
+        if fetched % _KEPT == 0:
+            store.release()
+        path = store.fetch(f"pairing/ann_index/{shard}", directory=True)
+        if index_digest(path) != made_of.keys[shard]:
+            raise ValueError(f"pairing/ann_index of shard {shard} has been materialised again: run this again")
+        return path
+
+    indexes: Mapping[str, Path] = Lazily(made_of.keys, index)
+    scratch = staging(task.work_dir, "search_block", task.block)
+    try:
+        with Progress(f"search block {task.block}", "queries") as progress:
+            search = BlockSearch(int(task.block), task.pairing, task.memory)
+            counts = search.run(quantizer, indexes, made_of, earlier, task.tables, scratch, progress)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        store.release()
+    return Made(task.tables, {**counts, **progress.metadata()})
+
+
+def _earlier(store: PublishedFiles, name: str, version: str | None) -> Path | None:
+    """Return the directory artifact `name` where it is what was recorded of it; None where it is to be made anew."""
+    if version is None:
+        return None
+    try:
+        artifact = store.fetch(name, directory=True)
+    except FileNotFoundError:
+        return None
+    return artifact if content_version(artifact) == version else None
