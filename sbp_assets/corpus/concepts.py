@@ -101,7 +101,7 @@ class ConceptWorld:
 
     def concept_of(self, text: str) -> int | None:
         """Return the number of the concept that `text` names most often (the first such), or None without a name."""
-        named = Counter(name for name in re.findall(rf"\b{_NAME}", text) if name in self._number)
+        named = Counter(name for name in self.names_in(text) if name in self._number)
         return self._number[named.most_common(1)[0][0]] if named else None
 
     def names_in(self, text: str) -> Iterator[str]:
