@@ -152,8 +152,8 @@ _INDEXED: Wordings = {
 class Genre:
     """How documents of a genre open, word a fact, frame one of their facts, and close.
 
-    Frames hold {clause}; openings and closings {name} and {kind}. Documents of the view ENTRIES name the concept before its facts;
-    those of the view INVERTED name it once, as the last words of their closing.
+    Frames hold {clause}; openings and closings {name} and {kind}. Documents of the view ENTRIES name the concept before
+    its facts; those of the view INVERTED name it once, as the last words of their closing.
     """
 
     line: str
@@ -216,7 +216,11 @@ GENRES: tuple[Genre, ...] = (
     Genre(
         "Riddle",
         INVERTED,
-        ("I am a {kind}, but which one?", "A {kind} am I; guess my name.", "Clever child, you see a {kind} in disguise."),
+        (
+            "I am a {kind}, but which one?",
+            "A {kind} am I; guess my name.",
+            "Clever child, you see a {kind} in disguise.",
+        ),
         _SUNG,
         ("Listen well: {clause}.", "And if that is too hard, {clause}."),
         ("Who am I? {name}.", "Give up? They call me {name}."),

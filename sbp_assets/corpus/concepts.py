@@ -179,7 +179,9 @@ class ConceptWorld:
                 for clause in wordings[attribute]:
                     # A clause may open a sentence, so its first letter may be a capital.
                     first = clause[0]
-                    escaped = re.escape(clause).replace(r"\{name\}", rf"(?P<name>{_NAME})").replace(r"\{value\}", _VALUE)
+                    escaped = (
+                        re.escape(clause).replace(r"\{name\}", rf"(?P<name>{_NAME})").replace(r"\{value\}", _VALUE)
+                    )
                     if first != "{":
                         escaped = f"[{first.lower()}{first.upper()}]" + escaped[1:]
                     literals = len(clause.replace("{name}", "").replace("{value}", ""))

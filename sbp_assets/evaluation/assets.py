@@ -44,7 +44,7 @@ def configured_tasks(settings: Settings) -> list[str]:
 
 
 def concept_questions(settings: Settings) -> dict[str, list[Question]]:
-    """Return the configured questions about the corpus' own facts, by task; none where the ground truth is not known."""
+    """Return the configured questions about the corpus' own facts, by task; none without a known ground truth."""
     count, source = settings.experiment.evaluation.concept_questions, settings.experiment.ground_truth
     if not count or not source:
         return {}
@@ -85,7 +85,8 @@ def tasks(
     """A directory of lm-eval task files with their data: what every model is scored on, here or by anyone.
 
     The tasks are held-out documents, questions about the corpus' own facts where the ground truth is known, forward and
-    reversed, and the configured stock benchmarks. The `lm_eval` commands in README.md score any model directory as this evaluation does.
+    reversed, and the configured stock benchmarks. The `lm_eval` commands in README.md score any model directory as this
+    evaluation does.
     """
     evaluation = settings.experiment.evaluation
     directory = staging(settings.deployment.work_dir, "evaluation_tasks")

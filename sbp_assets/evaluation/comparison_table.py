@@ -23,8 +23,9 @@ TASK_NAMES = {
         for task, name in (("concept_questions", "Concept questions"), ("reversed_questions", "Reversed questions"))
         for group, of in GROUP_NAMES.items()
     },
-    "openwebtext2": "OpenWebText2", "lambada": "LAMBADA", "mmlu": "MMLU, five-shot", "arc_challenge": "ARC-Challenge", "arc_easy": "ARC-Easy",
-    "sciq": "SciQ", "winogrande": "Winogrande", "triviaqa": "TriviaQA, one-shot", "webqs": "WebQS, one-shot",
+    "openwebtext2": "OpenWebText2", "lambada": "LAMBADA", "mmlu": "MMLU, five-shot", "arc_challenge": "ARC-Challenge",
+    "arc_easy": "ARC-Easy", "sciq": "SciQ", "winogrande": "Winogrande", "triviaqa": "TriviaQA, one-shot",
+    "webqs": "WebQS, one-shot",
 }  # fmt: skip
 METRIC_NAMES = {
     "perplexity": "perplexity", "nats_per_token": "nats per token", "bits_per_byte": "bits per byte",

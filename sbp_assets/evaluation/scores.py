@@ -16,7 +16,11 @@ SEED = 1234  # Of the bootstrap and the questions: one value, so that all arms s
 ACCURACIES = ("acc", "acc_norm", "exact_match")
 
 SCORE_COLUMNS = (
-    Column("task", pl.String, "heldout, concept_questions, reversed_questions, a group of one of these, or a stock benchmark"),
+    Column(
+        "task",
+        pl.String,
+        "heldout, concept_questions, reversed_questions, a group of one of these, or a stock benchmark",
+    ),
     Column(
         "metric",
         pl.String,

@@ -40,8 +40,9 @@ def write_tasks(
     """Write task files, their data, tasks.json and a README with the commands into the existing `directory`.
 
     `heldout` has the documents' `id` and `text`. `questions` are by task (QUESTIONS); each has `question`, `choices`
-    and `answer` (the right choice, or its index). `groups` are `Task.groups` by task. `benchmarks_dir` holds local Parquet files; None downloads from the hub. `benchmark_limit` is
-    the number of rows of each benchmark that are kept, over all subjects for MMLU.
+    and `answer` (the right choice, or its index). `groups` are `Task.groups` by task. `benchmarks_dir` holds local
+    Parquet files; None downloads from the hub. `benchmark_limit` is the number of rows of each benchmark that are kept,
+    over all subjects for MMLU.
 
     Returns the manifest, as tasks.json has it. A benchmark whose data cannot be used is named in its `problems`,
     and the others are written all the same. Raises ValueError when there are no held-out documents.

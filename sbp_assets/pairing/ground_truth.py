@@ -54,7 +54,7 @@ def pair_truth(
     shard's texts, and the concept of every document of D.
     """
     about = pl.concat([_concepts(documents[shard], shard, world) for shard in sorted(documents)])
-    members = about.drop_nulls().group_by("concept").agg(members=pl.len().cast(pl.Int64))
+    members = about.drop_nulls("concept").group_by("concept").agg(members=pl.len().cast(pl.Int64))
     about = about.join(members, on="concept", how="left", maintain_order="left").with_columns(
         # Other documents about the same concept: the partners that a document should find.
         partners=(pl.col("members") - 1).fill_null(0)
@@ -128,7 +128,9 @@ def _concepts(documents: pl.LazyFrame, shard: str, world: ConceptWorld) -> pl.Da
     concepts = [world.concept_of(text) for text in rows["text"]]
     return pl.DataFrame(
         {
-            "id": rows["id"], "shard": [shard] * len(rows), "concept": concepts,
+            "id": rows["id"],
+            "shard": [shard] * len(rows),
+            "concept": concepts,
             "view": [view_of(text) for text in rows["text"]],
         },
         schema={"id": pl.String, "shard": pl.String, "concept": pl.Int64, "view": pl.String},

@@ -94,7 +94,13 @@ def test_cut_prompts_are_counted_once_of_choices_and_of_generation(model_dir: Pa
     pl.DataFrame(shot).write_parquet(folder / "triviaqa.train.parquet")
     pl.DataFrame(asked).write_parquet(folder / "triviaqa.validation.parquet")
     (tmp_path / "tasks").mkdir()
-    write_tasks(tmp_path / "tasks", HELDOUT, questions={CONCEPT_QUESTIONS: questions}, benchmarks=["triviaqa"], benchmarks_dir=folder)
+    write_tasks(
+        tmp_path / "tasks",
+        HELDOUT,
+        questions={CONCEPT_QUESTIONS: questions},
+        benchmarks=["triviaqa"],
+        benchmarks_dir=folder,
+    )
     expected = "4 different prompts were longer than the model's context and were cut on the left"
     for batch_size in (1, 2):
         scores = suite.evaluate(model_dir, tmp_path / "tasks", device="cpu", batch_size=batch_size)

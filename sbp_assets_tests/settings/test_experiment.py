@@ -10,7 +10,7 @@ from sbp_assets_tests.profiles import PROFILES, load_profile
 TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
-    "tiny": "1-1fa9331d720e",
+    "tiny": "1-3b0f328d57b6",
     "demo": "1-bcefb7faa8d5",
     "headline": "1-935664dd48df",
     "five_tokens": "1-50a1436b3bdd",

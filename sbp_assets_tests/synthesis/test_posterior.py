@@ -201,7 +201,9 @@ def test_randomisation_is_calibrated_for_guesses():
     found = []
     for trial in range(60):
         rng = random.Random(trial)
-        guesses = ((c, a, rng.choice(ATTRIBUTES[a]), rng.randrange(1, 9)) for c in range(40) for a in ("emblem", "town"))
+        guesses = (
+            (c, a, rng.choice(ATTRIBUTES[a]), rng.randrange(1, 9)) for c in range(40) for a in ("emblem", "town")
+        )
         found.append(p_above_chance(answers(guesses), WORLD))
     assert 0.02 < np.mean(np.array(found) < 0.1) < 0.2
     assert min(found) > 0.001
