@@ -13,10 +13,8 @@ from pathlib import Path
 
 HELDOUT, CONCEPT_QUESTIONS, MMLU = "heldout", "concept_questions", "mmlu"
 REVERSED_QUESTIONS = "reversed_questions"
-QUESTIONS = (
-    CONCEPT_QUESTIONS,
-    REVERSED_QUESTIONS,
-)  # About the corpus' own facts: from name to value, from all to name.
+# About the corpus' own facts: from the name to a value, and from all values to the name.
+QUESTIONS = (CONCEPT_QUESTIONS, REVERSED_QUESTIONS)
 # Names inside a tasks folder.
 MANIFEST, README, DATA = "tasks.json", "README.md", "data"
 
