@@ -22,7 +22,7 @@ from sbp_assets.synthesis.posterior import Learner, Seed, grade
 from sbp_assets.synthesis.posterior_table import posterior_table
 
 SETTINGS = load_settings("demo", {}).experiment
-WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=6))
+WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=6, attributes=6, facts_per_document=2))
 SEEDS = ("0", "1", "2")
 # Of baseline, early-stopped baseline, SBP, oracle.
 SCORES = [
