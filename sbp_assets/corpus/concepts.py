@@ -156,6 +156,7 @@ class ConceptWorld:
                 for fact in facts
             ]
             for _, concept, fact in sorted(keyed, reverse=True)[:count]:
+                pool: Sequence[str]
                 if view == ENTRIES:
                     question = self._forward(rng, concept, fact)
                     right, pool = self.facts[concept][fact], ATTRIBUTES[fact]
