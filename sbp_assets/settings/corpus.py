@@ -15,7 +15,9 @@ class ConceptsSource(Section):
 
     kind: Literal["concepts"] = Field("concepts", description="Kind of source.")
     documents: Count = Field(description="Documents generated over all shards.")
-    concepts: Integer = Field(150, ge=1, le=3600, description="Invented concepts the documents are about.")
+    concepts: Integer = Field(
+        150, ge=4, le=3600, description="Invented concepts the documents are about; a question has four to choose from."
+    )
     attributes: Integer = Field(3, ge=2, le=6, description="Facts that exist about each concept.")
     facts_per_document: Annotated[Integer, Field(ge=1, le=6)] | None = Field(
         None,

@@ -161,4 +161,4 @@ def test_names_are_unique_up_to_as_many_as_there_are() -> None:
 
 def test_more_facts_than_attributes_are_refused() -> None:
     with pytest.raises(ValueError, match="facts_per_document"):
-        ConceptWorld(ConceptsSource(documents=1, concepts=2, attributes=2, facts_per_document=3))
+        ConceptWorld(ConceptsSource(documents=1, concepts=4, attributes=2, facts_per_document=3))
