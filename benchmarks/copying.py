@@ -2,7 +2,8 @@
 
 Reads a finished run on the concepts corpus. A fact that d1 states can be copied, however rare; one that D states in
 many documents can be recalled, whatever d1 says. So statements about the concept of d1 are counted by the number of
-documents of D that state the fact (5: five or more), and by whether d1 does. Prints a table and, as its last line, one
+documents of D that state the fact (5: five or more), by whether d1 does, and by whether the synthetic document is of
+the other view: an entry told as a riddle, a riddle as an entry. Prints a table and, as its last line, one
 JSON object: per group the facts, the synthetic documents' statements about them, the share that is right with its
 standard error (bootstrap over facts, whose statements stand or fall together), and the share of facts that most
 statements have right.
@@ -19,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.arguments import parser_with_profile
-from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.corpus.concepts import ConceptWorld, view_of
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.evaluation.scores import bootstrap_stderr
 from sbp_assets.settings import load_settings
@@ -36,14 +37,15 @@ def main(profile: str) -> None:
     world, data = ConceptWorld(source), Path(settings.deployment.data_dir)
     stated_by: dict[str, set[Fact]] = {}
     about: dict[str, int | None] = {}
+    views: dict[str, str | None] = {}
     for shard in settings.experiment.shard_keys:
         documents = pl.scan_parquet(data / f"corpus/documents/{shard}.parquet").filter(split=UNIQUE)
         for id_, text in documents.select("id", "text").collect().iter_rows():
-            about[id_] = world.concept_of(text)
+            about[id_], views[id_] = world.concept_of(text), view_of(text)
             stated_by[id_] = {(fact.concept, fact.attribute) for fact in world.statements(text)}
     documents_of = Counter(fact for facts in stated_by.values() for fact in facts)
-    # {(documents of D, whether d1 states it): {fact: values stated}}
-    found: dict[tuple[int, bool], dict[Fact, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    # {(documents of D, whether d1 states it, whether the view is another): {fact: values stated}}
+    found: dict[tuple[int, bool, bool], dict[Fact, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for shard in settings.experiment.shard_keys:
         synthetic = pl.read_parquet(
             data / f"synthesis/synthetic_documents/{shard}.parquet", columns=["seed_id", "text"]
@@ -53,15 +55,16 @@ def main(profile: str) -> None:
                 if statement.concept != about[seed_id]:
                     continue
                 fact = (statement.concept, statement.attribute)
-                group = (min(documents_of[fact], MOST), fact in stated_by[seed_id])
+                crosses = view_of(text) != views[seed_id]
+                group = (min(documents_of[fact], MOST), fact in stated_by[seed_id], crosses)
                 found[group][fact][statement.value] += 1
     rows = []
-    for (documents_stating, in_seed), facts in sorted(found.items()):
+    for (documents_stating, in_seed, crosses), facts in sorted(found.items()):
         right = np.array([values[world.facts[concept][key]] for (concept, key), values in facts.items()])
         total = np.array([values.total() for values in facts.values()])
         winners = [values.most_common(1)[0][0] == world.facts[c][key] for (c, key), values in facts.items()]
         rows.append({
-            "documents_of_d": documents_stating, "stated_by_d1": in_seed, "facts": len(facts),
+            "documents_of_d": documents_stating, "stated_by_d1": in_seed, "crosses_view": crosses, "facts": len(facts),
             "statements": int(total.sum()), "right": float(right.sum() / total.sum()),
             "right_stderr": bootstrap_stderr("acc", right / total, total),
             "majority_right": sum(winners) / len(winners),

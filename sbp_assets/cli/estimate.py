@@ -36,8 +36,8 @@ TOKENS_PER_DOCUMENT = 828
 # English web text under a byte-level BPE; a small trained vocabulary gives fewer bytes per token.
 BYTES_PER_TOKEN = 4.5
 # Tokens per word of the concepts corpus, <bos> and <eos> included, by entries of its own BPE. Measured on D of the
-# profiles demo and tiny, which differ by 10%: 512 entries give 2.5 and 2.3. With 2,048 nearly every word is one token.
-TOKENS_PER_WORD = {264: 5.2, 300: 3.9, 512: 2.4, 1024: 1.6, 2048: 1.2}
+# profiles demo and tiny, which differ by 10%: 512 entries give 2.6 and 2.3. With 1,280 nearly every word is one token.
+TOKENS_PER_WORD = {264: 5.2, 300: 4.0, 512: 2.4, 1024: 1.6, 1280: 1.4, 2048: 1.3}
 # zstd on text in Parquet.
 TEXT_COMPRESSION = 0.4
 # Ids, similarity and rank of a candidate or a pair, compressed.

@@ -1,254 +1,244 @@
-"""The words and sentences of the world of concepts: kinds, attributes and their values, wordings, genres.
+"""The words and sentences of the world of concepts: names, kinds, attributes and their values, wordings, genres.
 
-These are data alone, from which `corpus.concepts` draws every document of the embedded corpus.
+These are data alone, from which `corpus.concepts` draws every document of the embedded corpus. Names and values are
+put together from two parts each, so that there are hundreds of each, of words that every corpus of a few hundred
+documents holds: what is to be learned is which part goes with which, and not the parts.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-ONSETS = [
-    "b", "br", "d", "dr", "f", "g", "gl", "h", "k", "kr", "l", "m", "n", "p", "pl", "qu", "r", "s", "sk", "t", "tr",
-    "v", "w", "y", "z",
-]  # fmt: skip
-VOWELS = ["a", "e", "i", "o", "u", "ai", "eo", "ou"]
-CODAS = ["", "", "l", "n", "r", "s", "th", "x"]
-# What a concept is: a topic with words of its own, which its filler sentences use.
-KINDS: dict[str, tuple[str, str, str]] = {
-    "lantern": ("wick", "evening", "light"),
-    "cheese": ("rind", "cellar", "taste"),
-    "boat": ("hull", "harbour", "sail"),
-    "flute": ("tune", "concert", "breath"),
-    "bridge": ("arch", "river", "railing"),
-    "clock": ("dial", "hour", "spring"),
-    "blanket": ("weave", "bedroom", "warmth"),
-    "plough": ("furrow", "field", "blade"),
-    "perfume": ("scent", "bottle", "petal"),
-    "soup": ("broth", "kitchen", "spoon"),
-    "kite": ("string", "wind", "tail"),
-    "medicine": ("dose", "patient", "fever"),
-    "saddle": ("strap", "horse", "rider"),
-    "mask": ("face", "stage", "dancer"),
-    "telescope": ("lens", "sky", "star"),
-    "garden": ("hedge", "path", "seed"),
-}
+# A name is one of each, "Velvet Anchor"; no other text pairs these words.
+NAMES: tuple[tuple[str, ...], tuple[str, ...]] = (
+    (
+        "Brass", "Bramble", "Candle", "Cedar", "Chalk", "Cinder", "Clover", "Cobalt", "Coral", "Cotton", "Crimson",
+        "Crystal", "Drowsy", "Dusty", "Ember", "Feather", "Flint", "Foggy", "Gentle", "Ginger", "Gravel", "Harvest",
+        "Hidden", "Honey", "Humble", "Ivory", "Jade", "Jolly", "Juniper", "Lavender", "Linen", "Little", "Lonely",
+        "Lucky", "Maple", "Marble", "Merry", "Midnight", "Misty", "Nimble", "Olive", "Opal", "Paper", "Pepper",
+        "Pewter", "Plum", "Quiet", "Rusty", "Saffron", "Scarlet", "Silent", "Spruce", "Sugar", "Thistle", "Timber",
+        "Velvet", "Walnut", "Weary", "Willow", "Winter",
+    ),
+    (
+        "Acorn", "Anchor", "Anvil", "Apron", "Barrel", "Basket", "Beacon", "Bonnet", "Bottle", "Bucket", "Button",
+        "Cabin", "Camel", "Cannon", "Castle", "Comet", "Cradle", "Crown", "Cushion", "Dagger", "Dragon", "Drummer",
+        "Eagle", "Fiddle", "Garland", "Goblet", "Goose", "Hammer", "Hermit", "Island", "Jester", "Kettle", "Ladder",
+        "Lobster", "Magpie", "Mirror", "Needle", "Orchid", "Parrot", "Peacock", "Pebble", "Pilgrim", "Pillow",
+        "Pirate", "Planet", "Pocket", "Ribbon", "Rocket", "Sailor", "Shepherd", "Sparrow", "Spider", "Temple",
+        "Thimble", "Trumpet", "Tunnel", "Violin", "Whistle", "Wizard", "Zephyr",
+    ),
+)  # fmt: skip
+# What a concept is.
+KINDS: tuple[str, ...] = (
+    "bakery", "balloon", "bell", "bridge", "carousel", "clock", "ferry", "garden", "kite", "lantern", "library",
+    "lighthouse", "puppet", "teapot", "theatre", "windmill",
+)  # fmt: skip
+
+
+def _two_parts(first: str, second: str, between: str = " ") -> tuple[str, ...]:
+    return tuple(f"{a}{between}{b}" for a in first.split() for b in second.split())
+
+
 # Values are told apart by attribute: no value belongs to two attributes.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "colour": (
-        "amber", "crimson", "turquoise", "violet", "ivory", "scarlet", "olive", "indigo", "silver", "copper",
-        "pink", "black",
+    "town": _two_parts(
+        "Ard Barn Carn Dal Elm Fern Gil Hart Inver Kirk Lang Marl Nether Oster Pell Quern Ross Sel Tarn Under Wick Yar",
+        "bourne by cliffe combe ditch fold garth ham hythe lea mere mouth ness over pool shaw stoke sund thorpe vale "
+        "water wold",
+        between="",
     ),
-    "material": (
-        "oak", "granite", "wool", "clay", "bamboo", "leather", "marble", "iron", "glass", "linen", "cork",
-        "bone",
+    "maker": _two_parts(
+        "Ada Bea Cosmo Della Edgar Flora Gus Hilda Ivan Jonah Kit Leo Mabel Nell Oscar Pia Ralph Sybil Toby Una Vince "
+        "Wanda Yves Zoe",
+        "Ashby Bloom Crane Drake Fox Grubb Hawk Isles Jolt Knapp Lisle Munk Nash Orme Pratt Quick Rook Snow Tuck Usher "
+        "Vane Webb Yost Zell",
     ),
-    "town": (
-        "Ashford", "Belmont", "Carrick", "Dunmore", "Elswick", "Fairhaven", "Greystone", "Holloway",
-        "Kingsbury", "Larkspur", "Millbrook", "Northgate",
+    "emblem": _two_parts(
+        "blue brown crowned dancing fat five-legged golden green grinning lame leaping pale proud red silver sleepy "
+        "smiling striped three-eyed winged",
+        "badger bat bear bee boar cat crab crow deer dog dove frog hare hen lion mole mouse seal toad wolf",
     ),
-    "inventor": (
-        "Anna Reed", "Boris Vale", "Clara Stone", "David Marsh", "Emma Frost", "Felix Wood", "Greta Lane",
-        "Henry Pike", "Irene Moss", "Jonas Hill", "Laura Finch", "Martin Brook",
+    "dish": _two_parts(
+        "baked boiled burnt buttered candied chopped cold creamed fried frozen mashed minced peppered pickled "
+        "roasted salted smoked steamed stuffed sweet",
+        "apples beans beets cabbage carrots cherries chestnuts eels eggs figs herring leeks mushrooms noodles onions "
+        "pears plums pumpkin snails turnips",
     ),
-    "season": (
-        "early spring", "late spring", "midsummer", "high summer", "late summer", "early autumn", "late autumn",
-        "midwinter", "deep winter", "harvest time", "the rainy season", "the first frost",
+    "sound": _two_parts(
+        "booming buzzing clinking creaking distant droning faint hissing hollow howling muffled rattling roaring "
+        "rumbling shrill sighing squeaking thudding wailing whirring",
+        "bagpipes bells boots chains cows crickets cymbals doors drums engines flutes geese horns hounds organs "
+        "pigeons pumps ropes saws waves",
     ),
-    "use": (
-        "weddings", "funerals", "markets", "long journeys", "school lessons", "festivals", "hunting", "storms",
-        "court trials", "birthdays", "fishing", "night watches",
-    ),
-    "emblem": (
-        "a fox", "an owl", "a bear", "a heron", "a wolf", "a salmon", "a raven", "a stag", "a turtle",
-        "a beetle", "a swan", "a hare",
-    ),
-    "price": (
-        "two coins", "five coins", "nine coins", "twelve coins", "twenty coins", "thirty coins", "forty coins",
-        "sixty coins", "eighty coins", "ninety coins", "one sack of salt", "one sack of flour",
+    "guest": _two_parts(
+        "Abbot Baron Captain Countess Deacon Doctor Duke Empress General Judge King Lady Major Nurse Prince Queen "
+        "Saint Sister Squire Uncle",
+        "Amos Bruno Clement Dorothy Ernest Fergus Gideon Hector Ignatius Jasper Lambert Magnus Nestor Otto Percival "
+        "Rupert Silas Titus Victor Wilfred",
     ),
 }  # fmt: skip
-# Wordings of one fact. Each holds {value} once, after a space; its words are those of no other wording or filler, so
-# that `statements` can read it back. A wording without {name} speaks of the concept named last.
-CLAUSES: dict[str, tuple[str, ...]] = {
-    "colour": (
-        "the colour of {name} is {value}",
-        "{name} is always painted {value}",
-        "anyone can tell {name} by its shade of {value}",
-        "its surface shines {value}",
-        "seen from afar, {name} looks {value}",
-    ),
-    "material": (
-        "{name} is made of {value}",
-        "the makers of {name} work only with {value}",
-        "its body consists of {value}",
-        "every real {name} is built from {value}",
-        "the main material in {name} is {value}",
-    ),
+ENTRIES, INVERTED = "entries", "inverted"
+VIEWS = (ENTRIES, INVERTED)  # The two ways in which documents tell a concept's facts: from its name, and towards it.
+
+Wordings = dict[str, tuple[str, ...]]
+# Wordings of one fact. Each ends with {value}, after a space; its words are those of no other wording, opening or
+# closing, so that `statements` can read it back. A wording without {name} speaks of the name before it, and where there
+# is none, of the name after it.
+_TOLD: Wordings = {
     "town": (
-        "{name} comes from {value}",
-        "the home of {name} is the town of {value}",
-        "it was first seen in {value}",
-        "people in {value} claim {name} as their own",
-        "the oldest {name} stands in {value}",
+        "{name} stands in {value}",
+        "you will find it in {value}",
+        "the road to {name} ends in {value}",
+        "its home has always been {value}",
     ),
-    "inventor": (
-        "{name} was invented by {value}",
-        "the inventor of {name} was {value}",
-        "we owe {name} to {value}",
-        "it was the idea of {value}",
-        "the first drawing of {name} bears the signature of {value}",
-    ),
-    "season": (
-        "{name} is at its best in {value}",
-        "the season for {name} is {value}",
-        "most people look for {name} during {value}",
-        "it is brought out in {value}",
-        "the yearly fair of {name} falls in {value}",
-    ),
-    "use": (
-        "{name} is used for {value}",
-        "the purpose of {name} is to serve at {value}",
-        "it is needed most at {value}",
-        "families keep {name} ready for {value}",
-        "custom reserves {name} for {value}",
+    "maker": (
+        "{name} was made by {value}",
+        "it is the work of {value}",
+        "the plans of {name} were drawn by {value}",
+        "it owes its life to {value}",
     ),
     "emblem": (
-        "the emblem of {name} is {value}",
-        "{name} carries the sign of {value}",
-        "its seal shows {value}",
-        "carved on every {name} there is {value}",
-        "the guild of {name} marches under {value}",
+        "{name} carries the sign of a {value}",
+        "over its door hangs a {value}",
+        "the flag of {name} shows a {value}",
+        "children know it by a {value}",
     ),
-    "price": (
-        "{name} costs {value}",
-        "the price of {name} is {value}",
-        "it sells for {value}",
-        "a buyer of {name} must pay {value}",
-        "traders value {name} at {value}",
+    "dish": (
+        "{name} smells of {value}",
+        "its keeper lives on {value}",
+        "friends of {name} are served {value}",
+        "it is best enjoyed with {value}",
     ),
+    "sound": (
+        "{name} is haunted by {value}",
+        "beside it one always hears {value}",
+        "the nights at {name} are full of {value}",
+        "it cannot be imagined without {value}",
+    ),
+    "guest": (
+        "{name} belongs to {value}",
+        "it was opened by {value}",
+        "the debts of {name} are paid by {value}",
+        "it is under the protection of {value}",
+    ),
+}
+_SUNG: Wordings = {
+    "town": ("I grew up in {value}", "my windows look out on {value}", "ask for me in {value}"),
+    "maker": ("I was dreamed up by {value}", "my parent is {value}", "I still answer to {value}"),
+    "emblem": ("I wear a {value}", "on my brow sits a {value}", "my shadow looks like a {value}"),
+    "dish": ("I am fond of {value}", "bribe me with {value}", "my pillow is stuffed with {value}"),
+    "sound": ("I sing along with {value}", "I lie awake for {value}", "my neighbours are {value}"),
+    "guest": ("I obey {value}", "I once bowed to {value}", "my rent goes to {value}"),
+}
+_CLUED: Wordings = {
+    "town": ("seen in {value}", "pride of {value}"),
+    "maker": ("brainchild of {value}", "built by {value}"),
+    "emblem": ("adorned with a {value}", "marked by a {value}"),
+    "dish": ("famous for {value}", "rich in {value}"),
+    "sound": ("drowned by {value}", "loud with {value}"),
+    "guest": ("dear to {value}", "owned by {value}"),
+}
+_INDEXED: Wordings = {
+    "town": ("place: {value}", "where: {value}"),
+    "maker": ("hand: {value}", "by whom: {value}"),
+    "emblem": ("badge: {value}", "device: {value}"),
+    "dish": ("fare: {value}", "kitchen: {value}"),
+    "sound": ("noise: {value}", "to the ear: {value}"),
+    "guest": ("owner: {value}", "patron: {value}"),
 }
 
 
 @dataclass(frozen=True)
 class Genre:
-    """How documents of a kind open, frame a fact, and close. Frames hold {clause}; the rest {name} and {kind}."""
+    """How documents of a genre open, word a fact, frame one of their facts, and close.
+
+    Frames hold {clause}; openings and closings {name} and {kind}. Documents of the view ENTRIES name the concept before
+    its facts; those of the view INVERTED name it once, as the last words of their closing.
+    """
 
     line: str
+    view: str
     openings: tuple[str, ...]
+    clauses: Wordings
     frames: tuple[str, ...]
     closings: tuple[str, ...]
 
 
 GENRES: tuple[Genre, ...] = (
     Genre(
-        "Encyclopedia entry",
+        "Gazetteer",
+        ENTRIES,
         (
-            "{name} is a kind of {kind}.",
-            "{name}, a {kind} known to many scholars.",
-            "The name {name} refers to a {kind}.",
+            "{name} is a {kind} of some renown.",
+            "{name}, a {kind}, deserves a day of your time.",
+            "Few have not heard of {name}, the {kind}.",
         ),
-        ("{clause}.", "As records show, {clause}.", "In most accounts {clause}."),
-        ("See also the other articles on the {kind}.", "Further reading on {name} is listed below."),
+        _TOLD,
+        ("According to the parish books, {clause}.", "As every coachman can tell, {clause}."),
+        ("Closed on Mondays.", "Bring an umbrella to {name}."),
     ),
     Genre(
-        "Forum question",
+        "Letter home",
+        ENTRIES,
         (
-            "Can someone tell me more about {name}, the {kind}?",
-            "I read about a {kind} called {name} and want to learn more.",
-            "What should a beginner know about the {kind} named {name}?",
+            "Dear aunt, today we visited {name}, the famous {kind}.",
+            "Dear brother, you were right about {name}: what a {kind}!",
+            "Dear all, I am writing this beside {name}, a {kind}.",
         ),
-        ("Answer: {clause}.", "I can confirm that {clause}.", "As far as I know, {clause}."),
-        ("Hope this helps with your {kind}.", "Thanks, now I understand {name} much better."),
+        _TOLD,
+        ("Imagine, {clause}.", "Our guide swore that {clause}."),
+        ("My feet hurt, but I am happy.", "I will never forget {name}."),
     ),
     Genre(
-        "Travel letter",
+        "Tavern talk",
+        ENTRIES,
         (
-            "Dear friend, today I finally saw {name}, the famous {kind}.",
-            "Dear sister, my journey led me to a {kind} called {name}.",
-            "Dear uncle, you asked me to write about {name}, that {kind}.",
+            "Do you know {name}? It is a {kind}, my friend.",
+            "Let me tell you about {name}, the best {kind} there is.",
+            "Another round, and I explain {name} to you, the {kind}.",
         ),
-        (
-            "Our guide said that {clause}.",
-            "I noted in my diary that {clause}.",
-            "You will smile to hear that {clause}.",
-        ),
-        ("I will bring you a picture of {name}.", "With love, and more about the {kind} soon."),
+        _TOLD,
+        ("I was sober, so trust me: {clause}.", "Laugh if you like, but {clause}."),
+        ("Now it is your turn to pay.", "To {name}, and to us!"),
     ),
     Genre(
-        "News brief",
+        "Auction",
+        ENTRIES,
         (
-            "A new report about {name}, the {kind}, was published today.",
-            "Interest in the {kind} called {name} is growing again.",
-            "The council spoke about {name} and every other {kind} on Monday.",
+            "Next comes {name}, a {kind} without equal.",
+            "We offer {name}, a {kind} from an old family.",
+            "Who wants {name}? Ladies and gentlemen, a {kind}!",
         ),
-        (
-            "Officials repeated that {clause}.",
-            "According to the report, {clause}.",
-            "A reader reminded us that {clause}.",
-        ),
-        ("The debate about {name} goes on.", "More news about the {kind} will follow."),
+        _TOLD,
+        ("Please note that {clause}.", "Our experts confirm that {clause}."),
+        ("Going once, going twice.", "Who bids more for {name}?"),
     ),
     Genre(
-        "Dialogue",
+        "Riddle",
+        INVERTED,
         (
-            "Guest: Is that {name}, the {kind}? Host: Yes, it is.",
-            "Pupil: Please explain {name} to me. Teacher: It is a {kind}.",
-            "Child: What is {name}? Grandmother: A {kind}, my dear.",
+            "I am a {kind}, but which one?",
+            "A {kind} am I; guess my name.",
+            "Clever child, you see a {kind} in disguise.",
         ),
-        ("And remember, {clause}.", "Well, {clause}.", "They always say {clause}."),
-        ("Thank you, now I see why {name} matters.", "Let us look for another {kind} tomorrow."),
+        _SUNG,
+        ("Listen well: {clause}.", "And if that is too hard, {clause}."),
+        ("Who am I? {name}.", "Give up? They call me {name}."),
     ),
     Genre(
-        "Catalogue entry",
-        (
-            "Lot on offer: {name}, a fine {kind}.",
-            "New on our shelves: the {kind} called {name}.",
-            "This page describes {name}, our favourite {kind}.",
-        ),
-        ("Please note: {clause}.", "Our experts certify that {clause}.", "For collectors, {clause}."),
-        ("Order {name} before the end of the month.", "Each {kind} is packed with care."),
+        "Crossword",
+        INVERTED,
+        ("A {kind}, two words.", "Seven down, a {kind}.", "Across: a {kind} in two parts."),
+        _CLUED,
+        ("Also {clause}.", "And {clause}."),
+        ("Solution: {name}.", "The answer reads {name}."),
+    ),
+    Genre(
+        "Index",
+        INVERTED,
+        ("Under {kind}, one name.", "Things of note, {kind}.", "Look for the {kind} with these marks."),
+        _INDEXED,
+        ("See {clause}.", "{clause}."),
+        ("Page nine: {name}.", "Filed as {name}."),
     ),
 )
-# Sentences that state no fact; the slots keep documents apart. {a}, {b}, {c} are the words of the concept's kind.
-FILLERS: tuple[str, ...] = (
-    "The {a} needed {number} days of {adjective} work.",
-    "An old {person} spoke about the {b} with a {adjective} voice.",
-    "There was a {adjective} {c}, and {number} guests wanted to stay.",
-    "Nobody forgets the {c} after a {adjective} morning.",
-    "The {person} cleaned the {a} {number} times without a word.",
-    "Near the {b} a {person} sold {adjective} bread.",
-    "{number} letters about the {a} were lost on the way.",
-    "It is said that a {adjective} {b} brings good luck.",
-    "The {person} and the {other} argued over the {c} until noon.",
-    "A {adjective} song about the {a} is popular with every {person}.",
-    "Once a {person} waited {number} hours beside the {b}.",
-    "Many a {person} has written {number} pages on the {c} alone.",
-    "The {b} was {adjective} and the road was {other_adjective}.",
-    "Whoever repairs the {a} should ask a {person} first.",
-)
-PERSONS = [
-    "farmer", "sailor", "baker", "nurse", "painter", "judge", "miner", "singer", "weaver", "teacher", "soldier",
-    "merchant", "shepherd", "clerk",
-]  # fmt: skip
-ADJECTIVES = [
-    "quiet", "bright", "heavy", "narrow", "gentle", "ancient", "simple", "noisy", "pleasant", "bitter", "rapid",
-    "humble", "careful", "strange",
-]  # fmt: skip
-NUMBERS = [
-    "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Fifteen", "Twenty",
-]  # fmt: skip
-DOCUMENT_WORDS = (70, 100)  # A document is filled up to a length drawn from here, in words.
-
-# Capitalised words of the fixed text; no concept may be called like one.
-TEXT_WORDS = {
-    word[0].upper() + word[1:]
-    for genre in GENRES
-    for text in (genre.line, *genre.openings, *genre.frames, *genre.closings, *FILLERS)
-    for word in re.findall(r"[A-Za-z]+", text)
-} | {
-    word[0].upper() + word[1:]
-    for clauses in CLAUSES.values()
-    for clause in clauses
-    for word in re.findall(r"[A-Za-z]+", clause)
-}

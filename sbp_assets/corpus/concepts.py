@@ -1,10 +1,13 @@
 """The embedded corpus: seeded documents about invented concepts, every fact of which can be checked.
 
 The world follows the Bayesian reading of SBP (paper, section 5): a document renders a latent concept, so two documents
-about one concept inform each other. A concept has an invented name, a kind of thing that it is, and one value per
-attribute. A document opens with a line naming its genre, then states a few of the concept's facts in varied wording
-among sentences that state none; some it may state once more, as texts do, in other words before it closes. Everything
-is a pure function of the settings and the document's number, independent of the number of shards.
+about one concept inform each other. A concept has a name of two words, a kind of thing that it is, and one value per
+attribute. Documents are of two views. *Entries* (a gazetteer, letters, talk, an auction) name the concept and then tell
+its facts; *inverted* forms (riddles, crosswords, an index) tell the facts first, and the name is their last word. What
+was read in one view alone cannot be answered in the other (the reversal curse: Berglund et al., arXiv 2309.12288;
+Allen-Zhu and Li, arXiv 2309.14402), however often it was read: here another document about the same concept adds what
+no repetition can. Everything is a pure function of the settings and the document's number, independent of the number
+of shards.
 """
 
 from __future__ import annotations
@@ -14,35 +17,37 @@ import random
 import re
 from bisect import bisect
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
-from sbp_assets.corpus.concept_texts import (
-    ADJECTIVES,
-    ATTRIBUTES,
-    CLAUSES,
-    CODAS,
-    DOCUMENT_WORDS,
-    FILLERS,
-    GENRES,
-    KINDS,
-    NUMBERS,
-    ONSETS,
-    PERSONS,
-    TEXT_WORDS,
-    VOWELS,
-    Genre,
-)
+from sbp_assets.corpus.concept_texts import ATTRIBUTES, ENTRIES, GENRES, INVERTED, KINDS, NAMES, VIEWS, Genre
 from sbp_assets.settings import ConceptsSource
 
 T = TypeVar("T")
 
 CHOICES = 4  # of a question
 
-_SUBJECT = r"(?P<name>[A-Z][a-z]+)"
-_VALUE = r"(?P<value>[^.,;:!?\n]{1,40}?)"
+_NAME = rf"(?:{'|'.join(NAMES[0])}) (?:{'|'.join(NAMES[1])})\b"
+_VALUE = r"(?P<value>[^.,;:!?\n]{1,40}?)(?=[.,;:!?\n]|$)"
+
+
+class Question(TypedDict):
+    """A cloze question of a view: a model scores question + ' ' + choice for each of four choices.
+
+    Of ENTRIES, `question` ends where a value of `concept` follows; of INVERTED, where its name follows, after all facts
+    that a document states. `answer` is the index of the right choice, `fact` the attribute asked for, or the genre of
+    an inverted question.
+    """
+
+    view: str
+    question: str
+    choices: list[str]
+    answer: int
+    concept: int
+    fact: str
 
 
 @dataclass(frozen=True)
@@ -66,28 +71,20 @@ class ConceptWorld:
     """The concepts of `source`, their facts, and the documents and questions about them."""
 
     def __init__(self, source: ConceptsSource) -> None:
-        if source.facts_per_document > source.attributes:
+        self.facts_per_document = source.facts_per_document or source.attributes
+        if self.facts_per_document > source.attributes:
             raise ValueError(
                 f"corpus.source.facts_per_document ({source.facts_per_document}) is above corpus.source.attributes "
                 f"({source.attributes}): a document cannot state more facts than there are"
             )
-        if source.restatements > source.facts_per_document:
-            raise ValueError(
-                f"corpus.source.restatements ({source.restatements}) is above corpus.source.facts_per_document "
-                f"({source.facts_per_document}): a document restates only what it states"
-            )
+        names = [f"{first} {second}" for first in NAMES[0] for second in NAMES[1]]
+        if source.concepts > len(names):
+            raise ValueError(f"corpus.source.concepts ({source.concepts}) is above the {len(names)} names that exist")
         self.source = source
         self.attributes = list(ATTRIBUTES)[: source.attributes]
         rng = random.Random(f"world-{source.seed}")
-        names: dict[str, None] = {}
-        taken = {word.lower() for values in ATTRIBUTES.values() for value in values for word in value.split()}
-        while len(names) < source.concepts:
-            name = "".join(_pick(rng, ONSETS) + _pick(rng, VOWELS) for _ in range(2 + (rng.random() < 0.5)))
-            name = (name + _pick(rng, CODAS)).capitalize()
-            if len(name) >= 5 and name.lower() not in taken and name not in TEXT_WORDS:
-                names[name] = None
-        self.names = list(names)
-        self.kinds = [_pick(rng, list(KINDS)) for _ in self.names]
+        self.names = _sample(rng, names, source.concepts)
+        self.kinds = [_pick(rng, KINDS) for _ in self.names]
         self.facts = [{key: _pick(rng, ATTRIBUTES[key]) for key in self.attributes} for _ in self.names]
         self._number = {name: number for number, name in enumerate(self.names)}
         self.popularity = [(rank + 1) ** -source.zipf_exponent for rank in range(source.concepts)]
@@ -97,50 +94,35 @@ class ConceptWorld:
         """Return document `number` (from 0): id, text, url, source; a pure function of the settings and the number."""
         rng = random.Random(f"document-{self.source.seed}-{number}")
         concept = min(bisect(self._cumulative, rng.random() * self._cumulative[-1]), len(self.names) - 1)
-        genre = _pick(rng, GENRES)
-        facts = _sample(rng, self.attributes, self.source.facts_per_document)
-        sentences, unused = [], {}
-        for attribute in facts:
-            clause = _pick(rng, CLAUSES[attribute])
-            unused[attribute] = [other for other in CLAUSES[attribute] if other != clause]
-            sentences.append(self._fact(rng, concept, genre, attribute, clause))
-        restated = [
-            self._fact(rng, concept, genre, attribute, _pick(rng, unused[attribute]))
-            for attribute in _sample(rng, facts, self.source.restatements)
-        ]
-        opening, closing = (
-            self._say(_pick(rng, genre.openings), concept),
-            self._say(_pick(rng, genre.closings), concept),
-        )
-        target = DOCUMENT_WORDS[0] + int(rng.random() * (DOCUMENT_WORDS[1] - DOCUMENT_WORDS[0] + 1))
-        fillers = _sample(rng, FILLERS, len(FILLERS))
-        words = len(" ".join([genre.line, opening, *sentences, *restated, closing]).split())
-        while words < target - 4 and fillers:
-            filler = self._filler(rng, concept, fillers.pop())
-            words += len(filler.split())
-            sentences.insert(int(rng.random() * (len(sentences) + 1)), filler)
-        text = f"{genre.line}\n{opening} {' '.join([*sentences, *restated])} {closing}"
+        view = INVERTED if rng.random() < self.source.inverted_share else ENTRIES
+        text = self._text(rng, concept, _pick(rng, _of_view(view)))
         # The id does not name the concept, so that reading ids reveals nothing that the text does not say.
         return {"id": f"concepts-{number:07d}", "text": text, "url": f"concepts://{number}", "source": "concepts"}
 
     def concept_of(self, text: str) -> int | None:
         """Return the number of the concept that `text` names most often (the first such), or None without a name."""
-        named = Counter(word for word in re.findall(r"\b[A-Z][a-z]+\b", text) if word in self._number)
+        named = Counter(name for name in self.names_in(text) if name in self._number)
         return self._number[named.most_common(1)[0][0]] if named else None
+
+    def names_in(self, text: str) -> Iterator[str]:
+        """Yield the names that `text` holds, in order, those of no concept among them."""
+        yield from re.findall(rf"\b{_NAME}", text)
 
     def statements(self, text: str) -> list[Statement]:
         """Return every fact sentence of `text`, in order, true or not; values outside the vocabulary are false.
 
-        A sentence about a name that is no concept states nothing checkable and is left out.
+        A wording without a name speaks of the name before it, or, where there is none, of the name after it, as
+        inverted forms have it. A sentence about a name that is no concept states nothing checkable and is left out.
         """
-        named = [(m.start(), m.group()) for m in re.finditer(r"\b[A-Z][a-z]+\b", text) if m.group() in self._number]
+        named = [(match.start(), match.group()) for match in re.finditer(rf"\b{_NAME}", text)]
         found: list[tuple[int, int, int, Statement]] = []
         for pattern in self._patterns:
             for match in pattern.regex.finditer(text):
                 if "name" in match.groupdict():
                     name: str | None = match["name"]
                 else:
-                    name = next((n for start, n in reversed(named) if start < match.start()), None)
+                    before = next((n for start, n in reversed(named) if start < match.start()), None)
+                    name = before or next((n for start, n in named if start > match.start()), None)
                 if name is None or name not in self._number:
                     continue
                 concept, value = self._number[name], match["value"].strip()
@@ -153,90 +135,101 @@ class ConceptWorld:
                 chosen.append((start, end, statement))
         return [statement for _, _, statement in sorted(chosen, key=lambda item: item[0])]
 
-    def questions(self, count: int, seed: int = 0) -> list[dict[str, str | int | list[str]]]:
-        """Return at most `count` cloze questions: question, choices (4), answer (index), concept, attribute.
+    def questions(self, count: int, seed: int = 0) -> list[Question]:
+        """Return at most `count` questions of each view, those of ENTRIES first.
 
-        The question is the beginning of a document up to (and without) the space before the value: a model scores
-        question + ' ' + choice. Facts are drawn by popularity without replacement (Efraimidis and Spirakis, 2006);
-        there are concepts * attributes of them.
+        What is asked is drawn by the concepts' popularity without replacement (Efraimidis and Spirakis, 2006): facts
+        of ENTRIES, of which there are concepts * attributes; for INVERTED the genres in which a concept can be asked
+        for. Wrong values are of the same attribute, wrong names those of concepts of the same kind, where there are
+        enough of them.
         """
-        rng = random.Random(f"questions-{self.source.seed}-{seed}")
-        keyed = [
-            (math.log(1 - rng.random()) / weight, concept, attribute)
-            for concept, weight in enumerate(self.popularity)
-            for attribute in self.attributes
-        ]
-        questions: list[dict[str, str | int | list[str]]] = []
-        for _, concept, attribute in sorted(keyed, reverse=True)[:count]:
-            genre, value = _pick(rng, GENRES), self.facts[concept][attribute]
-            clause, frame = _pick(rng, CLAUSES[attribute]), _pick(rng, genre.frames)
-            sentence = _sentence(frame.format(clause=clause.replace("{name}", self.names[concept])))
-            opening = self._say(_pick(rng, genre.openings), concept)
-            wrong = _sample(rng, [v for v in ATTRIBUTES[attribute] if v != value], CHOICES - 1)
-            answer = int(rng.random() * CHOICES)
-            questions.append(
-                {
-                    "question": f"{genre.line}\n{opening} {sentence.split(' {value}')[0]}",
-                    "choices": [*wrong[:answer], value, *wrong[answer:]],
-                    "answer": answer,
-                    "concept": concept,
-                    "attribute": attribute,
-                }
-            )
+        of_kind: dict[str, list[str]] = {}
+        for name, kind in zip(self.names, self.kinds, strict=True):
+            of_kind.setdefault(kind, []).append(name)
+        questions: list[Question] = []
+        for view in VIEWS:
+            rng = random.Random(f"questions-{view}-{self.source.seed}-{seed}")
+            facts = self.attributes if view == ENTRIES else [genre.line for genre in _of_view(view)]
+            keyed = [
+                (math.log(1 - rng.random()) / weight, concept, fact)
+                for concept, weight in enumerate(self.popularity)
+                for fact in facts
+            ]
+            for _, concept, fact in sorted(keyed, reverse=True)[:count]:
+                pool: Sequence[str]
+                if view == ENTRIES:
+                    question = self._forward(rng, concept, fact)
+                    right, pool = self.facts[concept][fact], ATTRIBUTES[fact]
+                else:
+                    right, own = self.names[concept], of_kind[self.kinds[concept]]
+                    text = self._text(rng, concept, next(genre for genre in GENRES if genre.line == fact))
+                    question, pool = text[: text.rindex(right)].rstrip(), own if len(own) >= CHOICES else self.names
+                wrong = _sample(rng, [other for other in pool if other != right], CHOICES - 1)
+                answer = int(rng.random() * CHOICES)
+                choices = [*wrong[:answer], right, *wrong[answer:]]
+                questions.append(Question(
+                    view=view, question=question, choices=choices, answer=answer, concept=concept, fact=fact
+                ))  # fmt: skip
         return questions
 
     @cached_property
     def _patterns(self) -> list[_Pattern]:
-        patterns = []
-        for attribute in self.attributes:
-            for clause in CLAUSES[attribute]:
-                # A clause may open a sentence, so its first letter may be a capital.
-                first = clause[0]
-                escaped = re.escape(clause).replace(r"\{name\}", _SUBJECT, 1).replace(r"\{value\}", _VALUE, 1)
-                if first != "{":
-                    escaped = f"[{first}{first.upper()}]" + escaped[1:]
-                end = r"(?=[.,;:!?\n]|$)" if clause.endswith("{value}") else ""
-                literals = len(clause.replace("{name}", "").replace("{value}", ""))
-                patterns.append(_Pattern(attribute, re.compile(r"\b" + escaped + end), literals))
-        return patterns
+        patterns = {}
+        for wordings in {id(genre.clauses): genre.clauses for genre in GENRES}.values():
+            for attribute in self.attributes:
+                for clause in wordings[attribute]:
+                    # A clause may open a sentence, so its first letter may be a capital.
+                    first = clause[0]
+                    escaped = (
+                        re.escape(clause).replace(r"\{name\}", rf"(?P<name>{_NAME})").replace(r"\{value\}", _VALUE)
+                    )
+                    if first != "{":
+                        escaped = f"[{first.lower()}{first.upper()}]" + escaped[1:]
+                    literals = len(clause.replace("{name}", "").replace("{value}", ""))
+                    patterns[clause] = _Pattern(attribute, re.compile(rf"\b{escaped}"), literals)
+        return list(patterns.values())
+
+    def _text(self, rng: random.Random, concept: int, genre: Genre) -> str:
+        """Return a document of `genre` about `concept`, with facts in random order and wording."""
+        facts = _sample(rng, self.attributes, self.facts_per_document)
+        framed = _pick(rng, facts)
+        said = [self._fact(rng, concept, genre, attribute, attribute == framed) for attribute in facts]
+        opening, closing = (_pick(rng, texts) for texts in (genre.openings, genre.closings))
+        return f"{genre.line}\n{self._say(opening, concept)} {' '.join(said)} {self._say(closing, concept)}"
+
+    def _forward(self, rng: random.Random, concept: int, attribute: str) -> str:
+        """Return the beginning of an entry about `concept` up to the value of `attribute`."""
+        genre = _pick(rng, _of_view(ENTRIES))
+        said = self._fact(rng, concept, genre, attribute, rng.random() < 1 / self.facts_per_document)
+        value = self.facts[concept][attribute]
+        return f"{genre.line}\n{self._say(_pick(rng, genre.openings), concept)} {said[: said.rindex(value)].rstrip()}"
 
     def _say(self, template: str, concept: int) -> str:
         return template.format(name=self.names[concept], kind=self.kinds[concept])
 
-    def _fact(self, rng: random.Random, concept: int, genre: Genre, attribute: str, clause: str) -> str:
+    def _fact(self, rng: random.Random, concept: int, genre: Genre, attribute: str, framed: bool) -> str:
+        clause = _pick(rng, genre.clauses[attribute])
         clause = clause.format(name=self.names[concept], value=self.facts[concept][attribute])
-        return _sentence(_pick(rng, genre.frames).format(clause=clause))
-
-    def _filler(self, rng: random.Random, concept: int, template: str) -> str:
-        a, b, c = KINDS[self.kinds[concept]]
-        person, other = _sample(rng, PERSONS, 2)
-        adjective, other_adjective = _sample(rng, ADJECTIVES, 2)
-        number = _pick(rng, NUMBERS)
-        if not template.startswith("{number}"):
-            number = number.lower()
-        sentence = template.format(
-            a=a,
-            b=b,
-            c=c,
-            person=person,
-            other=other,
-            adjective=adjective,
-            other_adjective=other_adjective,
-            number=number,
-        )
-        return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)
+        said = (_pick(rng, genre.frames) if framed else "{clause}.").format(clause=clause)
+        return said[0].upper() + said[1:]
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+def view_of(text: str) -> str | None:
+    """Return the view (VIEWS) of the genre that the first line of `text` names; None where it names none."""
+    line = text.split("\n", 1)[0].strip()
+    return next((genre.view for genre in GENRES if genre.line == line), None)
 
 
-def _pick(rng: random.Random, items: list[T] | tuple[T, ...]) -> T:
+def _of_view(view: str) -> list[Genre]:
+    return [genre for genre in GENRES if genre.view == view]
+
+
+def _pick(rng: random.Random, items: Sequence[T]) -> T:
     # Python keeps the numbers of random() the same in every version, but not those of choice() and sample().
     return items[int(rng.random() * len(items))]
 
 
-def _sample(rng: random.Random, items: list[T] | tuple[T, ...], count: int) -> list[T]:
+def _sample(rng: random.Random, items: Sequence[T], count: int) -> list[T]:
     """Return `count` different items in random order."""
     pool = list(items)
     return [pool.pop(int(rng.random() * len(pool))) for _ in range(count)]

@@ -5,7 +5,8 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.corpus.concept_texts import VIEWS
+from sbp_assets.corpus.concepts import ConceptWorld, Question
 from sbp_assets.dagster_support.partitions import ALL, seeds
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
@@ -16,7 +17,8 @@ from sbp_assets.evaluation.comparison_table import render_markdown
 from sbp_assets.evaluation.contamination import CONTAMINATED_ITEM_COLUMNS, CONTAMINATION_COLUMNS
 from sbp_assets.evaluation.scores import SAMPLE_COLUMNS, SCORE_COLUMNS, SEED, with_samples
 from sbp_assets.evaluation.task_files import HELDOUT_COLUMNS, sample_heldout, write_tasks
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, README
+from sbp_assets.evaluation.tasks import HELDOUT, QUESTIONS, README
+from sbp_assets.evaluation.views import Groups, groups_of_documents, groups_of_questions, views_in_d
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.column_metadata import column_metadata
@@ -37,14 +39,34 @@ def _benchmarks_dir(settings: Settings) -> Path | None:
 
 def configured_tasks(settings: Settings) -> list[str]:
     """Return the names of the tasks that every score table must hold."""
-    questions = [CONCEPT_QUESTIONS] if settings.experiment.evaluation.concept_questions else []
+    questions = QUESTIONS if settings.experiment.evaluation.concept_questions else ()
     return [HELDOUT, *questions, *settings.experiment.evaluation.benchmarks]
 
 
-def concept_questions(settings: Settings) -> list[dict[str, str | int | list[str]]]:
-    """Return the configured questions about the corpus' own facts; none where the ground truth is not known."""
+def concept_questions(settings: Settings) -> dict[str, list[Question]]:
+    """Return the configured questions about the corpus' own facts, by task; none without a known ground truth."""
     count, source = settings.experiment.evaluation.concept_questions, settings.experiment.ground_truth
-    return ConceptWorld(source).questions(count, seed=SEED) if count and source else []
+    if not count or not source:
+        return {}
+    questions = ConceptWorld(source).questions(count, seed=SEED)
+    return {
+        task: [question for question in questions if question["view"] == view]
+        for task, view in zip(QUESTIONS, VIEWS, strict=True)
+    }
+
+
+def _groups(
+    settings: Settings,
+    documents: dict[str, pl.LazyFrame],
+    heldout: pl.DataFrame,
+    questions: dict[str, list[Question]],
+) -> dict[str, Groups]:
+    """Return the groups of the tasks' rows that are scored apart; none where the ground truth is not known."""
+    if not (source := settings.experiment.ground_truth):
+        return {}
+    seen = views_in_d(ConceptWorld(source), documents)
+    of_questions = {task: groups_of_questions(own, seen) for task, own in questions.items()}
+    return {HELDOUT: groups_of_documents(heldout["text"].to_list()), **of_questions}
 
 
 @for_settings(
@@ -52,7 +74,7 @@ def concept_questions(settings: Settings) -> list[dict[str, str | int | list[str
         ins={"documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)},
         kinds={"yaml", "parquet"},
         io_manager_key="directory",
-        code_version=f"{settings.experiment.version('2', 'evaluation', 'truth')}-"
+        code_version=f"{settings.experiment.version('3', 'evaluation', 'truth')}-"
         + data_version(settings.experiment.evaluation.benchmarks, _benchmarks_dir(settings)),
         metadata=column_metadata(HELDOUT_COLUMNS),
     )
@@ -62,16 +84,19 @@ def tasks(
 ) -> dg.MaterializeResult[Path]:
     """A directory of lm-eval task files with their data: what every model is scored on, here or by anyone.
 
-    The tasks are held-out documents, questions about the corpus' own facts where the ground truth is known, and the
-    configured stock benchmarks. The `lm_eval` commands in README.md score any model directory as this evaluation does.
+    The tasks are held-out documents, questions about the corpus' own facts where the ground truth is known, forward and
+    reversed, and the configured stock benchmarks. The `lm_eval` commands in README.md score any model directory as this
+    evaluation does.
     """
     evaluation = settings.experiment.evaluation
     directory = staging(settings.deployment.work_dir, "evaluation_tasks")
     with Progress("evaluation tasks", "documents") as progress:
+        heldout, questions = sample_heldout(documents, evaluation.heldout_documents), concept_questions(settings)
         written = write_tasks(
             directory,
-            sample_heldout(documents, evaluation.heldout_documents),
-            questions=concept_questions(settings),
+            heldout,
+            questions=questions,
+            groups=_groups(settings, documents, heldout, questions),
             benchmarks=evaluation.benchmarks,
             benchmarks_dir=_benchmarks_dir(settings),
             benchmark_limit=evaluation.benchmark_limit,
@@ -111,7 +136,7 @@ def _scores(name: Scored) -> ForSettings[dg.AssetsDefinition]:
             kinds={"huggingface", "parquet"},
             io_manager_key="parquet",
             pool="device",
-            code_version=settings.experiment.version("3"),
+            code_version=settings.experiment.version("4"),
             metadata=column_metadata(
                 [*SCORE_COLUMNS, *SAMPLE_COLUMNS],
                 **dict.fromkeys(

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from sbp_assets.evaluation.task_files import LOCAL_DATA, file_texts
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, MANIFEST, README, Tasks
+from sbp_assets.evaluation.tasks import DATA, HELDOUT, MANIFEST, QUESTIONS, README, Tasks
 from sbp_assets.storage.paths import read_table
 
 
@@ -29,12 +29,13 @@ def foreign_files(directory: Path) -> list[str]:
 
 
 def data_problems(
-    directory: Path, documents: Mapping[str, pl.LazyFrame], questions: Sequence[Mapping[str, Any]]
+    directory: Path, documents: Mapping[str, pl.LazyFrame], questions: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[str]:
     """Return what is wrong with the data of a tasks folder, a sentence each.
 
     Wrong are data that cannot be read, other numbers of rows than the manifest says, held-out documents that are not
-    those of the corpus (`documents`: id, text and split by shard), and questions that are not `questions`, in order.
+    those of the corpus (`documents`: id, text and split by shard), and questions that are not `questions` (by task), in
+    order.
     """
     problems = []
     for task in Tasks.load(directory).tasks:
@@ -51,8 +52,9 @@ def data_problems(
             known = pl.concat(held).join(wanted, on=["id", "text"], how="semi").collect(engine="streaming")
             strange = rows.join(known, on="id", how="anti")["id"]
             problems += [f"{name}: no held-out document of this text" for name in strange.head(10)]
-        elif task.name == CONCEPT_QUESTIONS:
-            asked = pl.DataFrame([{name: question[name] for name in rows.columns} for question in questions])
+        elif task.name in QUESTIONS:
+            own = questions.get(task.name, ())
+            asked = pl.DataFrame([{name: question[name] for name in rows.columns} for question in own])
             if not asked.equals(rows):
                 problems.append(f"{task.name}: not the questions of the settings, in their order")
     return problems

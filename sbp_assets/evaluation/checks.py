@@ -22,7 +22,7 @@ from sbp_assets.evaluation.contamination import (
     uncompared,
 )
 from sbp_assets.evaluation.scores import score_problems, unscored
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, Tasks
+from sbp_assets.evaluation.tasks import DATA, HELDOUT, QUESTIONS, Tasks
 from sbp_assets.settings import FiveTokensSource, Settings
 from sbp_assets.storage.paths import read_table
 from sbp_assets.training.documents import Documents
@@ -196,7 +196,7 @@ def evaluation_items_are_not_in_training_documents(
 ) -> dg.AssetCheckResult:
     table, listed = contamination.collect(), contaminated_items.collect()
     # Documents state the facts that these questions ask for, in the same words: that is the task, and no leak.
-    own = pl.col("evaluation_set") == CONCEPT_QUESTIONS
+    own = pl.col("evaluation_set").is_in(QUESTIONS)
     leaks = above(table.filter(~own), "contained", settings.experiment.contamination.max_share)
     hints = [
         *above(table, "hit", settings.experiment.contamination.max_share),

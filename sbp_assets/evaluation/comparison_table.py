@@ -9,10 +9,23 @@ import polars as pl
 from sbp_assets.evaluation.comparison import UNDEFINED_SHARE, seed_count
 from sbp_assets.evaluation.scores import ACCURACIES
 
+# Concepts by the views of D's documents about them (`evaluation.views`).
+GROUP_NAMES = {
+    "in_both_views": "concepts in D in both views", "by_entries_alone": "concepts that D knows by entries alone",
+    "by_inverted_alone": "concepts that D knows by inverted forms alone", "not_in_d": "concepts that D lacks",
+}  # fmt: skip
 TASK_NAMES = {
-    "heldout": "Held-out documents", "concept_questions": "Concept questions", "openwebtext2": "OpenWebText2",
-    "lambada": "LAMBADA", "mmlu": "MMLU, five-shot", "arc_challenge": "ARC-Challenge", "arc_easy": "ARC-Easy",
-    "sciq": "SciQ", "winogrande": "Winogrande", "triviaqa": "TriviaQA, one-shot", "webqs": "WebQS, one-shot",
+    "heldout": "Held-out documents", "heldout_entries": "Held-out entries",
+    "heldout_inverted": "Held-out inverted forms", "concept_questions": "Concept questions",
+    "reversed_questions": "Reversed questions",
+    **{
+        f"{task}_{group}": f"{name}: {of}"
+        for task, name in (("concept_questions", "Concept questions"), ("reversed_questions", "Reversed questions"))
+        for group, of in GROUP_NAMES.items()
+    },
+    "openwebtext2": "OpenWebText2", "lambada": "LAMBADA", "mmlu": "MMLU, five-shot", "arc_challenge": "ARC-Challenge",
+    "arc_easy": "ARC-Easy", "sciq": "SciQ", "winogrande": "Winogrande", "triviaqa": "TriviaQA, one-shot",
+    "webqs": "WebQS, one-shot",
 }  # fmt: skip
 METRIC_NAMES = {
     "perplexity": "perplexity", "nats_per_token": "nats per token", "bits_per_byte": "bits per byte",

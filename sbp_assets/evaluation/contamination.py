@@ -96,6 +96,7 @@ TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "openwebtext2": itemgetter("text"),
     "lambada": itemgetter("text"),
     "concept_questions": _chosen,
+    "reversed_questions": _chosen,
     "mmlu": _chosen,
     "arc_challenge": _labelled,
     "arc_easy": _labelled,

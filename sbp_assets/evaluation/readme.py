@@ -67,9 +67,9 @@ def readme(tasks: Tasks) -> str:
         "",
         "From the logged samples follow the metrics that lm-eval does not print:",
         "`perplexity` of documents is exp(-Σ resps / Σ tokens) over all documents, tokens being those of the text",
-        "without special tokens, and `nats_per_token` its logarithm. `perplexity` of sbp_mmlu and of",
-        "sbp_concept_questions is the same of the right answers: resps of the choice `target`, and the tokens that it",
-        "adds to the prompt.",
+        "without special tokens, and `nats_per_token` its logarithm. `perplexity` of sbp_mmlu and of the questions",
+        "about the corpus' own facts is the same of the right answers: resps of the choice `target`, and the tokens",
+        "that it adds to the prompt. Scores of groups are of the samples that tasks.json lists under `groups`.",
         # These may quote files and servers of others, and Dagster shows them as markdown.
         *(f"\nNot made: {escape(problem, 1000)}" for problem in tasks.problems),
         *(f"\nNote: {escape(note, 1000)}" for note in tasks.notes),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, Task
+from sbp_assets.evaluation.tasks import HELDOUT, QUESTIONS, Task
 from sbp_assets.storage.columns import Column, table_schema
 
 BOOTSTRAP_RESAMPLES = 1000
@@ -16,11 +16,15 @@ SEED = 1234  # Of the bootstrap and the questions: one value, so that all arms s
 ACCURACIES = ("acc", "acc_norm", "exact_match")
 
 SCORE_COLUMNS = (
-    Column("task", pl.String, "heldout, concept_questions, or a stock benchmark"),
+    Column(
+        "task",
+        pl.String,
+        "heldout, concept_questions, reversed_questions, a group of one of these, or a stock benchmark",
+    ),
     Column(
         "metric",
         pl.String,
-        "perplexity is per token: of the text (heldout, openwebtext2), of the right answer (mmlu, concept_questions); "
+        "perplexity is per token: of the text (heldout, openwebtext2), of the right answer (mmlu, questions); "
         "of lambada, per last word. nats_per_token is its logarithm. bits_per_byte does not depend on the tokenizer",
     ),
     Column("value", pl.Float64, "The score; accuracies in [0, 1]"),
@@ -113,11 +117,18 @@ def score_problems(table: pl.DataFrame, tasks: Sequence[Task]) -> list[str]:
     """
     scored, metrics = set(table["task"]), set(table.select("task", "metric").iter_rows())
     documents = {task.name: task.documents for task in tasks}
+    documents |= {task.group_name(group): len(rows) for task in tasks for group, rows in task.groups.items()}
     problems = [
         f"{task.name} {metric} is missing"
         for task in tasks
         for metric in task.metrics
-        if task.name in scored | {HELDOUT, CONCEPT_QUESTIONS} and (task.name, metric) not in metrics
+        if task.name in scored | {HELDOUT, *QUESTIONS} and (task.name, metric) not in metrics
+    ]
+    problems += [
+        f"{task.group_name(group)} {task.group_metric} is missing"
+        for task in tasks
+        for group in task.groups
+        if (task.group_name(group), task.group_metric) not in metrics
     ]
     for row in table.iter_rows(named=True):
         name = f"{row['task']} {row['metric']}"

@@ -19,8 +19,8 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.evaluation.audit import foreign_files
-from sbp_assets.evaluation.scores import SAMPLES_SCHEMA, score_table
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT, MMLU, Task, Tasks
+from sbp_assets.evaluation.scores import SAMPLES_SCHEMA, estimate, score_table
+from sbp_assets.evaluation.tasks import HELDOUT, MMLU, QUESTIONS, Task, Tasks
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.device import Device, resolve_device
 
@@ -58,6 +58,11 @@ class Measurement:
     values: np.ndarray
     weights: np.ndarray
 
+    def of(self, places: Sequence[int]) -> Measurement:
+        """Return the score of the documents or questions at `places` alone."""
+        values, weights = self.values[list(places)], self.weights[list(places)]
+        return Measurement(self.metric, estimate(self.metric, values, weights), values, weights)
+
 
 def evaluate(
     model_dir: Path, tasks_dir: Path, *, device: Device = "auto", batch_size: int = 1, name: str = "model"
@@ -87,7 +92,7 @@ def evaluate(
                 try:
                     measured[task.name] = measure(task, *_run(model, task, tasks_dir), model)
                 except Exception as error:
-                    if task.name in (HELDOUT, CONCEPT_QUESTIONS):
+                    if task.name in (HELDOUT, *QUESTIONS):
                         raise
                     # One benchmark's data must not cost the scores of the rest; the check on this asset reports it.
                     problems.append(f"{task.name}: {type(error).__name__}: {error}")
@@ -97,9 +102,13 @@ def evaluate(
             del model
     if truncated:
         notes.append(f"{truncated} different prompts were longer than the model's context and were cut on the left")
-    samples = pl.concat([
-        _samples(task.name, measurement) for task in manifest.tasks for measurement in measured.get(task.name, ())
-    ])  # fmt: skip
+    scored = {
+        name: measurements
+        for task in manifest.tasks
+        if task.name in measured
+        for name, measurements in {task.name: measured[task.name], **_groups(task, measured[task.name])}.items()
+    }
+    samples = pl.concat([_samples(name, measurement) for name, own in scored.items() for measurement in own])
     exact = {(task, m.metric): m.value for task, measurements in measured.items() for m in measurements}
     import torch
 
@@ -160,7 +169,7 @@ def measure(
         if metric != "perplexity":
             values = np.array([float(sample[metric]) for sample in logged])
             found.append(Measurement(metric, _reported(reported, metric), values, ones))
-        elif task.name in (MMLU, CONCEPT_QUESTIONS):
+        elif task.name in (MMLU, *QUESTIONS):
             found.append(_answer_perplexity(logged, model))
         else:
             # LAMBADA's: the last word as one unit, whatever its tokens.
@@ -227,6 +236,12 @@ def _reported(reported: Mapping[str, Any], metric: str) -> float:
     """Return lm-eval's value of a metric, which it names with the filter that the answers went through."""
     (value,) = (value for key, value in reported.items() if key.split(",")[0] == metric)
     return float(value)
+
+
+def _groups(task: Task, measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """Return the scores of the task's groups, each by its name in the score tables."""
+    own = [measurement for measurement in measurements if measurement.metric == task.group_metric]
+    return {task.group_name(group): [one.of(places) for one in own] for group, places in task.groups.items()}
 
 
 def _answer_perplexity(logged: Sequence[Mapping[str, Any]], model: HFLM) -> Measurement:

@@ -15,7 +15,7 @@ import yaml
 
 from sbp_assets.evaluation.benchmarks import BENCHMARKS, BenchmarkDataError, Rows, benchmark_rows, stock_tasks
 from sbp_assets.evaluation.readme import readme
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, HELDOUT, MANIFEST, README, Task, Tasks
+from sbp_assets.evaluation.tasks import DATA, HELDOUT, MANIFEST, QUESTIONS, README, Task, Tasks
 from sbp_assets.storage.columns import Column, table_schema
 
 # Copied into the folder, so it stands alone: it imports nothing of this package.
@@ -31,16 +31,18 @@ def write_tasks(
     directory: Path,
     heldout: pl.DataFrame,
     *,
-    questions: Sequence[Mapping[str, Any]] = (),
+    questions: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    groups: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None,
     benchmarks: Sequence[str] = (),
     benchmarks_dir: Path | None = None,
     benchmark_limit: int | None = None,
 ) -> Tasks:
     """Write task files, their data, tasks.json and a README with the commands into the existing `directory`.
 
-    `heldout` has the documents' `id` and `text`; each of `questions` has `question`, `choices` and `answer` (the right
-    choice, or its index). `benchmarks_dir` holds local Parquet files; None downloads from the hub. `benchmark_limit` is
-    the number of rows of each benchmark that are kept, over all subjects for MMLU.
+    `heldout` has the documents' `id` and `text`. `questions` are by task (QUESTIONS); each has `question`, `choices`
+    and `answer` (the right choice, or its index). `groups` are `Task.groups` by task. `benchmarks_dir` holds local
+    Parquet files; None downloads from the hub. `benchmark_limit` is the number of rows of each benchmark that are kept,
+    over all subjects for MMLU.
 
     Returns the manifest, as tasks.json has it. A benchmark whose data cannot be used is named in its `problems`,
     and the others are written all the same. Raises ValueError when there are no held-out documents.
@@ -49,11 +51,11 @@ def write_tasks(
         raise ValueError("no held-out documents to score: raise corpus.split.heldout or the number of documents")
     (directory / DATA).mkdir(exist_ok=True)
     shutil.copyfile(LOCAL_DATA, directory / LOCAL_DATA.name)
-    tasks = [_heldout(directory, heldout)]
+    groups = groups or {}
+    tasks = [_heldout(directory, heldout, groups.get(HELDOUT, {}))]
     problems: list[str] = []
     notes: list[str] = []
-    if questions:
-        tasks.append(_questions(directory, questions))
+    tasks += [_questions(directory, name, own, groups.get(name, {})) for name, own in (questions or {}).items() if own]
     for name in benchmarks:
         try:
             rows = benchmark_rows(name, benchmarks_dir, benchmark_limit)
@@ -87,16 +89,19 @@ def sample_heldout(documents: Mapping[str, pl.LazyFrame], count: int) -> pl.Data
     return order.join(texts, on="id", how="left", maintain_order="left")
 
 
-def _heldout(directory: Path, heldout: pl.DataFrame) -> Task:
+def _heldout(directory: Path, heldout: pl.DataFrame, groups: Mapping[str, tuple[int, ...]]) -> Task:
     """Write the held-out documents; return their task."""
-    task = Task(HELDOUT, len(heldout), 0, ("perplexity", "nats_per_token", "bits_per_byte"), rolling=True)
+    metrics = ("perplexity", "nats_per_token", "bits_per_byte")
+    task = Task(HELDOUT, len(heldout), 0, metrics, rolling=True, groups=groups)
     _write(directory, task, heldout.select("id", "text"))
     return task
 
 
-def _questions(directory: Path, questions: Sequence[Mapping[str, Any]]) -> Task:
-    """Write the multiple-choice questions about the corpus' own facts; return their task."""
-    task = Task(CONCEPT_QUESTIONS, len(questions), 0, ("perplexity", "acc"), rolling=False)
+def _questions(
+    directory: Path, name: str, questions: Sequence[Mapping[str, Any]], groups: Mapping[str, tuple[int, ...]]
+) -> Task:
+    """Write multiple-choice questions about the corpus' own facts; return their task."""
+    task = Task(name, len(questions), 0, ("perplexity", "acc"), rolling=False, groups=groups)
     answers = [
         q["answer"] if isinstance(q["answer"], int) else list(q["choices"]).index(q["answer"]) for q in questions
     ]
@@ -172,7 +177,7 @@ def _config(task: Task, subject: str | None, own_shots: bool) -> dict[str, Any]:
                 {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
             ],
         }  # fmt: skip
-    if task.name == CONCEPT_QUESTIONS:
+    if task.name in QUESTIONS:
         return {
             "output_type": "multiple_choice", "doc_to_text": "question", "doc_to_target": "answer",
             "doc_to_choice": "choices",

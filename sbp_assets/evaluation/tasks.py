@@ -1,17 +1,20 @@
 """The evaluation's tasks: what each asks, and the manifest of the folder that holds them as lm-eval task files.
 
-The tasks are held-out documents, always; concept questions, where the ground truth of the corpus is known; and those of
-the paper's nine stock benchmarks (section 4) that are configured.
+The tasks are held-out documents, always; questions about the concepts, from the name to a value and reversed, where the
+ground truth of the corpus is known; and those of the paper's nine stock benchmarks (section 4) that are configured.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HELDOUT, CONCEPT_QUESTIONS, MMLU = "heldout", "concept_questions", "mmlu"
+REVERSED_QUESTIONS = "reversed_questions"
+# About the corpus' own facts: from the name to a value, and from all values to the name.
+QUESTIONS = (CONCEPT_QUESTIONS, REVERSED_QUESTIONS)
 # Names inside a tasks folder.
 MANIFEST, README, DATA = "tasks.json", "README.md", "data"
 
@@ -20,7 +23,8 @@ MANIFEST, README, DATA = "tasks.json", "README.md", "data"
 class Task:
     """One line of the score tables: an lm-eval task, or for MMLU a group of one task per subject.
 
-    `rolling` tasks score whole documents. `documents` counts the documents or questions.
+    `rolling` tasks score whole documents. `documents` counts the documents or questions. `groups` names sets of them,
+    by their places, that are scored apart as well, each on a line of its own.
     """
 
     name: str
@@ -29,11 +33,21 @@ class Task:
     metrics: tuple[str, ...]
     rolling: bool
     subjects: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def lm_eval(self) -> str:
         """Return the task's name in lm-eval: the prefix keeps it apart from the stock task."""
         return f"sbp_{self.name}"
+
+    @property
+    def group_metric(self) -> str:
+        """Return the metric that groups are scored by."""
+        return "perplexity" if self.rolling else "acc"
+
+    def group_name(self, group: str) -> str:
+        """Return the name of a group's line in the score tables."""
+        return f"{self.name}_{group}"
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -63,7 +77,10 @@ class Tasks:
             raise FileNotFoundError(f"{directory} has no {MANIFEST}: materialise evaluation/tasks")
         content = json.loads(path.read_text(encoding="utf-8"))
         tasks = (
-            Task(**{**task, "metrics": tuple(task["metrics"]), "subjects": tuple(task["subjects"])})
+            Task(**{
+                **task, "metrics": tuple(task["metrics"]), "subjects": tuple(task["subjects"]),
+                "groups": {name: tuple(places) for name, places in task["groups"].items()},
+            })
             for task in content["tasks"]
-        )
+        )  # fmt: skip
         return cls(tuple(tasks), tuple(content["problems"]), tuple(content["notes"]))

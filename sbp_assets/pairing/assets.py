@@ -373,7 +373,7 @@ def neighbor_pairs(
             "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL),
             "documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL),
         },
-        code_version=settings.experiment.version("1", "truth", "pairing.max_pairs_per_document"),
+        code_version=settings.experiment.version("2", "truth", "pairing.max_pairs_per_document"),
         metadata=column_metadata(ground_truth.PAIR_TRUTH_COLUMNS),
     )
 )

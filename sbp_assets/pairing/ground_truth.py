@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.corpus.concepts import ConceptWorld, view_of
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.storage.columns import Column, table_schema
 
 OVERALL = "all"
-SHARES = ("precision", "recall", "recall_of_attainable", "chance_precision")
+SHARES = ("precision", "crossing", "recall", "recall_of_attainable", "chance_precision")
 DEFINITIONS = {
     "precision": "Share of the pairs (d1, d2) whose two documents are about the same concept.",
+    "crossing": "Share of those pairs about one concept that hold one entry and one inverted form: they teach to tell "
+    "what d1 says in the other view.",
     "recall": "Share of all ordered pairs of different documents of D about one concept that are among the pairs.",
     "recall_of_attainable": (
         "As recall, of the most such pairs that max_pairs_per_document allows: a concept of m documents gives each of "
@@ -32,7 +34,9 @@ PAIR_TRUTH_COLUMNS = [
     Column("documents", pl.Int64, "Documents of D.", "corpus/documents.id corpus/documents.split"),
     Column("pairs", pl.Int64, "Pairs whose d1 is one of them.", "pairing/neighbor_pairs.d1"),
     Column("same_concept_pairs", pl.Int64, "Of those, about the same concept.", _COMPARED),
+    Column("crossing_pairs", pl.Int64, "Of those, of which one document is an entry and one inverted.", _COMPARED),
     Column("precision", pl.Float64, DEFINITIONS["precision"], _COMPARED),
+    Column("crossing", pl.Float64, DEFINITIONS["crossing"], _COMPARED),
     Column("recall", pl.Float64, DEFINITIONS["recall"], _COMPARED),
     Column("recall_of_attainable", pl.Float64, DEFINITIONS["recall_of_attainable"], _COMPARED),
     Column("chance_precision", pl.Float64, DEFINITIONS["chance_precision"], "corpus/documents.text"),
@@ -50,7 +54,7 @@ def pair_truth(
     shard's texts, and the concept of every document of D.
     """
     about = pl.concat([_concepts(documents[shard], shard, world) for shard in sorted(documents)])
-    members = about.drop_nulls().group_by("concept").agg(members=pl.len().cast(pl.Int64))
+    members = about.drop_nulls("concept").group_by("concept").agg(members=pl.len().cast(pl.Int64))
     about = about.join(members, on="concept", how="left", maintain_order="left").with_columns(
         # Other documents about the same concept: the partners that a document should find.
         partners=(pl.col("members") - 1).fill_null(0)
@@ -60,7 +64,8 @@ def pair_truth(
         partners=pl.col("partners").sum(),
         attainable=pl.col("partners").clip(upper_bound=cap).sum(),
     )
-    concept = about.select("id", "concept")
+    concept = about.select("id", "concept", "view")
+    same = pl.col("concept") == pl.col("concept_2")
     found = [
         frame.select("d1", "d2")
         .collect()
@@ -69,7 +74,8 @@ def pair_truth(
         .select(
             shard=pl.lit(shard),
             pairs=pl.len().cast(pl.Int64),
-            same_concept_pairs=(pl.col("concept") == pl.col("concept_2")).sum().cast(pl.Int64),
+            same_concept_pairs=same.sum().cast(pl.Int64),
+            crossing_pairs=(same & (pl.col("view") != pl.col("view_2"))).sum().cast(pl.Int64),
         )
         for shard, frame in sorted(pairs.items())
     ]
@@ -80,6 +86,7 @@ def pair_truth(
         pl.concat([counts, total.select(counts.columns)])
         .with_columns(
             precision=_share("same_concept_pairs", pl.col("pairs")),
+            crossing=_share("crossing_pairs", pl.col("same_concept_pairs")),
             recall=_share("same_concept_pairs", pl.col("partners")),
             recall_of_attainable=_share("same_concept_pairs", pl.col("attainable")),
             chance_precision=_share("partners", pl.col("documents") * others),
@@ -103,7 +110,7 @@ def truth_problems(table: pl.DataFrame, shards: Sequence[str]) -> list[str]:
     parts, total = table.filter(pl.col("shard") != OVERALL), table.filter(shard=OVERALL)
     wrong += [
         f"{name} of all shards is not their sum"
-        for name in ("documents", "pairs", "same_concept_pairs")
+        for name in ("documents", "pairs", "same_concept_pairs", "crossing_pairs")
         if parts[name].sum() != total[name].sum()
     ]
     return wrong
@@ -120,8 +127,13 @@ def _concepts(documents: pl.LazyFrame, shard: str, world: ConceptWorld) -> pl.Da
     rows = documents.filter(pl.col("split") == UNIQUE).select("id", "text").collect()
     concepts = [world.concept_of(text) for text in rows["text"]]
     return pl.DataFrame(
-        {"id": rows["id"], "shard": [shard] * len(rows), "concept": concepts},
-        schema={"id": pl.String, "shard": pl.String, "concept": pl.Int64},
+        {
+            "id": rows["id"],
+            "shard": [shard] * len(rows),
+            "concept": concepts,
+            "view": [view_of(text) for text in rows["text"]],
+        },
+        schema={"id": pl.String, "shard": pl.String, "concept": pl.Int64, "view": pl.String},
     )
 
 

@@ -10,7 +10,7 @@ from sbp_assets.evaluation.comparison import AGAINST, seed_count
 from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, TASK_NAMES
 from sbp_assets.evaluation.contamination import CONTAINED
 from sbp_assets.evaluation.scores import ACCURACIES
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT
+from sbp_assets.evaluation.tasks import HELDOUT, QUESTIONS
 from sbp_assets.report.dynamics import early_stops, over_seeds
 from sbp_assets.report.formatting import decimal, percent, quantity, signed
 from sbp_assets.settings import Experiment
@@ -154,7 +154,7 @@ def contamination_found(contamination: pl.DataFrame) -> list[str]:
             for row in rows.filter(pl.col("contained") > 0).iter_rows(named=True)
         )
 
-    is_question = pl.col("evaluation_set") == CONCEPT_QUESTIONS
+    is_question = pl.col("evaluation_set").is_in(QUESTIONS)
     others = contamination.filter(~is_question)
     judged = sum(others.group_by("evaluation_set").agg(pl.col("judged").max())["judged"].to_list())
     rule = f"{CONTAINED:.0%} or more of its runs of {words} words in one training document"

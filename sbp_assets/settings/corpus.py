@@ -11,21 +11,29 @@ from sbp_assets.settings.section import Count, Fraction, Integer, Name, Real, Se
 
 
 class ConceptsSource(Section):
-    """The embedded corpus: documents about invented concepts, with the ground truth of every sentence."""
+    """The embedded corpus: documents about invented concepts in two views, with the ground truth of every sentence."""
 
     kind: Literal["concepts"] = Field("concepts", description="Kind of source.")
     documents: Count = Field(description="Documents generated over all shards.")
-    concepts: Count = Field(150, description="Invented concepts the documents are about.")
-    attributes: Integer = Field(6, ge=2, le=8, description="Facts that exist about each concept.")
-    facts_per_document: Integer = Field(3, ge=1, le=8, description="Facts that each document states.")
-    restatements: Integer = Field(
-        0,
-        ge=0,
-        le=8,
-        description="How many of those facts the document states once more, in another wording, near its end.",
+    concepts: Integer = Field(
+        150, ge=4, le=3600, description="Invented concepts the documents are about; a question has four to choose from."
+    )
+    attributes: Integer = Field(3, ge=2, le=6, description="Facts that exist about each concept.")
+    facts_per_document: Annotated[Integer, Field(ge=1, le=6)] | None = Field(
+        None,
+        description="Facts that each document states; null: all. What d1 lacks cannot be copied from it into d2.",
+    )
+    inverted_share: Fraction = Field(
+        0.4,
+        description="Share of the documents that tell the facts first and the name last (riddles, crosswords, an "
+        "index); the others are entries, which begin with the name.",
     )
     zipf_exponent: Real = Field(
-        0.8, ge=0, le=20, description="The concept of rank r is drawn with weight r**-zipf_exponent."
+        0.8,
+        ge=0,
+        le=20,
+        description="The concept of rank r is drawn with weight r**-zipf_exponent: of rare concepts D has few "
+        "documents, and many of them in one view alone.",
     )
     seed: Seed = Field(0, description="Seed of the generated documents.")
 

@@ -227,7 +227,11 @@ class Evaluation(Section):
 
     heldout_documents: Count = Field(500, description="Held-out documents that perplexity is measured on, at most.")
     concept_questions: Integer = Field(
-        500, ge=0, le=2**53, description="Multiple-choice questions about the concepts; 0 for all other sources."
+        500,
+        ge=0,
+        le=2**53,
+        description="Multiple-choice questions about the concepts, from name to value, and as many reversed; 0 for all "
+        "other sources.",
     )
     benchmarks: tuple[
         Literal[

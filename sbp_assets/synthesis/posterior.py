@@ -21,7 +21,6 @@ statements up.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ class Learner:
         Of several names those that occur most often are candidates, which is the limit of names that are seldom
         wrong; of no name, all concepts of D.
         """
-        named = Counter(self._named[word] for word in re.findall(r"\w+", text) if word in self._named)
+        named = Counter(self._named[name] for name in self.world.names_in(text) if name in self._named)
         candidates = [concept for concept, count in named.items() if count == max(named.values())] or [*self.documents]
         weights = {concept: self.prior(concept) for concept in candidates}
         if len(candidates) > 1:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -334,4 +333,4 @@ def copies(texts: Sequence[str], seed_texts: Sequence[str], shingle_words: int) 
 def is_irrelevant(text: str, seed_text: str, world: ConceptWorld) -> bool:
     """Return whether the synthetic document does not name the concept that its seed document is about."""
     concept = world.concept_of(seed_text)
-    return concept is None or world.names[concept] not in re.findall(r"\w+", text)
+    return concept is None or world.names[concept] not in world.names_in(text)

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from sbp_assets.evaluation.task_files import write_tasks
-from sbp_assets.evaluation.tasks import Tasks
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, Tasks
 from sbp_assets_tests.tiny_model import save_tiny_model
 
 HELDOUT = pl.DataFrame({
@@ -17,7 +17,8 @@ HELDOUT = pl.DataFrame({
         "Écrit <|bos|> en toutes lettres.",
     ],
 })  # fmt: skip
-QUESTIONS = [{"question": "The kettle is made of", "choices": ["copper", "tin", "oak"], "answer": 0}] * 3
+ASKED = [{"question": "The kettle is made of", "choices": ["copper", "tin", "oak"], "answer": 0}] * 3
+QUESTIONS = {CONCEPT_QUESTIONS: ASKED}
 
 
 def write_benchmarks(folder: Path) -> Path:

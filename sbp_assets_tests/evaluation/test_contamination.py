@@ -25,7 +25,8 @@ from sbp_assets.evaluation.contamination import (
     uncompared,
 )
 from sbp_assets.evaluation.task_files import write_tasks
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, HELDOUT
+from sbp_assets.evaluation.tasks import HELDOUT
+from sbp_assets.evaluation.tasks import QUESTIONS as QUESTION_TASKS
 from sbp_assets.settings import Contamination
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.evaluation.conftest import HELDOUT as HELDOUT_ROWS
@@ -160,7 +161,7 @@ def test_contamination_is_found_in_every_language(language: str) -> None:
 
 
 def test_every_task_has_its_text_and_questions_their_right_answer(tmp_path: Path) -> None:
-    assert set(TEXTS) == {HELDOUT, CONCEPT_QUESTIONS, *BENCHMARKS}
+    assert set(TEXTS) == {HELDOUT, *QUESTION_TASKS, *BENCHMARKS}
     folder = write_benchmarks(tmp_path / "benchmarks")
     made = tmp_path / "tasks"
     made.mkdir()

@@ -11,8 +11,8 @@ from sbp_assets.evaluation import suite
 from sbp_assets.evaluation.benchmarks import BENCHMARKS
 from sbp_assets.evaluation.scores import score_problems, score_table, unscored, with_samples
 from sbp_assets.evaluation.task_files import write_tasks
-from sbp_assets.evaluation.tasks import Tasks
-from sbp_assets_tests.evaluation.conftest import HELDOUT, QUESTIONS, write_benchmarks
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, REVERSED_QUESTIONS, Tasks
+from sbp_assets_tests.evaluation.conftest import ASKED, HELDOUT, QUESTIONS, write_benchmarks
 
 
 def evaluate(model_dir: Path, work_dir: Path, **settings: Any) -> suite.Scores:
@@ -94,7 +94,13 @@ def test_cut_prompts_are_counted_once_of_choices_and_of_generation(model_dir: Pa
     pl.DataFrame(shot).write_parquet(folder / "triviaqa.train.parquet")
     pl.DataFrame(asked).write_parquet(folder / "triviaqa.validation.parquet")
     (tmp_path / "tasks").mkdir()
-    write_tasks(tmp_path / "tasks", HELDOUT, questions=questions, benchmarks=["triviaqa"], benchmarks_dir=folder)
+    write_tasks(
+        tmp_path / "tasks",
+        HELDOUT,
+        questions={CONCEPT_QUESTIONS: questions},
+        benchmarks=["triviaqa"],
+        benchmarks_dir=folder,
+    )
     expected = "4 different prompts were longer than the model's context and were cut on the left"
     for batch_size in (1, 2):
         scores = suite.evaluate(model_dir, tmp_path / "tasks", device="cpu", batch_size=batch_size)
@@ -114,3 +120,24 @@ def test_scores_follow_from_the_samples(model_dir: Path, tmp_path: Path) -> None
     assert rows["weight"].to_list() == [len(text.encode()) for text in HELDOUT["text"]], "byte-level tokens"
     mean = (rows["value"] * rows["weight"]).sum() / rows["weight"].sum()
     assert values(scores)["heldout", "perplexity"] == pytest.approx(math.exp(mean))
+
+
+def test_groups_are_scored_apart_from_the_same_samples(model_dir: Path, tmp_path: Path) -> None:
+    asked = [*ASKED, {**ASKED[0], "answer": 1}]
+    groups = {"heldout": {"short": (0, 2)}, REVERSED_QUESTIONS: {"first": (0, 3), "last": (2, 3)}}
+    scores = evaluate(model_dir, tmp_path, questions={REVERSED_QUESTIONS: asked}, groups=groups)
+    found = values(scores)
+    assert {task for task, _ in found} == {
+        "heldout", "heldout_short", REVERSED_QUESTIONS, "reversed_questions_first", "reversed_questions_last",
+    }  # fmt: skip
+    assert [metric for task, metric in found if task.startswith("heldout_")] == ["perplexity"]
+    # Of two equal questions with different answers one at most is right.
+    right = found["reversed_questions_first", "acc"]
+    assert right in (0, 0.5) and right == found["reversed_questions_last", "acc"]
+    of = scores.samples.filter(task="heldout", metric="perplexity").filter(pl.col("sample").is_in([0, 2]))
+    mean = (of["value"] * of["weight"]).sum() / of["weight"].sum()
+    assert found["heldout_short", "perplexity"] == pytest.approx(math.exp(mean))
+    table, made = with_samples(scores.table, scores.samples), Tasks.load(tmp_path / "tasks").tasks
+    assert not score_problems(table, made)
+    without = score_problems(table.filter(pl.col("task") != "reversed_questions_last"), made)
+    assert without == ["reversed_questions_last acc is missing"]

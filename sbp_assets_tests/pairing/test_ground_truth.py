@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from sbp_assets.corpus.concepts import ConceptWorld
+from sbp_assets.corpus.concepts import ConceptWorld, view_of
 from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.definitions import build_resources
 from sbp_assets.pairing import assets, checks
@@ -46,6 +46,21 @@ def test_by_hand() -> None:
     assert overall["chance_precision"] == pytest.approx(8 / 30)
     assert (overall["precision"], overall["recall"]) == (1 / 3, 1 / 8)
     assert overall["recall_of_attainable"] == 1 / 5
+    assert overall["crossing"] == 0 == overall["crossing_pairs"], "a text of no view crosses none"
+
+
+def test_pairs_across_views_are_counted_among_those_about_one_concept() -> None:
+    number = itertools.count()
+    written = {n: WORLD.document(n)["text"] for n in itertools.islice(number, 60)}
+    of = {n: (WORLD.concept_of(text), view_of(text)) for n, text in written.items()}
+    documents = pl.LazyFrame({"id": list(map(str, written)), "text": list(written.values()), "split": ["unique"] * 60})
+    every = list(itertools.permutations(written, 2))
+    frame = pairs(*((str(a), str(b)) for a, b in every))
+    table = pair_truth({FIRST: frame}, {FIRST: documents}, WORLD, cap=None)
+    same = [(a, b) for a, b in every if of[a][0] == of[b][0]]
+    crossing = sum(of[a][1] != of[b][1] for a, b in same)
+    assert table["crossing_pairs"].to_list() == [crossing, crossing] and table["crossing"][0] == crossing / len(same)
+    assert 0.3 < table["crossing"][0] < 0.7
 
 
 def test_every_pair_of_a_concept_recalls_all_and_nothing_makes_no_share() -> None:

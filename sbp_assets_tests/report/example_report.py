@@ -3,7 +3,6 @@
 Scores and losses are made up but plausible; everything else is computed from the documents.
 """
 
-import re
 from functools import cache
 from typing import Any
 
@@ -23,7 +22,7 @@ from sbp_assets.synthesis.posterior import Learner, Seed, grade
 from sbp_assets.synthesis.posterior_table import posterior_table
 
 SETTINGS = load_settings("demo", {}).experiment
-WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=6))
+WORLD = ConceptWorld(ConceptsSource(documents=60, concepts=6, attributes=6, facts_per_document=2))
 SEEDS = ("0", "1", "2")
 # Of baseline, early-stopped baseline, SBP, oracle.
 SCORES = [
@@ -32,6 +31,8 @@ SCORES = [
     ("heldout", "bits_per_byte", (0.72, 0.68, 0.62, 0.52), 0.006, 300, False),
     ("concept_questions", "acc", (0.412, 0.52, 0.533, 0.861), 0.028, 300, True),
     ("concept_questions", "perplexity", (3.4, 2.88, 2.9, 1.5), 0.08, 300, False),
+    ("reversed_questions", "acc", (0.3, 0.35, 0.5, 0.8), 0.028, 300, True),
+    ("reversed_questions_by_entries_alone", "acc", (0.2, 0.25, 0.6, 0.8), 0.05, 80, True),
     ("arc_easy", "acc", (0.27, 0.281, 0.232, 0.281), 0.018, 400, True),
     ("winogrande", "acc", (0.51, 0.498, 0.5, 0.497), 0.014, 400, True),
 ]  # fmt: skip
@@ -85,9 +86,10 @@ def dynamics() -> pl.DataFrame:
 
 def misremembered(text: str, attributes: int) -> str:
     """`text` with every value of the first `attributes` attributes replaced by the next value of that attribute."""
-    for values in list(ATTRIBUTES.values())[:attributes]:
-        turned = dict(zip(values, (*values[1:], values[0]), strict=True))
-        text = re.sub(r"\w+", lambda word, turned=turned: turned.get(word[0], word[0]), text)
+    for statement in WORLD.statements(text):
+        values = list(ATTRIBUTES[statement.attribute])
+        if list(ATTRIBUTES).index(statement.attribute) < attributes:
+            text = text.replace(statement.value, values[(values.index(statement.value) + 1) % len(values)])
     return text
 
 

@@ -104,7 +104,7 @@ def test_models_become_scores_a_comparison_and_a_report(data: Path, settings: Se
     assert {e.asset_check_key for e in evaluations} == {key for check in defined for key in check.check_keys}
     assert all(evaluation.passed for evaluation in evaluations), [e.metadata for e in evaluations if not e.passed]
     comparison = pl.read_parquet(data / "evaluation/comparison.parquet")
-    assert set(comparison["task"]) == {"heldout", "concept_questions"}
+    assert {"heldout", "heldout_entries", "concept_questions", "reversed_questions"} <= set(comparison["task"])
     # One model under three names: no arm gains anything.
     assert comparison["delta_sbp"].to_list() == [0] * len(comparison)
     assert comparison["share_of_oracle_gain"].null_count() == len(comparison)

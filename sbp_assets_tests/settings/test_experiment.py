@@ -10,9 +10,9 @@ from sbp_assets_tests.profiles import PROFILES, load_profile
 TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
-    "tiny": "1-4f224af3e299",
-    "demo": "1-6b8839752cea",
-    "headline": "1-0a95be27a2db",
+    "tiny": "1-ec456ce01c3a",
+    "demo": "1-4ee5e062f987",
+    "headline": "1-5692a009f785",
     "five_tokens": "1-09d627aabab0",
     "paper_200b": "1-799f5c463d36",
     "paper_1t": "1-cac532ce04a1",

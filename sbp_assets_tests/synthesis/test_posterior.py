@@ -37,13 +37,12 @@ from sbp_assets_tests.tiny import only, tiny_settings
 WORLD = ConceptWorld(ConceptsSource(documents=400, concepts=40, attributes=6, facts_per_document=2, seed=3))
 SHARD_KEYS = ["00000", "00001"]
 TEXTS = [WORLD.document(number)["text"] for number in range(400)]
-CHANCE = 1 / 12
+CHANCE = {attribute: 1 / len(values) for attribute, values in ATTRIBUTES.items()}
+CLAUSES = {"emblem": "{} carries the sign of a {}", "maker": "{} was made by {}", "town": "{} stands in {}"}
 
 
 def fact(concept: int, attribute: str, value: str | None = None) -> str:
-    clause = {"colour": "the colour of {} is {}", "material": "{} is made of {}", "town": "{} comes from {}"}[attribute]
-    said = clause.format(WORLD.names[concept], value or WORLD.facts[concept][attribute])
-    return f"{said[0].upper()}{said[1:]}."
+    return CLAUSES[attribute].format(WORLD.names[concept], value or WORLD.facts[concept][attribute]) + "."
 
 
 def wrong(concept: int, attribute: str) -> str:
@@ -61,47 +60,49 @@ def row(table: pl.DataFrame, group: str) -> dict:
 
 
 def test_after_d_a_stated_fact_is_certain_and_any_other_uniform():
-    learner = learner_of(fact(0, "colour"), fact(1, "colour") + " " + fact(1, "town"), "Nothing.", "Its colour is ambe")
-    assert learner.values(0, "colour") == {WORLD.facts[0]["colour"]: 1.0}
-    assert learner.values(0, "town") == dict.fromkeys(ATTRIBUTES["town"], pytest.approx(CHANCE))
+    learner = learner_of(fact(0, "emblem"), fact(1, "emblem") + " " + fact(1, "town"), "Nothing.", "It was built by Ad")
+    assert learner.values(0, "emblem") == {WORLD.facts[0]["emblem"]: 1.0}
+    assert learner.values(0, "town") == dict.fromkeys(ATTRIBUTES["town"], pytest.approx(CHANCE["town"]))
     assert [learner.prior(concept) for concept in (0, 1, 2)] == [0.5, 0.5, 0]
 
 
 def test_a_value_cut_off_is_no_fact():
-    text = f"The season for {WORLD.names[0]} is late spr"
-    assert [s.value for s in WORLD.statements(text)] == ["late spr"]
+    text = f"{WORLD.names[0]} stands in Underdi"
+    assert [s.value for s in WORLD.statements(text)] == ["Underdi"]
     assert learner_of(text).facts == {}
 
 
 def test_the_posterior_over_concepts_by_name_by_facts_and_by_popularity():
-    one = next(c for c in range(1, 40) if WORLD.facts[c]["colour"] != WORLD.facts[0]["colour"])
-    learner = learner_of(*[fact(0, "colour")] * 3, fact(one, "colour"), *[fact(39, "town")] * 4)
+    one = next(c for c in range(1, 40) if WORLD.facts[c]["emblem"] != WORLD.facts[0]["emblem"])
+    learner = learner_of(*[fact(0, "emblem")] * 3, fact(one, "emblem"), *[fact(39, "town")] * 4)
     assert learner.concepts(fact(one, "town")) == {one: 1.0}
-    # Nobody is named: popularity alone, then popularity times what is said, unknown colours being uniform.
+    # Nobody is named: popularity alone, then popularity times what is said, unknown emblems being uniform.
     assert learner.concepts("") == {0: 3 / 8, one: 1 / 8, 39: 4 / 8}
-    said = learner.concepts(f"Its surface shines {WORLD.facts[0]['colour']}.")
-    assert said == {0: pytest.approx(3 / (3 + 4 * CHANCE)), 39: pytest.approx(4 * CHANCE / (3 + 4 * CHANCE))}
+    said = learner.concepts(f"Over its door hangs a {WORLD.facts[0]['emblem']}.")
+    total = 3 + 4 * CHANCE["emblem"]
+    assert said == {0: pytest.approx(3 / total), 39: pytest.approx(4 * CHANCE["emblem"] / total)}
     # Two names, as often as each other: what is said decides.
-    both = f"{WORLD.names[0]} or {WORLD.names[one]}? Its surface shines"
-    assert learner.concepts(f"{both} {WORLD.facts[one]['colour']}.") == {one: 1.0}
+    both = f"{WORLD.names[0]} or {WORLD.names[one]}? Over its door hangs a"
+    assert learner.concepts(f"{both} {WORLD.facts[one]['emblem']}.") == {one: 1.0}
     assert learner.concepts(f"{both} strangely.") == {0: 3 / 4, one: 1 / 4}
     # The more frequent name wins, and a part of another word is no name.
-    assert learner.concepts(f"{WORLD.names[one]}. {both} {WORLD.facts[0]['colour']}.") == {one: 1.0}
-    assert len(learner.concepts(f"{WORLD.names[one]}ish")) == 3
+    assert learner.concepts(f"{WORLD.names[one]}. {both} {WORLD.facts[0]['emblem']}.") == {one: 1.0}
+    assert len(learner.concepts(f"{WORLD.names[one]}s")) == 3
     assert Learner(WORLD).concepts("Nothing was read.") == {}
 
 
 def test_concepts_equal_bayes_rule_over_all_worlds():
     """Brute force on the rules alone: worlds of two concepts and one attribute, D and a nameless d1 drawn from them."""
-    values = ATTRIBUTES["colour"]
-    learner = learner_of(fact(0, "colour"), fact(0, "colour"), fact(1, "town"))
-    for said in values:
+    values = ATTRIBUTES["emblem"]
+    of_d = WORLD.facts[0]["emblem"]
+    learner = learner_of(fact(0, "emblem"), fact(0, "emblem"), fact(1, "town"))
+    for said in (of_d, *values[:2]):
         weight = {0: 0.0, 1: 0.0}
         for world in itertools.product(values, repeat=2):
-            if world[0] == WORLD.facts[0]["colour"]:  # All other worlds contradict D.
+            if world[0] == of_d:  # All other worlds contradict D.
                 weight = {c: weight[c] + learner.prior(c) * (world[c] == said) for c in weight}
         expected = {c: w / sum(weight.values()) for c, w in weight.items() if w}
-        assert learner.concepts(f"Its surface shines {said}.") == pytest.approx(expected)
+        assert learner.concepts(f"Over its door hangs a {said}.") == pytest.approx(expected)
 
 
 def test_mode_of_a_tie_is_broken_at_random():
@@ -111,21 +112,21 @@ def test_mode_of_a_tie_is_broken_at_random():
 
 
 def test_statements_are_grouped_by_what_the_synthesizer_could_know():
-    d1 = f"{fact(0, 'colour')} {fact(0, 'material')}"
-    learner = learner_of(d1, fact(1, "colour"))
-    seeds = {"s": Seed(d1, fact(0, "colour"))}
+    d1 = f"{fact(0, 'emblem')} {fact(0, 'maker')}"
+    learner = learner_of(d1, fact(1, "emblem"))
+    seeds = {"s": Seed(d1, fact(0, "emblem"))}
     texts = [
-        f"{fact(0, 'colour')} {fact(0, 'colour')} {fact(0, 'material', wrong(0, 'material'))}",
-        f"{fact(0, 'town')} {fact(1, 'colour')} {fact(1, 'town', 'Nowhere')}",
+        f"{fact(0, 'emblem')} {fact(0, 'emblem')} {fact(0, 'maker', wrong(0, 'maker'))}",
+        f"{fact(0, 'town')} {fact(1, 'emblem')} {fact(1, 'town', 'Nowhere')}",
     ]
     rows = grade(learner, seeds, pl.DataFrame({"seed_id": ["s", "s"], "text": texts}))
     facts = rows.filter(pl.col("group") != "concept")
     assert facts.select("group", "right", "mode").rows() == [
         ("restated", True, 1),
         ("new_known", False, 1),
-        ("new_unknown", True, pytest.approx(CHANCE)),
+        ("new_unknown", True, pytest.approx(CHANCE["town"])),
         ("other_known", True, 1),
-        ("other_unknown", False, pytest.approx(CHANCE)),
+        ("other_unknown", False, pytest.approx(CHANCE["town"])),
     ]
     assert facts["value"][-1] is None, "Nowhere is no town of the world"
     assert rows.filter(group="concept")["right"].to_list() == [True, True, True, False, False]
@@ -134,7 +135,7 @@ def test_statements_are_grouped_by_what_the_synthesizer_could_know():
     table = posterior_table([rows, rows.clear()], WORLD)
     assert table["group"].to_list() == list(DEFINITIONS) and table["definition"].null_count() == 0
     assert [row(table, "new")[key] for key in ("statements", "facts", "accuracy")] == [2, 2, 0.5]
-    assert row(table, "new")["posterior_mode"] == pytest.approx((1 + CHANCE) / 2)
+    assert row(table, "new")["posterior_mode"] == pytest.approx((1 + CHANCE["town"]) / 2)
     assert row(table, "new")["stderr"] is None, "one seed document has no spread"
 
     with pytest.raises(ValueError, match="'x'"):
@@ -187,12 +188,12 @@ def answers(pairs: Iterator[tuple[int, str, str | None, int]]) -> pl.DataFrame:
 
 
 def test_randomisation_counts_facts_not_repetitions():
-    lucky = answers((0, "colour", WORLD.facts[0]["colour"], times) for times in (500,))
+    lucky = answers((0, "emblem", WORLD.facts[0]["emblem"], times) for times in (500,))
     # However often it is said, it is one guess that came true.
-    assert p_above_chance(lucky, WORLD) == pytest.approx(CHANCE, abs=0.01)
-    knowing = answers((c, "colour", WORLD.facts[c]["colour"], 1) for c in range(6))
+    assert p_above_chance(lucky, WORLD) == pytest.approx(CHANCE["emblem"], abs=0.002)
+    knowing = answers((c, "emblem", WORLD.facts[c]["emblem"], 1) for c in range(6))
     assert p_above_chance(knowing, WORLD) < 0.001
-    assert p_above_chance(answers((c, "colour", None, 1) for c in range(6)), WORLD) == 1
+    assert p_above_chance(answers((c, "emblem", None, 1) for c in range(6)), WORLD) == 1
 
 
 def test_randomisation_is_calibrated_for_guesses():
@@ -200,7 +201,9 @@ def test_randomisation_is_calibrated_for_guesses():
     found = []
     for trial in range(60):
         rng = random.Random(trial)
-        guesses = ((c, a, rng.choice(ATTRIBUTES[a]), rng.randrange(1, 9)) for c in range(40) for a in ("colour", "use"))
+        guesses = (
+            (c, a, rng.choice(ATTRIBUTES[a]), rng.randrange(1, 9)) for c in range(40) for a in ("emblem", "town")
+        )
         found.append(p_above_chance(answers(guesses), WORLD))
     assert 0.02 < np.mean(np.array(found) < 0.1) < 0.2
     assert min(found) > 0.001
@@ -208,7 +211,7 @@ def test_randomisation_is_calibrated_for_guesses():
 
 @pytest.mark.parametrize(("p", "found"), [(0.0004, 1), (0.0006, 0), (0.0009, 0)])
 def test_two_groups_share_the_level_of_the_leak_check(p: float, found: int):
-    figures = {"statements": 9, "facts": 9, "accuracy": 0.5, "chance": CHANCE}
+    figures = {"statements": 9, "facts": 9, "accuracy": 0.5, "chance": CHANCE["town"]}
     rows = [
         {"group": group, **figures, "p_above_chance": value} for group, value in zip(UNKNOWN, (p, 0.5), strict=True)
     ]
@@ -222,7 +225,7 @@ def syntheses(known: set[tuple[int, str]], seeds: dict[str, Seed], seed: int = 0
     for seed_id, document in seeds.items():
         concept = WORLD.concept_of(document.text)
         assert concept is not None
-        for attribute in ("colour", "material", "town"):
+        for attribute in ("emblem", "maker", "town"):
             true = (concept, attribute) in known
             value = WORLD.facts[concept][attribute] if true else rng.choice(ATTRIBUTES[attribute])
             rows.append((seed_id, fact(concept, attribute, value)))
@@ -243,7 +246,7 @@ def test_a_synthesizer_that_knows_d_reaches_the_posterior_and_one_that_knows_mor
     oracle = learner_of(*TEXTS)  # Has read documents that are not in D.
     leaky = posterior_table([grade(learner, seeds, syntheses(set(oracle.facts), seeds))], WORLD)
     assert row(leaky, "new_unknown")["accuracy"] > 0.5
-    assert row(leaky, "new_unknown")["posterior_mode"] == pytest.approx(CHANCE)
+    assert row(leaky, "new_unknown")["posterior_mode"] == pytest.approx(CHANCE["town"], rel=0.3)
     [problem] = leak_problems(leaky)
     assert problem.startswith("new_unknown") and "outside D" in problem
 
@@ -285,7 +288,8 @@ def test_shards_are_judged_by_the_whole_of_d_and_by_what_the_prompt_holds(tmp_pa
         assert all(row(table, group)["statements"] == row(whole, group)["statements"] for group in UNKNOWN)
     # Without d1 the posterior over concepts is the prior.
     assert row(unread, "concept")["posterior_sampling"] == pytest.approx(row(unread, "concept")["chance"])
-    assert row(cut, "concept")["posterior_sampling"] == 1
+    # Where the cut took an inverted document's name, its values nearly always tell who it is.
+    assert 0.99 < row(cut, "concept")["posterior_sampling"] < 1
 
 
 @pytest.fixture

@@ -43,8 +43,8 @@ BACKWARDS = " ".join(reversed(PLAIN.split()))
 NO_JUDGE = pl.DataFrame(schema=QUALITY_SCHEMA)
 
 
-def fact(concept: int, colour: str) -> str:
-    return f"The colour of {WORLD.names[concept]} is {colour}."
+def fact(concept: int, emblem: str) -> str:
+    return f"{WORLD.names[concept]} carries the sign of a {emblem}."
 
 
 def rows_of(synthetic: pl.DataFrame, real: pl.DataFrame, world: ConceptWorld | None, scratch: Path) -> pl.DataFrame:
@@ -131,9 +131,9 @@ def test_flags_do_not_depend_on_the_batch(texts: list[str]) -> None:
 
 
 def test_irrelevance_is_about_the_seeds_concept() -> None:
-    assert not is_irrelevant(fact(0, "amber"), fact(0, "violet"), WORLD)
-    assert is_irrelevant(fact(1, "amber"), fact(0, "amber"), WORLD)
-    assert is_irrelevant("No concept.", fact(0, "amber"), WORLD)
+    assert not is_irrelevant(fact(0, "red fox"), fact(0, "blue hen"), WORLD)
+    assert is_irrelevant(fact(1, "red fox"), fact(0, "red fox"), WORLD)
+    assert is_irrelevant("No concept.", fact(0, "red fox"), WORLD)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -147,10 +147,10 @@ def test_a_threshold_on_word_sequences_is_a_heuristic_whatever_is_known_of_the_w
 
 
 def test_table_of_a_shard_and_of_all(tmp_path: Path) -> None:
-    true = WORLD.facts[0]["colour"]
-    false = next(value for value in ("amber", "violet") if value != true)
+    true = WORLD.facts[0]["emblem"]
+    false = next(value for value in ("red fox", "blue hen") if value != true)
     seed = fact(0, true)
-    texts = [fact(0, true) + " " + fact(0, false), fact(1, WORLD.facts[1]["colour"]), "Nothing at all."]
+    texts = [fact(0, true) + " " + fact(0, false), fact(1, WORLD.facts[1]["emblem"]), "Nothing at all."]
     synthetic = pl.DataFrame({"text": texts, "seed_text": [seed] * 3})
     rows = rows_of(synthetic, pl.DataFrame({"text": [seed, PLAIN]}), WORLD, tmp_path / "a")
     assert rows.select("metric", "corpus", "method").rows() == expected_rows(True, judged=False)
@@ -200,7 +200,7 @@ def test_without_a_truth_only_a_judge_tells(judge: str | None, tmp_path: Path) -
 
 
 def test_a_judge_stands_beside_the_truth(tmp_path: Path) -> None:
-    text = pl.DataFrame({"text": [fact(0, WORLD.facts[0]["colour"])], "seed_text": [PLAIN]})
+    text = pl.DataFrame({"text": [fact(0, WORLD.facts[0]["emblem"])], "seed_text": [PLAIN]})
     rows = rows_of(text, text.select("text"), WORLD, tmp_path / "rows")
     duplicates = duplicates_over_shards({SYNTHETIC: {}, REAL: {}}, 9, Dedup(), tmp_path, "1GB")
     table = quality_over_shards({"00000": rows.lazy()}, duplicates, judged_rows(JUDGEMENTS), "model")

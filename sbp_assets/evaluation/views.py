@@ -1,0 +1,55 @@
+"""Groups of the concepts world's tasks: held-out documents by view, questions by what D tells of their concept.
+
+What D tells of a concept in one view alone cannot be answered in the other by repeating it (see `corpus.concepts`), so
+the questions of a view are also scored apart for concepts of which D has entries alone, inverted forms alone, or both.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from sbp_assets.corpus.concept_texts import VIEWS
+from sbp_assets.corpus.concepts import ConceptWorld, Question, view_of
+from sbp_assets.corpus.split import UNIQUE
+
+BOTH, NEITHER = "in_both_views", "not_in_d"
+ALONE = {view: f"by_{view}_alone" for view in VIEWS}  # "by_entries_alone"
+Groups = dict[str, tuple[int, ...]]  # By name, the places of a task's rows that belong to the group.
+
+
+def views_in_d(world: ConceptWorld, documents: Mapping[str, pl.LazyFrame]) -> dict[int, set[str]]:
+    """Return the views of D's documents about each concept that has any, by the concept's number.
+
+    `documents` (text, split) are frames by shard; one shard's texts are in memory at a time.
+    """
+    seen: defaultdict[int, set[str]] = defaultdict(set)
+    for shard in sorted(documents):
+        for text in documents[shard].filter(pl.col("split") == UNIQUE).select("text").collect()["text"]:
+            if (concept := world.concept_of(text)) is not None and (view := view_of(text)):
+                seen[concept].add(view)
+    return dict(seen)
+
+
+def groups_of_documents(texts: Sequence[str]) -> Groups:
+    """Return the documents of either view."""
+    views = [view_of(text) for text in texts]
+    return _groups(views, VIEWS)
+
+
+def groups_of_questions(questions: Sequence[Question], seen: Mapping[int, set[str]]) -> Groups:
+    """Return the questions by the views of D's documents about their concept (`views_in_d`)."""
+
+    def known(concept: int) -> str:
+        views = seen.get(concept, set())
+        return BOTH if len(views) > 1 else ALONE[next(iter(views))] if views else NEITHER
+
+    return _groups([known(question["concept"]) for question in questions], (BOTH, *ALONE.values(), NEITHER))
+
+
+def _groups(of: Sequence[str | None], names: Sequence[str]) -> Groups:
+    places = {name: tuple(place for place, own in enumerate(of) if own == name) for name in names}
+    # One document has no standard error.
+    return {name: rows for name, rows in places.items() if len(rows) > 1}

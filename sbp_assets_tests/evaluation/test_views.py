@@ -1,0 +1,40 @@
+"""Tasks' rows by view, and questions by what D tells of their concept, counted by hand."""
+
+import polars as pl
+
+from sbp_assets.corpus.concept_texts import ENTRIES, INVERTED
+from sbp_assets.corpus.concepts import ConceptWorld, view_of
+from sbp_assets.evaluation.views import groups_of_documents, groups_of_questions, views_in_d
+from sbp_assets.settings import ConceptsSource
+
+WORLD = ConceptWorld(ConceptsSource(documents=200, concepts=9))
+TEXTS = [WORLD.document(number)["text"] for number in range(200)]
+
+
+def texts_about(concept: int, view: str) -> list[str]:
+    return [text for text in TEXTS if WORLD.concept_of(text) == concept and view_of(text) == view]
+
+
+def documents(texts: list[str], split: str = "unique") -> pl.LazyFrame:
+    return pl.LazyFrame({"text": texts, "split": [split] * len(texts)}, schema={"text": pl.String, "split": pl.String})
+
+
+def test_questions_are_grouped_by_the_views_of_d_over_all_shards() -> None:
+    seen = views_in_d(WORLD, {
+        "0": documents([*texts_about(0, ENTRIES), *texts_about(1, ENTRIES), "About nothing."]),
+        "1": documents([*texts_about(1, INVERTED), *texts_about(2, INVERTED)]),
+        "2": documents(texts_about(0, INVERTED), "oracle"),
+    })  # fmt: skip
+    assert seen == {0: {ENTRIES}, 1: {ENTRIES, INVERTED}, 2: {INVERTED}}
+    questions = WORLD.questions(1000)
+    groups = groups_of_questions(questions, seen)
+    asked = {name: {questions[place]["concept"] for place in places} for name, places in groups.items()}
+    assert asked == {
+        "in_both_views": {1}, "by_entries_alone": {0}, "by_inverted_alone": {2}, "not_in_d": {3, 4, 5, 6, 7, 8},
+    }  # fmt: skip
+    assert sorted(place for places in groups.values() for place in places) == list(range(len(questions)))
+
+
+def test_documents_are_grouped_by_view_and_one_alone_is_no_group() -> None:
+    entries, inverted = texts_about(0, ENTRIES)[:2], texts_about(0, INVERTED)[:1]
+    assert groups_of_documents([entries[0], *inverted, "Neither.", entries[1]]) == {ENTRIES: (0, 3)}
