@@ -11,6 +11,8 @@ from sbp_assets.training.documents import Documents
 from sbp_assets.training.order import DataOrder, ExamplesOrder, StreamOrder
 from sbp_assets.training.spec import StreamData, TrainingSpec
 
+ORDER = "order"  # Folder in `work_dir` for the index of the data's order.
+
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
     """Return the steps after which held-out loss is measured: 0, and `evaluations` spread evenly up to the last."""
@@ -18,10 +20,11 @@ def evaluation_steps(steps: int, evaluations: int) -> set[int]:
 
 
 def make_order(spec: TrainingSpec, pad: int) -> DataOrder:
-    """Return the run's data order; `pad` is the token id that fills the rows of examples."""
+    """Return the run's data order, whose index is in `work_dir`; `pad` is the token id that fills rows of examples."""
+    folder = spec.work_dir / ORDER
     if isinstance(spec.data, StreamData):
-        return StreamOrder(spec.data, spec.model.context_length, spec.seed)
-    return ExamplesOrder(spec.data, spec.model.context_length, spec.seed, pad)
+        return StreamOrder(spec.data, spec.model.context_length, spec.seed, folder)
+    return ExamplesOrder(spec.data, spec.model.context_length, spec.seed, pad, folder)
 
 
 def total_steps(spec: TrainingSpec, order: DataOrder) -> int:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import sys
 import threading
@@ -24,12 +25,13 @@ from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dags
 from pydantic import ValidationError
 
 from sbp_assets.storage.artifacts import atomic_path, exclusive
-from sbp_assets.training.checkpoint import BEST_DIRECTORY, RUN_RECORD
+from sbp_assets.training.checkpoint import BEST_DIRECTORY, RUN_RECORD, discard_checkpoint
 from sbp_assets.training.device import emulates_bfloat16, peak_flops
 from sbp_assets.training.launch import LAUNCHER_PID
-from sbp_assets.training.loop import Trained, TrainingEnded, finish, train
+from sbp_assets.training.loop import Trained, TrainingEnded, train
 from sbp_assets.training.model import load_training_tokenizer, model_config, save_model
 from sbp_assets.training.parallel import World, open_world
+from sbp_assets.training.plan import ORDER
 from sbp_assets.training.spec import TrainingSpec
 
 logger = logging.getLogger("sbp_assets.training")
@@ -94,6 +96,12 @@ def _run_record(spec: TrainingSpec, world: World, trained: Trained, vocab_size: 
     }
 
 
+def finish(spec: TrainingSpec) -> None:
+    """Remove what a finished run leaves in its work directory."""
+    discard_checkpoint(spec.work_dir)
+    shutil.rmtree(spec.work_dir / ORDER, ignore_errors=True)
+
+
 def run(spec: TrainingSpec) -> None:
     """Train and write the output, or return at once where it is there already. Every process calls this."""
     with open_world(spec) as world:
@@ -103,6 +111,9 @@ def run(spec: TrainingSpec) -> None:
         if world.leads and trained is None:
             logger.info("%s: %s already holds this run's model", spec.name, spec.output_dir)
         if trained is None:
+            world.barrier()  # All have indexed the data: nobody writes there again.
+            if world.leads:
+                finish(spec)
             return
         if world.leads:
             write_output(spec, world, trained)
