@@ -1,12 +1,12 @@
 """Peak memory of each fan-in, and how it grows with the corpus: python -m benchmarks.fan_in [CASE ...] [--times 1 4].
 
-A fan-in reads every shard. Each is given generated shards of one size, more of them each time (--times; the base is that
-of the case), and measured in a process of its own, which has done the same with a few documents before, so that imports
-and pools are there already. From outside its memory is looked at every 2 ms:
+A fan-in reads every shard. Each is given generated shards of one size, more of them each time (--times; the base is
+that of the case), and measured in a process of its own, which has done the same with a few documents before, so that
+imports and pools are there already. From outside its memory is looked at every 2 ms:
 
 - own: bytes of the process's own (anonymous) memory at the peak, less those before;
-- resident: the same of all that it holds, mapped files included. Those the system takes back when it needs the room, and
-  the processes of a machine share them.
+- resident: the same of all that it holds, mapped files included. Those the system takes back when it needs the room,
+  and the processes of a machine share them.
 
 `exponent` is that of the growth of own memory with the documents, between the first size and the last;
 `bytes_per_document` what each further document takes of it. DuckDB is given 64 MB, so that all sizes reach it. Seconds
@@ -45,7 +45,7 @@ from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer, stream
 from sbp_assets.evaluation import contamination
 from sbp_assets.evaluation.task_files import sample_heldout
 from sbp_assets.pairing.ground_truth import pair_truth
-from sbp_assets.pretraining import budget
+from sbp_assets.pretraining import audit, budget
 from sbp_assets.settings import ConceptsSource, Contamination, Dedup, Model, Pretraining
 from sbp_assets.storage.paths import scan_table
 from sbp_assets.storage.progress import Progress
@@ -76,6 +76,8 @@ def splits(rng: np.random.Generator, count: int) -> pl.Series:
 def token_shards(folder: Path, shards: int, size: int) -> None:
     """Write tokens, pairs and synthetic tokens of short documents."""
     rng = np.random.default_rng(0)
+    (folder / "pairs").mkdir()
+    before = None
     for shard in range(shards):
         names, key = ids(shard, size), f"{shard:05d}"
         lengths = rng.integers(6, 14, size)
@@ -83,12 +85,14 @@ def token_shards(folder: Path, shards: int, size: int) -> None:
         table = pl.DataFrame({"id": names, "split": splits(rng, size)})
         write_token_arrays(folder / "tokens" / key, table, encoded, VOCABULARY)
         unique = names.filter(table["split"] == UNIQUE)
-        order = rng.permutation(len(unique))
-        rolled = [pl.DataFrame({"d1": unique[order], "d2": unique[np.roll(order, by)]}) for by in (1, 2)]
-        (folder / "pairs").mkdir(exist_ok=True)
-        pl.concat(rolled).write_parquet(folder / "pairs" / f"{key}.parquet")
-        made = pl.DataFrame({"id": names.str.replace("file", "made"), "seed_id": unique.sample(size, with_replacement=True)})
+        # Partners are documents of the shard before, and of the shard itself.
+        others = [unique.shuffle(seed=shard), unique if before is None else before.head(len(unique))]
+        parts = [pl.DataFrame({"d1": unique[: len(other)], "d2": other}) for other in others]
+        pl.concat(parts).filter(pl.col("d1") != pl.col("d2")).write_parquet(folder / "pairs" / f"{key}.parquet")
+        seeds = unique.sample(size, with_replacement=True, seed=shard)
+        made = pl.DataFrame({"id": names.str.replace("file", "made"), "seed_id": seeds})
         write_token_arrays(folder / "synthetic" / key, made, encoded, VOCABULARY)
+        before = unique
 
 
 def text_shards(folder: Path, shards: int, size: int) -> None:
@@ -131,11 +135,16 @@ def directories(folder: Path) -> dict[str, Path]:
 
 def order(folder: Path) -> None:
     """Read rows of the first epoch and of the third, as a training process does."""
-    sources = [Source(directory=path, split=split) for split in (UNIQUE, ORACLE) for path in directories(folder / "tokens").values()]
-    stream = StreamOrder(StreamData(repeated=sources), CONTEXT, 0)
-    rows = 2 * stream._repeated_tokens // CONTEXT
-    for start in (0, rows + 2):
-        assert len(stream.rows(start, start + 2).input_ids) == 2
+    sources = [
+        Source(directory=path, split=split)
+        for split in (UNIQUE, ORACLE)
+        for path in directories(folder / "tokens").values()
+    ]
+    with tempfile.TemporaryDirectory(dir=folder) as index:
+        stream = StreamOrder(StreamData(repeated=sources), CONTEXT, 0, Path(index))
+        rows = 2 * int(sum(budget.count_tokens(tokens)["tokens"])) // CONTEXT
+        for start in (0, rows):
+            assert len(stream.rows(start, start + 2).input_ids) == 2
 
 
 def arms(folder: Path) -> Iterator[budget.ArmPlan]:
@@ -147,8 +156,9 @@ def arms(folder: Path) -> Iterator[budget.ArmPlan]:
 
 def token_budget(folder: Path) -> None:
     """Count what the arms read, and the cost of generation."""
-    for plan in arms(folder):
-        budget.arm_rows(plan, CONTEXT, 0, 1.0)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for plan in arms(folder):
+            budget.arm_rows(plan, CONTEXT, 0, 1.0, Path(scratch))
     budget.generation_cost(directories(folder / "tokens"), directories(folder / "synthetic"), 64, MODEL, VOCABULARY)
 
 
@@ -156,15 +166,18 @@ def budget_checks(folder: Path) -> None:
     """Look for documents that are trained on and held out, seeds outside D, and ids that are there twice."""
     tokens, synthetic = directories(folder / "tokens"), directories(folder / "synthetic")
     heldout = [Source(directory=path, split=HELDOUT) for path in tokens.values()]
-    for plan in arms(folder):
-        assert not budget.leaked_documents(plan.data, heldout)
-    assert not budget.foreign_seeds(synthetic, tokens) and not budget.repeated_ids(synthetic)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        given = Path(scratch), MEMORY_LIMIT
+        assert not any(audit.leaked_documents(plan.data, heldout, *given) for plan in arms(folder))
+        assert not audit.foreign_seeds(synthetic, tokens, *given) and not audit.repeated_ids(synthetic, *given)
 
 
 def examples(folder: Path) -> None:
     """Write the tuning examples of all pairs."""
     shutil.rmtree(folder / "examples", ignore_errors=True)
-    write_examples(folder / "examples", tables(folder / "pairs"), directories(folder / "tokens"), RELATED, 64, VOCABULARY)
+    write_examples(
+        folder / "examples", tables(folder / "pairs"), directories(folder / "tokens"), RELATED, 64, VOCABULARY
+    )
 
 
 def example_checks(folder: Path) -> None:

@@ -6,10 +6,11 @@ documents in --times 4 shards. Told are seconds of the processor of all processe
 - plain: what the assets record as their own work, but the search (`pairing/partial_candidates`, which compares each
   document with a number of others that grows with the corpus);
 - search: that asset's;
-- overhead: the rest (storage, checks, runs), but for the start of `sbp run`, measured on a second one with nothing to do.
+- overhead: the rest (storage, checks, runs), but for the start of `sbp run`, measured on a second one that has nothing
+  to do.
 
-The exponents are those of a power of the documents or shards, fitted on a logarithmic scale: of plain work, of plain work
-and overhead together, and of the search. The last line is one JSON object.
+The exponents are those of a power of the documents or shards, fitted on a logarithmic scale: of plain work, of plain
+work and overhead together, and of the search. The last line is one JSON object.
 """
 
 from __future__ import annotations

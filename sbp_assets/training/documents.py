@@ -100,7 +100,7 @@ def _as_int64(numbers: np.ndarray, start: int, stop: int) -> Iterator[np.ndarray
 
 
 def _columns(directory: Path) -> list[str]:
-    """Return those columns of a source's documents that say which are read, and how; another one where there are none."""
+    """Return the columns that say which documents are read, and how; any other one where there are none."""
     columns = scan_table(directory / "documents.parquet").collect_schema().names()
     return [name for name in ("split", "prompt_tokens") if name in columns] or columns[:1]
 

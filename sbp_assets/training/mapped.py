@@ -19,11 +19,12 @@ _WAIT = 24 * 3600.0  # Seconds for another process's array; one that dies gives 
 class MappedArrays:
     """Arrays of a folder by name, each written by the first process that asks for it, whole or not at all.
 
-    Without a folder, each is in a temporary file that has no name, goes with the process and is not shared.
+    Without a folder, each is in a temporary file (in `scratch`) that has no name, goes with the process and is not
+    shared; that one may be changed.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None, scratch: Path | None = None) -> None:
+        self._folder, self._scratch = folder, scratch
 
     def array(
         self,
@@ -38,7 +39,7 @@ class MappedArrays:
         place. Raises ValueError for a number that `dtype` does not hold, and OSError when the disk is full.
         """
         if self._folder is None:
-            with tempfile.TemporaryFile(prefix="sbp-") as file:
+            with tempfile.TemporaryFile(prefix="sbp-", dir=self._scratch) as file:
                 return _written(file, dtype, pieces(), change)
         path, partial = self._folder / name, self._folder / f"{name}.partial"
         with exclusive(self._folder, f"writing {name}", seconds=_WAIT):
