@@ -7,11 +7,10 @@ from typing import Any
 
 from sbp_assets.settings import Optimizer
 from sbp_assets.storage.artifacts import content_version
+from sbp_assets.training.checkpoint import ORDER_DIRECTORY
 from sbp_assets.training.documents import Documents
 from sbp_assets.training.order import DataOrder, ExamplesOrder, StreamOrder
 from sbp_assets.training.spec import StreamData, TrainingSpec
-
-ORDER = "order"  # Folder in `work_dir` for the index of the data's order.
 
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
@@ -21,7 +20,7 @@ def evaluation_steps(steps: int, evaluations: int) -> set[int]:
 
 def make_order(spec: TrainingSpec, pad: int) -> DataOrder:
     """Return the run's data order, whose index is in `work_dir`; `pad` is the token id that fills rows of examples."""
-    folder = spec.work_dir / ORDER
+    folder = spec.work_dir / ORDER_DIRECTORY
     if isinstance(spec.data, StreamData):
         return StreamOrder(spec.data, spec.model.context_length, spec.seed, folder)
     return ExamplesOrder(spec.data, spec.model.context_length, spec.seed, pad, folder)

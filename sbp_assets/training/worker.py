@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import signal
 import sys
 import threading
@@ -31,7 +30,6 @@ from sbp_assets.training.launch import LAUNCHER_PID
 from sbp_assets.training.loop import Trained, TrainingEnded, train
 from sbp_assets.training.model import load_training_tokenizer, model_config, save_model
 from sbp_assets.training.parallel import World, open_world
-from sbp_assets.training.plan import ORDER
 from sbp_assets.training.spec import TrainingSpec
 
 logger = logging.getLogger("sbp_assets.training")
@@ -96,12 +94,6 @@ def _run_record(spec: TrainingSpec, world: World, trained: Trained, vocab_size: 
     }
 
 
-def finish(spec: TrainingSpec) -> None:
-    """Remove what a finished run leaves in its work directory."""
-    discard_checkpoint(spec.work_dir)
-    shutil.rmtree(spec.work_dir / ORDER, ignore_errors=True)
-
-
 def run(spec: TrainingSpec) -> None:
     """Train and write the output, or return at once where it is there already. Every process calls this."""
     with open_world(spec) as world:
@@ -113,11 +105,11 @@ def run(spec: TrainingSpec) -> None:
         if trained is None:
             world.barrier()  # All have indexed the data: nobody writes there again.
             if world.leads:
-                finish(spec)
+                discard_checkpoint(spec.work_dir)
             return
         if world.leads:
             write_output(spec, world, trained)
-            finish(spec)
+            discard_checkpoint(spec.work_dir)
             rate = trained.tokens / trained.seconds
             logger.info("%s: %d tokens in %.0f s (%.0f tokens/s)", spec.name, trained.tokens, trained.seconds, rate)
         world.barrier()
