@@ -21,7 +21,7 @@ from sbp_assets.storage.progress import Progress
 TRAIN = "train"
 HELDOUT = "heldout"
 HELDOUT_SHARE = 0.02
-BATCH = 50_000  # Examples in memory at a time.
+BATCH = 20_000  # Examples in memory at a time.
 
 PAIR = "pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2"
 DOCUMENT_COLUMNS = [
@@ -101,7 +101,7 @@ def write_examples(
         named = (seed for batch in _batches(db, "SELECT DISTINCT d1 FROM located") for seed in batch["d1"])
         heldout = pl.Series(heldout_seeds(named), dtype=pl.String).implode()
         if shuffle_seed is not None:
-            _deal(db, shuffle_seed)
+            _deal(db, scratch, shuffle_seed)
         db.execute(f"CREATE VIEW examples AS SELECT {_EXAMPLE.format(most=max_document_tokens)} FROM located")
         counted = db.execute(f"SELECT {_COUNTED} FROM examples").pl().row(0, named=True)
         counts = {name: int(value) for name, value in counted.items()}
@@ -194,11 +194,12 @@ def locations(directory: Path) -> pl.DataFrame:
     )
 
 
-_LOCATED = """
-CREATE TABLE located AS
-SELECT pairs.shard, d1, d2, a.shard AS d1_shard, a.start AS d1_start, a.stop AS d1_stop,
-       b.shard AS d2_shard, b.start AS d2_start, b.stop AS d2_stop
-FROM pairs LEFT JOIN places a ON a.id = d1 LEFT JOIN places b ON b.id = d2
+# One join at a time, into files: the limit is then for one hash table, and DuckDB spills no table that it holds itself.
+_PLACED = """
+COPY (
+    SELECT found.*, places.shard AS {side}_shard, places.start AS {side}_start, places.stop AS {side}_stop
+    FROM {found} found LEFT JOIN places ON places.id = {side}
+) TO '{file}' (FORMAT parquet, ROW_GROUP_SIZE 30720)
 """
 _EXAMPLE = """
 *, d1 || '->' || d2 AS id, least(d1_stop - d1_start - 2, {most}) + 2 AS prompt_tokens,
@@ -222,7 +223,7 @@ def _batches(db: duckdb.DuckDBPyConnection, query: str) -> Iterator[pl.DataFrame
 def _locate(
     db: duckdb.DuckDBPyConnection, pairs: Mapping[str, pl.LazyFrame], tokens: Mapping[str, Path], scratch: Path
 ) -> None:
-    """Create the table `located`: a row per pair, with the places of its documents; shards are numbered in order."""
+    """Create the view `located`: a row per pair, with the places of its documents; shards are numbered in order."""
     for number, shard in enumerate(sorted(tokens)):
         placed = locations(tokens[shard]).with_columns(shard=pl.lit(number, pl.Int32))
         placed.write_parquet(scratch / f"places-{number:06d}.parquet")
@@ -231,7 +232,11 @@ def _locate(
         own.write_parquet(scratch / f"pairs-{number:06d}.parquet")
     for name in ("places", "pairs"):
         db.execute(f"CREATE VIEW {name} AS SELECT * FROM {duckdb_table(scratch, f'{name}-*.parquet')}")
-    db.execute(_LOCATED)
+    for side, found in (("d1", "pairs"), ("d2", "with_d1")):
+        name = "located" if side == "d2" else "with_d1"
+        file = str(scratch / f"{name}.parquet").replace("'", "''")
+        db.execute(_PLACED.format(side=side, found=found, file=file))
+        db.execute(f"CREATE VIEW {name} AS SELECT * FROM {duckdb_table(scratch, f'{name}.parquet')}")
     if not scalar(db, "SELECT count(*) FROM located"):
         raise ExamplesError(
             "no neighbour pairs, so there is nothing to tune the synthesizer on: lower pairing.min_similarity, raise "
@@ -249,11 +254,10 @@ def _locate(
             )
 
 
-def _deal(db: duckdb.DuckDBPyConnection, seed: int) -> None:
-    """Deal the d2 of the table `located` over its pairs at random."""
+def _deal(db: duckdb.DuckDBPyConnection, scratch: Path, seed: int) -> None:
+    """Deal the d2 of the view `located` over its pairs at random."""
     rows = db.execute("SELECT * FROM located ORDER BY shard, d1, d2").pl()
     second = [name for name in rows.columns if name == "d2" or name.startswith("d2_")]
     dealt = rows.with_columns(rows.select(second)[random_partners(rows["d1"], rows["d2"], seed)])
-    db.register("dealt", dealt.to_arrow())
-    db.execute("CREATE OR REPLACE TABLE located AS SELECT * REPLACE (d1_shard AS shard) FROM dealt")
-    db.unregister("dealt")
+    dealt.with_columns(shard="d1_shard").write_parquet(scratch / "dealt.parquet")
+    db.execute(f"CREATE OR REPLACE VIEW located AS SELECT * FROM {duckdb_table(scratch, 'dealt.parquet')}")
