@@ -39,7 +39,15 @@ from sbp_assets_tests.operations.servers import PostgresServer
 DOCUMENTS = 25
 UNTIL = "pair"
 STEPS = PIPELINE[: [step.name for step in PIPELINE].index(UNTIL) + 1]
-OF_A_SHARD = ("raw_documents", "rejected_rows", "minhash_signatures", "documents", "tokens", "embeddings", "ann_index")
+OF_A_SHARD: tuple[str, ...] = (
+    "raw_documents",
+    "rejected_rows",
+    "minhash_signatures",
+    "documents",
+    "tokens",
+    "embeddings",
+    "ann_index",
+)
 OF_A_SHARD += ("neighbor_candidates", "neighbor_pairs")
 UNPARTITIONED, BY_BLOCK = ("manifest", "deduplicate", "train_tokenizer", "fit_quantizer"), ("search", "filter")
 HOURS = 3600.0

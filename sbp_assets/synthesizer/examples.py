@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.storage.columns import Column, table_schema
@@ -98,7 +99,11 @@ def write_examples(
     """
     with database(scratch, memory_limit) as db:
         _locate(db, pairs, tokens, scratch)
-        named = (seed for batch in _batches(db, "SELECT DISTINCT d1 FROM located") for seed in batch["d1"])
+        named = (
+            seed
+            for batch in _batches(db, "SELECT DISTINCT d1 FROM located", scratch / "d1.parquet")
+            for seed in batch["d1"]
+        )
         heldout = pl.Series(heldout_seeds(named), dtype=pl.String).implode()
         if shuffle_seed is not None:
             _deal(db, scratch, shuffle_seed)
@@ -120,7 +125,8 @@ def write_examples(
         split = pl.when(pl.col("d1").is_in(heldout)).then(pl.lit(HELDOUT)).otherwise(pl.lit(TRAIN))
         done = counts["heldout_examples"] = 0
         (staged := scratch / "examples").mkdir()
-        for number, rows in enumerate(_batches(db, "SELECT * FROM examples ORDER BY shard, d1, d2")):
+        in_order = _batches(db, "SELECT * FROM examples ORDER BY shard, d1, d2", scratch / "in_order.parquet")
+        for number, rows in enumerate(in_order):
             ends[done + 1 : done + 1 + len(rows)] = ends[done] + rows["tokens"].cum_sum().to_numpy()
             places = rows.select("d1_shard", "d1_start", "d1_stop", "d2_shard", "d2_start", "d2_stop")
             for s1, a1, b1, s2, a2, b2 in places.iter_rows():
@@ -194,12 +200,9 @@ def locations(directory: Path) -> pl.DataFrame:
     )
 
 
-# One join at a time, into files: the limit is then for one hash table, and DuckDB spills no table that it holds itself.
 _PLACED = """
-COPY (
-    SELECT found.*, places.shard AS {side}_shard, places.start AS {side}_start, places.stop AS {side}_stop
-    FROM {found} found LEFT JOIN places ON places.id = {side}
-) TO '{file}' (FORMAT parquet, ROW_GROUP_SIZE 30720)
+SELECT found.*, places.shard AS {side}_shard, places.start AS {side}_start, places.stop AS {side}_stop
+FROM {found} found LEFT JOIN places ON places.id = {side}
 """
 _EXAMPLE = """
 *, d1 || '->' || d2 AS id, least(d1_stop - d1_start - 2, {most}) + 2 AS prompt_tokens,
@@ -213,11 +216,16 @@ sum(prompt_tokens) AS prompt_tokens
 """
 
 
-def _batches(db: duckdb.DuckDBPyConnection, query: str) -> Iterator[pl.DataFrame]:
-    for batch in db.cursor().execute(query).to_arrow_reader(BATCH):
-        rows = pl.from_arrow(batch)
-        assert isinstance(rows, pl.DataFrame)
-        yield rows
+def _batches(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> Iterator[pl.DataFrame]:
+    """Yield the rows that `query` gives, BATCH at a time, from `file`: DuckDB would hold them all in its memory."""
+    _copy(db, query, file)
+    for batch in pq.ParquetFile(file).iter_batches(BATCH):
+        yield pl.DataFrame(batch)
+
+
+def _copy(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> None:
+    path = str(file).replace("'", "''")
+    db.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 30720)")
 
 
 def _locate(
@@ -232,10 +240,9 @@ def _locate(
         own.write_parquet(scratch / f"pairs-{number:06d}.parquet")
     for name in ("places", "pairs"):
         db.execute(f"CREATE VIEW {name} AS SELECT * FROM {duckdb_table(scratch, f'{name}-*.parquet')}")
-    for side, found in (("d1", "pairs"), ("d2", "with_d1")):
-        name = "located" if side == "d2" else "with_d1"
-        file = str(scratch / f"{name}.parquet").replace("'", "''")
-        db.execute(_PLACED.format(side=side, found=found, file=file))
+    # One join at a time, into files: the limit is then for one hash table, and DuckDB spills no table of its own.
+    for side, found, name in (("d1", "pairs", "with_d1"), ("d2", "with_d1", "located")):
+        _copy(db, _PLACED.format(side=side, found=found), scratch / f"{name}.parquet")
         db.execute(f"CREATE VIEW {name} AS SELECT * FROM {duckdb_table(scratch, f'{name}.parquet')}")
     if not scalar(db, "SELECT count(*) FROM located"):
         raise ExamplesError(
