@@ -39,7 +39,15 @@ from sbp_assets_tests.operations.servers import PostgresServer
 DOCUMENTS = 25
 UNTIL = "pair"
 STEPS = PIPELINE[: [step.name for step in PIPELINE].index(UNTIL) + 1]
-OF_A_SHARD = ("raw_documents", "rejected_rows", "minhash_signatures", "documents", "tokens", "embeddings", "ann_index")
+OF_A_SHARD: tuple[str, ...] = (
+    "raw_documents",
+    "rejected_rows",
+    "minhash_signatures",
+    "documents",
+    "tokens",
+    "embeddings",
+    "ann_index",
+)
 OF_A_SHARD += ("neighbor_candidates", "neighbor_pairs")
 UNPARTITIONED, BY_BLOCK = ("manifest", "deduplicate", "train_tokenizer", "fit_quantizer"), ("search", "filter")
 HOURS = 3600.0
@@ -84,7 +92,8 @@ def _measure(deployment: Deployment, way: str, shards: int) -> dict[str, Any]:
     with ProcessorSeconds() as used_by_all:
         deployment.sbp("run", "--until", UNTIL, seconds=HOURS, fresh=True)
     startup = used_by_all.seconds
-    own, runs, size = _recorded(deployment)
+    by_asset, runs, size = recorded(deployment)
+    own = sum(by_asset.values())
     overhead = used - own - startup
     return {
         "shards": shards,
@@ -138,9 +147,9 @@ def _launch(deployment: Deployment, place: int, partitions: int) -> None:
         raise SystemExit(f"the backfill of {STEPS[place].name} ended as {status}")
 
 
-def _recorded(deployment: Deployment) -> tuple[float, int, int]:
-    """Return the processor seconds that the assets recorded, the number of runs, and the bytes of their records."""
-    own = 0.0
+def recorded(deployment: Deployment) -> tuple[dict[str, float], int, int]:
+    """Return the processor seconds that each asset recorded, the number of runs, and the bytes of their records."""
+    own: dict[str, float] = {}
     with deployment.instance() as instance:
         for key in (key for step in STEPS for key in step.keys):
             partitions = instance.get_materialized_partitions(key)
@@ -148,7 +157,8 @@ def _recorded(deployment: Deployment) -> tuple[float, int, int]:
             for record in instance.fetch_materializations(records, limit=2 * len(partitions) + 1).records:
                 metadata = record.asset_materialization.metadata if record.asset_materialization else {}
                 if "processor_seconds" in metadata:
-                    own += float(str(metadata["processor_seconds"].value))
+                    name = key.to_user_string()
+                    own[name] = own.get(name, 0.0) + float(str(metadata["processor_seconds"].value))
         runs = instance.get_runs_count()
     folder = deployment.home / "instance"
     return own, runs, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,6 +1,7 @@
 """The assets of pretraining: the three arms' models, and the token budget that proves their compute equal."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sbp_assets.pretraining.budget import (
 from sbp_assets.pretraining.curves import loss_curve, loss_summary
 from sbp_assets.pretraining.model_files import MODEL_COLUMNS
 from sbp_assets.settings import Deployment, Optimizer, Settings
+from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
@@ -224,17 +226,20 @@ def token_budget(
     pretraining = settings.experiment.pretraining
     vocabulary = vocab_size(checkpoint)
     flops = settings.experiment.model.flops_per_token(vocabulary)
+    scratch = staging(settings.deployment.work_dir, "token_budget")
     with Progress("token_budget", "arms", 3) as progress:
         frames = []
         arms: tuple[Arm, ...] = ("baseline", "sbp", "oracle")
         for arm in arms:
             plan = plan_arm(arm, pretraining, tokens, synthetic_tokens if arm == "sbp" else None)
-            frames.append(arm_rows(plan, settings.experiment.model.context_length, pretraining.seeds[0], flops))
+            context = settings.experiment.model.context_length
+            frames.append(arm_rows(plan, context, pretraining.seeds[0], flops, scratch))
             progress.advance()
         if settings.experiment.conditional:
             frames.append(tuning_cost(checkpoint))
         prompt = settings.experiment.max_document_tokens if settings.experiment.conditional else None
         frames.append(generation_cost(tokens, synthetic_tokens, prompt, settings.experiment.model, vocabulary))
+    shutil.rmtree(scratch)
     table = pl.concat(frames)
     budget = plan.tokens
     return dg.MaterializeResult(

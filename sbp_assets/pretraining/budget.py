@@ -18,8 +18,8 @@ import polars as pl
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.settings import Model, Pretraining
 from sbp_assets.storage.columns import Column, table_schema
-from sbp_assets.storage.paths import read_table, scan_table
-from sbp_assets.training.documents import Documents
+from sbp_assets.storage.paths import read_table
+from sbp_assets.training.mapped import MappedArrays, in_pieces
 from sbp_assets.training.order import StreamOrder
 from sbp_assets.training.spec import Source, StreamData
 
@@ -72,7 +72,7 @@ def count_tokens(directories: Mapping[str, Path], split: str | None = None) -> p
     """
     frames = []
     for shard, directory in sorted(directories.items()):
-        documents = read_table(directory / "documents.parquet").lazy()
+        documents = read_table(directory / "documents.parquet", columns=["id" if split else "split"]).lazy()
         lengths = np.diff(np.load(directory / "offsets.npy", allow_pickle=False))
         named = pl.lit(split, dtype=pl.String) if split else pl.col("split")
         frames.append(
@@ -154,32 +154,46 @@ def plan_arm(
     return ArmPlan(arm, data, steps, budget, {UNIQUE: unique[UNIQUE], SYNTHETIC: synthetic_total}, note)
 
 
-def arm_rows(plan: ArmPlan, context_length: int, seed: int, flops_per_token: float) -> pl.DataFrame:
+def arm_rows(
+    plan: ArmPlan, context_length: int, seed: int, flops_per_token: float, scratch: Path | None = None
+) -> pl.DataFrame:
     """Return the arm's rows of token_budget, one per source, counted along the order in which training reads tokens.
 
-    Which documents the last, unfinished epoch reaches depends on `seed`; the arm's total does not.
+    Which documents the last, unfinished epoch reaches depends on `seed`; the arm's total does not. The order and the
+    counts of each document are files in the folder `scratch`, or else temporary ones.
     """
-    order = StreamOrder(plan.data, context_length, seed)
+    order = StreamOrder(plan.data, context_length, seed, scratch)
     names = list(plan.unique)
-    lengths_of, source_of = [], []
-    for source in [*plan.data.repeated, *plan.data.once]:
-        lengths_of.append(Documents([source]).lengths)
-        source_of.append(np.full(len(lengths_of[-1]), names.index(source.split or SYNTHETIC)))
-    lengths, sources = np.concatenate(lengths_of), np.concatenate(source_of)
-    begun = np.zeros(len(lengths), np.int64)
+    name_of = np.array([names.index(source.split or SYNTHETIC) for source in [*plan.data.repeated, *plan.data.once]])
+    ends = np.cumsum(order.sizes)
+    zeros = (np.zeros(stop - start, np.int32) for start, stop in in_pieces(0, int(ends[-1])))
+    begun = MappedArrays(scratch=scratch).array("begun", np.int32, lambda: zeros)
     tokens_read = np.zeros(len(names), np.int64)
     for documents, _, taken in order.reading(plan.tokens):
         np.add.at(begun, documents, 1)
-        np.add.at(tokens_read, sources[documents], taken)
+        np.add.at(tokens_read, name_of[np.searchsorted(ends, documents, side="right")], taken)
+    most_reads = [0] * len(names)
+    for name, end, size in zip(name_of, ends, order.sizes, strict=True):
+        most_reads[name] = max(most_reads[name], int(begun[end - size : end].max(initial=0)))
     rows = []
     for position, name in enumerate(names):
         documents_of, tokens_of = plan.unique[name]
         read = int(tokens_read[position])
-        most = int(begun[sources == position].max(initial=0))
         passes = read / tokens_of if tokens_of else 0.0
         note = plan.note if position == len(names) - 1 else ""
         rows.append(
-            (plan.arm, name, documents_of, tokens_of, passes, read, plan.steps, read * flops_per_token, most, note)
+            (
+                plan.arm,
+                name,
+                documents_of,
+                tokens_of,
+                passes,
+                read,
+                plan.steps,
+                read * flops_per_token,
+                most_reads[position],
+                note,
+            )
         )
     return pl.DataFrame(rows, schema=BUDGET_SCHEMA, orient="row")
 
@@ -229,28 +243,6 @@ def budget_problems(table: pl.DataFrame) -> list[str]:
     return problems
 
 
-def leaked_documents(data: StreamData, heldout: list[Source]) -> list[str]:
-    """Return the ids of held-out documents that an arm trains on, or on synthetic documents of (sorted)."""
-    held = pl.concat([_ids(source, "id") for source in heldout])
-    trained = [_ids(source, "id") for source in data.repeated] + [_ids(source, "seed_id") for source in data.once]
-    leaked = pl.concat(trained).join(held, on="id", how="semi").unique().sort("id")
-    return leaked.collect(engine="streaming")["id"].to_list()
-
-
-def foreign_seeds(synthetic: Mapping[str, Path], tokens: Mapping[str, Path]) -> list[str]:
-    """Return the seed ids of synthetic documents that are not documents of D (sorted)."""
-    seeds = pl.concat([_ids(Source(directory=path, split=None), "seed_id") for _, path in sorted(synthetic.items())])
-    unique = pl.concat([_ids(Source(directory=path, split=UNIQUE), "id") for _, path in sorted(tokens.items())])
-    return seeds.join(unique, on="id", how="anti").unique().sort("id").collect(engine="streaming")["id"].to_list()
-
-
-def repeated_ids(synthetic: Mapping[str, Path]) -> list[str]:
-    """Return the ids that more than one synthetic document has (sorted)."""
-    ids = pl.concat([_ids(Source(directory=path, split=None), "id") for _, path in sorted(synthetic.items())])
-    counts = ids.group_by("id").len().filter(pl.col("len") > 1).sort("id")
-    return counts.collect(engine="streaming")["id"].to_list()
-
-
 def generation_cost(
     tokens: Mapping[str, Path],
     synthetic: Mapping[str, Path],
@@ -262,13 +254,12 @@ def generation_cost(
 
     `max_document_tokens` is where d1 is cut; None where it was not shown, and a prompt is `<bos>` alone. A forward pass
     takes a third of a training step's FLOPs per token. Prompts are counted for each rollout: an engine that caches
-    shared prefixes does less.
+    shared prefixes does less. A seed document is looked for in the shard of its synthetic documents.
     """
-    lengths = pl.concat([_d_lengths(tokens[shard]) for shard in sorted(tokens)])
     prompts = generated = documents = 0
     for shard in sorted(synthetic):
         seeds = read_table(synthetic[shard] / "documents.parquet", columns=["seed_id"])
-        known = seeds.join(lengths, left_on="seed_id", right_on="id", how="inner")
+        known = seeds.join(_d_lengths(tokens[shard]), left_on="seed_id", right_on="id", how="inner")
         if max_document_tokens is None:
             prompts += len(known)
         else:
@@ -330,10 +321,3 @@ def _d_lengths(directory: Path) -> pl.DataFrame:
     offsets = np.load(directory / "offsets.npy", allow_pickle=False)
     documents = read_table(directory / "documents.parquet", columns=["id", "split"])
     return documents.with_columns(length=pl.Series(np.diff(offsets))).filter(pl.col("split") == UNIQUE).drop("split")
-
-
-def _ids(source: Source, column: str) -> pl.LazyFrame:
-    documents = scan_table(source.directory / "documents.parquet")
-    if source.split is not None:
-        documents = documents.filter(pl.col("split") == source.split)
-    return documents.select(id=pl.col(column))

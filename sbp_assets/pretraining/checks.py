@@ -12,20 +12,12 @@ from sbp_assets.dagster_support.check_results import check_result, problems_resu
 from sbp_assets.dagster_support.partitions import seeds, shards
 from sbp_assets.dagster_support.stage import ForSettings, for_settings
 from sbp_assets.pretraining.assets import ALL_SYNTHETIC_TOKENS, ALL_TOKENS, TOKENIZER
-from sbp_assets.pretraining.budget import (
-    ARMS,
-    SYNTHETIC,
-    Arm,
-    budget_problems,
-    foreign_seeds,
-    leaked_documents,
-    plan_arm,
-    repeated_ids,
-    training_problems,
-)
+from sbp_assets.pretraining.audit import foreign_seeds, leaked_documents, repeated_ids
+from sbp_assets.pretraining.budget import ARMS, SYNTHETIC, Arm, budget_problems, plan_arm, training_problems
 from sbp_assets.pretraining.curves import loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Settings
+from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.checks import all_partitions
 from sbp_assets.storage.io_managers import DirectoryIOManager
 from sbp_assets.storage.paths import read_table
@@ -50,11 +42,11 @@ def arms_train_on_equal_tokens(token_budget: pl.LazyFrame) -> dg.AssetCheckResul
     description="The SBP arm reads no synthetic document twice: none is begun twice, and no two have the same id.",
 )
 def synthetic_documents_are_read_once(
-    token_budget: pl.LazyFrame, synthetic_tokens: dict[str, Path]
+    settings: dg.ResourceParam[Settings], token_budget: pl.LazyFrame, synthetic_tokens: dict[str, Path]
 ) -> dg.AssetCheckResult:
     row = token_budget.filter(pl.col("source") == SYNTHETIC).collect()
     most_reads = int(row["most_reads"].max() or 0)  # type: ignore[arg-type]
-    repeated = repeated_ids(synthetic_tokens)
+    repeated = repeated_ids(synthetic_tokens, *_scratch(settings))
     return check_result(
         passed=len(row) == 1 and most_reads <= 1 and not repeated,
         metadata={"most_reads": most_reads, "repeated": len(repeated), "repeated_ids": repeated[:10]},
@@ -74,11 +66,9 @@ def heldout_documents_are_not_trained_on(
     synthetic_tokens: dict[str, Path],
 ) -> dg.AssetCheckResult:
     heldout = [Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)]
-    leaked = {
-        arm: leaked_documents(plan_arm(arm, settings.experiment.pretraining, tokens, synthetic_tokens).data, heldout)
-        for arm in ARMS
-    }
-    foreign = foreign_seeds(synthetic_tokens, tokens)
+    plans = {arm: plan_arm(arm, settings.experiment.pretraining, tokens, synthetic_tokens) for arm in ARMS}
+    leaked = {arm: leaked_documents(plan.data, heldout, *_scratch(settings)) for arm, plan in plans.items()}
+    foreign = foreign_seeds(synthetic_tokens, tokens, *_scratch(settings))
     return check_result(
         passed=not foreign and not any(leaked.values()),
         metadata={
@@ -88,6 +78,11 @@ def heldout_documents_are_not_trained_on(
             "seeds_outside_d_ids": foreign[:10],
         },
     )
+
+
+def _scratch(settings: Settings) -> tuple[Path, str]:
+    """Return where DuckDB may spill, and the memory that it may take."""
+    return staging(settings.deployment.work_dir, "token_budget_checks"), settings.deployment.memory_limit
 
 
 def _model_checks(arm: Arm) -> list[ForSettings[dg.AssetChecksDefinition]]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import glob
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
+from polars.io.plugins import register_io_source
 
 
 def read_table(source: Path | bytes, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -25,6 +26,19 @@ def read_table(source: Path | bytes, columns: Sequence[str] | None = None) -> pl
 def scan_table(path: Path) -> pl.LazyFrame:
     """Return the table in the Parquet file at `path`, of which only what is used will be read."""
     return pl.scan_parquet(path, glob=False)
+
+
+def write_tables(tables: Iterable[pl.DataFrame], schema: pl.Schema, path: Path) -> None:
+    """Write tables of `schema` one after another to the Parquet file `path`; memory holds one or two at a time.
+
+    The bytes are those that `write_parquet` gives of their concatenation.
+    """
+
+    # polars cuts row groups where the chunks of a data frame end, and so each table is one.
+    def chunks(*_: object) -> Iterator[pl.DataFrame]:
+        return (table.rechunk() for table in tables)
+
+    register_io_source(chunks, schema=schema).sink_parquet(path)
 
 
 def as_pattern(path: Path | str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +22,18 @@ class TokenArrays:
     documents: pl.DataFrame  # one row per document, in order; has `id`
 
     @classmethod
-    def load(cls, directory: Path) -> TokenArrays:
-        """Return the arrays of `directory`; raise ValueError when its three files do not belong together."""
+    def load(cls, directory: Path, columns: Sequence[str] | None = None) -> TokenArrays:
+        """Return the arrays of `directory`, with `columns` of its documents alone where some are named.
+
+        Raises ValueError when its three files do not belong together.
+        """
         try:
             # allow_pickle stays False: an artifact store is not a place to run code from.
             tokens = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
             offsets = np.load(directory / "offsets.npy", allow_pickle=False)
         except ValueError as error:
             raise ValueError(f"{directory} does not hold token arrays ({error}); re-materialise it") from error
-        documents = read_table(directory / "documents.parquet")
+        documents = read_table(directory / "documents.parquet", columns)
         if len(offsets) != len(documents) + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
             raise ValueError(
                 f"{directory}: {len(documents)} documents, {len(offsets)} offsets ending at {offsets[-1]} and "

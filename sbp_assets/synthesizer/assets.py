@@ -1,8 +1,10 @@
 """The assets of synthesizer-tuning: examples of neighbour pairs, and the model tuned on them (paper section 2.2)."""
 
+import shutil
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import polars as pl
 
 from sbp_assets.corpus.tokenizer import decode, load_tokenizer, related_id
@@ -14,7 +16,6 @@ from sbp_assets.settings import Optimizer, Settings
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
-from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.examples import EXAMPLE_COLUMNS, HELDOUT, TRAIN, write_examples
 from sbp_assets.training.checkpoint import best_model
 from sbp_assets.training.spec import ExamplesData, Source, TrainingSpec
@@ -50,29 +51,32 @@ def tuning_examples(
     measured. Their d2 may stand in other pairs of "train", so this loss does not measure unseen text.
     """
     directory = staging(settings.deployment.work_dir, "tuning_examples")
+    scratch = staging(settings.deployment.work_dir, "tuning_examples_joined")
     loaded = load_tokenizer(tokenizer)
     with Progress("tuning_examples", "examples") as progress:
-        documents = write_examples(
+        counts = write_examples(
             directory,
             neighbor_pairs,
             tokens,
             related_id(loaded),
             settings.experiment.max_document_tokens,
             len(loaded),
+            scratch,
+            settings.deployment.memory_limit,
             progress,
             settings.experiment.first_seed if settings.experiment.synthesizer.partners == "random" else None,
         )
-    arrays = TokenArrays.load(directory)
-    first = decode(loaded, arrays.tokens[: arrays.offsets[1]])
+    shutil.rmtree(scratch)
+    first = decode(loaded, np.load(directory / "tokens.npy", "r")[: np.load(directory / "offsets.npy", "r")[1]])
     return dg.MaterializeResult(
         value=directory,
         metadata={
-            "examples": len(documents),
-            "heldout_examples": int((documents["split"] == HELDOUT).sum()),
-            "seed_documents": documents["d1"].n_unique(),
-            "cut_share": float(documents["cut"].cast(pl.Float64).mean()),  # type: ignore[arg-type]
-            "tokens": len(arrays.tokens),
-            "loss_tokens": int(len(arrays.tokens) - documents["prompt_tokens"].sum()),
+            "examples": counts["examples"],
+            "heldout_examples": counts["heldout_examples"],
+            "seed_documents": counts["seed_documents"],
+            "cut_share": counts["cut_examples"] / counts["examples"],
+            "tokens": counts["tokens"],
+            "loss_tokens": counts["tokens"] - counts["prompt_tokens"],
             **progress.metadata(),
             "preview": dg.MetadataValue.md(escape(first, 2000)),
         },

@@ -15,7 +15,7 @@ from sbp_assets.settings import Settings
 from sbp_assets.storage.paths import read_table, scan_table
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesizer.assets import ALL_PAIRS
-from sbp_assets.synthesizer.examples import check_contents, check_examples
+from sbp_assets.synthesizer.audit import check_contents, check_examples
 
 
 @dg.asset_check(

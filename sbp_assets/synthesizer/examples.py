@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from sbp_assets.corpus.split import UNIQUE
-from sbp_assets.storage.columns import Column
-from sbp_assets.storage.paths import read_table
+from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.database import database, scalar
+from sbp_assets.storage.paths import duckdb_table, read_table, write_tables
 from sbp_assets.storage.progress import Progress
-from sbp_assets.storage.token_arrays import TokenArrays
 
 TRAIN = "train"
 HELDOUT = "heldout"
 HELDOUT_SHARE = 0.02
+BATCH = 20_000  # Examples in memory at a time.
 
 PAIR = "pairing/neighbor_pairs.d1 pairing/neighbor_pairs.d2"
 DOCUMENT_COLUMNS = [
@@ -75,66 +80,73 @@ def write_examples(
     related_id: int,
     max_document_tokens: int,
     vocab_size: int,
+    scratch: Path,
+    memory_limit: str,
     progress: Progress | None = None,
     shuffle_seed: int | None = None,
-) -> pl.DataFrame:
-    """Write every pair as an example, in token-array format, and return the rows of documents.parquet.
+) -> dict[str, int]:
+    """Write every pair as an example, in token-array format, and return what `_COUNTED` counts.
 
     With `shuffle_seed` the d2 are dealt at random over all pairs (see `random_partners`): the same documents occur as
     often as before, without their relation.
 
-    `pairs` (d1, d2, d2_shard) and `tokens` are keyed by shard; a pair lies in the shard of its d1. The rows have
-    DOCUMENT_COLUMNS and are in order of shard, d1, d2. The index of documents and pairs is held in memory, the tokens
-    are not.
+    `pairs` (d1, d2) and `tokens` are keyed by shard; a pair lies in the shard of its d1. The rows of documents.parquet
+    have DOCUMENT_COLUMNS and are in order of shard, d1, d2. DuckDB joins pairs and documents in `memory_limit`, and
+    spills into the folder `scratch`, where they are staged. Beside it memory holds one shard, BATCH examples and the
+    ids of the held-out seed documents; with `shuffle_seed` all pairs.
 
     Raises ExamplesError where there are no pairs or a pair names a document outside D.
     """
-    index = pl.concat([_locations(shard, tokens[shard]) for shard in sorted(tokens)])
-    rows = pl.concat([_located(shard, pairs[shard].collect(), index) for shard in sorted(pairs)])
-    if rows.is_empty():
-        raise ExamplesError(
-            "no neighbour pairs, so there is nothing to tune the synthesizer on: lower pairing.min_similarity, raise "
-            "pairing.neighbors, or use a corpus with more related documents (pairing/neighbor_pairs says what each "
-            "filter dropped)"
+    with database(scratch, memory_limit) as db:
+        _locate(db, pairs, tokens, scratch)
+        named = (
+            seed
+            for batch in _batches(db, "SELECT DISTINCT d1 FROM located", scratch / "d1.parquet")
+            for seed in batch["d1"]
         )
-
-    if shuffle_seed is not None:
-        second = [name for name in rows.columns if name == "d2" or name.startswith("d2_")]
-        dealt = rows.select(second)[random_partners(rows["d1"], rows["d2"], shuffle_seed)]
-        rows = rows.with_columns(dealt).sort("d1_shard", "d1", "d2")
-
-    def held(document: str) -> pl.Expr:
-        return (pl.col(f"{document}_stop") - pl.col(f"{document}_start") - 2).clip(upper_bound=max_document_tokens)
-
-    rows = rows.with_columns(
-        id=pl.col("d1") + "->" + pl.col("d2"),
-        prompt_tokens=held("d1") + 2,
-        cut=pl.col("d2_stop") - pl.col("d2_start") - 2 > max_document_tokens,
-    ).with_columns(tokens=pl.col("prompt_tokens") + held("d2") + (~pl.col("cut")).cast(pl.Int64))
-    heldout = pl.Series(heldout_seeds(rows["d1"].unique().to_list()), dtype=pl.String).implode()
-    rows = rows.with_columns(split=pl.when(pl.col("d1").is_in(heldout)).then(pl.lit(HELDOUT)).otherwise(pl.lit(TRAIN)))
-
-    directory.mkdir(parents=True, exist_ok=True)
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(rows["tokens"].to_numpy(), out=offsets[1:])
-    out = np.lib.format.open_memmap(
-        directory / "tokens.npy",
-        mode="w+",
-        dtype=np.uint16 if vocab_size <= 2**16 else np.uint32,
-        shape=(int(offsets[-1]),),
-    )
-    sources = {shard: np.load(path / "tokens.npy", mmap_mode="r", allow_pickle=False) for shard, path in tokens.items()}
-    columns = ("d1_shard", "d1_start", "d1_stop", "d2_shard", "d2_start", "d2_stop")
-    for position, (s1, a1, b1, s2, a2, b2) in enumerate(rows.select(columns).iter_rows()):
-        example, _ = format_example(sources[s1][a1:b1], sources[s2][a2:b2], related_id, max_document_tokens)
-        out[offsets[position] : offsets[position + 1]] = example
-        if progress:
-            progress.advance()
-    out.flush()
-    np.save(directory / "offsets.npy", offsets)
-    documents = rows.select([column.name for column in DOCUMENT_COLUMNS])
-    documents.write_parquet(directory / "documents.parquet")
-    return documents
+        heldout = pl.Series(heldout_seeds(named), dtype=pl.String).implode()
+        if shuffle_seed is not None:
+            _deal(db, scratch, shuffle_seed)
+        db.execute(f"CREATE VIEW examples AS SELECT {_EXAMPLE.format(most=max_document_tokens)} FROM located")
+        counted = db.execute(f"SELECT {_COUNTED} FROM examples").pl().row(0, named=True)
+        counts = {name: int(value) for name, value in counted.items()}
+        directory.mkdir(parents=True, exist_ok=True)
+        kind = np.uint16 if vocab_size <= 2**16 else np.uint32
+        shape = (counts["tokens"],)
+        out = np.lib.format.open_memmap(directory / "tokens.npy", mode="w+", dtype=kind, shape=shape)
+        ends = np.lib.format.open_memmap(
+            directory / "offsets.npy", mode="w+", dtype=np.int64, shape=(counts["examples"] + 1,)
+        )
+        directories = [tokens[shard] for shard in sorted(tokens)]
+        # An open file takes a descriptor, of which a process has 1,024 in many places.
+        opened = lru_cache(maxsize=128)(
+            lambda shard: np.load(directories[shard] / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        )
+        split = pl.when(pl.col("d1").is_in(heldout)).then(pl.lit(HELDOUT)).otherwise(pl.lit(TRAIN))
+        done = counts["heldout_examples"] = 0
+        (staged := scratch / "examples").mkdir()
+        in_order = _batches(db, "SELECT * FROM examples ORDER BY shard, d1, d2", scratch / "in_order.parquet")
+        for number, rows in enumerate(in_order):
+            ends[done + 1 : done + 1 + len(rows)] = ends[done] + rows["tokens"].cum_sum().to_numpy()
+            places = rows.select("d1_shard", "d1_start", "d1_stop", "d2_shard", "d2_start", "d2_stop")
+            for s1, a1, b1, s2, a2, b2 in places.iter_rows():
+                example, _ = format_example(opened(s1)[a1:b1], opened(s2)[a2:b2], related_id, max_document_tokens)
+                out[ends[done] : ends[done + 1]] = example
+                done += 1
+                if progress:
+                    progress.advance()
+            rows = rows.with_columns(split=split)
+            counts["heldout_examples"] += int((rows["split"] == HELDOUT).sum())
+            for (shard,), part in rows.partition_by("shard", as_dict=True).items():
+                documents = part.select([column.name for column in DOCUMENT_COLUMNS])
+                documents.write_parquet(staged / f"{shard:06d}-{number:09d}.parquet")
+        out.flush()
+        ends.flush()
+    # As the rows of one shard after another were written before, and those dealt anew all at once.
+    parts = groupby(sorted(staged.iterdir()), lambda path: path.name[:6] if shuffle_seed is None else "")
+    tables = (pl.concat([read_table(path) for path in of_shard]) for _, of_shard in parts)
+    write_tables(tables, table_schema(DOCUMENT_COLUMNS), directory / "documents.parquet")
+    return counts
 
 
 def random_partners(d1: pl.Series, d2: pl.Series, seed: int, attempts: int = 1000) -> np.ndarray:
@@ -158,117 +170,101 @@ def random_partners(d1: pl.Series, d2: pl.Series, seed: int, attempts: int = 100
     )
 
 
-def heldout_seeds(seeds: Sequence[str]) -> list[str]:
+def heldout_seeds(seeds: Iterable[str]) -> list[str]:
     """Return the d1 whose examples are held out of tuning: about 2% by hash, and one at least where there are two.
 
-    The hash is stable, so a seed document stays on its side as shards are added.
+    `seeds` are all different. The hash is stable, so a seed document stays on its side as shards are added.
     """
-    ranked = sorted((hashlib.sha256(f"tuning-heldout:{seed}".encode()).digest(), seed) for seed in set(seeds))
-    below = int(HELDOUT_SHARE * 2**64)
-    chosen = [seed for digest, seed in ranked if int.from_bytes(digest[:8], "big") < below]
-    if len(chosen) == len(ranked):
-        chosen = chosen[:-1]
-    return chosen or [seed for _, seed in ranked[:1] if len(ranked) > 1]
+    below = int(HELDOUT_SHARE * 2**64).to_bytes(8, "big")
+    chosen, count = [], 0
+    lowest = highest = None
+    for seed in seeds:
+        ranked = hashlib.sha256(f"tuning-heldout:{seed}".encode()).digest(), seed
+        lowest, highest = min(lowest or ranked, ranked), max(highest or ranked, ranked)
+        count += 1
+        if ranked[0][:8] < below:
+            chosen.append(seed)
+    if highest and len(chosen) == count:
+        chosen.remove(highest[1])
+    return chosen or ([lowest[1]] if lowest and count > 1 else [])
 
 
-def check_examples(
-    arrays: TokenArrays, pairs: int, unique_ids: pl.Series, context_length: int, related_id: int, eos_id: int
-) -> dict[str, list[str]]:
-    """Return the ids (up to ten each) of examples that break a rule, by rule; empty where all hold.
-
-    The rules: as many examples as `pairs`, no example twice, within the context, prompt_tokens points just behind
-    `<related>` with d2 to follow, `<eos>` at the end exactly where d2 was not cut, d1 and d2 in D.
-    """
-    documents, lengths = arrays.documents, arrays.lengths
-    prompt = documents["prompt_tokens"].to_numpy()
-    inside = (prompt >= 2) & (prompt < lengths)
-    starts = arrays.offsets[:-1]
-    last_of_prompt = arrays.tokens[np.where(inside, starts + prompt - 1, starts)]
-    ends = np.asarray(arrays.tokens[arrays.offsets[1:] - 1]) == eos_id
-    known = unique_ids.implode()
-    in_corpus = documents.select(pl.col("d1").is_in(known) & pl.col("d2").is_in(known)).to_series()
-    broken = {
-        "prompt_tokens": ~inside | (last_of_prompt != related_id),
-        "longer than the context": lengths > context_length,
-        "eos": ends == documents["cut"].to_numpy(),
-        "not in D": ~in_corpus.to_numpy(),
-        "repeated": documents["id"].is_duplicated().to_numpy(),
-    }
-    found = {rule: documents["id"].filter(pl.Series(mask)).head(10).to_list() for rule, mask in broken.items()}
-    if len(documents) != pairs:
-        found["count"] = [f"{len(documents)} examples for {pairs} pairs"]
-    return {rule: ids for rule, ids in found.items() if ids}
-
-
-def check_contents(
-    arrays: TokenArrays,
-    pairs: Mapping[str, pl.LazyFrame],
-    tokens: Mapping[str, Path],
-    related_id: int,
-    max_document_tokens: int,
-    shuffled: bool,
-    sample: int = 100,
-) -> dict[str, list[str]]:
-    """Return the ids (up to ten each) of examples that are not of the pairs or their documents, by rule.
-
-    It is empty where all are. The rules: d1 and d2 are those of `pairs` (`shuffled`: each as often, with other
-    partners), the id is "d1->d2", the split is that of d1's hash; of an evenly spaced `sample`, the tokens are those
-    of d1 and d2.
-    """
-    documents, sides = arrays.documents, ["d1", "d2"]
-    wanted = pl.concat([frame.select(sides) for _, frame in sorted(pairs.items())]).collect()
-    if shuffled:
-        same = all(documents[side].sort().equals(wanted[side].sort()) for side in sides)
-        other = [] if same else ["(documents)"]
-    else:
-        other = pl.concat([
-            documents.select(sides).join(wanted, on=sides, how="anti"),
-            wanted.join(documents.select(sides), on=sides, how="anti"),
-        ]).select(pl.format("{}->{}", *sides)).to_series().to_list()  # fmt: skip
-    heldout = pl.Series(heldout_seeds(documents["d1"].unique().to_list()), dtype=pl.String).implode()
-    split = pl.when(pl.col("d1").is_in(heldout)).then(pl.lit(HELDOUT)).otherwise(pl.lit(TRAIN))
-    places = np.unique(np.linspace(0, len(documents) - 1, min(sample, len(documents))).astype(int))
-    chosen = documents[places]
-    ids = pl.concat([chosen["d1"], chosen["d2"]]).unique().implode()
-    found: dict[str, np.ndarray] = {}
-    for shard, directory in sorted(tokens.items()):
-        located = _locations(shard, directory).filter(pl.col("id").is_in(ids))
-        source = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
-        found |= {name: source[start:stop] for name, start, stop in located.select("id", "start", "stop").iter_rows()}
-    untrue = []
-    for place, d1, d2, name in zip(places, chosen["d1"], chosen["d2"], chosen["id"], strict=True):
-        held = arrays.tokens[arrays.offsets[place] : arrays.offsets[place + 1]]
-        known = d1 in found and d2 in found
-        if not known or format_example(found[d1], found[d2], related_id, max_document_tokens)[0] != held.tolist():
-            untrue.append(name)
-    broken = {
-        "not the pairs": other,
-        "id": documents.filter(pl.col("id") != pl.format("{}->{}", *sides))["id"].to_list(),
-        "split": documents.filter(pl.col("split") != split)["id"].to_list(),
-        "other tokens": untrue,
-    }
-    return {rule: names[:10] for rule, names in broken.items() if names}
-
-
-def _locations(shard: str, directory: Path) -> pl.DataFrame:
-    """Return where each document of D of a shard lies in its token array: id, shard, start, stop."""
+def locations(directory: Path) -> pl.DataFrame:
+    """Return where each document of D of a shard lies in its token array: id, start, stop."""
     offsets = np.load(directory / "offsets.npy", allow_pickle=False)
     return (
         read_table(directory / "documents.parquet", columns=["id", "split"])
-        .with_columns(shard=pl.lit(shard), start=pl.Series(offsets[:-1]), stop=pl.Series(offsets[1:]))
+        .with_columns(start=pl.Series(offsets[:-1]), stop=pl.Series(offsets[1:]))
         .filter(pl.col("split") == UNIQUE)
         .drop("split")
     )
 
 
-def _located(shard: str, pairs: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
-    rows = pairs.select("d1", "d2").sort("d1", "d2")
+_PLACED = """
+SELECT found.*, places.shard AS {side}_shard, places.start AS {side}_start, places.stop AS {side}_stop
+FROM {found} found LEFT JOIN places ON places.id = {side}
+"""
+_EXAMPLE = """
+*, d1 || '->' || d2 AS id, least(d1_stop - d1_start - 2, {most}) + 2 AS prompt_tokens,
+d2_stop - d2_start - 2 > {most} AS cut,
+least(d1_stop - d1_start - 2, {most}) + 2 + least(d2_stop - d2_start - 2, {most}) + CASE WHEN
+d2_stop - d2_start - 2 > {most} THEN 0 ELSE 1 END AS tokens
+"""
+_COUNTED = """
+count(*) AS examples, count(DISTINCT d1) AS seed_documents, count_if(cut) AS cut_examples, sum(tokens) AS tokens,
+sum(prompt_tokens) AS prompt_tokens
+"""
+
+
+def _batches(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> Iterator[pl.DataFrame]:
+    """Yield the rows that `query` gives, BATCH at a time, from `file`: DuckDB would hold them all in its memory."""
+    _copy(db, query, file)
+    for batch in pq.ParquetFile(file).iter_batches(BATCH):
+        yield pl.DataFrame(batch)
+
+
+def _copy(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> None:
+    path = str(file).replace("'", "''")
+    db.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 30720)")
+
+
+def _locate(
+    db: duckdb.DuckDBPyConnection, pairs: Mapping[str, pl.LazyFrame], tokens: Mapping[str, Path], scratch: Path
+) -> None:
+    """Create the view `located`: a row per pair, with the places of its documents; shards are numbered in order."""
+    for number, shard in enumerate(sorted(tokens)):
+        placed = locations(tokens[shard]).with_columns(shard=pl.lit(number, pl.Int32))
+        placed.write_parquet(scratch / f"places-{number:06d}.parquet")
+    for number, shard in enumerate(sorted(pairs)):
+        own = pairs[shard].select("d1", "d2", shard=pl.lit(number, pl.Int32)).collect()
+        own.write_parquet(scratch / f"pairs-{number:06d}.parquet")
+    for name in ("places", "pairs"):
+        db.execute(f"CREATE VIEW {name} AS SELECT * FROM {duckdb_table(scratch, f'{name}-*.parquet')}")
+    # One join at a time, into files: the limit is then for one hash table, and DuckDB spills no table of its own.
+    for side, found, name in (("d1", "pairs", "with_d1"), ("d2", "with_d1", "located")):
+        _copy(db, _PLACED.format(side=side, found=found), scratch / f"{name}.parquet")
+        db.execute(f"CREATE VIEW {name} AS SELECT * FROM {duckdb_table(scratch, f'{name}.parquet')}")
+    if not scalar(db, "SELECT count(*) FROM located"):
+        raise ExamplesError(
+            "no neighbour pairs, so there is nothing to tune the synthesizer on: lower pairing.min_similarity, raise "
+            "pairing.neighbors, or use a corpus with more related documents (pairing/neighbor_pairs says what each "
+            "filter dropped)"
+        )
     for column in ("d1", "d2"):
-        named = index.rename({"id": column, **{name: f"{column}_{name}" for name in ("shard", "start", "stop")}})
-        rows = rows.join(named, on=column, how="left", maintain_order="left")
-        if len(unknown := rows.filter(pl.col(f"{column}_start").is_null())):
+        lost = f"FROM located WHERE {column}_start IS NULL"
+        if count := scalar(db, f"SELECT count(*) {lost}"):
+            first = db.execute(f"SELECT shard, {column} {lost} ORDER BY shard, d1, d2 LIMIT 1").fetchone()
+            assert first is not None
             raise ExamplesError(
-                f"pairing/neighbor_pairs, shard {shard}: {column} {unknown[column][0]!r} and {len(unknown) - 1} more "
+                f"pairing/neighbor_pairs, shard {sorted(pairs)[first[0]]}: {column} {first[1]!r} and {count - 1} more "
                 "are not documents of D in corpus/tokens; re-materialise pairing and corpus/tokens from the same corpus"
             )
-    return rows
+
+
+def _deal(db: duckdb.DuckDBPyConnection, scratch: Path, seed: int) -> None:
+    """Deal the d2 of the view `located` over its pairs at random."""
+    rows = db.execute("SELECT * FROM located ORDER BY shard, d1, d2").pl()
+    second = [name for name in rows.columns if name == "d2" or name.startswith("d2_")]
+    dealt = rows.with_columns(rows.select(second)[random_partners(rows["d1"], rows["d2"], seed)])
+    dealt.with_columns(shard="d1_shard").write_parquet(scratch / "dealt.parquet")
+    db.execute(f"CREATE OR REPLACE VIEW located AS SELECT * FROM {duckdb_table(scratch, 'dealt.parquet')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ logger = logging.getLogger("sbp_assets.training")
 _CHECKPOINT = "checkpoint.pt"
 RUN_RECORD = "run.json"
 BEST_DIRECTORY = "best"
+ORDER_DIRECTORY = "order"  # In a run's work_dir: the index of its data's order.
 
 
 class CheckpointMismatch(ValueError):
@@ -123,15 +125,16 @@ def _best(work_dir: Path, step: int | str) -> Path:
 
 
 def discard_checkpoint(work_dir: Path) -> None:
-    """Remove the checkpoint and the best weights: the run has finished."""
+    """Remove the checkpoint, the best weights and the index of the data's order: the run has finished."""
     checkpoint_path(work_dir).unlink(missing_ok=True)
     prune_best(work_dir, None)
+    shutil.rmtree(work_dir / ORDER_DIRECTORY, ignore_errors=True)
 
 
 def files_to_resume_from(work_dir: Path) -> list[Path]:
-    """Return the checkpoint and the kept weights in `work_dir`, where there are any."""
+    """Return the checkpoint, the kept weights and the index of the data's order, where there are any in `work_dir`."""
     weights = sorted(work_dir.glob(_best(work_dir, "*").name))
-    return [path for path in (checkpoint_path(work_dir), *weights) if path.is_file()]
+    return [path for path in (checkpoint_path(work_dir), *weights, work_dir / ORDER_DIRECTORY) if path.exists()]
 
 
 def remove_partial(work_dir: Path) -> None:

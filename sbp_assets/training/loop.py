@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 
 from sbp_assets.storage.progress import Progress
 from sbp_assets.training.checkpoint import (
-    discard_checkpoint,
     finished,
     load_best,
     load_checkpoint,
@@ -343,8 +342,3 @@ class _Run:
             if (best := self._best_step()) is not None:
                 load_best(self.spec.work_dir, best)  # missing weights are reported now, not after the last step
             logger.info("%s: resuming after step %d of %d", self.spec.name, self.step, self.steps)
-
-
-def finish(spec: TrainingSpec) -> None:
-    """Remove what a finished run leaves in its work directory."""
-    discard_checkpoint(spec.work_dir)

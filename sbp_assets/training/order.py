@@ -1,21 +1,27 @@
 """Which token is read when: a pure function of the seed and the step over memory-mapped token arrays.
 
 A data order has no state, so a run resumes at any step without replaying the steps before it, and any number of
-processes read the same global batch.
+processes read the same global batch. The order of an epoch's documents, and where each ends, are mapped files as well:
+memory does not grow with the corpus, and the processes of a machine share them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from sbp_assets.training.documents import Documents
+from sbp_assets.training.mapped import PIECE, MappedArrays, in_pieces
 from sbp_assets.training.rows import IGNORED, Rows, positions_within
-from sbp_assets.training.spec import ExamplesData, StreamData
+from sbp_assets.training.spec import ExamplesData, Source, StreamData
 
 _ONCE_ORDER, _EPOCH_ORDER = 0, 1  # Keep the two kinds of permutation independent under one seed.
 
@@ -48,19 +54,38 @@ class StreamOrder:
     each document is predicted exactly once.
     """
 
-    def __init__(self, data: StreamData, context: int, seed: int) -> None:
-        self._repeated, self._once = Documents(data.repeated), Documents(data.once)
+    def __init__(self, data: StreamData, context: int, seed: int, folder: Path | None = None) -> None:
+        """Index the documents of `data` in `folder`, or else in temporary files: 32 bytes a document, mapped.
+
+        Processes that give the same folder share the index, and later ones find it there.
+        """
+        self._arrays = MappedArrays(folder and _of_this_data(folder, [*data.repeated, *data.once], data.passes, seed))
+        self._repeated = Documents(data.repeated, self._arrays, "repeated")
+        self._once = Documents(data.once, self._arrays, "once")
         self._context, self._seed, self._epochs = context, seed, data.passes
-        self._repeated_tokens = int(self._repeated.lengths.sum())
-        self._once_order = np.random.default_rng([seed, _ONCE_ORDER]).permutation(len(self._once))
+        self._repeated_tokens = int(self._repeated.lengths.sum(dtype=np.int64))
+        self._once_order = self._arrays.array(
+            "once.order",
+            np.int32,
+            lambda: (np.arange(*bounds) for bounds in in_pieces(0, len(self._once))),
+            np.random.default_rng([seed, _ONCE_ORDER]).shuffle,
+        )
         self._cuts = np.linspace(0, len(self._once), data.passes + 1).astype(np.int64)
-        read = np.concatenate([[0], np.cumsum(self._once.lengths[self._once_order])])[self._cuts]
+        once_tokens = [
+            sum(int(self._once.lengths[self._once_order[a:b]].sum(dtype=np.int64)) for a, b in in_pieces(first, last))
+            for first, last in itertools.pairwise(self._cuts.tolist())
+        ]
         # First token of each epoch, and of the first epoch after them.
-        self._epoch_starts = read + self._repeated_tokens * np.arange(data.passes + 1)
+        self._epoch_starts = np.cumsum([0, *once_tokens]) + self._repeated_tokens * np.arange(data.passes + 1)
         if not self._epoch_starts[-1]:
             raise ValueError(f"no tokens to train on in {[str(s.directory) for s in [*data.repeated, *data.once]]}")
         # Two epochs: a row may span the end of one and the start of the next.
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Return the number of documents of each source, repeated ones first."""
+        return self._repeated.sizes + self._once.sizes
 
     @property
     def total_rows(self) -> int | None:
@@ -68,30 +93,43 @@ class StreamOrder:
         return None if self._repeated_tokens else int(self._epoch_starts[-1]) // self._context
 
     def epoch_documents(self, number: int) -> np.ndarray:
-        """Return the documents of epoch `number` in reading order, (documents,) int64.
+        """Return the documents of epoch `number` in reading order, (documents,) int32, mapped.
 
         Repeated documents are numbered from 0, and once documents after them.
         """
         # Slicing past the last cut gives none: further epochs read the repeated documents alone.
         first, last = self._cuts[min(number, self._epochs)], self._cuts[min(number + 1, self._epochs)]
-        once = self._once_order[first:last] + len(self._repeated)
-        documents = np.concatenate([np.arange(len(self._repeated)), once])
-        return np.random.default_rng([self._seed, _EPOCH_ORDER, number]).permutation(documents)
+
+        def numbers() -> Iterator[np.ndarray]:
+            for bounds in in_pieces(0, len(self._repeated)):
+                yield np.arange(*bounds)
+            for start, stop in in_pieces(int(first), int(last)):
+                yield self._once_order[start:stop].astype(np.int64) + len(self._repeated)
+
+        shuffle = np.random.default_rng([self._seed, _EPOCH_ORDER, number]).shuffle
+        return self._arrays.array(f"epoch {number}", np.int32, numbers, shuffle)
 
     def reading(self, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield what the stream's first `tokens` tokens are, epoch by epoch, in reading order.
+        """Yield what the stream's first `tokens` tokens are, piece by piece, in reading order.
 
-        Each item is three arrays, (documents,) int64: the documents begun in the epoch, the place in the stream of each
-        one's first token, and the tokens read of each (all of them, but of the last document).
+        Each item is three arrays, (documents,) int64: the documents begun in the piece, the place in the stream of each
+        one's first token, and the tokens read of each (all of them, but of the last document). A piece is a part of an
+        epoch: no document is twice in one.
         """
-        lengths = np.concatenate([self._repeated.lengths, self._once.lengths])
         number = read = 0
         while read < tokens and len(documents := self.epoch_documents(number)):
-            ends = read + np.cumsum(lengths[documents])
-            begun = slice(int(np.searchsorted(ends, tokens)) + 1)
-            starts = (ends - lengths[documents])[begun]
-            yield documents[begun], starts, np.minimum(ends[begun], tokens) - starts
-            number, read = number + 1, int(ends[-1])
+            for first, last in in_pieces(0, len(documents)):
+                piece = documents[first:last].astype(np.int64)
+                lengths = self._lengths(piece)
+                ends = read + np.cumsum(lengths)
+                begun = slice(int(np.searchsorted(ends, tokens)) + 1)
+                starts = (ends - lengths)[begun]
+                yield piece[begun], starts, np.minimum(ends[begun], tokens) - starts
+                read = int(ends[-1])
+                if read >= tokens:
+                    break
+            self._forget(number - 1)
+            number += 1
 
     def rows(self, start: int, stop: int) -> Rows:
         """Return rows start:stop of the stream; raise ValueError past the end of data that has one."""
@@ -131,9 +169,7 @@ class StreamOrder:
             epoch_start, documents, ends = self._locate(token)
             span = [token - epoch_start, last - 1 - epoch_start]
             begin, end = np.searchsorted(ends, span, side="right")
-            for document in documents[begin : end + 1].tolist():
-                source, number = self._owner(document)
-                names.append(source.name(number))
+            names += self._names(documents[begin : end + 1].astype(np.int64))
             token = epoch_start + int(ends[-1])
         return names
 
@@ -141,6 +177,13 @@ class StreamOrder:
         """Return the SHA-256 of the documents read and how they are mixed, in hex, as Documents.digest does."""
         parts = f"stream {self._epochs} {self._repeated.digest(vocab_size)} {self._once.digest(vocab_size)}"
         return hashlib.sha256(parts.encode()).hexdigest()
+
+    def _names(self, documents: np.ndarray) -> list[str]:
+        once = documents >= len(self._repeated)
+        names = np.empty(len(documents), dtype=object)
+        names[~once] = self._repeated.names(documents[~once])
+        names[once] = self._once.names(documents[once] - len(self._repeated))
+        return names.tolist()  # type: ignore[no-any-return]
 
     def _owner(self, document: int) -> tuple[Documents, int]:
         once = document - len(self._repeated)
@@ -160,8 +203,20 @@ class StreamOrder:
 
     def _make_epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         documents = self.epoch_documents(number)
-        lengths = np.concatenate([self._repeated.lengths, self._once.lengths])[documents]
-        return documents, np.cumsum(lengths)
+        self._forget(number - 2)
+        return documents, self._arrays.array(f"epoch {number} ends", np.int64, lambda: _ends(documents, self._lengths))
+
+    def _forget(self, number: int) -> None:
+        """Remove the order of an epoch that is over, to free the disk."""
+        self._arrays.remove(f"epoch {number}", f"epoch {number} ends")
+
+    def _lengths(self, documents: np.ndarray) -> np.ndarray:
+        """Return the tokens of documents, (documents,) int64, repeated and once documents alike."""
+        lengths = np.empty(len(documents), np.int64)
+        once = documents >= len(self._repeated)
+        lengths[~once] = self._repeated.lengths[documents[~once]]
+        lengths[once] = self._once.lengths[documents[once] - len(self._repeated)]
+        return lengths
 
 
 class ExamplesOrder:
@@ -170,8 +225,10 @@ class ExamplesOrder:
     Each epoch starts a new row. A fraction of an epoch reads that share of its permutation.
     """
 
-    def __init__(self, data: ExamplesData, context: int, seed: int, pad: int) -> None:
-        self._documents = Documents([data.source])
+    def __init__(self, data: ExamplesData, context: int, seed: int, pad: int, folder: Path | None = None) -> None:
+        """Index the examples of `data` in `folder`, or else in temporary files, as StreamOrder does."""
+        self._arrays = MappedArrays(folder and _of_this_data(folder, [data.source], data.epochs, seed, context))
+        self._documents = Documents([data.source], self._arrays)
         self._context, self._seed, self._pad = context, seed, pad
         directory = data.source.directory
         if not len(self._documents):
@@ -198,8 +255,13 @@ class ExamplesOrder:
         return int(self._row_starts[-1])
 
     def epoch_examples(self, number: int) -> np.ndarray:
-        """Return the examples of epoch `number` in reading order, (examples,) int64."""
-        order = np.random.default_rng([self._seed, _EPOCH_ORDER, number]).permutation(len(self._documents))
+        """Return the examples of epoch `number` in reading order, (examples,) int32, mapped."""
+        order = self._arrays.array(
+            f"epoch {number}",
+            np.int32,
+            lambda: (np.arange(*bounds) for bounds in in_pieces(0, len(self._documents))),
+            np.random.default_rng([self._seed, _EPOCH_ORDER, number]).shuffle,
+        )
         return order[: self._counts[number]]
 
     def reads(self, example: int) -> int:
@@ -231,7 +293,7 @@ class ExamplesOrder:
     def documents(self, start: int, stop: int) -> list[str]:
         """Return the ids of the examples in rows start:stop, in reading order."""
         rows = range(start, min(stop, self.total_rows))
-        return [self._documents.name(int(example)) for row in rows for example in self._examples(row)]
+        return self._documents.names(np.concatenate([self._examples(row) for row in rows] or [np.zeros(0, np.int32)]))
 
     def _examples(self, row: int) -> np.ndarray:
         """Return the examples in a row, (examples,) int64."""
@@ -247,9 +309,40 @@ class ExamplesOrder:
 
     def _make_epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         order = self.epoch_examples(number)
-        ends = np.cumsum(self._documents.lengths[order])
+        return order, self._arrays.array(f"epoch {number} cuts", np.int64, lambda: self._cuts(order))
+
+    def _cuts(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the places in `order` where rows begin, and its end."""
+        ends = MappedArrays().array("ends", np.int64, lambda: _ends(order, lambda some: self._documents.lengths[some]))
         cuts = [0]
         while cuts[-1] < len(order):
             read = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
             cuts.append(int(np.searchsorted(ends, read + self._context, side="right")))
-        return order, np.asarray(cuts, np.int64)
+            if len(cuts) > PIECE:
+                yield np.asarray(cuts[:-1])
+                del cuts[:-1]
+        yield np.asarray(cuts)
+
+
+def _ends(documents: np.ndarray, lengths: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield in pieces where each of `documents` ends, one after another."""
+    read = 0
+    for first, last in in_pieces(0, len(documents)):
+        ends = read + np.cumsum(lengths(documents[first:last]), dtype=np.int64)
+        read = int(ends[-1])
+        yield ends
+
+
+def _of_this_data(folder: Path, sources: list[Source], *rest: float) -> Path:
+    """Return the folder in `folder` of an index of `sources` as they are now, and remove those of other data.
+
+    It is named after them, the times of their files, and the numbers that its order depends on.
+    """
+    files = [source.directory / name for source in sources for name in ("offsets.npy", "documents.parquet")]
+    states = [(file.stat().st_ino, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    described = json.dumps([[str(source.directory), source.split] for source in sources] + [states, rest])
+    own = folder / hashlib.sha256(described.encode()).hexdigest()[:16]
+    for other in folder.glob("*"):
+        if other != own:
+            shutil.rmtree(other, ignore_errors=True)
+    return own

@@ -7,6 +7,7 @@ from typing import Any
 
 from sbp_assets.settings import Optimizer
 from sbp_assets.storage.artifacts import content_version
+from sbp_assets.training.checkpoint import ORDER_DIRECTORY
 from sbp_assets.training.documents import Documents
 from sbp_assets.training.order import DataOrder, ExamplesOrder, StreamOrder
 from sbp_assets.training.spec import StreamData, TrainingSpec
@@ -18,10 +19,11 @@ def evaluation_steps(steps: int, evaluations: int) -> set[int]:
 
 
 def make_order(spec: TrainingSpec, pad: int) -> DataOrder:
-    """Return the run's data order; `pad` is the token id that fills the rows of examples."""
+    """Return the run's data order, whose index is in `work_dir`; `pad` is the token id that fills rows of examples."""
+    folder = spec.work_dir / ORDER_DIRECTORY
     if isinstance(spec.data, StreamData):
-        return StreamOrder(spec.data, spec.model.context_length, spec.seed)
-    return ExamplesOrder(spec.data, spec.model.context_length, spec.seed, pad)
+        return StreamOrder(spec.data, spec.model.context_length, spec.seed, folder)
+    return ExamplesOrder(spec.data, spec.model.context_length, spec.seed, pad, folder)
 
 
 def total_steps(spec: TrainingSpec, order: DataOrder) -> int:

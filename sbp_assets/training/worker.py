@@ -24,10 +24,10 @@ from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dags
 from pydantic import ValidationError
 
 from sbp_assets.storage.artifacts import atomic_path, exclusive
-from sbp_assets.training.checkpoint import BEST_DIRECTORY, RUN_RECORD
+from sbp_assets.training.checkpoint import BEST_DIRECTORY, RUN_RECORD, discard_checkpoint
 from sbp_assets.training.device import emulates_bfloat16, peak_flops
 from sbp_assets.training.launch import LAUNCHER_PID
-from sbp_assets.training.loop import Trained, TrainingEnded, finish, train
+from sbp_assets.training.loop import Trained, TrainingEnded, train
 from sbp_assets.training.model import load_training_tokenizer, model_config, save_model
 from sbp_assets.training.parallel import World, open_world
 from sbp_assets.training.spec import TrainingSpec
@@ -103,10 +103,13 @@ def run(spec: TrainingSpec) -> None:
         if world.leads and trained is None:
             logger.info("%s: %s already holds this run's model", spec.name, spec.output_dir)
         if trained is None:
+            world.barrier()  # All have indexed the data: nobody writes there again.
+            if world.leads:
+                discard_checkpoint(spec.work_dir)
             return
         if world.leads:
             write_output(spec, world, trained)
-            finish(spec)
+            discard_checkpoint(spec.work_dir)
             rate = trained.tokens / trained.seconds
             logger.info("%s: %d tokens in %.0f s (%.0f tokens/s)", spec.name, trained.tokens, trained.seconds, rate)
         world.barrier()

@@ -102,7 +102,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> Path
         )
     duplicate = {"id": ["copy-1"], "shard": [1], "kept_id": [ids(SHARDS[0])[2]], "kept_shard": [0], "jaccard": [0.9]}
     write("corpus/duplicates", duplicate | {"kind": ["near"]})
-    write_examples(root / "synthesizer/tuning_examples", pairs, tokens, RELATED, 14, 5000)
+    scratch = tmp_path_factory.mktemp("joined")
+    write_examples(root / "synthesizer/tuning_examples", pairs, tokens, RELATED, 14, 5000, scratch, "100MB")
     experiment = settings.experiment
     budget = []
     for arm in ARMS:

@@ -7,7 +7,7 @@ import fsspec
 import polars as pl
 import pytest
 
-from sbp_assets.storage.paths import as_pattern, duckdb_table, plain_path, read_table, scan_table
+from sbp_assets.storage.paths import as_pattern, duckdb_table, plain_path, read_table, scan_table, write_tables
 
 ODD = [
     "exp [v2]",
@@ -53,3 +53,11 @@ def test_what_a_pattern_of_a_path_removes_is_that_path(name: str) -> None:
     assert not memory.exists(f"/store/{name}/x.d/file")
     assert all(memory.exists(f"/store/{folder}/x.d/file") for folder in ("expX1", "exp v", "ab"))
     memory.rm("/store", recursive=True)
+
+
+def test_tables_one_after_another_are_the_bytes_of_all_at_once(tmp_path: Path) -> None:
+    """Content versions are of bytes: row groups have to end where they do when everything is in memory."""
+    tables = [pl.DataFrame({"x": range(rows)}).select("x", y=pl.col("x").cast(pl.String)) for rows in (3, 200_000, 9)]
+    pl.concat(tables, rechunk=False).write_parquet(tmp_path / "all.parquet")
+    write_tables(iter(tables), tables[0].schema, tmp_path / "parts.parquet")
+    assert (tmp_path / "parts.parquet").read_bytes() == (tmp_path / "all.parquet").read_bytes()

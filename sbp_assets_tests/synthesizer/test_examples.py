@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
+from sbp_assets.synthesizer.audit import check_contents, check_examples
 from sbp_assets.synthesizer.examples import (
     ExamplesError,
-    check_contents,
-    check_examples,
     format_example,
     format_prompt,
     heldout_seeds,
@@ -46,6 +46,15 @@ def frames(pairs: dict[str, list[tuple[str, str, str]]]) -> dict[str, pl.LazyFra
     return {shard: pl.LazyFrame(rows, schema=schema, orient="row") for shard, rows in pairs.items()}
 
 
+def written(
+    directory: Path, pairs: dict[str, pl.LazyFrame], tokens: dict[str, Path], shuffle_seed: int | None = None
+) -> pl.DataFrame:
+    """Write examples of documents of 3 ids at most; return the rows of documents.parquet."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_examples(directory, pairs, tokens, RELATED, 3, 100, Path(scratch), "100MB", shuffle_seed=shuffle_seed)
+    return pl.read_parquet(directory / "documents.parquet")
+
+
 def examples(arrays: TokenArrays) -> dict[str, list[int]]:
     return {
         name: arrays.tokens[start:stop].tolist()
@@ -54,7 +63,7 @@ def examples(arrays: TokenArrays) -> dict[str, list[int]]:
 
 
 def test_examples_join_documents_across_shards_and_cut_them(tokens: dict[str, Path], tmp_path: Path) -> None:
-    write_examples(tmp_path / "out", frames(PAIRS), tokens, RELATED, 3, 100)
+    written(tmp_path / "out", frames(PAIRS), tokens)
     arrays = TokenArrays.load(tmp_path / "out")
     assert examples(arrays) == {
         "a->b": [BOS, 10, 11, RELATED, 20, 21, 22],
@@ -71,20 +80,20 @@ def test_examples_join_documents_across_shards_and_cut_them(tokens: dict[str, Pa
 
 def test_writing_twice_gives_the_same_bytes(tokens: dict[str, Path], tmp_path: Path) -> None:
     shuffled = {shard: rows[::-1] for shard, rows in reversed(PAIRS.items())}
-    write_examples(tmp_path / "one", frames(PAIRS), tokens, RELATED, 3, 100)
-    write_examples(tmp_path / "two", frames(shuffled), tokens, RELATED, 3, 100)
+    written(tmp_path / "one", frames(PAIRS), tokens)
+    written(tmp_path / "two", frames(shuffled), tokens)
     for name in ("tokens.npy", "offsets.npy", "documents.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_no_pairs_name_the_setting(tokens: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ExamplesError, match=r"pairing\.min_similarity"):
-        write_examples(tmp_path / "out", frames({"00000": [], "00001": []}), tokens, RELATED, 3, 100)
+        written(tmp_path / "out", frames({"00000": [], "00001": []}), tokens)
 
 
 def test_a_pair_outside_d_is_named(tokens: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ExamplesError, match="shard 00000: d2 'x'"):
-        write_examples(tmp_path / "out", frames({"00000": [("a", "x", "00000")]}), tokens, RELATED, 3, 100)
+        written(tmp_path / "out", frames({"00000": [("a", "x", "00000")]}), tokens)
 
 
 documents = st.lists(st.integers(4, 99), max_size=12).map(lambda ids: np.array([BOS, *ids, EOS], dtype=np.uint16))
@@ -113,7 +122,7 @@ def test_held_out_share_is_about_two_percent_and_stable() -> None:
 
 
 def test_check_sees_every_broken_rule(tokens: dict[str, Path], tmp_path: Path) -> None:
-    write_examples(tmp_path / "out", frames(PAIRS), tokens, RELATED, 3, 100)
+    written(tmp_path / "out", frames(PAIRS), tokens)
     arrays = TokenArrays.load(tmp_path / "out")
     unique = pl.Series(["a", "b", "c", "d"])
     assert check_examples(arrays, 5, unique, 9, RELATED, EOS) == {}
@@ -131,7 +140,7 @@ def test_check_sees_every_broken_rule(tokens: dict[str, Path], tmp_path: Path) -
 
 
 def test_check_sees_examples_of_other_pairs_and_documents(tokens: dict[str, Path], tmp_path: Path) -> None:
-    write_examples(tmp_path / "out", frames(PAIRS), tokens, RELATED, 3, 100)
+    written(tmp_path / "out", frames(PAIRS), tokens)
     arrays = TokenArrays.load(tmp_path / "out")
 
     def check(arrays: TokenArrays, pairs: dict[str, list[tuple[str, str, str]]] = PAIRS) -> dict[str, list[str]]:
@@ -169,9 +178,9 @@ def test_random_partners_make_valid_examples_of_the_same_documents(tokens: dict[
     pairs = frames(
         {"00000": [("a", "b", "00000"), ("b", "a", "00000")], "00001": [("c", "d", "00001"), ("d", "c", "00001")]}
     )
-    nearest = write_examples(tmp_path / "nearest", pairs, tokens, RELATED, 3, 100)
+    nearest = written(tmp_path / "nearest", pairs, tokens)
     seeds = range(8)
-    dealt = [write_examples(tmp_path / str(s), pairs, tokens, RELATED, 3, 100, shuffle_seed=s) for s in seeds]
+    dealt = [written(tmp_path / str(s), pairs, tokens, shuffle_seed=s) for s in seeds]
     for seed, rows in zip(seeds, dealt, strict=True):
         assert sorted(rows["d1"]) == sorted(nearest["d1"]) and sorted(rows["d2"]) == sorted(nearest["d2"])
         arrays = TokenArrays.load(tmp_path / str(seed))

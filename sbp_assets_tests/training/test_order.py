@@ -93,6 +93,44 @@ def test_stream_labels_are_the_next_token_of_the_same_document_and_positions_res
     assert np.array_equal(rows.position_ids.ravel(), np.minimum(within, columns))
 
 
+@given(repeated=LENGTHS, once=LENGTHS, epochs=st.integers(1, 4), seed=st.integers(0, 5), piece=st.integers(1, 9))
+def test_the_order_is_that_of_numpys_permutations_in_memory(tmp_path_factory, repeated, once, epochs, seed, piece):
+    """Results of record depend on it: whatever is mapped and cut into pieces, the order stays as it always was."""
+    tmp = tmp_path_factory.mktemp("order")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sbp_assets.training.mapped.PIECE", piece)
+        order = stream(tmp, repeated, once, epochs, seed)
+        spread = np.random.default_rng([seed, 0]).permutation(len(once)) + len(repeated)
+        cuts = np.linspace(0, len(once), epochs + 1).astype(int)
+        for number in range(epochs + 1):
+            documents = np.arange(len(repeated))
+            if number < epochs:
+                documents = np.concatenate([documents, spread[cuts[number] : cuts[number + 1]]])
+            expected = np.random.default_rng([seed, 1, number]).permutation(documents)
+            assert order.epoch_documents(number).tolist() == expected.tolist()
+
+
+def test_processes_share_an_index_until_the_data_changes(tmp_path: Path):
+    data = StreamData(repeated=[write_documents(tmp_path / "data", [5, 9, 7], 100)], passes=3)
+    folder = tmp_path / "index"
+    first = StreamOrder(data, CONTEXT, 0, folder)
+    rows = first.rows(0, 9)
+    # Nine rows end in the seventh epoch: of those long over nothing is left on the disk.
+    assert not [path for number in range(4) for path in folder.rglob(f"epoch {number}*")]
+    index = next(folder.rglob("repeated"))
+    before = index.stat().st_ino
+    second = StreamOrder(data, CONTEXT, 0, folder)
+    assert equal(second.rows(0, 3), rows.part(0, 3)) and second.digest(200) == first.digest(200)
+    assert index.stat().st_ino == before, "it was there"
+    assert equal(rows, StreamOrder(data, CONTEXT, 0).rows(0, 9)), "as without a folder"
+    assert StreamOrder(data, CONTEXT, 1, folder).epoch_documents(0).tolist() != []
+    assert len(list(folder.iterdir())) == 1, "the index of another seed takes the place of the first"
+    write_documents(tmp_path / "data", [5, 9, 8], 100)
+    assert StreamOrder(data, CONTEXT, 1, folder).sizes == [3]
+    assert equal(StreamOrder(data, CONTEXT, 1, folder).rows(0, 4), StreamOrder(data, CONTEXT, 1).rows(0, 4))
+    assert equal(first.rows(0, 1), rows.part(0, 1)), "who has mapped the old one goes on with it"
+
+
 def test_every_epoch_has_its_own_order(tmp_path: Path):
     order = stream(tmp_path, [5] * 12, [], 3)
     assert not np.array_equal(order.epoch_documents(0), order.epoch_documents(1))
