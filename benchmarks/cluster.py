@@ -138,11 +138,12 @@ def measure(
             for _, (node, processed) in engine.run(on_node, todo.items(), gpus=gpus, memory=MEMORY):
                 used[node] += processed
             files.add(store.written())
-            print(
-                f"{function.__name__}, round {number}, {name}: {time.perf_counter() - started:.1f} s", file=sys.stderr
-            )
+            took = time.perf_counter() - started
+            by_node = " + ".join(f"{spent:.1f}" for spent in used.values())
+            what = f"{function.__name__}, round {number}, {name}: {took:.1f} s, of the processor {by_node} s"
+            print(what, file=sys.stderr, flush=True)
             if number:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(took)
                 processor[name].append(sum(used.values()))
                 most[name].append(max(used.values()))
     clock = {name: round(statistics.median(times), 2) for name, times in seconds.items()}
