@@ -5,7 +5,8 @@ of Zipf popularity. For more vectors than there are, copies are jittered until t
 similar, in the median, as those of the originals. For each number of vectors, `--queries` of them are searched for
 their 10 nearest others, one thread:
 
-- ours: quantisers, indexes of 8 shards, `--blocks` blocks of keys, `--nprobe` cells, merged and re-scored;
+- ours: quantisers, indexes of 8 shards, `--blocks` blocks of keys, merged and re-scored, with the least `nprobe` of
+  `--nprobe` that reaches a recall of 0.98, or the largest;
 - flat: IndexFlatIP, whose result is the truth, in one matrix product;
 - ivf: IndexIVFFlat of as many cells, `nprobe` raised until its recall is ours;
 - hnsw: IndexHNSWFlat of 32 links, `efSearch` raised likewise, up to 300,000 vectors.
@@ -44,7 +45,7 @@ from sbp_assets.settings import Pairing
 from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
 
-K, SHARDS, HNSW_MOST = 10, 8, 300_000
+K, SHARDS, HNSW_MOST, WANTED = 10, 8, 300_000, 0.98
 
 
 def vectors(source: Path | None, count: int, dim: int) -> np.ndarray:
@@ -99,10 +100,10 @@ def raised(search: Callable[[int], np.ndarray], queries: np.ndarray, exact: np.n
     return effort
 
 
-def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rounds: int) -> dict[str, Any]:
+def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobes: list[int], rounds: int) -> dict[str, Any]:
     count, dim = keys.shape
     ids = pl.Series([f"{row:08d}" for row in range(count)])
-    pairing = Pairing(index="ivf", nprobe=nprobe, neighbors=K, key_blocks=blocks)
+    pairing = Pairing(index="ivf", nprobe=nprobes[-1], neighbors=K, key_blocks=blocks)
     with tempfile.TemporaryDirectory() as folder, Progress("benchmark", "steps") as progress:
         store = Path(folder)
         tables = {f"{s:05d}": embeddings_frame(ids[s::SHARDS], keys[s::SHARDS]) for s in range(SHARDS)}
@@ -111,7 +112,7 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
         fitted = time.perf_counter() - started
         for shard, table in tables.items():
             (store / shard).mkdir()
-            write_index(store / shard, shard, table["id"], vectors_of(table), quantizer, nprobe)
+            write_index(store / shard, shard, table["id"], vectors_of(table), quantizer, nprobes[-1])
         built = time.perf_counter() - started - fitted
         del tables
         (store / "quantizer").mkdir()
@@ -124,7 +125,7 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
             held.append(KeyBlock.load(paths, quantizer, pieces, block, CODED_PER_NEIGHBOR * K, scratch))
         mine, asked = ids.gather(queries), keys[queries]
 
-        def ours() -> pl.DataFrame:
+        def ours(nprobe: int) -> pl.DataFrame:
             _, probes = quantizer.nearest_cells(asked, nprobe)
             partials = [nearest(block, mine, asked, probes, CODED_PER_NEIGHBOR * K).lazy() for block in held]
             return merge(partials, mine, K)
@@ -132,13 +133,14 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
         flat = faiss.IndexFlatIP(dim)
         flat.add(keys)
         exact = np.array(others(flat.search(asked, K + 1)[1], queries))
-        found = [
-            [int(name) for name in names]
-            for names in ours().group_by("query_id", maintain_order=True).agg("neighbor_id")["neighbor_id"]
-        ]
-        reached = recall(found, exact)
+        ours_at = {}
+        for nprobe in nprobes:
+            rows = ours(nprobe).group_by("query_id", maintain_order=True).agg("neighbor_id")["neighbor_id"]
+            ours_at[nprobe] = recall([[int(name) for name in names] for names in rows], exact)
+        chosen = next((nprobe for nprobe in nprobes if ours_at[nprobe] >= WANTED), nprobes[-1])
+        reached = ours_at[chosen]
         peers: dict[str, Callable[[], Any]] = {"flat": lambda: flat.search(asked, K + 1)}
-        efforts = {}
+        efforts = {"ours": chosen}
         ivf = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, quantizer.cells, faiss.METRIC_INNER_PRODUCT)
         ivf.train(keys[np.random.default_rng(1).permutation(count)[: 64 * quantizer.cells]])
         ivf.add(keys)
@@ -161,7 +163,7 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
             peers["hnsw"] = lambda: with_search(efforts["hnsw"])
         seconds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
         for _ in range(rounds):
-            for name, search in (("ours", ours), *peers.items()):
+            for name, search in (("ours", lambda: ours(chosen)), *peers.items()):
                 started = time.perf_counter()
                 search()
                 seconds[name].append(time.perf_counter() - started)
@@ -172,6 +174,7 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
             "dimensions": dim,
             "cells": quantizer.cells,
             "recall_at_10": recalls,
+            "recall_at_10_by_nprobe": {str(nprobe): round(found, 4) for nprobe, found in ours_at.items()},
             "queries_per_second": speed,
             "times_flat": round(speed["ours"] / speed["flat"], 2),
             "efforts": efforts,
@@ -179,7 +182,7 @@ def measure(keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int, rou
             "index_vectors_per_second": round(count / built),
             "bytes_per_vector": {"ours": int(quantizer.index.code_size) + 8, "flat": 4 * dim, "ivf": 4 * dim + 8},
             **peak,
-            "balance": balance(quantizer, keys, queries, blocks, nprobe),
+            "balance": balance(quantizer, keys, queries, blocks, chosen),
         }
 
 
@@ -256,7 +259,7 @@ def main() -> None:
     arguments.add_argument("--dimensions", type=int, default=384)
     arguments.add_argument("--queries", type=int, default=1000)
     arguments.add_argument("--blocks", type=int, default=4)
-    arguments.add_argument("--nprobe", type=int, default=32)
+    arguments.add_argument("--nprobe", type=int, nargs="+", default=[8, 16, 32, 64])
     arguments.add_argument("--rounds", type=int, default=3)
     given = arguments.parse_args()
     faiss.omp_set_num_threads(1)
@@ -264,7 +267,7 @@ def main() -> None:
     for count in given.vectors:
         keys = vectors(given.embeddings, count, given.dimensions)
         queries = np.sort(np.random.default_rng(2).permutation(count)[: given.queries])
-        rows.append(measure(keys, queries, given.blocks, given.nprobe, given.rounds))
+        rows.append(measure(keys, queries, given.blocks, sorted(given.nprobe), given.rounds))
         print(json.dumps(rows[-1]), flush=True)
     print(json.dumps({"machine": describe(), "searches": rows}))
 

@@ -156,7 +156,8 @@ class Quantizer:
 
     def empty_index(self) -> faiss.IndexIVFScalarQuantizer:
         """Return an index of these cells and codes without vectors."""
-        return faiss.clone_index(self.index)
+        index: Any = faiss.clone_index(self.index)
+        return index  # type: ignore[no-any-return]
 
     def pieces(self, blocks: int) -> Pieces:
         """Return how the cells are divided among `blocks`: hot ones into pieces, longest pieces first to the least."""
