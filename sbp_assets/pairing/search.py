@@ -33,9 +33,9 @@ from sbp_assets.storage.columns import Column, table_schema
 from sbp_assets.storage.paths import read_table, scan_table
 from sbp_assets.storage.progress import Progress
 
-_CODES = "pairing/ann_index.code pairing/ann_index.vector pairing/embeddings.vector"
+_CODES = "pairing/ann_index.code pairing/ann_index.vector"
 PARTIAL_COLUMNS = [
-    Column("query_id", pl.String, "Document of a shard; a table per shard.", "pairing/embeddings.id"),
+    Column("query_id", pl.String, "Document of a shard; a table per shard.", "pairing/ann_index.id"),
     Column(
         "neighbor_id", pl.String, "One of its nearest documents in the block, never itself.", "pairing/ann_index.id"
     ),

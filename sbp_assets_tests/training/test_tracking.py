@@ -129,7 +129,7 @@ def test_a_tracker_that_is_not_installed_is_one_line_before_training(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(TrackerError, match=rf"deployment\.{setting} is set.*pip install {module}, or set") as error:
         train(spec.model_copy(update={setting: "anything"}), CPU)
-    assert "\n" not in str(error.value) and not spec.work_dir.exists()
+    assert "\n" not in str(error.value) and not list(spec.work_dir.glob("*.pt")) and not spec.output_dir.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_training(tracked: TrainingSpec):
