@@ -37,7 +37,8 @@ def test_the_digest_tells_other_keys(store: Path) -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_blocks_hold_every_key_once(store: Path, blocks: int) -> None:
+def test_blocks_hold_every_key_once(store: Path, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbp_assets.pairing.index._COPIED", 7)
     tables = sharded(ids(900), unit(900), [row % 4 for row in range(900)], 4)
     quantizer = fitted(tables, Pairing(index="ivf"))
     paths, pieces, seen = indexed(store, tables, quantizer), quantizer.pieces(blocks), list[str]()
