@@ -11,8 +11,8 @@ TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
     "tiny": "1-3b0f328d57b6",
-    "demo": "1-92d495b710c7",
-    "headline": "1-960edec527ba",
+    "demo": "1-566740b5522e",
+    "headline": "1-de8fae524192",
     "five_tokens": "1-50a1436b3bdd",
     "paper_200b": "1-799f5c463d36",
     "paper_1t": "1-cac532ce04a1",
