@@ -11,8 +11,8 @@ TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
     "tiny": "1-ec456ce01c3a",
-    "demo": "1-4ee5e062f987",
-    "headline": "1-5692a009f785",
+    "demo": "1-c83267329527",
+    "headline": "1-ed5f08a772f0",
     "five_tokens": "1-09d627aabab0",
     "paper_200b": "1-799f5c463d36",
     "paper_1t": "1-cac532ce04a1",
