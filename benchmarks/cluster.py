@@ -86,7 +86,7 @@ class Store:
         for number, (shard, table) in enumerate(tables.items()):
             table.write_parquet(self._folder / f"data/pairing/embeddings/{shard}.parquet")
             (index := self._folder / f"data/pairing/ann_index/{shard}").mkdir(parents=True)
-            write_index(index, table["id"], vectors_of(table), quantizer)
+            write_index(index, shard, table["id"], vectors_of(table), quantizer, self.pairing.nprobe)
             texts = [
                 f"document {row} of the sea, " + "rivers and stars " * 40 for row in range(number, documents, SHARDS)
             ]
@@ -110,7 +110,9 @@ class Store:
     def embed(self) -> Tasks:
         made = self._made()
         return {
-            shard: (EmbeddingTask(shard, self.pairing, "cpu", 16, self._embedder, self._data, made.towards(shard)),)
+            shard: (
+                EmbeddingTask(shard, self.pairing, "cpu", 16, self._embedder, self._data, made.towards(shard), None),
+            )
             for shard in self.shards
         }
 

@@ -14,8 +14,7 @@ from statistics import fmean
 
 import numpy as np
 
-from sbp_assets.cli.pairing_plan import Stage, block_advice, pairing_stages
-from sbp_assets.pairing.search import CODED_PER_NEIGHBOR
+from sbp_assets.cli.pairing_plan import Stage, block_advice, pairing_stages, partial_rows
 from sbp_assets.pretraining.budget import budget_steps
 from sbp_assets.settings import ConceptsSource, Corpus, Experiment, FilesSource, FiveTokensSource, HubSource, Settings
 
@@ -242,11 +241,7 @@ def _estimate(settings: Settings, vocab_size: int, tokens: int, documents: int, 
         "corpus/tokens": real * token_bytes,
         "pairing/embeddings": documents * known[1] * 4,
         "pairing/ann_index": documents * (known[1] * (1 + 4) + 4 * pairing.nprobe),
-        "pairing/partial_candidates": documents
-        * pairing.neighbors
-        * CODED_PER_NEIGHBOR
-        * min(pairing.key_blocks, pairing.nprobe)
-        * EDGE_BYTES,
+        "pairing/partial_candidates (at most)": partial_rows(settings, documents) * EDGE_BYTES,
         "pairing/neighbor_candidates": documents * pairing.neighbors * EDGE_BYTES,
         "pairing/neighbor_edges (at most)": pairs * EDGE_BYTES,
         "pairing/neighbor_pairs (at most)": pairs * EDGE_BYTES,

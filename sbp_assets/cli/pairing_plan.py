@@ -19,6 +19,8 @@ FILTERED_CANDIDATES = 1e4  # of documents of 600 words
 PAIRS = 3e5
 # Full cells are searched more often than others: keys that a query meets, over those in as many cells of even size.
 UNEVEN = 1.3
+# The largest block over the mean; at most 1.08 with salting (`python -m benchmarks.pairing` prints a balance).
+UNEQUAL_BLOCKS = 1.1
 # FLOP/s of one core in the matrix products of a fit (k-means), and its iterations.
 FIT_FLOPS, FIT_ITERATIONS = 1e11, 10
 # Ids and shards beside the numbers of a candidate, compressed, and a document's id and text in Parquet.
@@ -36,6 +38,12 @@ class Stage:
     core_hours: float
 
 
+def partial_rows(settings: Settings, documents: int) -> float:
+    """Return the most rows that partial candidates have: pieces of a document's cells may lie in every block."""
+    pairing = settings.experiment.pairing
+    return float(documents) * CODED_PER_NEIGHBOR * pairing.neighbors * pairing.key_blocks
+
+
 def pairing_stages(settings: Settings, documents: int, dimensions: int, text_bytes: float) -> list[Stage]:
     """Return the steps of the pairing stage after embedding, for so many documents of D.
 
@@ -43,13 +51,13 @@ def pairing_stages(settings: Settings, documents: int, dimensions: int, text_byt
     number of neighbours above the threshold, so pairs are an upper bound.
     """
     pairing, shards = settings.experiment.pairing, settings.experiment.corpus.shards
-    blocks, coded = pairing.key_blocks, CODED_PER_NEIGHBOR * pairing.neighbors
+    blocks = pairing.key_blocks
     cells = cell_count(documents) if pairing.index == "ivf" else 1
     probes, sample = min(pairing.nprobe, cells), min(sample_size(cells), documents)
     vectors, codes = 4.0 * documents * dimensions, 1.0 * documents * dimensions
     queries = vectors + documents * (4 * probes + ROW_BYTES)
     met = documents * min(documents, UNEVEN * probes * documents / cells)
-    found = documents * coded * min(blocks, probes)  # at most: its cells may be in fewer blocks
+    found = partial_rows(settings, documents)
     candidates = documents * pairing.neighbors * (1 + pairing.both_directions)
     pairs = documents * min(pairing.max_pairs_per_document or candidates, candidates / documents)
     per_shard = documents / shards
@@ -61,7 +69,7 @@ def pairing_stages(settings: Settings, documents: int, dimensions: int, text_byt
               documents * (cells * dimensions / CELL_COMPONENTS + 1 / INDEXED_DOCUMENTS) * hours),
         Stage("search", blocks, documents / blocks * (dimensions + BYTES_BESIDE),
               codes + vectors + blocks * queries + found * ROW_BYTES, met * dimensions / KEY_COMPONENTS * hours),
-        Stage("merge", shards, per_shard * coded * blocks * 2 * ROW_BYTES,
+        Stage("merge", shards, found / shards * 2 * ROW_BYTES,
               found * ROW_BYTES + documents * pairing.neighbors * ROW_BYTES, found / MERGED_ROWS * hours),
         Stage("filter", blocks, memory_bytes(settings.deployment.memory_limit),
               blocks * (text_bytes + documents * pairing.neighbors * ROW_BYTES),
@@ -74,7 +82,7 @@ def block_advice(settings: Settings, stages: list[Stage]) -> str:
     """Return what to set where a block of keys does not fit a worker's memory, else an empty text."""
     search = next(stage for stage in stages if stage.name == "search")
     limit = memory_bytes(settings.deployment.memory_per_worker)
-    if search.memory <= limit:
+    if UNEQUAL_BLOCKS * search.memory <= limit:
         return ""
     return (
         f"A block of keys is larger than deployment.memory_per_worker ({settings.deployment.memory_per_worker}): set "

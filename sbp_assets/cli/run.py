@@ -71,7 +71,7 @@ def run(
         instance = stack.enter_context(dg.DagsterInstance.get())
         end_killed_runs(instance)
         require_store(defs, Staleness(defs.resolve_asset_graph(), instance), settings.deployment)
-        engines = {"embed": embedder.close, "synthesise": generator.close}
+        engines = {"embed": embedder.close, "search": fan_out.close, "synthesise": generator.close}
         steps = PIPELINE[: names.index(until) + 1] if until else PIPELINE
 
         def checks() -> str:

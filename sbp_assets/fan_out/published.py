@@ -111,14 +111,23 @@ class PublishedFiles:
             return remote.read_file(self._path(directory), name)
         return self._local(f"{directory}/{name}").read_bytes()
 
+    def discard(self, name: str) -> None:
+        """Remove the file `name`, where it is published."""
+        if remote := self._remote:
+            if remote.fs.exists(path := self._path(name)):
+                remote.fs.rm(path)
+        else:
+            self._local(name).unlink(missing_ok=True)
+
     def release(self) -> None:
         """Allow this node's cache to evict the copies that this process has fetched."""
         if remote := self._remote:
             remote.release()
 
     def remove(self) -> None:
-        """Remove all of them, those of any inputs included."""
+        """Remove all that are at this place: with `under` and `towards`, those of these inputs."""
         if remote := self._remote:
+            remote.release()
             if remote.fs.exists(folder := root(self.location).path):
                 remote.fs.rm(as_pattern(folder), recursive=True)
         else:

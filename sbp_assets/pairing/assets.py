@@ -97,10 +97,10 @@ def embeddings(
     def tasks(shards: Sequence[str]) -> Iterator[tuple[str, tuple[EmbeddingTask]]]:
         for one in shards:
             # Of documents that nothing is recorded of, only what this run has made is taken.
-            documents = last_version(context.instance, _DOCUMENTS, one) or context.run.run_id
-            made = own.towards(one, code=code, documents=documents)
+            documents = last_version(context.instance, _DOCUMENTS, one)
+            made = own.towards(one, code=code, documents=documents or context.run.run_id)
             device, size = deployment.device, deployment.embedding_batch_size
-            yield one, (EmbeddingTask(one, pairing, device, size, embedder, store, made),)
+            yield one, (EmbeddingTask(one, pairing, device, size, embedder, store, made, documents),)
 
     running = tasks_of(context)
     gpus = 1 if deployment.device == "cuda" else 0

@@ -141,6 +141,8 @@ class BlockSearch:
         if old == made_of:
             # What is re-materialised from the same keys is searched again, whatever was wrong with it.
             earlier, old = None, Coverage.of(None)
+            for shard in made_of.queries:
+                tables.discard(table_name(shard))
         counts = Counter(dict.fromkeys(("resumed", "unchanged", "extended", "searched", "keys", "queries"), 0))
         missing: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for shard in sorted(made_of.queries):
@@ -203,9 +205,13 @@ def table_name(query_shard: str) -> str:
 
 def assemble(tables: PublishedFiles, directory: Path) -> None:
     """Put the `tables` of a block, and the COVERAGE_FILE among them, into the empty `directory`: the artifact."""
-    coverage = Coverage.read(tables.fetch(COVERAGE_FILE))
-    for name in [COVERAGE_FILE, *map(table_name, coverage.queries)]:
-        published = tables.fetch(name)
+    try:
+        coverage = Coverage.read(tables.fetch(COVERAGE_FILE))
+        names = [COVERAGE_FILE, *map(table_name, coverage.queries)]
+        found = {name: tables.fetch(name) for name in names}
+    except FileNotFoundError as error:
+        raise RuntimeError(f"another run has materialised this meanwhile ({error}): run it again") from error
+    for name, published in found.items():
         try:
             os.link(published, directory / name)
         except OSError:  # on another file system

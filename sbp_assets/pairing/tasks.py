@@ -7,7 +7,6 @@ versions and settings travel with it.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from sbp_assets.pairing.index import DIGEST_FILE, index_digest
 from sbp_assets.pairing.quantizer import Quantizer
 from sbp_assets.pairing.search import COVERAGE_FILE, BlockSearch, Coverage
 from sbp_assets.settings import Pairing
-from sbp_assets.storage.artifacts import content_version, staging
+from sbp_assets.storage.artifacts import content_version, release_staging, staging
 from sbp_assets.storage.paths import scan_table
 from sbp_assets.storage.progress import Progress
 
@@ -43,7 +42,10 @@ class Made:
 
 @dataclass(frozen=True)
 class EmbeddingTask:
-    """The embedding of a shard's documents; `store` is the artifact store, `made` are files towards the artifact."""
+    """The embedding of a shard's documents; `store` is the artifact store, `made` are files towards the artifact.
+
+    `documents` is the content version that was recorded of them; None: nothing is.
+    """
 
     shard: str
     pairing: Pairing
@@ -52,6 +54,7 @@ class EmbeddingTask:
     embedder: Embedder
     store: PublishedFiles
     made: PublishedFiles
+    documents: str | None
 
 
 def embed_shard(task: EmbeddingTask) -> Made:
@@ -62,8 +65,12 @@ def embed_shard(task: EmbeddingTask) -> Made:
     if task.made.exists(FIGURES_FILE):
         return Made(task.made, json.loads(task.made.fetch(FIGURES_FILE).read_text(encoding="utf-8")))
     pairing = task.pairing
-    documents = scan_table(task.store.fetch(f"corpus/documents/{task.shard}.parquet"))
-    rows = documents.filter(pl.col("split") == UNIQUE).select("id", "text").sort("id").collect()
+    file = task.store.fetch(f"corpus/documents/{task.shard}.parquet")
+    if task.documents is not None and content_version(file) != task.documents:
+        raise ValueError(
+            f"corpus/documents of shard {task.shard} has been materialised again since this run began: run it again"
+        )
+    rows = scan_table(file).filter(pl.col("split") == UNIQUE).select("id", "text").sort("id").collect()
     engine = task.embedder.load(pairing.embedding_model, pairing.embedding_dtype, task.device)
     with Progress("embed", "documents", len(rows)) as progress:
         vectors = embed(
@@ -155,8 +162,9 @@ def search_block(task: SearchTask) -> Made:
             search = BlockSearch(int(task.block), task.pairing, task.memory)
             counts = search.run(quantizer, indexes, made_of, earlier, task.tables, scratch, progress)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        store.release()
+        release_staging(scratch)
+        for files in (store, task.blocks, task.tables):
+            files.release()
     return Made(task.tables, {**counts, **progress.metadata()})
 
 

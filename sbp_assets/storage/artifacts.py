@@ -134,6 +134,17 @@ def staging(work_dir: str, asset: str, partition: str = "") -> Path:
     return directory
 
 
+def release_staging(directory: Path) -> None:
+    """Remove a directory that `staging` has returned, which is no longer needed, and let go of its lock.
+
+    Without it both stay until the process ends or stages the same again: of thousands of partitions in one process
+    too many descriptors, and a second copy of every artifact. What is no such directory is left alone.
+    """
+    if (lock := _staged.pop(directory.parent, None)) is not None:
+        shutil.rmtree(directory.parent, ignore_errors=True)
+        os.close(lock)
+
+
 def _lock(folder: Path) -> int | None:
     """Return a descriptor that holds the lock of `folder` until it is closed; None when another process holds it."""
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)

@@ -18,7 +18,7 @@ import polars as pl
 from upath import UPath
 
 from sbp_assets.settings import Deployment
-from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version
+from sbp_assets.storage.artifacts import atomic_path, bytes_on_disk, content_version, release_staging
 from sbp_assets.storage.column_metadata import LINEAGE
 from sbp_assets.storage.paths import scan_table
 from sbp_assets.storage.remote import RemoteStore, is_local, root
@@ -214,6 +214,11 @@ class DirectoryIOManager(ArtifactIOManager):
 
     def write(self, obj: Path, path: Path) -> None:
         shutil.copytree(obj, path)
+
+    def _publish(self, obj: Path, path: UPath, definition_metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        published = super()._publish(obj, path, definition_metadata)
+        release_staging(obj)
+        return published
 
     def read(self, path: Path) -> Path:
         return path

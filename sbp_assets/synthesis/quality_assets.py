@@ -13,7 +13,7 @@ from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER
 from sbp_assets.settings import Settings
-from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.artifacts import release_staging, staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.assets import DOCUMENTS, SYNTHETIC_DOCUMENTS
@@ -71,6 +71,7 @@ def quality(
         name: texts_of(frame, fixed_sample({name: frame.select("id").collect()["id"]}, size).get(name, []), *columns)
         for name, frame, columns in ((SYNTHETIC, synthetic_documents, ("seed_id",)), (REAL, real, ()))
     }
+    scratch = staging(settings.deployment.work_dir, "quality", context.partition_key)
     with Progress("quality", "documents", sum(map(len, samples.values()))) as progress:
         rows = quality_rows(
             with_seeds(samples[SYNTHETIC], real),
@@ -78,10 +79,11 @@ def quality(
             settings.experiment.corpus.dedup,
             settings.experiment.pairing.shingle_tokens,
             ConceptWorld(settings.experiment.ground_truth) if settings.experiment.ground_truth else None,
-            staging(settings.deployment.work_dir, "quality", context.partition_key),
+            scratch,
             settings.deployment.memory_limit,
         )
         progress.advance(sum(map(len, samples.values())))
+    release_staging(scratch)
     return dg.MaterializeResult(
         value=rows,
         metadata={

@@ -145,3 +145,9 @@ def write_row(files: PublishedFiles, shard: str, broken: bool) -> str:
     with files.publish("table") as path:
         pl.DataFrame({"v": [shard]}).write_parquet(path, compression="zstd")
     return "table"
+
+
+def copy_rows(store: PublishedFiles, shard: str, made: PublishedFiles) -> None:
+    """Publish `rows` of what the shard's documents are now."""
+    with made.publish("rows.parquet") as path:
+        path.write_bytes(store.fetch(f"t/documents/{shard}.parquet").read_bytes())

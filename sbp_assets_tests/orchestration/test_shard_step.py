@@ -442,3 +442,42 @@ def test_a_shard_that_a_backfill_refuses_has_no_task(world: World, monkeypatch: 
     given.clear()
     assert set(failed_shards(world.backfill(SUMS))) == {"b"}
     assert given == [[], ["a", "c", "d"]]
+
+
+@pytest.mark.parametrize("engine", [InProcess(), AllAtOnce()])
+def test_what_changes_after_its_task_has_read_it_makes_a_shard_stale(tmp_path: Path, engine: InProcess) -> None:
+    documents_key, text, changes = dg.AssetKey(["t", "documents"]), ["old"], list[Callable[[], object]]()
+    store, own = (PublishedFiles(f"{tmp_path}/{place}", str(tmp_path)) for place in ("store", "store/t/tables"))
+
+    @dg.asset(key=documents_key, partitions_def=SHARDS, io_manager_key="parquet", code_version="1")
+    def documents():
+        return dg.MaterializeResult(value=pl.DataFrame({"v": text}))
+
+    @dg.asset(key=TABLES, deps=[documents_key], partitions_def=SHARDS, io_manager_key="parquet", code_version="1")
+    def tables(context: dg.AssetExecutionContext):
+        def tasks(shards: Iterable[str]) -> Iterable[tuple[str, tuple[Any, ...]]]:
+            yield from ((shard, (store, shard, own.towards(shard))) for shard in shards)
+
+        shard = context.partition_key
+        tasks_of(context).result(shard, engine, work.copy_rows, tasks, what="tables")
+        if changes:
+            changes.pop()()
+        return dg.MaterializeResult(value=own.towards(shard).fetch("rows.parquet"))
+
+    steps = (Step("read", "Read", ("t/documents",)), Step("make", "Make", ("t/tables",)))
+    assets, _ = with_shard_steps([documents, tables], [], (SHARDS,), 50, steps)
+    manager = ParquetIOManager(str(tmp_path / "store"), str(tmp_path))
+    defs = dg.Definitions(assets=assets, resources={"parquet": manager})
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = defs.resolve_implicit_global_asset_job_def()
+        read, make = (job.get_subset(asset_selection={key}) for key in (documents_key, TABLES))
+        everything = range_tags(sorted(EVERY_SHARD))
+        assert read.execute_in_process(instance=instance, tags=everything).success
+
+        def change_d() -> None:
+            text[0] = "new"
+            assert read.execute_in_process(instance=instance, partition_key="d").success
+
+        changes.append(change_d)  # while the range is at shard a
+        assert make.execute_in_process(instance=instance, tags=everything).success
+        assert set(Staleness(defs.resolve_asset_graph(), instance).pending(TABLES)) == {"d"}

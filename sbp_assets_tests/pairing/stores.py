@@ -108,6 +108,8 @@ def embedding_tasks(data: Path, made: Path, shards: int, model: str) -> dict[str
     pairing, embedder = Pairing(embedding_model=model, embedding_dtype="float32", max_tokens=32), Embedder()
     store, artifacts = (PublishedFiles(str(folder), f"{made}/cache") for folder in (data, made))
     return {
-        shard: (EmbeddingTask(shard, pairing, "cpu", 4, embedder, store, artifacts.towards(shard, documents="1")),)
+        shard: (
+            EmbeddingTask(shard, pairing, "cpu", 4, embedder, store, artifacts.towards(shard, documents="1"), None),
+        )
         for shard in shard_names(shards)
     }

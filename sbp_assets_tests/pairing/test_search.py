@@ -152,6 +152,9 @@ def test_what_other_keys_were_searched_for_is_not_used(store: Path) -> None:
     made, counts = search.block(0)
     assert counts["searched"] == 3
     assert search.block(0, made)[1]["searched"] == 3, "the same again: somebody wants it made again"
+    left = PublishedFiles(f"{store}/left", str(store))
+    search.block(0, tables=left)
+    assert search.block(0, made, tables=left)[1]["searched"] == 3, "with what it published, too"
     other = Coverage.of(made)
     for changed in (
         Coverage("another search", other.queries, other.keys),

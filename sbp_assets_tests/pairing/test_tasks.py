@@ -66,6 +66,26 @@ def test_a_model_is_loaded_once_and_what_is_embedded_stays(tmp_path: Path):
     assert again == made and table.stat().st_mtime_ns == before
 
 
+def test_documents_that_are_materialised_again_meanwhile_are_not_embedded(tmp_path: Path):
+    stores.write_store(tmp_path / "data", 1, documents=20)
+    made = stores.embedding_tasks(tmp_path / "data", tmp_path / "made", 1, str(write_bert(tmp_path / "model")))
+    ((task,),) = made.values()
+    version = content_version(tmp_path / "data/corpus/documents/00000.parquet")
+    with pytest.raises(ValueError, match="corpus/documents of shard 00000 has been materialised again"):
+        embed_shard(replace(task, documents="of another version"))
+    assert not task.made.exists(EMBEDDINGS_FILE)
+    assert embed_shard(replace(task, documents=version)).figures["dagster/row_count"] > 0
+
+
+def test_an_artifact_that_another_run_has_assembled_is_no_fault_of_the_store(tmp_path: Path):
+    stores.write_store(tmp_path / "data", 2)
+    tasks = stores.search_tasks(tmp_path / "data", tmp_path / "made", 2, 1)
+    ((_, made),) = InProcess().run(search_block, tasks.items())
+    made.files.remove()
+    with pytest.raises(RuntimeError, match="another run has materialised this meanwhile"):
+        assemble(made.files, tmp_path)
+
+
 def test_an_embedder_is_the_same_one_wherever_a_task_meets_it_in_a_process():
     import pickle
 

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbp_assets.storage import artifacts
-from sbp_assets.storage.artifacts import ABANDONED, RUN_RECORD, atomic_path, content_version, exclusive, staging
+from sbp_assets.storage.artifacts import (
+    ABANDONED,
+    RUN_RECORD,
+    atomic_path,
+    content_version,
+    exclusive,
+    release_staging,
+    staging,
+)
 
 
 def test_a_failed_write_leaves_the_old_artifact_and_no_debris(tmp_path: Path):
@@ -119,3 +127,17 @@ def test_staging_is_for_one_process_alone_and_what_dead_ones_left_is_removed(tmp
         other.kill()
     third = staging(str(tmp_path), "index", "00000")
     assert not theirs.exists() and not second.exists() and third.is_dir()
+
+
+def test_what_was_staged_is_let_go_of_with_its_descriptor(tmp_path: Path):
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = descriptors()
+    for shard in range(20):
+        (directory := staging(str(tmp_path), "index", f"{shard:05d}")).joinpath("file").touch()
+        release_staging(directory)
+        assert not directory.exists()
+    assert descriptors() == before
+    release_staging(tmp_path)
+    assert tmp_path.exists(), "staged by nobody"
