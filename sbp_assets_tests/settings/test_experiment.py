@@ -12,7 +12,7 @@ SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(ki
 VERSIONS = {
     "tiny": "1-3b0f328d57b6",
     "demo": "1-566740b5522e",
-    "headline": "1-de8fae524192",
+    "headline": "1-29d559fd6637",
     "five_tokens": "1-50a1436b3bdd",
     "paper_200b": "1-799f5c463d36",
     "paper_1t": "1-cac532ce04a1",
