@@ -12,7 +12,7 @@ SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(ki
 VERSIONS = {
     "tiny": "1-ec456ce01c3a",
     "demo": "1-c83267329527",
-    "headline": "1-ed5f08a772f0",
+    "headline": "1-345ea5f569e1",
     "five_tokens": "1-09d627aabab0",
     "paper_200b": "1-799f5c463d36",
     "paper_1t": "1-cac532ce04a1",
