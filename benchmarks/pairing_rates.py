@@ -77,6 +77,8 @@ def measure(folder: Path, tables: dict[str, pl.DataFrame], pairing: Pairing) -> 
                 distances += int(sizes[probes].sum()) if block == 0 else 0
                 with timed("search"):
                     partials[shard].append(nearest(keys, table["id"], rows, probes, coded).lazy())
+                with timed("scan"):
+                    keys.search(rows, probes, coded + 2)
         candidates = {shard: folder / "candidates" / f"{shard}.parquet" for shard in tables}
         candidates["00000"].parent.mkdir()
         merged = 0
@@ -102,7 +104,8 @@ def measure(folder: Path, tables: dict[str, pl.DataFrame], pairing: Pairing) -> 
     return {
         "cell_components_per_second": components / seconds["cells"],
         "indexed_documents_per_second_beside_cells": count / max(seconds["index"] - seconds["cells"], 1e-9),
-        "key_components_per_second": distances * quantizer.dimensions / seconds["search"],
+        "key_components_per_second": distances * quantizer.dimensions / seconds["scan"],
+        "queries_per_second_and_block_beside": count * pairing.key_blocks / (seconds["search"] - seconds["scan"]),
         "keys_searched_over_even_cells": distances / even,
         "merged_rows_per_second": merged / seconds["merge"],
         "filtered_candidates_per_second": compared / seconds["filter"],

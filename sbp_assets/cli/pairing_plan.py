@@ -13,6 +13,7 @@ from sbp_assets.settings.formats import memory_bytes
 # Per second of one core with AVX-512, as `python -m benchmarks.pairing_rates` prints them (docs/scaling.md).
 CELL_COMPONENTS = 1.2e10  # components of centres of cells that a document is compared with
 KEY_COMPONENTS = 8e9  # components of keys' codes that a query is compared with
+BLOCK_QUERIES = 5e3  # of a query and a block, beside the comparisons: choosing and comparing in full precision
 INDEXED_DOCUMENTS = 5e4  # beside the choice of cells
 MERGED_ROWS = 3e6
 FILTERED_CANDIDATES = 1e4  # of documents of 600 words
@@ -68,7 +69,8 @@ def pairing_stages(settings: Settings, documents: int, dimensions: int, text_byt
         Stage("index", shards, per_shard * dimensions * 9, 2 * vectors + codes + documents * 4 * probes,
               documents * (cells * dimensions / CELL_COMPONENTS + 1 / INDEXED_DOCUMENTS) * hours),
         Stage("search", blocks, documents / blocks * (dimensions + BYTES_BESIDE),
-              codes + vectors + blocks * queries + found * ROW_BYTES, met * dimensions / KEY_COMPONENTS * hours),
+              codes + vectors + blocks * queries + found * ROW_BYTES,
+              (met * dimensions / KEY_COMPONENTS + documents * blocks / BLOCK_QUERIES) * hours),
         Stage("merge", shards, found / shards * 2 * ROW_BYTES,
               found * ROW_BYTES + documents * pairing.neighbors * ROW_BYTES, found / MERGED_ROWS * hours),
         Stage("filter", blocks, memory_bytes(settings.deployment.memory_limit),

@@ -259,8 +259,8 @@ class _ShardRun:
 
     def _materialise(self, function: AssetFunction, context: ShardContext) -> Iterator[dg.MaterializeResult]:
         shard = context.partition_key
-        # Looked up before the inputs are read: what changes meanwhile makes the shard stale. A run may take hours. Not of
-        # what its task reads, which may be before the shard's turn: there the version counts that the run began with.
+        # Looked up before the inputs are read: what changes meanwhile makes the shard stale. A run may take hours. Not
+        # of what its task reads, perhaps before the shard's turn: there the version counts that the run began with.
         for read in function.inputs.values():
             if read.partitions is None:
                 self._staleness.look_again(read.key, shard)
