@@ -67,10 +67,10 @@ def tuning_examples(
             settings.experiment.first_seed if settings.experiment.synthesizer.partners == "random" else None,
         )
     shutil.rmtree(scratch)
-    tokens, offsets = (
+    written, offsets = (
         np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in ("tokens.npy", "offsets.npy")
     )
-    first = decode(loaded, tokens[: offsets[1]])
+    first = decode(loaded, written[: offsets[1]])
     return dg.MaterializeResult(
         value=directory,
         metadata={
