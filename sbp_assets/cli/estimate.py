@@ -321,6 +321,7 @@ def _render_pairing(estimate: Estimate) -> list[str]:
         ),
         f"{'in all':<24}{'':>33}{hours:>12,.1f}{_si(moved, 'B'):>13}",
         "Hours are of one core with AVX-512; every document is taken to have all its neighbours above the threshold.",
+        "Nodes of a cluster take the search; the rest are steps of Dagster runs (docs/cluster.md).",
         *([estimate.block_too_large] if estimate.block_too_large else []),
     ]
 

@@ -11,15 +11,15 @@ from sbp_assets.settings import Settings
 from sbp_assets.settings.formats import memory_bytes
 
 # Per second of one core with AVX-512, as `python -m benchmarks.pairing_rates` prints them (docs/scaling.md).
-CELL_COMPONENTS = 1.2e10  # components of centres of cells that a document is compared with
-KEY_COMPONENTS = 8e9  # components of keys' codes that a query is compared with
-BLOCK_QUERIES = 5e3  # of a query and a block, beside the comparisons: choosing and comparing in full precision
-INDEXED_DOCUMENTS = 5e4  # beside the choice of cells
+CELL_COMPONENTS = 1.25e10  # components of centres of cells that a document is compared with
+KEY_COMPONENTS = 8.4e9  # components of keys' codes that a query is compared with
+BLOCK_QUERIES = 1.1e4  # of a query and a block, beside the comparisons: choosing and comparing in full precision
+INDEXED_DOCUMENTS = 9e4  # beside the choice of cells
 MERGED_ROWS = 3e6
-FILTERED_CANDIDATES = 1e4  # of documents of 600 words
-PAIRS = 3e5
+FILTERED_CANDIDATES = 4.5e3  # of documents of 600 words
+PAIRS = 7e5
 # Full cells are searched more often than others: keys that a query meets, over those in as many cells of even size.
-UNEVEN = 1.3
+UNEVEN = 1.2
 # The largest block over the mean; at most 1.08 with salting (`python -m benchmarks.pairing` prints a balance).
 UNEQUAL_BLOCKS = 1.1
 # FLOP/s of one core in the matrix products of a fit (k-means), and its iterations.

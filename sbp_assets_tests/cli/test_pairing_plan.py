@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sbp_assets.cli.estimate import plan, render
-from sbp_assets.cli.pairing_plan import BLOCK_QUERIES, Stage, block_advice, pairing_stages
+from sbp_assets.cli.pairing_plan import BLOCK_QUERIES, UNEVEN, Stage, block_advice, pairing_stages
 from sbp_assets.pairing.index import KeyBlock
 from sbp_assets.pairing.quantizer import cell_count
 from sbp_assets.settings import Pairing, Settings
@@ -59,7 +59,7 @@ def test_an_exhaustive_search_meets_every_key() -> None:
     _, flat = stages_of(1_000_000, experiment__pairing__index="flat")
     cells, probes = cell_count(1_000_000), 64
     ratio = comparing(flat, 1_000_000) / comparing(ivf, 1_000_000)
-    assert ratio == pytest.approx(cells / probes / 1.3, rel=0.01)
+    assert ratio == pytest.approx(cells / probes / UNEVEN, rel=0.01)
 
 
 def test_a_block_that_does_not_fit_is_named_with_the_number_that_does() -> None:
