@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def test_a_finished_store_loses_what_is_superseded_and_nothing_else(finished: Pa
         assert "superseded runs" not in deployment.sbp("prune").stdout, "all of them are of today"
         work = deployment.home / "work"
         old = deployment.home / "work/staging/report"
+        (left := old / uuid.uuid4().hex / "staged").mkdir(parents=True)  # by a process that was killed
+        (left / "index.html").write_text("half of a report")
         for path in [*old.rglob("*"), old]:
             os.utime(path, (time.time() - ABANDONED - 60,) * 2)
         shutil.copytree(next(work.glob("synthesis/00000/*")), work / "synthesis/00000/0123456789abcdef")
