@@ -94,6 +94,7 @@ def test_a_finished_store_loses_what_is_superseded_and_nothing_else(finished: Pa
         old = deployment.home / "work/staging/report"
         (left := old / uuid.uuid4().hex / "staged").mkdir(parents=True)  # by a process that was killed
         (left / "index.html").write_text("half of a report")
+        (left.parent / "lock").touch()
         for path in [*old.rglob("*"), old]:
             os.utime(path, (time.time() - ABANDONED - 60,) * 2)
         shutil.copytree(next(work.glob("synthesis/00000/*")), work / "synthesis/00000/0123456789abcdef")
