@@ -123,13 +123,16 @@ class Study:
     def tune(self, name: str, start: Path, partners_seed: int | None = None) -> Path:
         """Tune a synthesizer on the pairs, or with a seed on pairs dealt at random, and return its directory."""
         examples = self.given.work / f"{name}-examples"
-        rows = write_examples(
+        (scratch := self.given.work / f"{name}-joined").mkdir()
+        counts = write_examples(
             examples,
             {SHARD: pl.scan_parquet(self.given.data / "pairs.parquet", glob=False)},
             {SHARD: self.given.data / "tokens"},
             related_id(self.tokenizer),
             self.experiment.max_document_tokens,
             len(self.tokenizer),
+            scratch,
+            "4GB",
             shuffle_seed=partners_seed,
         )
         epochs = self.experiment.synthesizer.epochs
@@ -142,7 +145,7 @@ class Study:
             **self._common(name),
         )
         train(spec)
-        self.given.write({"synthesizer": name, "pairs": len(rows), "epochs": epochs, **_run_record(spec.output_dir)})
+        self.given.write({"synthesizer": name, "pairs": counts["examples"], "epochs": epochs, **_run_record(spec.output_dir)})
         return spec.output_dir
 
     def synthesise(self, name: str, model: Path, conditional: bool = True) -> Path:
