@@ -145,7 +145,8 @@ class Study:
             **self._common(name),
         )
         train(spec)
-        self.given.write({"synthesizer": name, "pairs": counts["examples"], "epochs": epochs, **_run_record(spec.output_dir)})
+        record = _run_record(spec.output_dir)
+        self.given.write({"synthesizer": name, "pairs": counts["examples"], "epochs": epochs, **record})
         return spec.output_dir
 
     def synthesise(self, name: str, model: Path, conditional: bool = True) -> Path:
