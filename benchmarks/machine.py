@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +25,21 @@ def describe() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
     }
+
+
+@contextmanager
+def looking(look: Callable[[], None], every: float) -> Iterator[None]:
+    """Call `look` in a thread, `every` so many seconds, until the block ends."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(every):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

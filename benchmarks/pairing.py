@@ -25,7 +25,6 @@ import multiprocessing
 import re
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.arguments import parser
-from benchmarks.machine import describe
+from benchmarks.machine import describe, looking
 from sbp_assets.pairing.embed import embeddings_frame, vectors_of
 from sbp_assets.pairing.index import KeyBlock, ShardIndex, write_index
 from sbp_assets.pairing.quantizer import Quantizer, fit, salt
@@ -204,7 +203,8 @@ def search_first_block(store: Path, blocks: int) -> dict[str, Any]:
     paths = {f"{s:05d}": store / f"{s:05d}" for s in range(SHARDS)}
     pieces, setting = quantizer.pieces(blocks), 1.0
     (scratch := store / "memory").mkdir()
-    with PeakMemory() as peak:
+    before, seen = own_memory(), [0]
+    with looking(lambda: seen.append(own_memory() - before), 0.01):
         for _ in range(2):
             try:
                 keys = KeyBlock.load(paths, quantizer, pieces, 0, CODED_PER_NEIGHBOR * K, scratch, setting)
@@ -215,31 +215,13 @@ def search_first_block(store: Path, blocks: int) -> dict[str, Any]:
             for start in range(0, len(rows.keys), 2048):
                 some = slice(start, start + 2048)
                 nearest(keys, rows.keys["id"][some], rows.vectors[some], rows.probes[some], CODED_PER_NEIGHBOR * K)
-    return {"memory_setting_mb": round(setting / 1e6, 1), "peak_memory_over_setting": round(peak.bytes / setting, 2)}
+    return {"memory_setting_mb": round(setting / 1e6, 1), "peak_memory_over_setting": round(max(seen) / setting, 2)}
 
 
-class PeakMemory:
-    """The peak of this process's anonymous memory in a block, over what it was before: looked at 100 times a second."""
-
-    def __enter__(self) -> PeakMemory:
-        self._before, self.bytes = self._now(), 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.01):
-            self.bytes = max(self.bytes, self._now() - self._before)
-
-    @staticmethod
-    def _now() -> int:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0])
+def own_memory() -> int:
+    """Return the bytes of this process's anonymous memory."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0])
 
 
 def balance(quantizer: Quantizer, keys: np.ndarray, queries: np.ndarray, blocks: int, nprobe: int) -> dict[str, float]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,7 +30,7 @@ import numpy as np
 import psutil
 
 from benchmarks.arguments import parser
-from benchmarks.machine import describe
+from benchmarks.machine import describe, looking
 from sbp_assets.orchestration.pipeline import PIPELINE
 from sbp_assets_tests.operations.deployment import BACKFILL_FINISHED, Deployment
 from sbp_assets_tests.operations.servers import PostgresServer
@@ -174,19 +173,13 @@ class ProcessorSeconds:
         self._used: dict[tuple[int, float], float] = {}
         self._look()
         self._before = sum(self._used.values())
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._looking = looking(self._look, 0.2)
+        self._looking.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._looking.__exit__(None, None, None)
         self.seconds = sum(self._used.values()) - self._before
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.2):
-            self._look()
 
     def _look(self) -> None:
         for process in psutil.Process().children(recursive=True):

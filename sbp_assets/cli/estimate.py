@@ -14,7 +14,7 @@ from statistics import fmean
 
 import numpy as np
 
-from sbp_assets.cli.pairing_plan import Stage, block_advice, pairing_stages, partial_rows
+from sbp_assets.cli.pairing_plan import ROW_BYTES, Stage, block_advice, pairing_stages, partial_rows
 from sbp_assets.pretraining.budget import budget_steps
 from sbp_assets.settings import ConceptsSource, Corpus, Experiment, FilesSource, FiveTokensSource, HubSource, Settings
 
@@ -39,8 +39,6 @@ BYTES_PER_TOKEN = 4.5
 TOKENS_PER_WORD = {264: 5.2, 300: 4.0, 512: 2.4, 1024: 1.6, 1280: 1.4, 2048: 1.3}
 # zstd on text in Parquet.
 TEXT_COMPRESSION = 0.4
-# Ids, similarity and rank of a candidate or a pair, compressed.
-EDGE_BYTES = 24
 # Vocabulary of Llama 3, assumed for a named tokenizer: its files are not read here. Four special tokens are added.
 NAMED_VOCABULARY = 128_256 + 4
 # Embedding models: (parameters that a token passes through, vector width); the first stands for others, too.
@@ -241,10 +239,10 @@ def _estimate(settings: Settings, vocab_size: int, tokens: int, documents: int, 
         "corpus/tokens": real * token_bytes,
         "pairing/embeddings": documents * known[1] * 4,
         "pairing/ann_index": documents * (known[1] * (1 + 4) + 4 * pairing.nprobe),
-        "pairing/partial_candidates (at most)": partial_rows(settings, documents) * EDGE_BYTES,
-        "pairing/neighbor_candidates": documents * pairing.neighbors * EDGE_BYTES,
-        "pairing/neighbor_edges (at most)": pairs * EDGE_BYTES,
-        "pairing/neighbor_pairs (at most)": pairs * EDGE_BYTES,
+        "pairing/partial_candidates (at most)": partial_rows(settings, documents) * ROW_BYTES,
+        "pairing/neighbor_candidates": documents * pairing.neighbors * ROW_BYTES,
+        "pairing/neighbor_edges (at most)": pairs * ROW_BYTES,
+        "pairing/neighbor_pairs (at most)": pairs * ROW_BYTES,
         "synthesizer/tuning_examples (at most)": pairs * (2 * cut + 3) * token_bytes,
         "synthesis/synthetic_documents": synthetic * text,
         "synthesis/synthetic_tokens": synthetic * token_bytes,

@@ -24,7 +24,7 @@ UNEVEN = 1.2
 UNEQUAL_BLOCKS = 1.1
 # FLOP/s of one core in the matrix products of a fit (k-means), and its iterations.
 FIT_FLOPS, FIT_ITERATIONS = 1e11, 10
-# Ids and shards beside the numbers of a candidate, compressed, and a document's id and text in Parquet.
+# Of a candidate or a pair, compressed: ids, similarity and rank; of a query its id.
 ROW_BYTES = 24
 
 

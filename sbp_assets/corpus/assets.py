@@ -1,6 +1,5 @@
 """The corpus stage: it ingests, de-duplicates, splits and tokenises documents."""
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.settings import FilesSource, HubSource, Settings
-from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.artifacts import release_staging, staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.row_versions import ROW_VERSIONS, row_versions
@@ -221,7 +220,7 @@ def duplicates(
             progress,
             store,
         )
-    shutil.rmtree(scratch)
+    release_staging(scratch)
     for other in set(store.parent.glob("*.parquet")) - {store}:  # Of other shingles.
         other.unlink()
     kinds = dict(dropped.group_by("kind").len().iter_rows())

@@ -53,7 +53,7 @@ class PartitionTasks:
             try:
                 self._wait_for(partition)
             except BaseException:
-                self.close()  # another partition begins anew, with what has not ended
+                self.close()  # another partition begins again, with what has not ended
                 raise
         outcome = self._ended.pop(partition)
         if partition in self._left:

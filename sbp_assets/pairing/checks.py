@@ -1,6 +1,5 @@
 """Checks of the pairing stage; `audit` does the work for one shard, `global_audit` for all of them."""
 
-import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -16,7 +15,7 @@ from sbp_assets.pairing.filter import bucket_shards
 from sbp_assets.pairing.ground_truth import not_above_chance, truth_problems
 from sbp_assets.pairing.quantizer import Quantizer
 from sbp_assets.settings import Settings
-from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.artifacts import release_staging, staging
 from sbp_assets.storage.checks import all_partitions
 from sbp_assets.storage.io_managers import DirectoryIOManager, ParquetIOManager
 
@@ -155,7 +154,7 @@ def candidates_are_known_over_all_shards(
         scratch,
         settings.deployment.memory_limit,
     )
-    shutil.rmtree(scratch)
+    release_staging(scratch)
     return check_result(*found)
 
 
@@ -230,7 +229,7 @@ def pairs_are_distinct_over_all_shards(
         scratch,
         settings.deployment.memory_limit,
     )
-    shutil.rmtree(scratch)
+    release_staging(scratch)
     return check_result(*found)
 
 

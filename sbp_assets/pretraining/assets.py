@@ -1,7 +1,6 @@
 """The assets of pretraining: the three arms' models, and the token budget that proves their compute equal."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from sbp_assets.pretraining.budget import (
 from sbp_assets.pretraining.curves import loss_curve, loss_summary
 from sbp_assets.pretraining.model_files import MODEL_COLUMNS
 from sbp_assets.settings import Deployment, Optimizer, Settings
-from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.artifacts import release_staging, staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.paths import read_table
 from sbp_assets.storage.progress import Progress
@@ -239,7 +238,7 @@ def token_budget(
             frames.append(tuning_cost(checkpoint))
         prompt = settings.experiment.max_document_tokens if settings.experiment.conditional else None
         frames.append(generation_cost(tokens, synthetic_tokens, prompt, settings.experiment.model, vocabulary))
-    shutil.rmtree(scratch)
+    release_staging(scratch)
     table = pl.concat(frames)
     budget = plan.tokens
     return dg.MaterializeResult(

@@ -1,6 +1,5 @@
 """The assets of synthesizer-tuning: examples of neighbour pairs, and the model tuned on them (paper section 2.2)."""
 
-import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -13,7 +12,7 @@ from sbp_assets.dagster_support.preview import escape
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER, execution_fields, model_columns, optimizer_of, train
 from sbp_assets.settings import Optimizer, Settings
-from sbp_assets.storage.artifacts import staging
+from sbp_assets.storage.artifacts import release_staging, staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesizer.examples import EXAMPLE_COLUMNS, HELDOUT, TRAIN, write_examples
@@ -66,7 +65,7 @@ def tuning_examples(
             progress,
             settings.experiment.first_seed if settings.experiment.synthesizer.partners == "random" else None,
         )
-    shutil.rmtree(scratch)
+    release_staging(scratch)
     written, offsets = (
         np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in ("tokens.npy", "offsets.npy")
     )

@@ -142,7 +142,7 @@ def write_examples(
                 documents.write_parquet(staged / f"{shard:06d}-{number:09d}.parquet")
         out.flush()
         ends.flush()
-    # As the rows of one shard after another were written before, and those dealt anew all at once.
+    # As the rows of one shard after another were written before, and those dealt at random all at once.
     parts = groupby(sorted(staged.iterdir()), lambda path: path.name[:6] if shuffle_seed is None else "")
     tables = (pl.concat([read_table(path) for path in of_shard]) for _, of_shard in parts)
     write_tables(tables, table_schema(DOCUMENT_COLUMNS), directory / "documents.parquet")
