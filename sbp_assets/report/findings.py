@@ -25,6 +25,11 @@ UNCONDITIONAL = (
     "placebo: unconditional",
     f"The synthetic documents are sampled from the baseline, without seed documents. {_NOT_OWED}",
 )
+REAL_PAIRS = (
+    "control: real pairs in one document",
+    "In the place of synthetic documents the SBP arm reads related real documents, d1 and d2 in one: relations without "
+    "a synthesizer. What it gains over the baseline is not owed to synthesis.",
+)
 RANDOM_PARTNERS = (
     "placebo: random partners",
     f"The synthesizer is tuned on pairs of documents that have nothing to do with each other. {_NOT_OWED}",
@@ -44,10 +49,14 @@ SYNTHESIZER_STARTS = {
 def departures(experiment: Experiment) -> list[tuple[str, str]]:
     """Return name and meaning of every setting that makes this run a control, a placebo or an ablation."""
     found = [NEGATIVE_CONTROL] if experiment.corpus.source.kind == "five_tokens" else []
-    if not experiment.conditional:  # No synthesizer is used, however it is set.
+    if experiment.synthesis.condition == "none":  # No synthesizer is used, however it is set.
         return [*found, UNCONDITIONAL]
+    if not experiment.sampled:
+        found.append(REAL_PAIRS)
     if experiment.synthesizer.partners == "random":
         found.append(RANDOM_PARTNERS)
+    if not experiment.sampled:
+        return found
     if start := SYNTHESIZER_STARTS.get(experiment.synthesizer.start):
         found.append(start)
     return found
