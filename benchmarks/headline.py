@@ -81,7 +81,7 @@ def main(profile: str, tuning_seeds: int, only: list[str], finished_alone: bool)
         record.add(run, time.monotonic() - began, finished=name_of(run) not in failed)
     wall = time.monotonic() - started
     stores = {run: store_of(settings, run) for run in runs if record.finished(run)}
-    if (SBP, 0) in record.runs() and record.finished((SBP, 0)):
+    if record.finished((SBP, 0)):
         stores.setdefault((SBP, 0), store_of(settings, (SBP, 0)))
         result = evaluate(stores, settings.experiment.seed_keys)
         seconds = {name_of(run): round(record.seconds(run), 1) for run in stores}
@@ -135,16 +135,16 @@ class Record:
 
     def __init__(self, settings: Settings) -> None:
         self.path = Path(f"{settings.deployment.data_dir}.branches") / RECORD
+        self.compared = Path(settings.deployment.data_dir) / "evaluation/comparison.parquet"
         self.experiment = settings.experiment.version("1", *Experiment.model_fields)
         found = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         # Runs of other settings are not those that are asked for.
         self.entries: dict[str, Any] = found["runs"] if found.get("experiment") == self.experiment else {}
 
-    def runs(self) -> list[Run]:
-        return [run for run in planned(1000) if name_of(run) in self.entries]
-
     def finished(self, run: Run) -> bool:
-        return bool(self.entries.get(name_of(run), {}).get("finished"))
+        """Return whether the run was finished; of the profile's own store, which is no copy, its files tell as well."""
+        own = run == (SBP, 0) and self.compared.is_file()
+        return own or bool(self.entries.get(name_of(run), {}).get("finished"))
 
     def seconds(self, run: Run) -> float:
         """Return the seconds of all calls until the run was finished."""

@@ -22,13 +22,18 @@ def scores(values: Sequence[float], metric: str = "nats_per_token") -> pl.DataFr
 
 
 def world(
-    random: np.random.Generator, of_tuning: float, of_training: float, of_both: float = 0.0, tuning: str = TUNING
+    random: np.random.Generator,
+    of_tuning: float,
+    of_training: float,
+    of_both: float = 0.0,
+    tuning: str = TUNING,
+    metric: str = "nats_per_token",
 ) -> tuple[dict[str, dict[str, pl.DataFrame]], dict[str, dict[str, dict[str, pl.DataFrame]]]]:
     """Scores of a law: baseline 1, oracle 0, SBP 0.4, control 0.9, with normal effects of these spreads."""
     hard = random.normal(0, 0.3, EXAMPLES)
 
     def run(mean: float, effect: float) -> pl.DataFrame:
-        return scores(mean + effect + hard + random.normal(0, 0.02, EXAMPLES))
+        return scores(mean + effect + hard + random.normal(0, 0.02, EXAMPLES), metric)
 
     shared = {
         name: {seed: run(mean, random.normal(0, of_training / 2)) for seed in TRAINING}
@@ -70,17 +75,17 @@ def coverage(repetitions: int, **law: Any) -> dict[str, float]:
 
 def test_intervals_cover_a_known_variance_of_tuning_seeds() -> None:
     # With 300 worlds each: 90% to 93% here, and 100% where nothing but the examples varies.
-    assert min(coverage(40, of_tuning=0.1, of_training=0.0).values()) >= 0.8
+    assert min(coverage(25, of_tuning=0.1, of_training=0.0).values()) >= 0.8
     # Of one tuning seed nothing can be known of its luck: that is what a second one is for.
-    assert coverage(40, of_tuning=0.1, of_training=0.0, tuning="0")["lead"] < 0.5
+    assert coverage(25, of_tuning=0.1, of_training=0.0, tuning="0")["lead"] < 0.5
 
 
 def test_the_error_is_that_of_the_means_of_crossed_seeds() -> None:
     random = np.random.default_rng(1)
     # The law's own error of a lead: two arms, each a mean over two tuning seeds and three training seeds.
     true = (2 * (0.1**2 / 2 + 0.2**2 / 3)) ** 0.5
-    squares = [first_rows(*world(random, 0.1, 0.2), resamples=100)[1]["lead_stderr"] ** 2 for _ in range(60)]
-    assert np.mean(squares) ** 0.5 == pytest.approx(true, rel=0.2)
+    squares = [first_rows(*world(random, 0.1, 0.2), resamples=100)[1]["lead_stderr"] ** 2 for _ in range(40)]
+    assert np.mean(squares) ** 0.5 == pytest.approx(true, rel=0.25)
 
 
 def test_two_tuning_seeds_alone_ask_for_twelve_standard_errors() -> None:
