@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from sbp_assets.evaluation.comparison import share_of_oracle_gain
+from sbp_assets.evaluation.comparison import oracle_gains, share_of_oracle_gain
 from sbp_assets.evaluation.comparison_table import display_rows
 from sbp_assets.evaluation.scores import ACCURACIES
 from sbp_assets.pretraining.budget import ARMS
@@ -40,7 +40,7 @@ def result_groups(comparison: pl.DataFrame) -> list[list[dict[str, Any]]]:
             **shown,
             "samples": row["baseline_samples"],
             "share_plot": None
-            if row["share_of_oracle_gain"] is None
+            if row["share_of_oracle_gain"] is None or not oracle_gains(row)
             else [_clamp(row[key]) for key in ("share_of_oracle_gain", "share_low", "share_high")],
             **{f"{arm}_tone": tone(row, arm) for arm in ("sbp", "oracle")},
         }

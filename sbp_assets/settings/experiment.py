@@ -169,6 +169,11 @@ class Synthesizer(Optimizer):
         description="What a d1 is paired with. nearest: its own d2; random: the d2 of another pair, a placebo without "
         "relations between documents.",
     )
+    seed: Seed | None = Field(
+        None,
+        description="Seed of the order of the tuning examples, of random initial weights and of partners dealt at "
+        "random; null: the first training seed.",
+    )
 
 
 class Judge(Section):
@@ -207,10 +212,11 @@ class Synthesis(Section):
     salt: str = Field(
         "sbp", description="Text that every sampling seed is derived from; another salt gives other samples."
     )
-    condition: Literal["seed", "none"] = Field(
+    condition: Literal["seed", "none", "pairs"] = Field(
         "seed",
         description="What a document is conditioned on. seed: a seed document, by the synthesizer; none: `<bos>` "
-        "alone, by the baseline, a placebo without a synthesizer.",
+        "alone, by the baseline, a placebo without a synthesizer; pairs: nothing is sampled, and d1 and d2 of a real "
+        "pair stand in one document, a control with relations and without a synthesizer.",
     )
     quality_sample: Count = Field(1000, description="Documents of each shard that the quality metrics read.")
     duplicate_sample: Count = Field(
@@ -324,8 +330,18 @@ class Experiment(Section):
 
     @property
     def conditional(self) -> bool:
-        """Return whether synthetic documents are conditioned on a seed document, as in SBP; False for the placebo."""
+        """Return whether synthetic documents are written by the synthesizer from a seed document, as in SBP."""
         return self.synthesis.condition == "seed"
+
+    @property
+    def sampled(self) -> bool:
+        """Return whether a model samples synthetic documents; False where they are real pairs in one document."""
+        return self.synthesis.condition != "pairs"
+
+    @property
+    def tuning_seed(self) -> int:
+        """Return the seed of synthesizer-tuning."""
+        return self.first_seed if self.synthesizer.seed is None else self.synthesizer.seed
 
     @property
     def first_seed(self) -> int:

@@ -1,6 +1,7 @@
 """The assets of synthesis: documents sampled from the synthesizer for every shard, and their tokens."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import numpy as np
@@ -20,7 +21,11 @@ from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis.engine import ENGINES, EngineSpec, Generator, named_with_version
 from sbp_assets.synthesis.generate import DOCUMENT_COLUMNS, TOKEN_COLUMNS, generate_shard, shard_budget
 from sbp_assets.synthesis.ledger import Ledger, engine_of_shard, fingerprint
+from sbp_assets.synthesis.real_pairs import concatenated_pairs
 from sbp_assets.synthesizer.examples import format_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Of the same shard.
 DOCUMENTS = dg.AssetIn(["corpus", "documents"])
@@ -29,8 +34,12 @@ SYNTHETIC_DOCUMENTS = dg.AssetIn(["synthesis", "synthetic_documents"])
 
 
 def sampled_key(settings: Settings) -> dg.AssetKey:
-    """Return the key of the model that synthesis samples from."""
+    """Return the key of the model that synthesis samples from, or of the pairs that it takes instead."""
     return dg.AssetKey.from_coercible(sampled_model(settings).key or [])
+
+
+def _read_column(settings: Settings) -> str:
+    return f"{sampled_key(settings).to_user_string()}.{'weights' if settings.experiment.sampled else 'tokens'}"
 
 
 @for_settings(
@@ -56,15 +65,15 @@ def sampled_key(settings: Settings) -> dg.AssetKey:
             "pretraining.synthetic_share",
             "max_document_tokens",
             "model.context_length",
+            *([] if settings.experiment.sampled else ["sampled"]),
         ),
         metadata=column_metadata(
             DOCUMENT_COLUMNS,
             **dict.fromkeys(
                 ("text", "n_tokens", "finish_reason"),
-                f"{sampled_key(settings).to_user_string()}.weights"
-                + (" corpus/tokens.tokens" if settings.experiment.conditional else ""),
+                _read_column(settings) + (" corpus/tokens.tokens" if settings.experiment.conditional else ""),
             ),
-            synthesizer_version=f"{sampled_key(settings).to_user_string()}.weights",
+            synthesizer_version=_read_column(settings),
         ),
     )
 )
@@ -80,7 +89,9 @@ def synthetic_documents(
     """Documents sampled from the synthesizer, d2 ~ p(· | d1), one row each; d1 is every document of D in this shard.
 
     Where synthesis.condition is none, which is a placebo, they are sampled from the first seed's baseline after `<bos>`
-    alone, and a seed document is only the number of a sample.
+    alone, and a seed document is only the number of a sample. Where it is pairs, a control, they are real pairs, d1 and
+    d2 in one document, in rounds over the seed documents; where the budget asks for more than there are, all of them
+    come again.
 
     Seed documents take turns, rollout by rollout, until the shard's share of the synthetic token budget is reached.
     Finished samples survive a stopped run: re-materialising the partition resumes it.
@@ -89,6 +100,9 @@ def synthetic_documents(
     arrays = TokenArrays.load(tokens)
     seeds = np.flatnonzero(arrays.documents["split"].to_numpy() == UNIQUE)
     ids = arrays.documents["id"].to_list()
+    if not settings.experiment.sampled:
+        own = [ids[i] for i in seeds]
+        return _real_pairs(context, settings, documents, own, arrays.lengths[seeds], loaded, checkpoint)
     related = related_id(loaded)
     prompts = {
         ids[i]: format_prompt(
@@ -121,9 +135,7 @@ def synthetic_documents(
         ledgers / fingerprints[spec.engine],
         lambda texts: [len(encoded) for encoded in encode_documents(loaded, texts)],
     )
-    budget = shard_budget(
-        int(lengths.sum()), settings.experiment.pretraining.repetitions, settings.experiment.pretraining.synthetic_share
-    )
+    budget = _budget(settings, lengths)
     done = sum(generation.n_tokens for generation in ledger.finished.values())
     with Progress(f"synthetic_documents {context.partition_key}", "tokens", budget, done) as progress:
         outcome = generate_shard(
@@ -192,6 +204,45 @@ def synthetic_tokens(
         progress.advance(len(rows))
     return dg.MaterializeResult(
         value=directory, metadata={"documents": len(rows), "tokens": total, **progress.metadata()}
+    )
+
+
+def _budget(settings: Settings, lengths: np.ndarray) -> int:
+    """Return the synthetic tokens of a shard whose documents of D have these `lengths` in tokens."""
+    pretraining = settings.experiment.pretraining
+    return shard_budget(int(lengths.sum()), pretraining.repetitions, pretraining.synthetic_share)
+
+
+def _real_pairs(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    documents: pl.LazyFrame,
+    seeds: list[str],
+    lengths: np.ndarray,
+    tokenizer: "PreTrainedTokenizerFast",
+    examples: Path,
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """Return the rows of the control in which nothing is sampled (`synthesis.real_pairs`)."""
+    budget = _budget(settings, lengths)
+    salt, length = settings.experiment.synthesis.salt, settings.experiment.model.context_length
+    with Progress(f"synthetic_documents {context.partition_key}", "tokens", budget) as progress:
+        rows, pairs = concatenated_pairs(
+            examples, seeds, tokenizer, budget, salt, length, content_version(examples), progress
+        )
+    return dg.MaterializeResult(
+        value=rows,
+        metadata={
+            "dagster/row_count": len(rows),
+            "documents": len(rows),
+            "tokens": int(rows["n_tokens"].sum()),
+            "token_budget": budget,
+            "seed_documents": len(seeds),
+            "pairs": pairs,
+            "passes_over_pairs": round(len(rows) / pairs, 3) if pairs else 0.0,
+            "share_cut": float((rows["finish_reason"] == "length").mean() or 0.0),  # type: ignore[arg-type]
+            **progress.metadata(),
+            "preview": dg.MetadataValue.md(_preview(rows, documents)),
+        },
     )
 
 

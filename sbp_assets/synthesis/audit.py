@@ -63,11 +63,11 @@ def other_requests(rows: pl.DataFrame, salt: str, version: str | None) -> list[s
     return rows["id"].filter(~same.fill_null(False)).head(SHOWN).to_list()
 
 
-def other_engines(rows: pl.DataFrame) -> list[str]:
-    """Return the ids that were sampled by an unknown engine, or by another one than most of the shard."""
+def other_engines(rows: pl.DataFrame, known: Sequence[str] = ENGINES) -> list[str]:
+    """Return the ids that were sampled by an engine that is not `known`, or by another one than most of the shard."""
     engine = rows["engine"] if "engine" in rows.columns else pl.Series([None] * len(rows), dtype=pl.String)
     usual = engine.drop_nulls().mode().sort().head(1)
-    same = engine.is_in(list(ENGINES)) & engine.is_in(usual.to_list())
+    same = engine.is_in(list(known)) & engine.is_in(usual.to_list())
     return rows["id"].filter(~same.fill_null(False)).head(SHOWN).to_list()
 
 
@@ -86,8 +86,10 @@ def allowed_empty(rows: int) -> int:
     return max(1, int(MAX_EMPTY_SHARE * rows))
 
 
-def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int) -> list[str]:
+def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int | None) -> list[str]:
     """Return repeated (seed, rollout), rows out of request order, or that the order has more than `empty` gaps.
+
+    Where `empty` is None, there may be any number of gaps: seed documents have pairs more or fewer.
 
     The request order is rollout by rollout over the sorted seeds, so the place of a row is rollout * seeds + rank.
     """
@@ -105,7 +107,7 @@ def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int) 
     gaps = int(places[-1]) + 1 - len(places) if len(places) else 0
     return (
         [f"{gaps} places of the request order have no row and only {empty} synthetic documents were empty"]
-        if gaps > empty
+        if empty is not None and gaps > empty
         else []
     )
 

@@ -16,9 +16,11 @@ from sbp_assets.settings import Settings
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis import audit
 from sbp_assets.synthesis.assets import SYNTHETIC_DOCUMENTS, TOKENS, sampled_key
+from sbp_assets.synthesis.engine import ENGINES
 from sbp_assets.synthesis.generate import shard_budget
 from sbp_assets.synthesis.posterior_table import LEVEL, UNKNOWN, copying_problems, leak_problems, table_problems
 from sbp_assets.synthesis.quality import expected_rows
+from sbp_assets.synthesis.real_pairs import NO_ENGINE
 
 VALUES = "Every metric once per corpus and method, its value flagged / scored, or null where nothing was scored."
 
@@ -88,10 +90,10 @@ def rows_match_requests(
     version = last_version(
         context.instance,
         sampled_key(settings),
-        None if settings.experiment.conditional else settings.experiment.seed_keys[0],
+        settings.experiment.seed_keys[0] if settings.experiment.synthesis.condition == "none" else None,
     )
     others = audit.other_requests(rows, settings.experiment.synthesis.salt, version)
-    engines = audit.other_engines(rows)
+    engines = audit.other_engines(rows, ENGINES if settings.experiment.sampled else [NO_ENGINE])
     miscounted = audit.miscounted(rows, lambda texts: [len(ids) for ids in encode_documents(loaded, texts)])
     return check_result(
         passed=not others and not engines and not miscounted,
@@ -112,11 +114,14 @@ def rows_match_requests(
     description="No (seed, rollout) occurs twice, rows are in request order, and few places of that order were empty "
     "documents.",
 )
-def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
+def rollouts_are_contiguous(
+    settings: dg.ResourceParam[Settings], synthetic_documents: pl.LazyFrame, tokens: Path
+) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id", "rollout").collect()
-    allowed = audit.allowed_empty(len(rows))
+    # A seed document takes part in as many rounds as it has pairs.
+    allowed = audit.allowed_empty(len(rows)) if settings.experiment.sampled else None
     problems = audit.rollout_problems(rows, _unique_ids(tokens), allowed)
-    return problems_result(problems, rows=len(rows), allowed_empty=allowed)
+    return problems_result(problems, rows=len(rows), allowed_empty="any" if allowed is None else allowed)
 
 
 @shard_check(

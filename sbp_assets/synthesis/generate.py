@@ -44,11 +44,11 @@ DOCUMENT_COLUMNS = [
     Column("seed_id", pl.String, "The document d1 of D that it was sampled from.", _SEEDS),
     Column("rollout", pl.Int64, "0-based number of the document among its seed's."),
     Column("sampling_seed", pl.Int64, "Of this request's random numbers.", _SEEDS),
-    Column("text", pl.String, "What was sampled."),
+    Column("text", pl.String, "What was sampled, or d1 and d2 of a real pair."),
     Column("n_tokens", pl.Int64, "As synthetic_tokens holds it, `<bos>` and `<eos>` included."),
     Column("finish_reason", pl.String, "stop (`<eos>`), or length (the context was full)."),
-    Column("synthesizer_version", pl.String, "Content of the sampled checkpoint."),
-    Column("engine", pl.String, "vllm or transformers: what sampled it, the same in a whole shard."),
+    Column("synthesizer_version", pl.String, "Content of the sampled checkpoint, or of the tuning examples."),
+    Column("engine", pl.String, "vllm or transformers: what sampled it, the same in a whole shard; none: real pairs."),
 ]
 DOCUMENT_SCHEMA = table_schema(DOCUMENT_COLUMNS)
 TOKEN_COLUMNS = [

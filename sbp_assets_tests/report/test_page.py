@@ -53,6 +53,10 @@ def test_an_empty_experiment_still_gives_a_complete_page() -> None:
         ({}, []),
         ({"synthesis": {"condition": "none"}, "synthesizer": {"start": "scratch"}}, ["placebo: unconditional"]),
         (
+            {"synthesis": {"condition": "pairs"}, "synthesizer": {"start": "scratch"}},
+            ["control: real pairs in one document"],
+        ),
+        (
             {"synthesizer": {"partners": "random", "start": "scratch"}},
             ["placebo: random partners", "ablation: synthesizer from random weights"],
         ),

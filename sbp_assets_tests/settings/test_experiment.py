@@ -10,13 +10,13 @@ from sbp_assets_tests.profiles import PROFILES, load_profile
 TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
-    "tiny": "1-ec456ce01c3a",
-    "demo": "1-c83267329527",
-    "headline": "1-345ea5f569e1",
-    "five_tokens": "1-09d627aabab0",
-    "paper_200b": "1-799f5c463d36",
-    "paper_1t": "1-cac532ce04a1",
-    "text": "1-9e48f1f10a0a",
+    "tiny": "1-a33c30b9cce5",
+    "demo": "1-57145bb69962",
+    "headline": "1-0586768a8b75",
+    "five_tokens": "1-fe0f18d3441f",
+    "paper_200b": "1-f7a90b2a3291",
+    "paper_1t": "1-4aa6a2b9fdeb",
+    "text": "1-a9631c3ca2c1",
 }
 """Digests of all settings of the profiles' experiments: they change only with what a profile computes."""
 
@@ -79,3 +79,9 @@ def test_headline_is_the_demos_world_at_a_larger_budget():
     changed = {"name": demo.name, "pretraining": pretraining, "synthesizer": synthesizer}
     assert headline.model_copy(update=changed) == demo
     assert len(headline.seed_keys) >= 3 and headline.pretraining.repetitions > demo.pretraining.repetitions
+
+
+def test_the_tuning_seed_is_the_first_training_seed_unless_set():
+    seeds = {"SBP_EXPERIMENT__PRETRAINING__SEEDS": "[3, 4]"}
+    assert load(**seeds).experiment.tuning_seed == 3
+    assert load(**seeds, SBP_EXPERIMENT__SYNTHESIZER__SEED="0").experiment.tuning_seed == 0
