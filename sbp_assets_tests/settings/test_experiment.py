@@ -10,9 +10,9 @@ from sbp_assets_tests.profiles import PROFILES, load_profile
 TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
-    "tiny": "1-a33c30b9cce5",
-    "demo": "1-57145bb69962",
-    "headline": "1-0586768a8b75",
+    "tiny": "1-de87e07f66c7",
+    "demo": "1-2a5360802583",
+    "headline": "1-f38188509cb9",
     "five_tokens": "1-fe0f18d3441f",
     "paper_200b": "1-f7a90b2a3291",
     "paper_1t": "1-4aa6a2b9fdeb",
