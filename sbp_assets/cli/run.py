@@ -44,13 +44,14 @@ def run(
     from sbp_assets.definitions import build_definitions
     from sbp_assets.fan_out import open_engine
     from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
-    from sbp_assets.orchestration.pipeline import PIPELINE
+    from sbp_assets.orchestration.pipeline import pipeline_of
     from sbp_assets.orchestration.runner import PipelineError, end_killed_runs, run_pipeline
     from sbp_assets.orchestration.staleness import Staleness
     from sbp_assets.pairing.embed import Embedder
     from sbp_assets.synthesis.engine import Generator, head_size_problem
 
-    names = [step.name for step in PIPELINE]
+    pipeline = pipeline_of(settings)
+    names = [step.name for step in pipeline]
     if until and until not in names:
         raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
     if refit and until and names.index(until) < names.index("fit_quantizer"):
@@ -71,8 +72,14 @@ def run(
         instance = stack.enter_context(dg.DagsterInstance.get())
         end_killed_runs(instance)
         require_store(defs, Staleness(defs.resolve_asset_graph(), instance), settings.deployment)
-        engines = {"embed": embedder.close, "search": fan_out.close, "synthesise": generator.close}
-        steps = PIPELINE[: names.index(until) + 1] if until else PIPELINE
+        engines = {
+            "embed": embedder.close,
+            "search": fan_out.close,
+            "synthesise": generator.close,
+            "filter_synthetic": embedder.close,
+            "measure_quality": embedder.close,
+        }
+        steps = pipeline[: names.index(until) + 1] if until else pipeline
 
         def checks() -> str:
             failed = failed_checks(defs.resolve_asset_graph(), instance, [key for step in steps for key in step.keys])
@@ -84,7 +91,7 @@ def run(
         if refit:
             forced["fit_quantizer"] = REFIT
         try:
-            states = run_pipeline(defs, instance, engines, until, forced)
+            states = run_pipeline(defs, instance, engines, until, forced, pipeline)
         except PipelineError:
             if lines := checks():
                 typer.echo("\n" + lines)

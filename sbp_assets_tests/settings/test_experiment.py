@@ -10,13 +10,14 @@ from sbp_assets_tests.profiles import PROFILES, load_profile
 TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
-    "tiny": "1-ec456ce01c3a",
-    "demo": "1-c83267329527",
-    "headline": "1-345ea5f569e1",
-    "five_tokens": "1-09d627aabab0",
-    "paper_200b": "1-799f5c463d36",
-    "paper_1t": "1-cac532ce04a1",
-    "text": "1-9e48f1f10a0a",
+    "tiny": "1-a103dd5a876c",
+    "demo": "1-cc4f6791107c",
+    "headline": "1-c3ccc493e224",
+    "five_tokens": "1-ebf817265d88",
+    "paper_200b": "1-9a0b6f968d92",
+    "paper_1t": "1-4f8d5207968b",
+    "paper_1t_6b": "1-d1cb57fba206",
+    "text": "1-d597e7393a44",
 }
 """Digests of all settings of the profiles' experiments: they change only with what a profile computes."""
 
