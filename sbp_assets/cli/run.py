@@ -29,6 +29,10 @@ REFIT = {"ops": {"pairing__quantizer": {"config": {"refit": True}}}}
 def run(
     profile: Profile = None,
     until: Annotated[str | None, typer.Option(help="Stop after this step (a job's name).")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this step alone (repeat for more); what is before it is taken as it is."),
+    ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Look for new and changed source files first.")] = False,
     refit: Annotated[
         bool, typer.Option("--refit", help="Fit the quantisers of the neighbour search to the present documents.")
@@ -54,10 +58,14 @@ def run(
     names = [step.name for step in pipeline]
     if until and until not in names:
         raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
+    if wrong := [name for name in only or () if name not in names]:
+        raise typer.BadParameter(f"{wrong[0]!r} is not a step; steps are {', '.join(names)}", param_hint="--only")
+    if only and (until or refresh or refit):
+        raise typer.BadParameter("goes without --until, --refresh and --refit", param_hint="--only")
     if refit and until and names.index(until) < names.index("fit_quantizer"):
         raise typer.BadParameter(f"--until {until} ends before the quantisers are fitted", param_hint="--refit")
     # Known from the settings, but the engines would say so only after three models have been trained.
-    if until is None or names.index(until) >= names.index("synthesise"):
+    if "synthesise" in (only or names[: names.index(until) + 1 if until else None]):
         deployment, head_size = settings.deployment, settings.experiment.model.head_dim
         if problem := head_size_problem(head_size, deployment.generation_engine, deployment.device):
             raise CommandError(problem)
@@ -79,6 +87,8 @@ def run(
             "filter_synthetic": embedder.close,
             "measure_quality": embedder.close,
         }
+        if only:
+            pipeline = tuple(step for step in pipeline if step.name in only)
         steps = pipeline[: names.index(until) + 1] if until else pipeline
 
         def checks() -> str:
@@ -98,7 +108,7 @@ def run(
             raise
         lines = checks()
     typer.echo("\n" + step_table(states, time.monotonic() - started))
-    if not until:
+    if not until and not only:
         typer.echo(results(settings))
     if lines:
         typer.echo("\n" + lines)

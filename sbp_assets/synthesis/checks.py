@@ -146,7 +146,7 @@ def synthetic_documents_are_not_truncated(synthetic_documents: pl.LazyFrame) -> 
         asset=["synthesis", "synthetic_tokens"],
         partitions_def=shards(settings),
         additional_ins={"synthetic_documents": SYNTHETIC_DOCUMENTS, "tokenizer": TOKENIZER},
-        additional_deps=[asset_in.key for asset_in in filtered_by(settings).values()],
+        additional_deps=[["synthesis", name] for name in filtered_by(settings)],
         blocking=True,
         description="There is one token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
     )
@@ -160,8 +160,8 @@ def synthetic_tokens_match_documents(
     tokenizer: Path,
 ) -> dg.AssetCheckResult:
     arrays, rows, loaded = TokenArrays.load(synthetic_tokens), synthetic_documents.collect(), load_tokenizer(tokenizer)
-    for asset_in in filtered_by(settings).values():
-        rows = kept(rows, directory.fetch(dg.AssetKey.from_coercible(asset_in.key or [])), context.partition_key)
+    for name in filtered_by(settings):
+        rows = kept(rows, directory.fetch(dg.AssetKey(["synthesis", name])), context.partition_key)
     problems = audit.token_problems(rows, arrays, partial(decode, loaded), loaded.bos_token_id, loaded.eos_token_id)
     return problems_result(problems, rows=len(rows))
 
