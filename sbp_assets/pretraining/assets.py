@@ -17,6 +17,7 @@ from sbp_assets.pretraining.budget import (
     Arm,
     BudgetError,
     arm_rows,
+    equal_total_compute,
     generation_cost,
     plan_arm,
     plan_mismatch,
@@ -42,6 +43,9 @@ TRAINING_SETTINGS = (
 ALL_TOKENS = dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL, dagster_type=dict[str, Path])
 ALL_SYNTHETIC_TOKENS = dg.AssetIn(
     ["synthesis", "synthetic_tokens"], partition_mapping=ALL, dagster_type=dict[str, Path]
+)
+ALL_SYNTHETIC_DOCUMENTS = dg.AssetIn(
+    ["synthesis", "synthetic_documents"], partition_mapping=ALL, dagster_type=dict[str, pl.LazyFrame]
 )
 TOKENIZER = dg.AssetIn(["corpus", "tokenizer"], dagster_type=Path)
 
@@ -198,6 +202,8 @@ oracle_model = _arm_model("oracle")
             "tokens": ALL_TOKENS,
             "synthetic_tokens": ALL_SYNTHETIC_TOKENS,
             "checkpoint": charged_model(settings),
+            # What a filter drops has been sampled all the same.
+            **({"synthetic_documents": ALL_SYNTHETIC_DOCUMENTS} if settings.experiment.synthesis.filter.drops else {}),
         },
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
@@ -224,7 +230,11 @@ oracle_model = _arm_model("oracle")
     )
 )
 def token_budget(
-    settings: dg.ResourceParam[Settings], tokens: dict[str, Path], synthetic_tokens: dict[str, Path], checkpoint: Path
+    settings: dg.ResourceParam[Settings],
+    tokens: dict[str, Path],
+    synthetic_tokens: dict[str, Path],
+    checkpoint: Path,
+    **sampled: dict[str, pl.LazyFrame],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """What each arm reads and how often, one row per arm and source: the proof that their compute is matched.
 
@@ -247,16 +257,26 @@ def token_budget(
             frames.append(tuning_cost(checkpoint))
         if settings.experiment.sampled:
             prompt = settings.experiment.max_document_tokens if settings.experiment.conditional else None
-            frames.append(generation_cost(tokens, synthetic_tokens, prompt, settings.experiment.model, vocabulary))
+            frames.append(
+                generation_cost(
+                    tokens,
+                    synthetic_tokens,
+                    prompt,
+                    settings.experiment.model,
+                    vocabulary,
+                    sampled.get("synthetic_documents"),
+                )
+            )
     release_staging(scratch)
     table = pl.concat(frames)
-    budget = plan.tokens
+    budget, equal = plan.tokens, equal_total_compute(table)
     return dg.MaterializeResult(
         value=table,
         metadata={
             "dagster/row_count": len(table),
             "tokens_per_arm": budget,
             "steps_per_arm": plan.steps,
+            **({"baseline_repetitions_at_equal_total_compute": equal.repetitions} if equal else {}),
             "synthetic_share": float(table.filter(pl.col("source") == SYNTHETIC)["tokens_read"].sum() / budget),
             **progress.metadata(),
             "preview": dg.MetadataValue.md(table_preview(table)),

@@ -201,6 +201,33 @@ class Judge(Section):
         return value
 
 
+class Filter(Section):
+    """Which synthetic documents are kept out of training; what is null drops nothing, as in the paper."""
+
+    max_repetition: Fraction | None = Field(
+        None, description="Share of its 4-word sequences that repeat an earlier one, above which a document is dropped."
+    )
+    max_copying: Fraction | None = Field(
+        None,
+        description="Share of its shingles (of pairing.shingle_tokens words) that stand anywhere in D, above which a "
+        "document is dropped.",
+    )
+    contamination_words: Integer | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="Words in a run that a document may not share with an item of the evaluation, or it is dropped.",
+    )
+    min_seed_similarity: Fraction | None = Field(
+        None, description="Cosine similarity to its seed document, below which a document is dropped as off-subject."
+    )
+
+    @property
+    def drops(self) -> bool:
+        """Return whether any criterion is set."""
+        return any(value is not None for value in self.model_dump().values())
+
+
 class Synthesis(Section):
     """Synthesis at scale (paper section 2.3)."""
 
@@ -218,6 +245,11 @@ class Synthesis(Section):
         "alone, by the baseline, a placebo without a synthesizer; pairs: nothing is sampled, and d1 and d2 of a real "
         "pair stand in one document, a control with relations and without a synthesizer.",
     )
+    seed_order: Literal["in_turn", "random"] = Field(
+        "in_turn",
+        description="How seed documents are chosen. in_turn: each once, in order of id, then each once more; random: "
+        "uniformly at random with replacement, as in the paper.",
+    )
     quality_sample: Count = Field(1000, description="Documents of each shard that the quality metrics read.")
     duplicate_sample: Count = Field(
         1_000_000,
@@ -226,6 +258,16 @@ class Synthesis(Section):
     judge: Judge | None = Field(
         None, description="The judge; null: factuality and relevance, which only a model can judge, are not measured."
     )
+    filter: Filter = Field(Filter(), description="Which synthetic documents are kept out of training.")
+
+    @model_validator(mode="after")
+    def _seeds_mean_something(self) -> Synthesis:
+        if self.condition == "none" and self.filter.min_seed_similarity is not None:
+            raise ValueError(
+                "filter.min_seed_similarity needs condition seed: with condition none no document is written from a "
+                "seed document"
+            )
+        return self
 
 
 class Evaluation(Section):

@@ -19,6 +19,7 @@ from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis.engine import ENGINES, EngineSpec, Generator, named_with_version
+from sbp_assets.synthesis.filter import kept
 from sbp_assets.synthesis.generate import DOCUMENT_COLUMNS, TOKEN_COLUMNS, generate_shard, shard_budget
 from sbp_assets.synthesis.ledger import Ledger, engine_of_shard, fingerprint
 from sbp_assets.synthesis.real_pairs import concatenated_pairs
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 DOCUMENTS = dg.AssetIn(["corpus", "documents"])
 TOKENS = dg.AssetIn(["corpus", "tokens"])
 SYNTHETIC_DOCUMENTS = dg.AssetIn(["synthesis", "synthetic_documents"])
+
+
+def filtered_by(settings: Settings) -> dict[str, dg.AssetIn]:
+    """Return the input that says which synthetic documents are kept out of training; none where there is no filter."""
+    if not settings.experiment.synthesis.filter.drops:
+        return {}
+    return {"filter_decisions": dg.AssetIn(["synthesis", "filter_decisions"], dagster_type=Path)}
 
 
 def sampled_key(settings: Settings) -> dg.AssetKey:
@@ -66,6 +74,8 @@ def _read_column(settings: Settings) -> str:
             "max_document_tokens",
             "model.context_length",
             *([] if settings.experiment.sampled else ["sampled"]),
+            # Documents that took turns before the setting existed stay as they are.
+            *(["synthesis.seed_order"] if settings.experiment.synthesis.seed_order != "in_turn" else []),
         ),
         metadata=column_metadata(
             DOCUMENT_COLUMNS,
@@ -93,8 +103,9 @@ def synthetic_documents(
     d2 in one document, in rounds over the seed documents; where the budget asks for more than there are, all of them
     come again.
 
-    Seed documents take turns, rollout by rollout, until the shard's share of the synthetic token budget is reached.
-    Finished samples survive a stopped run: re-materialising the partition resumes it.
+    Seed documents take turns, rollout by rollout, or are drawn at random (synthesis.seed_order), until the shard's
+    share of the synthetic token budget is reached. Finished samples survive a stopped run: re-materialising the
+    partition resumes it.
     """
     loaded = load_tokenizer(tokenizer)
     arrays = TokenArrays.load(tokens)
@@ -158,6 +169,7 @@ def synthetic_documents(
         "token_budget": budget,
         "seed_documents": len(prompts),
         "rollouts_per_seed": round(outcome.requests / len(prompts), 3) if prompts else 0.0,
+        "seed_documents_used": rows["seed_id"].n_unique(),
         "share_stop": round(stops, 4),
         "share_length": round(1 - stops, 4) if len(rows) else 0.0,
         "empty": outcome.empty,
@@ -180,11 +192,13 @@ def synthetic_documents(
         ins={
             "synthetic_documents": SYNTHETIC_DOCUMENTS,
             "tokenizer": TOKENIZER,
+            **filtered_by(settings),
         },
         partitions_def=shards(settings),
         kinds={"huggingface", "numpy"},
         io_manager_key="directory",
-        code_version=settings.experiment.version("1"),
+        # Without a filter nothing that it depends on has a name.
+        code_version=settings.experiment.version("1", *(["synthesis.filter"] if filtered_by(settings) else [])),
         metadata=column_metadata(TOKEN_COLUMNS),
     )
 )
@@ -193,11 +207,17 @@ def synthetic_tokens(
     settings: dg.ResourceParam[Settings],
     synthetic_documents: pl.LazyFrame,
     tokenizer: Path,
+    **filter_decisions: Path,
 ) -> dg.MaterializeResult[Path]:
-    """Token arrays of a shard's synthetic documents, encoded from their text: `<bos>` ids `<eos>`."""
+    """Token arrays of a shard's synthetic documents, encoded from their text: `<bos>` ids `<eos>`.
+
+    Where synthesis.filter drops any, they are left out.
+    """
     directory = staging(settings.deployment.work_dir, "synthetic_tokens", context.partition_key)
     loaded = load_tokenizer(tokenizer)
     rows = synthetic_documents.select("id", "seed_id", "text").collect()
+    for decisions in filter_decisions.values():
+        rows = kept(rows, decisions, context.partition_key)
     with Progress(f"synthetic_tokens {context.partition_key}", "documents", len(rows)) as progress:
         encoded = encode_documents(loaded, rows["text"].to_list())
         total = write_token_arrays(directory, rows.select("id", "seed_id"), encoded, len(loaded))

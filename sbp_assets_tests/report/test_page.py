@@ -74,7 +74,8 @@ def test_title_names_controls_placebos_and_ablations(changed: dict[str, dict[str
 
 def test_unjudged_quality_is_not_shown_as_zero() -> None:
     quality = report_inputs()["quality"].filter(method="judge")
-    page = section(render(**{**report_inputs(), "quality": quality}), "quality")
+    inputs = report_inputs()
+    page = section(render(**{**inputs, "quality": quality, "novelty": inputs["novelty"].clear()}), "quality")
     assert page.count("no judge configured") == 2 and "0.0%" not in page and "15.1%" in page
 
 
