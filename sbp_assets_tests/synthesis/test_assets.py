@@ -86,6 +86,8 @@ def definitions_of(settings: Settings, upstream: InPlace, generator: Generator) 
         dg.AssetSpec(["corpus", "tokenizer"]),
         dg.AssetSpec(["synthesizer", "checkpoint"]),
         dg.AssetSpec(["synthesizer", "tuning_examples"]),
+        dg.AssetSpec(["pairing", "embeddings"], partitions_def=partitions),
+        dg.AssetSpec(["pairing", "quantizer"]),
     ]
     return dg.Definitions(
         assets=[
