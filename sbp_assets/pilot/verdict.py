@@ -59,7 +59,7 @@ COPYING = Criterion(
 )  # fmt: skip
 READINGS = Criterion(
     "readings of D", 4, 12,
-    "up to four are nearly as good as new text (Muennighoff et al., arXiv 2305.16264); SBP helped at 12 and 16",
+    "up to four are nearly as good as new text (Muennighoff et al., arXiv 2305.16264); SBP helped at 12 in the world of concepts",
 )  # fmt: skip
 TUNING = Criterion(
     "tokens that the synthesizer is tuned on", 0.5e6, 1.2e6,
@@ -67,7 +67,7 @@ TUNING = Criterion(
 )  # fmt: skip
 SUBJECT = Criterion(
     "synthetic documents that keep their subject", 0.61, 0.9,
-    "90% to 99% where SBP helped; 61% where the synthesizer recalled D and SBP was no better than a placebo",
+    "95% where SBP helped; 61% where the synthesizer recalled D and SBP was no better than a placebo",
 )  # fmt: skip
 
 
