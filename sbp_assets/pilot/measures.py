@@ -24,7 +24,7 @@ from sbp_assets.storage.progress import Progress
 
 FLOOR = 0.2  # similarity from which pairs are looked at
 THRESHOLDS = tuple(round(0.2 + 0.05 * step, 2) for step in range(15))
-RARE = 0.02  # A word is rare if at most this share of D's documents holds it.
+RARE, RARE_IN = 0.02, 5  # A word is rare if at most this share of D's documents holds it, or so many.
 RANDOM_PAIRS = 20_000
 NEAR = 0.01  # Near to a document is this share of D, so that a random document of D is near to 1% of them.
 _SHARD = "00000"
@@ -111,7 +111,7 @@ class RareWords:
     def __init__(self, documents: Documents) -> None:
         own = _words(documents.texts)
         words, counts = np.unique(np.concatenate([*own, np.zeros(0, np.uint64)]), return_counts=True)
-        self._frequent = words[counts > max(1, RARE * len(documents))]
+        self._frequent = words[counts > max(RARE_IN, RARE * len(documents))]
         self._of = {name: self.of(found) for name, found in zip(documents.ids, own, strict=True)}
 
     def of(self, words: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ COPYING = Criterion(
 )  # fmt: skip
 READINGS = Criterion(
     "readings of D", 4, 12,
-    "up to four are nearly as good as new text (Muennighoff et al., arXiv 2305.16264); SBP helped at 12 in the world of concepts",
+    "up to four are nearly as good as new text (Muennighoff et al., arXiv 2305.16264); SBP helped at 12",
 )  # fmt: skip
 TUNING = Criterion(
     "tokens that the synthesizer is tuned on", 0.5e6, 1.2e6,

@@ -66,17 +66,17 @@ def test_of_random_pairs_as_many_are_similar_as_are_of_one_topic(documents: Docu
 def test_a_partner_has_the_rare_words_that_a_random_document_lacks(documents: Documents, tmp_path: Path):
     found = pairs(documents, tmp_path / "pairs")
     first, second = found["d1"].to_list(), found["d2"].to_list()
-    # Five of 200 documents have a topic's name and value: more than 2%, so that none of their words is rare.
-    assert mean(RareWords(documents).shares(first, second)) == 0
-    # Of 300 they are rare: two of a document's three rare words are in its partner, the third in itself alone.
-    more = Documents([*documents.ids, *map(str, range(100))], [*documents.texts, *["x"] * 100], np.zeros(0))
-    rare = RareWords(more)
+    # Ten of 400 documents have a topic's name and value: more than 2%, so that they are not rare.
+    twice = Documents([*documents.ids, *(f"{i}-" for i in documents.ids)], documents.texts * 2, np.zeros(0))
+    assert mean(RareWords(twice).shares(first, second)) == 0
+    # Of 600 they are rare: two of a document's three rare words are in its partner, the third in itself alone.
+    rare = RareWords(Documents([*twice.ids, *map(str, range(200))], [*twice.texts, *["x"] * 200], np.zeros(0)))
     assert mean(rare.shares(first, second)) == pytest.approx(2 / 3)
     assert (mean(rare.shares(random_partners(found, documents), second)) or 0) < 0.05
 
 
 def test_documents_without_a_rare_word_have_no_share():
-    rare = RareWords(Documents(["a", "b", "c"], ["one two", "one two", "two one"], np.zeros((3, 2))))
+    rare = RareWords(Documents(list("abcdef"), ["one two", "two one"] * 3, np.zeros(0)))
     assert mean(rare.shares(["a"], ["b"])) is None
 
 
