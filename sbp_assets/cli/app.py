@@ -9,6 +9,7 @@ from sbp_assets.cli.branch import branch
 from sbp_assets.cli.copy import copy_artifacts, to_postgres
 from sbp_assets.cli.errors import ReportingGroup
 from sbp_assets.cli.instance import env, ui
+from sbp_assets.cli.pilot import pilot
 from sbp_assets.cli.plan import plan
 from sbp_assets.cli.prune import prune
 from sbp_assets.cli.run import run
@@ -19,5 +20,5 @@ app = typer.Typer(
     cls=ReportingGroup, add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
 )
 # Modules of commands import what is heavy inside the command: `sbp --help` and `sbp env` take a quarter of a second.
-for command in (run, verify, branch, plan, trace, copy_artifacts, to_postgres, prune, ui, env):
+for command in (run, verify, branch, plan, pilot, trace, copy_artifacts, to_postgres, prune, ui, env):
     app.command()(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from sbp_assets.settings import Settings
 
 if TYPE_CHECKING:
     from sbp_assets.orchestration.display import StepState
+    from sbp_assets.orchestration.pipeline import Step
 
 
 # The configuration of a run that fits the quantisers to the present documents.
@@ -43,16 +44,8 @@ def run(
     require_writable(settings)
     started = time.monotonic()
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars would tear the display
-    import dagster as dg
-
-    from sbp_assets.definitions import build_definitions
-    from sbp_assets.fan_out import open_engine
-    from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
     from sbp_assets.orchestration.pipeline import pipeline_of
-    from sbp_assets.orchestration.runner import PipelineError, end_killed_runs, run_pipeline
-    from sbp_assets.orchestration.staleness import Staleness
-    from sbp_assets.pairing.embed import Embedder
-    from sbp_assets.synthesis.engine import Generator, head_size_problem
+    from sbp_assets.synthesis.engine import head_size_problem
 
     pipeline = pipeline_of(settings)
     names = [step.name for step in pipeline]
@@ -69,10 +62,44 @@ def run(
         deployment, head_size = settings.deployment, settings.experiment.model.head_dim
         if problem := head_size_problem(head_size, deployment.generation_engine, deployment.device):
             raise CommandError(problem)
+    forced: dict[str, Mapping[str, Any]] = {}
+    if refresh:
+        forced["manifest"] = {}
+    if refit:
+        forced["fit_quantizer"] = REFIT
+    steps = [step for step in pipeline if step.name in only] if only else pipeline
+    states, lines = materialise(settings, "running `sbp run`", steps, until, forced)
+    typer.echo("\n" + step_table(states, time.monotonic() - started))
+    if not until and not only:
+        typer.echo(results(settings))
+    if lines:
+        typer.echo("\n" + lines)
+
+
+def materialise(
+    settings: Settings, what: str, pipeline: Sequence[Step], until: str | None, forced: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[StepState], str]:
+    """Run the steps of `pipeline` up to `until` in this process; return their states and the lines of failed checks.
+
+    `what` is told to other processes that want the instance, and `forced` is that of `run_pipeline`. Where a step
+    fails, the lines are printed and PipelineError is raised.
+    """
+    import dagster as dg
+
+    from sbp_assets.definitions import build_definitions
+    from sbp_assets.fan_out import open_engine
+    from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
+    from sbp_assets.orchestration.runner import PipelineError, end_killed_runs, run_pipeline
+    from sbp_assets.orchestration.staleness import Staleness
+    from sbp_assets.pairing.embed import Embedder
+    from sbp_assets.synthesis.engine import Generator
+
+    names = [step.name for step in pipeline]
+    steps = pipeline[: names.index(until) + 1] if until else pipeline
     embedder, generator, fan_out = Embedder(), Generator(), open_engine(settings)
     defs = build_definitions(settings, {"embedder": embedder, "generator": generator, "fan_out": fan_out})
     with ExitStack() as stack:
-        stack.enter_context(exclusive_instance(settings, "running `sbp run`"))
+        stack.enter_context(exclusive_instance(settings, what))
         # Closed before another process may hold the instance, which would load engines of its own beside these.
         stack.callback(embedder.close)
         stack.callback(generator.close)
@@ -87,31 +114,18 @@ def run(
             "filter_synthetic": embedder.close,
             "measure_quality": embedder.close,
         }
-        if only:
-            pipeline = tuple(step for step in pipeline if step.name in only)
-        steps = pipeline[: names.index(until) + 1] if until else pipeline
 
         def checks() -> str:
             failed = failed_checks(defs.resolve_asset_graph(), instance, [key for step in steps for key in step.keys])
             return failed_check_lines(failed)
 
-        forced: dict[str, dict[str, Any]] = {}
-        if refresh:
-            forced["manifest"] = {}
-        if refit:
-            forced["fit_quantizer"] = REFIT
         try:
             states = run_pipeline(defs, instance, engines, until, forced, pipeline)
         except PipelineError:
             if lines := checks():
                 typer.echo("\n" + lines)
             raise
-        lines = checks()
-    typer.echo("\n" + step_table(states, time.monotonic() - started))
-    if not until and not only:
-        typer.echo(results(settings))
-    if lines:
-        typer.echo("\n" + lines)
+        return states, checks()
 
 
 def step_table(states: Sequence[StepState], wall_seconds: float) -> str:

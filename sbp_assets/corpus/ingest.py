@@ -145,7 +145,7 @@ def read_shard(
     rejects: list[tuple[object, ...]] = []
     seen: dict[str, int] = {}  # id: place in `documents`
     counts = ShardCounts()
-    for row in _rows(source, mine, shard, shards, max_row_bytes, counts.generated_ids):
+    for row in source_rows(source, mine, shard, shards, max_row_bytes, counts.generated_ids):
         counts.rows_read += 1
         progress.advance()
         if isinstance(row, Reject):
@@ -198,9 +198,10 @@ def _identity(source: ConceptsSource | FiveTokensSource | HubSource) -> tuple[st
     return pinned, hashlib.sha256(f"{pinned} {source.model_dump_json()}".encode()).hexdigest()
 
 
-def _rows(
+def source_rows(
     source: Source, entries: pl.DataFrame, shard: int, shards: int, max_bytes: int, generated: Counter[str]
 ) -> Iterator[Document | Reject]:
+    """Yield the rows of the manifest's `entries`, which are those of `shard`; `generated` counts ids that are made."""
     match source:
         case FilesSource():
             root = Root(source.path)

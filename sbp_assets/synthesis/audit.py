@@ -103,9 +103,7 @@ def rollout_problems(
     known = rows.filter(pl.col("seed_id").is_in(list(unique_ids)))
     if empty is None:
         turns = known.select("rollout", "seed_id")
-        return (
-            [] if turns.equals(turns.sort("rollout", "seed_id")) else ["rows are out of order: rollout, then seed"]
-        )
+        return [] if turns.equals(turns.sort("rollout", "seed_id")) else ["rows are out of order: rollout, then seed"]
     # No row of a good table is behind these places.
     order = islice(request_order(unique_ids, salt), len(known) + empty)
     place_of = {key: place for place, key in enumerate(order)}
