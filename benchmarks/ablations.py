@@ -16,6 +16,7 @@ import polars as pl
 
 from benchmarks.arguments import parser_with_profile
 from benchmarks.headline import quality, share_text
+from sbp_assets.evaluation.comparison import oracle_gains
 from sbp_assets.instance.branch import run_branch
 from sbp_assets.settings import load_settings
 
@@ -66,8 +67,8 @@ def _markdown(found: dict[str, dict[str, Any]]) -> str:
         cells = []
         for task, metric in SHOWN:
             for against in ("final", "early_stopped"):
-                row = rows.get((task, metric, against), dict.fromkeys(SHARE))
-                cells.append(share_text(*(row[column] for column in SHARE)))
+                row = rows.get((task, metric, against))
+                cells.append(share_text(*(row[column] for column in SHARE)) if row and oracle_gains(row) else "–")
         values = (result["quality"].get(f"{metric}_synthetic") for metric in QUALITY)
         cells += ["–" if value is None else f"{value:.1%}" for value in values]
         lines.append(f"| {name} | {' | '.join(cells)} |")

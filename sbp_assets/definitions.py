@@ -10,6 +10,7 @@ import sbp_assets.corpus.assets
 import sbp_assets.corpus.checks
 import sbp_assets.evaluation.assets
 import sbp_assets.evaluation.checks
+import sbp_assets.evaluation.filter_assets
 import sbp_assets.pairing.assets
 import sbp_assets.pairing.checks
 import sbp_assets.pretraining.assets
@@ -24,8 +25,8 @@ import sbp_assets.synthesizer.checks
 from sbp_assets.dagster_support.partitions import key_blocks, shards
 from sbp_assets.dagster_support.stage import load_assets, load_checks
 from sbp_assets.fan_out import open_engine
-from sbp_assets.orchestration.nightly import NightlyAutomation
-from sbp_assets.orchestration.pipeline import JOBS, display_logger
+from sbp_assets.orchestration.nightly import NightlyAutomation, policies_of
+from sbp_assets.orchestration.pipeline import display_logger, pipeline_of
 from sbp_assets.orchestration.sensors import failure_sensor, source_sensor, unchecked_sensor
 from sbp_assets.orchestration.shard_step import with_shard_steps
 from sbp_assets.pairing.embed import Embedder
@@ -44,6 +45,7 @@ ASSETS = [
     sbp_assets.synthesizer.assets,
     sbp_assets.synthesis.assets,
     sbp_assets.synthesis.quality_assets,
+    sbp_assets.evaluation.filter_assets,
     sbp_assets.evaluation.assets,
     sbp_assets.report.assets,
 ]
@@ -77,7 +79,8 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     """Return the code location for `settings`; each of `resources` replaces the one of its key in `build_resources`."""
     deployment, source = settings.deployment, settings.experiment.corpus.source
-    nightly = NightlyAutomation(deployment)
+    steps = pipeline_of(settings)
+    nightly = NightlyAutomation(deployment, policies=policies_of(steps))
     with warnings.catch_warnings():
         # Partitioned checks and sensors that evaluate conditions of our own are marked preview or beta in Dagster 1.13;
         # the version is pinned and the tests run on it.
@@ -86,15 +89,15 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
         assets = [asset for module in ASSETS for asset in load_assets(module, settings)]
         checks = [check for module in CHECKS for check in load_checks(module, settings)] + stored_checks(assets)
         assets, checks = with_shard_steps(
-            assets, checks, (shards(settings), key_blocks(settings)), deployment.shards_per_run
+            assets, checks, (shards(settings), key_blocks(settings)), deployment.shards_per_run, steps
         )
-        sensors = [nightly.sensor(), unchecked_sensor(deployment, nightly.cache), failure_sensor(deployment)]
+        sensors = [nightly.sensor(), unchecked_sensor(deployment, nightly.cache, steps), failure_sensor(deployment)]
         if isinstance(source, FilesSource):
             sensors.append(source_sensor(source, deployment))
     return dg.Definitions(
         assets=nightly.automate(assets),
         asset_checks=checks,
-        jobs=JOBS,
+        jobs=[step.job for step in steps],
         sensors=sensors,
         # In one process, so that an engine loaded for one asset serves the next, and its checks.
         executor=dg.in_process_executor,

@@ -281,6 +281,12 @@ def render(plan: Plan) -> str:
     for arm, sources in estimate.arms.items():
         read = ", ".join(f"{s} {_si(n)} ({estimate.epochs[arm][s]:.2f} epochs)" for s, n in sources.items())
         lines.append(f"  {arm:<10}{read}")
+    charged = sum(work.flops for work in estimate.work if work.name.startswith(("synthesizer", "generation")))
+    equal = estimate.budget + charged / plan.flops_per_token
+    lines.append(
+        f"SBP with tuning and generation charged costs as much as a baseline of {_si(equal)} tokens "
+        f"({equal / estimate.unique_tokens:.1f} epochs)"
+    )
     small = plan.parameters <= CPU_PARAMETERS
     header = f"\n{'work':<32}{'tokens':>10}{'FLOPs':>12}{'GPU hours':>14}"
     lines.append(header + (f"{'CPU seconds':>14}" if small else ""))

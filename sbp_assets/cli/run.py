@@ -29,6 +29,10 @@ REFIT = {"ops": {"pairing__quantizer": {"config": {"refit": True}}}}
 def run(
     profile: Profile = None,
     until: Annotated[str | None, typer.Option(help="Stop after this step (a job's name).")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this step alone (repeat for more); what is before it is taken as it is."),
+    ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Look for new and changed source files first.")] = False,
     refit: Annotated[
         bool, typer.Option("--refit", help="Fit the quantisers of the neighbour search to the present documents.")
@@ -44,19 +48,24 @@ def run(
     from sbp_assets.definitions import build_definitions
     from sbp_assets.fan_out import open_engine
     from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
-    from sbp_assets.orchestration.pipeline import PIPELINE
+    from sbp_assets.orchestration.pipeline import pipeline_of
     from sbp_assets.orchestration.runner import PipelineError, end_killed_runs, run_pipeline
     from sbp_assets.orchestration.staleness import Staleness
     from sbp_assets.pairing.embed import Embedder
     from sbp_assets.synthesis.engine import Generator, head_size_problem
 
-    names = [step.name for step in PIPELINE]
+    pipeline = pipeline_of(settings)
+    names = [step.name for step in pipeline]
     if until and until not in names:
         raise typer.BadParameter(f"{until!r} is not a step; steps are {', '.join(names)}", param_hint="--until")
+    if wrong := [name for name in only or () if name not in names]:
+        raise typer.BadParameter(f"{wrong[0]!r} is not a step; steps are {', '.join(names)}", param_hint="--only")
+    if only and (until or refresh or refit):
+        raise typer.BadParameter("goes without --until, --refresh and --refit", param_hint="--only")
     if refit and until and names.index(until) < names.index("fit_quantizer"):
         raise typer.BadParameter(f"--until {until} ends before the quantisers are fitted", param_hint="--refit")
     # Known from the settings, but the engines would say so only after three models have been trained.
-    if until is None or names.index(until) >= names.index("synthesise"):
+    if "synthesise" in (only or names[: names.index(until) + 1 if until else None]):
         deployment, head_size = settings.deployment, settings.experiment.model.head_dim
         if problem := head_size_problem(head_size, deployment.generation_engine, deployment.device):
             raise CommandError(problem)
@@ -71,8 +80,16 @@ def run(
         instance = stack.enter_context(dg.DagsterInstance.get())
         end_killed_runs(instance)
         require_store(defs, Staleness(defs.resolve_asset_graph(), instance), settings.deployment)
-        engines = {"embed": embedder.close, "search": fan_out.close, "synthesise": generator.close}
-        steps = PIPELINE[: names.index(until) + 1] if until else PIPELINE
+        engines = {
+            "embed": embedder.close,
+            "search": fan_out.close,
+            "synthesise": generator.close,
+            "filter_synthetic": embedder.close,
+            "measure_quality": embedder.close,
+        }
+        if only:
+            pipeline = tuple(step for step in pipeline if step.name in only)
+        steps = pipeline[: names.index(until) + 1] if until else pipeline
 
         def checks() -> str:
             failed = failed_checks(defs.resolve_asset_graph(), instance, [key for step in steps for key in step.keys])
@@ -84,14 +101,14 @@ def run(
         if refit:
             forced["fit_quantizer"] = REFIT
         try:
-            states = run_pipeline(defs, instance, engines, until, forced)
+            states = run_pipeline(defs, instance, engines, until, forced, pipeline)
         except PipelineError:
             if lines := checks():
                 typer.echo("\n" + lines)
             raise
         lines = checks()
     typer.echo("\n" + step_table(states, time.monotonic() - started))
-    if not until:
+    if not until and not only:
         typer.echo(results(settings))
     if lines:
         typer.echo("\n" + lines)

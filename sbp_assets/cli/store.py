@@ -20,11 +20,12 @@ def require_store(defs: dg.Definitions, staleness: Staleness, deployment: Deploy
     for.
     """
     from sbp_assets.dagster_support.stage import io_manager_keys
-    from sbp_assets.orchestration.pipeline import PIPELINE
+    from sbp_assets.orchestration.pipeline import pipeline_among
     from sbp_assets.storage.io_managers import ArtifactStore
 
     managers = ArtifactStore(deployment).managers(io_manager_keys(defs))
-    recorded = [(key, name) for step in PIPELINE for key in step.keys for name in [*staleness.versions(key)][:1]]
+    pipeline = pipeline_among(defs.resolve_asset_graph().get_all_asset_keys())
+    recorded = [(key, name) for step in pipeline for key in step.keys for name in [*staleness.versions(key)][:1]]
     try:
         there = any(managers[key].etag(key, name) for key, name in recorded)
     except RuntimeError as error:  # the store cannot be reached

@@ -46,11 +46,11 @@ def verify(
     from sbp_assets.orchestration import runner, verification
     from sbp_assets.orchestration.failed_checks import failed_check_lines, failed_checks
     from sbp_assets.orchestration.materialisations import Partition
-    from sbp_assets.orchestration.pipeline import PIPELINE, Step
+    from sbp_assets.orchestration.pipeline import Step, pipeline_of
     from sbp_assets.orchestration.staleness import Staleness
 
     defs = build_definitions(settings)
-    known = {step.name: step for step in PIPELINE}
+    known = {step.name: step for step in pipeline_of(settings)}
     if wrong := [name for name in steps or () if name not in known]:
         raise typer.BadParameter(f"{wrong[0]!r} is not a step; steps are {', '.join(known)}", param_hint="STEPS")
     corrupted = crashed = 0

@@ -46,6 +46,8 @@ import numpy as np
 import polars as pl
 
 UNITS_PER_WORD = 3
+# One-byte slots per known hash, at least: a sixteenth or less of all other hashes is searched for.
+_SLOTS = 16
 _BATCH, _CHARACTERS = 512, 4_000_000  # Texts that are cut at a time, and their characters once normalised.
 # Those that Unicode's line breaking (annex 14) breaks without spaces: classes ID, CJ, SA and AK.
 LOGOGRAPHIC = ("Han", "Khitan_Small_Script", "Tangut")
@@ -226,6 +228,25 @@ class Words:
         found[whole] = self.hash(self.starts[:-1][short], self.starts[1:][short])
         found[~whole] = self.hash(places, ends)
         return found, bounds
+
+
+class KnownHashes:
+    """A set of 64-bit hashes, and which of many others are in it."""
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self.hashes = np.unique(hashes)
+        # Which hashes may be known, by their highest bits: a look-up that spares most of the searches.
+        self._shift = np.uint64(64 - max(_SLOTS * len(self.hashes), 2).bit_length())
+        self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
+        self._maybe[self.hashes >> self._shift] = True
+
+    def places(self, hashes: np.ndarray) -> np.ndarray:
+        """Return where in `hashes` known ones stand."""
+        maybe = np.flatnonzero(self._maybe[hashes >> self._shift])
+        if not len(maybe):
+            return maybe
+        found = hashes[maybe]
+        return maybe[self.hashes[np.minimum(np.searchsorted(self.hashes, found), len(self.hashes) - 1)] == found]
 
 
 @dataclass(frozen=True)

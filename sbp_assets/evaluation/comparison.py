@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import polars as pl
@@ -221,6 +221,15 @@ def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, hi
         return None
     gain = delta_oracle if higher_is_better else -delta_oracle
     return delta_sbp / delta_oracle if gain > 0 else None
+
+
+def oracle_gains(row: Mapping[str, Any]) -> bool:
+    """Return whether the oracle's gain in a row of the comparison is clear of zero, so that a share of it means much.
+
+    A gain without an interval counts.
+    """
+    low, high = row["delta_oracle_low"], row["delta_oracle_high"]
+    return low is None or (low > 0 if row["higher_is_better"] else high < 0)
 
 
 def values_unlike_scores(table: pl.DataFrame, scores: Mapping[str, Mapping[str, pl.DataFrame]]) -> list[str]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sbp_assets.corpus.shingles import UNITS_PER_WORD, Words, batched, normalise, segment
+from sbp_assets.corpus.shingles import UNITS_PER_WORD, KnownHashes, Words, batched, normalise, segment
 from sbp_assets.corpus.split import ORACLE, UNIQUE
 from sbp_assets.evaluation.tasks import DATA, Tasks
 from sbp_assets.settings import Contamination
@@ -39,9 +39,6 @@ COMMON = 10  # Documents that may hold an n-gram before it counts as boilerplate
 CONTAINED = 0.8  # Share of an item's n-grams in one document from which on the item counts as contained.
 SYNTHETIC = "synthetic"
 CORPORA = (UNIQUE, ORACLE, SYNTHETIC)
-
-# One-byte slots per n-gram of the items, at least: a sixteenth or less of all other hashes is searched for.
-_SLOTS = 16
 
 _TEXTS = "corpus/documents.text evaluation/tasks.text synthesis/synthetic_documents.text"
 _SET = Column("evaluation_set", pl.String, "A task of evaluation/tasks")
@@ -141,25 +138,6 @@ def training_documents(
         yield SYNTHETIC, synthetic[key].select("id", "text").collect()
 
 
-class _Known:
-    """A set of 64-bit hashes, and which of many others are in it."""
-
-    def __init__(self, hashes: pl.Series) -> None:
-        self.hashes = hashes.unique().sort().to_numpy()
-        # Which hashes may be known, by their highest bits: a look-up that spares most of the searches.
-        self._shift = np.uint64(64 - max(_SLOTS * len(self.hashes), 2).bit_length())
-        self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
-        self._maybe[self.hashes >> self._shift] = True
-
-    def places(self, hashes: np.ndarray) -> np.ndarray:
-        """Return where in `hashes` known ones stand."""
-        maybe = np.flatnonzero(self._maybe[hashes >> self._shift])
-        if not len(maybe):
-            return maybe
-        found = hashes[maybe]
-        return maybe[self.hashes[np.minimum(np.searchsorted(self.hashes, found), len(self.hashes) - 1)] == found]
-
-
 class Comparison:
     """Evaluation items, and the n-grams that the training documents given to `feed` share with them."""
 
@@ -185,7 +163,8 @@ class Comparison:
         self._index = pl.DataFrame(
             [words.hash(places, ends), number, places - words.starts[number], ends - places], schema=_INDEX_SCHEMA
         ).unique(["hash", "number"], keep="first", maintain_order=True)
-        self._known, self._beginnings = _Known(self._index["hash"]), _Known(self._short["beginning"])
+        self._known = KnownHashes(self._index["hash"].to_numpy())
+        self._beginnings = KnownHashes(self._short["beginning"].to_numpy())
         self._items = items.select("evaluation_set", "item", number=pl.int_range(pl.len()), judged=pl.Series(judged))
         self._documents = dict.fromkeys(CORPORA, 0)
         self._holders = dict.fromkeys(CORPORA, pl.DataFrame(schema=_HOLDERS_SCHEMA))
@@ -194,14 +173,7 @@ class Comparison:
     def feed(self, corpus: str, ids: pl.Series, texts: Sequence[str]) -> None:
         """Compare a batch of documents of one of CORPORA, `texts` as `normalise` returns them, with all items."""
         self._documents[corpus] += len(ids)
-        if self._index.is_empty():
-            return
-        words = Words.of(segment(texts))
-        places, ends = words.runs(self._n)
-        hashes = words.hash(places, ends)
-        at = self._known.places(hashes)
-        found = pl.concat([pl.DataFrame({"place": places[at], "hash": hashes[at]}), self._short_items(words)])
-        held = found.select("hash", position=words.text_of(found["place"].to_numpy())).unique()
+        held = self._held(texts)
         if held.is_empty():
             return
         holders = pl.concat([self._holders[corpus], held.group_by("hash").agg(documents=pl.len().cast(pl.Int64))])
@@ -216,6 +188,25 @@ class Comparison:
         # Of equal overlaps the first document's stays, so that batches do not matter.
         best = pl.concat([self._best[corpus], overlaps]).sort("shared", descending=True, maintain_order=True)
         self._best[corpus] = best.unique("number", keep="first", maintain_order=True)
+
+    def sharing(self, texts: Iterable[str]) -> np.ndarray:
+        """Return for each text whether it holds an n-gram of any item, however common."""
+        flags = [np.zeros(0, bool)]
+        for batch in batched(texts):
+            flags.append(np.zeros(len(batch), bool))
+            flags[-1][self._held(batch)["position"].to_numpy()] = True
+        return np.concatenate(flags)
+
+    def _held(self, texts: Sequence[str]) -> pl.DataFrame:
+        """Return the items' n-grams (hash) that each of `texts` (position) holds, once each."""
+        if self._index.is_empty():
+            return pl.DataFrame(schema={"hash": pl.UInt64, "position": pl.Int64})
+        words = Words.of(segment(texts))
+        places, ends = words.runs(self._n)
+        hashes = words.hash(places, ends)
+        at = self._known.places(hashes)
+        found = pl.concat([pl.DataFrame({"place": places[at], "hash": hashes[at]}), self._short_items(words)])
+        return found.select("hash", position=words.text_of(found["place"].to_numpy())).unique()
 
     def _short_items(self, words: Words) -> pl.DataFrame:
         """Return place and hash of the runs that are an item shorter than n words."""

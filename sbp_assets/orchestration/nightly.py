@@ -24,15 +24,22 @@ from sbp_assets.dagster_support.internals import (
 )
 from sbp_assets.orchestration.in_process import RUN_TAGS
 from sbp_assets.orchestration.materialisations import Partition, StalenessCache
-from sbp_assets.orchestration.pipeline import PIPELINE, NightlyPolicy
+from sbp_assets.orchestration.pipeline import PIPELINE, NightlyPolicy, Step
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.orchestration.status import Status
 from sbp_assets.settings import Deployment
 
 Subset = EntitySubset[dg.AssetKey]
-NIGHTLY = {key: step.nightly for step in PIPELINE if step.nightly is not NightlyPolicy.NEVER for key in step.keys}
 # Of the whole condition, as the UI shows it.
 LABELS = {NightlyPolicy.IF_NEEDED: "nightly", NightlyPolicy.IF_MISSING: "nightly_if_missing"}
+
+
+def policies_of(pipeline: Sequence[Step]) -> dict[dg.AssetKey, NightlyPolicy]:
+    """Return what is materialised nightly of the steps' assets, of those that are at all."""
+    return {key: step.nightly for step in pipeline if step.nightly is not NightlyPolicy.NEVER for key in step.keys}
+
+
+NIGHTLY = policies_of(PIPELINE)
 
 
 class NightlyAutomation:

@@ -7,11 +7,14 @@ Steps are in the order of the data flow, so running them one after another mater
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
 import dagster as dg
+
+from sbp_assets.settings import Settings
 
 # `sbp run` configures its runs to log here, and shows what arrives.
 DISPLAY_LOGGER = "sbp_display"
@@ -96,7 +99,7 @@ PIPELINE = (
     Step(
         "measure_quality",
         "Measure quality and budget",
-        ("synthesis/quality_table", "synthesis/posterior_predictive", "pretraining/token_budget"),
+        ("synthesis/quality_table", "synthesis/novelty", "synthesis/posterior_predictive", "pretraining/token_budget"),
         NightlyPolicy.IF_NEEDED,
     ),
     Step("pretrain_sbp", "Pretrain SBP", ("pretraining/sbp_model",)),
@@ -118,4 +121,30 @@ PIPELINE = (
     ),
 )
 
-JOBS = [step.job for step in PIPELINE]
+
+def _with_filter(pipeline: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Return the pipeline in which decisions on all synthetic documents come before the tokens of any shard."""
+    steps = {step.name: step for step in pipeline}
+    sampled, tasks = steps["synthesise"], steps["prepare_tasks"]
+    tokens = "synthesis/synthetic_tokens"
+    filtered = (
+        tasks,
+        replace(sampled, assets=tuple(name for name in sampled.assets if name != tokens)),
+        Step("filter_synthetic", "Filter synthetic documents", ("synthesis/filter_decisions",), sampled.nightly),
+        Step("tokenise_synthetic", "Tokenise synthetic documents", (tokens,), sampled.nightly),
+    )
+    place = pipeline.index(sampled)
+    return (*pipeline[:place], *filtered, *(step for step in pipeline[place + 1 :] if step != tasks))
+
+
+WITH_FILTER = _with_filter(PIPELINE)
+
+
+def pipeline_of(settings: Settings) -> tuple[Step, ...]:
+    """Return the steps under `settings`: PIPELINE, or WITH_FILTER where `synthesis.filter` drops documents."""
+    return WITH_FILTER if settings.experiment.synthesis.filter.drops else PIPELINE
+
+
+def pipeline_among(keys: Container[dg.AssetKey]) -> tuple[Step, ...]:
+    """Return the steps of a graph that has assets of these `keys`."""
+    return WITH_FILTER if dg.AssetKey(["synthesis", "filter_decisions"]) in keys else PIPELINE

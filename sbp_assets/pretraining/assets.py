@@ -17,6 +17,7 @@ from sbp_assets.pretraining.budget import (
     Arm,
     BudgetError,
     arm_rows,
+    equal_total_compute,
     generation_cost,
     plan_arm,
     plan_mismatch,
@@ -43,6 +44,9 @@ ALL_TOKENS = dg.AssetIn(["corpus", "tokens"], partition_mapping=ALL, dagster_typ
 ALL_SYNTHETIC_TOKENS = dg.AssetIn(
     ["synthesis", "synthetic_tokens"], partition_mapping=ALL, dagster_type=dict[str, Path]
 )
+ALL_SYNTHETIC_DOCUMENTS = dg.AssetIn(
+    ["synthesis", "synthetic_documents"], partition_mapping=ALL, dagster_type=dict[str, pl.LazyFrame]
+)
 TOKENIZER = dg.AssetIn(["corpus", "tokenizer"], dagster_type=Path)
 
 DESCRIPTIONS: dict[Arm, str] = {
@@ -60,10 +64,18 @@ exactly the token budget that the other arms have. A run that was interrupted re
 
 
 def sampled_model(settings: Settings) -> dg.AssetIn:
-    """Return the model that synthetic documents are sampled from, as an asset's input.
+    """Return what synthetic documents are made from, as an asset's input: the model that they are sampled from.
 
-    The unconditional placebo takes the synthesizer's starting point itself.
+    The unconditional placebo takes the synthesizer's starting point itself. Where real pairs stand in one document,
+    nothing is sampled, and the synthesizer's examples are read instead.
     """
+    if not settings.experiment.sampled:
+        return dg.AssetIn(["synthesizer", "tuning_examples"])
+    return charged_model(settings)
+
+
+def charged_model(settings: Settings) -> dg.AssetIn:
+    """Return the synthesizer, whose tuning is charged, or where there is none the first seed's baseline."""
     if settings.experiment.conditional:
         return dg.AssetIn(["synthesizer", "checkpoint"])
     return dg.AssetIn(["pretraining", "baseline_model"], partition_mapping=first_seed(settings))
@@ -189,7 +201,9 @@ oracle_model = _arm_model("oracle")
         ins={
             "tokens": ALL_TOKENS,
             "synthetic_tokens": ALL_SYNTHETIC_TOKENS,
-            "checkpoint": sampled_model(settings),
+            "checkpoint": charged_model(settings),
+            # What a filter drops has been sampled all the same.
+            **({"synthetic_documents": ALL_SYNTHETIC_DOCUMENTS} if settings.experiment.synthesis.filter.drops else {}),
         },
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
@@ -202,25 +216,30 @@ oracle_model = _arm_model("oracle")
             "first_seed",
             "max_document_tokens",
             "conditional",
+            *([] if settings.experiment.sampled else ["sampled"]),
         ),
         metadata=column_metadata(
             BUDGET_COLUMNS,
             **dict.fromkeys(
                 ("unique_tokens", "passes", "tokens_read", "steps", "flops", "most_reads"),
                 "corpus/tokens.tokens synthesis/synthetic_tokens.tokens"
-                # The ledger of tuning; the unconditional placebo has none.
+                # The ledger of tuning, which documents without a synthesizer do not have.
                 + (" synthesizer/checkpoint.tokens" if settings.experiment.conditional else ""),
             ),
         ),
     )
 )
 def token_budget(
-    settings: dg.ResourceParam[Settings], tokens: dict[str, Path], synthetic_tokens: dict[str, Path], checkpoint: Path
+    settings: dg.ResourceParam[Settings],
+    tokens: dict[str, Path],
+    synthetic_tokens: dict[str, Path],
+    checkpoint: Path,
+    **sampled: dict[str, pl.LazyFrame],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """What each arm reads and how often, one row per arm and source: the proof that their compute is matched.
 
     The tokens read are counted along the training order itself. Two more rows (arm 'synthesizer') are the ledger of
-    what synthesis costs beyond the arms: synthesizer-tuning and generation.
+    what synthesis costs beyond the arms: synthesizer-tuning and generation. Real pairs in one document cost neither.
     """
     pretraining = settings.experiment.pretraining
     vocabulary = vocab_size(checkpoint)
@@ -236,17 +255,28 @@ def token_budget(
             progress.advance()
         if settings.experiment.conditional:
             frames.append(tuning_cost(checkpoint))
-        prompt = settings.experiment.max_document_tokens if settings.experiment.conditional else None
-        frames.append(generation_cost(tokens, synthetic_tokens, prompt, settings.experiment.model, vocabulary))
+        if settings.experiment.sampled:
+            prompt = settings.experiment.max_document_tokens if settings.experiment.conditional else None
+            frames.append(
+                generation_cost(
+                    tokens,
+                    synthetic_tokens,
+                    prompt,
+                    settings.experiment.model,
+                    vocabulary,
+                    sampled.get("synthetic_documents"),
+                )
+            )
     release_staging(scratch)
     table = pl.concat(frames)
-    budget = plan.tokens
+    budget, equal = plan.tokens, equal_total_compute(table)
     return dg.MaterializeResult(
         value=table,
         metadata={
             "dagster/row_count": len(table),
             "tokens_per_arm": budget,
             "steps_per_arm": plan.steps,
+            **({"baseline_repetitions_at_equal_total_compute": equal.repetitions} if equal else {}),
             "synthetic_share": float(table.filter(pl.col("source") == SYNTHETIC)["tokens_read"].sum() / budget),
             **progress.metadata(),
             "preview": dg.MetadataValue.md(table_preview(table)),

@@ -140,7 +140,7 @@ def plan_arm(
     if not 0 < share < 1:
         raise BudgetError(
             f"{synthetic_total[1]:,} synthetic tokens do not fit a budget of {budget:,}"
-            + (": none was generated" if not share else ", which leaves no room for D")
+            + (": none was generated, or synthesis.filter drops all" if not share else ", which leaves no room for D")
             + "; re-materialise synthesis/synthetic_documents with the present pretraining.synthetic_share "
             f"({settings.synthetic_share:g}) and pretraining.repetitions ({settings.repetitions:g}), or change them"
         )
@@ -249,8 +249,12 @@ def generation_cost(
     max_document_tokens: int | None,
     model: Model,
     vocab_size: int,
+    sampled: Mapping[str, pl.LazyFrame] | None = None,
 ) -> pl.DataFrame:
     """Return the ledger's row of generation: prompts read and tokens sampled for every synthetic document.
+
+    `synthetic` are the token arrays of all of them by shard; where a filter has left some out, `sampled` are the rows
+    (seed_id, n_tokens) of all.
 
     `max_document_tokens` is where d1 is cut; None where it was not shown, and a prompt is `<bos>` alone. A forward pass
     takes a third of a training step's FLOPs per token. Prompts are counted for each rollout: an engine that caches
@@ -258,16 +262,21 @@ def generation_cost(
     """
     prompts = generated = documents = 0
     for shard in sorted(synthetic):
-        seeds = read_table(synthetic[shard] / "documents.parquet", columns=["seed_id"])
+        if sampled is None:
+            seeds = read_table(synthetic[shard] / "documents.parquet", columns=["seed_id"])
+            offsets = np.load(synthetic[shard] / "offsets.npy", allow_pickle=False)
+            tokens_sampled = int(offsets[-1])
+        else:
+            seeds = sampled[shard].select("seed_id", "n_tokens").collect()
+            tokens_sampled = int(seeds["n_tokens"].sum())
         known = seeds.join(_d_lengths(tokens[shard]), left_on="seed_id", right_on="id", how="inner")
         if max_document_tokens is None:
             prompts += len(known)
         else:
             # <bos> d1 <related>: d1 without its own <bos> and <eos>, cut.
             prompts += int((known["length"] - 2).clip(upper_bound=max_document_tokens).sum()) + 2 * len(known)
-        offsets = np.load(synthetic[shard] / "offsets.npy", allow_pickle=False)
         documents += len(seeds)
-        generated += int(offsets[-1]) - len(seeds)
+        generated += tokens_sampled - len(seeds)
     flops = (prompts + generated) * model.flops_per_token(vocab_size) / 3
     return _ledger(
         "generation",
@@ -296,6 +305,30 @@ def tuning_cost(checkpoint: Path) -> pl.DataFrame:
         float(record["flops"]),
         "tokens trained on, prompts and padding included",
     )
+
+
+@dataclass(frozen=True)
+class EqualCompute:
+    """What a baseline reads that costs as much as SBP does with tuning and generation charged."""
+
+    flops: float
+    tokens: int
+    repetitions: float  # epochs over D
+    with_start: float  # the same with the baseline charged, too, that the synthesizer starts from
+
+
+def equal_total_compute(table: pl.DataFrame) -> EqualCompute | None:
+    """Return what the FLOPs of the SBP arm, of tuning and of generation in a token_budget `table` buy a baseline.
+
+    None where the table lacks one of them. Embedding and the search for pairs are not in the table, and not charged.
+    """
+    baseline, sbp, charged = (table.filter(arm=arm) for arm in ("baseline", "sbp", LEDGER))
+    if baseline.is_empty() or sbp.is_empty() or charged.is_empty():
+        return None
+    arm = float(baseline["flops"].sum())
+    flops = float(sbp["flops"].sum()) + float(charged["flops"].sum())
+    tokens, d_tokens = flops / arm * int(baseline["tokens_read"].sum()), int(baseline["unique_tokens"][0])
+    return EqualCompute(flops, round(tokens), tokens / d_tokens, tokens / d_tokens * (1 + arm / flops))
 
 
 def _ledger(

@@ -53,9 +53,9 @@ class Lookup:
         return rows[0]["n"] if rows else 0
 
     def sampled_model(self) -> tuple[str, str | None]:
-        """Return the model that synthesis samples from, and its partition."""
+        """Return the model that synthesis samples from, or where it samples none the pairs; and the partition."""
         parents = self.store.assets[SYNTHETIC_DOCUMENTS].parents
-        model = next(key for key in parents if key.endswith(("checkpoint", "_model")))
+        model = next(key for key in parents if key.endswith(("checkpoint", "_model", "tuning_examples")))
         return model, self.settings.experiment.seed_keys[0] if self.store.assets[model].partitions else None
 
     def passed(

@@ -11,7 +11,7 @@ import dagster as dg
 
 from sbp_assets.dagster_support.internals import DATA_VERSION_TAG
 from sbp_assets.dagster_support.stage import io_manager_keys
-from sbp_assets.orchestration.pipeline import PIPELINE
+from sbp_assets.orchestration.pipeline import pipeline_among
 from sbp_assets.orchestration.staleness import Staleness
 from sbp_assets.provenance.store import Asset
 
@@ -20,7 +20,7 @@ def graph_of(defs: dg.Definitions) -> dict[str, Asset]:
     """Return the assets of `defs` by name, in topological order, as `Store` needs them."""
     graph = defs.resolve_asset_graph()
     managers = io_manager_keys(defs)
-    jobs = {key: step.name for step in PIPELINE for key in step.assets}
+    jobs = {key: step.name for step in pipeline_among(graph.get_all_asset_keys()) for key in step.assets}
     assets = {}
     for key in graph.toposorted_asset_keys:
         node, name = graph.get(key), key.to_user_string()

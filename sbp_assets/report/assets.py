@@ -64,6 +64,7 @@ def training_dynamics(
             "training_dynamics": dg.AssetIn(["evaluation", "training_dynamics"]),
             "token_budget": dg.AssetIn(["pretraining", "token_budget"]),
             "quality_table": dg.AssetIn(["synthesis", "quality_table"]),
+            "novelty": dg.AssetIn(["synthesis", "novelty"]),
             "posterior_predictive": dg.AssetIn(["synthesis", "posterior_predictive"]),
             "pair_truth": dg.AssetIn(["pairing", "pair_truth"]),
             "contamination": dg.AssetIn(["evaluation", "contamination"]),
@@ -74,7 +75,7 @@ def training_dynamics(
         kinds={"jinja", "html"},
         io_manager_key="directory",
         # The page prints all of the experiment.
-        code_version=settings.experiment.version("2", *Experiment.model_fields),
+        code_version=settings.experiment.version("3", *Experiment.model_fields),
     )
 )
 def report(
@@ -83,6 +84,7 @@ def report(
     training_dynamics: pl.LazyFrame,
     token_budget: pl.LazyFrame,
     quality_table: pl.LazyFrame,
+    novelty: pl.LazyFrame,
     posterior_predictive: pl.LazyFrame,
     pair_truth: pl.LazyFrame,
     contamination: pl.LazyFrame,
@@ -99,6 +101,7 @@ def report(
             dynamics=training_dynamics.collect(),
             token_budget=token_budget.collect(),
             quality=quality_table.collect(),
+            novelty=novelty.collect(),
             posterior=posterior_predictive.collect(),
             pair_truth=pair_truth.collect(),
             contamination=contamination.collect(),

@@ -6,8 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from sbp_assets.evaluation.comparison import AGAINST, seed_count
-from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, TASK_NAMES
+from sbp_assets.evaluation.comparison import AGAINST, oracle_gains, seed_count
+from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, DETAILED_TASKS, TASK_NAMES
 from sbp_assets.evaluation.contamination import CONTAINED
 from sbp_assets.evaluation.scores import ACCURACIES
 from sbp_assets.evaluation.tasks import HELDOUT, QUESTIONS
@@ -24,6 +24,11 @@ _NOT_OWED = "What the SBP arm gains over the baseline is not owed to relations b
 UNCONDITIONAL = (
     "placebo: unconditional",
     f"The synthetic documents are sampled from the baseline, without seed documents. {_NOT_OWED}",
+)
+REAL_PAIRS = (
+    "control: real pairs in one document",
+    "In the place of synthetic documents the SBP arm reads related real documents, d1 and d2 in one: relations without "
+    "a synthesizer. What it gains over the baseline is not owed to synthesis.",
 )
 RANDOM_PARTNERS = (
     "placebo: random partners",
@@ -44,10 +49,14 @@ SYNTHESIZER_STARTS = {
 def departures(experiment: Experiment) -> list[tuple[str, str]]:
     """Return name and meaning of every setting that makes this run a control, a placebo or an ablation."""
     found = [NEGATIVE_CONTROL] if experiment.corpus.source.kind == "five_tokens" else []
-    if not experiment.conditional:  # No synthesizer is used, however it is set.
+    if experiment.synthesis.condition == "none":  # No synthesizer is used, however it is set.
         return [*found, UNCONDITIONAL]
+    if not experiment.sampled:
+        found.append(REAL_PAIRS)
     if experiment.synthesizer.partners == "random":
         found.append(RANDOM_PARTNERS)
+    if not experiment.sampled:
+        return found
     if start := SYNTHESIZER_STARTS.get(experiment.synthesizer.start):
         found.append(start)
     return found
@@ -83,13 +92,15 @@ def _finding(row: dict[str, Any]) -> str:
             found = f"On held-out documents SBP did worse than {other}: {figures}."
         else:
             found = f"On held-out documents SBP beat {other}: {figures}"
-            if share is not None:
+            if share is not None and oracle_gains(row):
                 found += f", {share:.0%} of what the oracle gained from more real data"
                 if row["share_low"] is not None:
                     found += f" ({percent(row['share_low'], 0)} to {percent(row['share_high'], 0)})"
             found += "."
     if share is None:
         found += f" The oracle ({decimal(row['oracle'])}) did not beat it, so there was no gain to recover a share of."
+    elif not oracle_gains(row):
+        found += " What the oracle gained cannot be told from zero, so that no share of it is given."
     elif delta >= 0:
         found += f" The oracle, with more real data, reached {decimal(row['oracle'])}."
     return found
@@ -112,7 +123,11 @@ def caveats(comparison: pl.DataFrame) -> list[str]:
     """Return what the verdict leaves out: the results on the other tasks, and what the intervals do not cover."""
     found = []
     for against in AGAINST:
-        compared = comparison.filter(pl.col("against") == against, pl.col("delta_sbp").is_not_null())
+        compared = comparison.filter(
+            pl.col("against") == against,
+            pl.col("delta_sbp").is_not_null(),
+            ~pl.col("task").is_in(list(DETAILED_TASKS)),
+        )
         # Perplexity, nats and bits of one task are one measurement: count tasks, by accuracy where they have one.
         accuracies_first = compared.sort(~pl.col("metric").is_in(ACCURACIES), maintain_order=True)
         first = accuracies_first.unique("task", keep="first", maintain_order=True).filter(pl.col("task") != HELDOUT)

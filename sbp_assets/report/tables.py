@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
-from sbp_assets.evaluation.comparison import share_of_oracle_gain
+from sbp_assets.evaluation.comparison import oracle_gains, share_of_oracle_gain
 from sbp_assets.evaluation.comparison_table import display_rows
 from sbp_assets.evaluation.scores import ACCURACIES
-from sbp_assets.pretraining.budget import ARMS
+from sbp_assets.pretraining.budget import ARMS, equal_total_compute
 from sbp_assets.report import published
 from sbp_assets.report.findings import tone
-from sbp_assets.report.formatting import percent
+from sbp_assets.report.formatting import decimal, percent, quantity
 from sbp_assets.report.samples import BIN_WIDTH
 from sbp_assets.settings import Experiment
+from sbp_assets.synthesis.novelty import SHARES, SIMILARITIES
 from sbp_assets.synthesis.quality import DETAILS, JUDGE
 
 # Groups of the posterior table that are shown; the others are sums of these.
@@ -40,7 +42,7 @@ def result_groups(comparison: pl.DataFrame) -> list[list[dict[str, Any]]]:
             **shown,
             "samples": row["baseline_samples"],
             "share_plot": None
-            if row["share_of_oracle_gain"] is None
+            if row["share_of_oracle_gain"] is None or not oracle_gains(row)
             else [_clamp(row[key]) for key in ("share_of_oracle_gain", "share_low", "share_high")],
             **{f"{arm}_tone": tone(row, arm) for arm in ("sbp", "oracle")},
         }
@@ -89,6 +91,12 @@ def published_rows() -> list[tuple[str, str, list[tuple[float, float, float, flo
     ]
 
 
+def published_at_6b() -> tuple[float, float, float, float | None]:
+    """Return the paper's average QA accuracy of the 6B model: the three figures and SBP's share."""
+    scale = published.AVERAGE_QA_6B
+    return *scale, share_of_oracle_gain(scale.delta_sbp, scale.delta_oracle, higher_is_better=True)
+
+
 def quality_rows(quality: pl.DataFrame, judged: bool) -> list[dict[str, Any]]:
     """Return a row per metric and method: the synthetic and real documents' values with counts, and the published.
 
@@ -102,7 +110,7 @@ def quality_rows(quality: pl.DataFrame, judged: bool) -> list[dict[str, Any]]:
             "name": metric.replace("_", "-"), "method": method, "definition": row["definition"],
             "detail": metric in DETAILS,
             "synthetic": ("–", ""), "real": ("–", ""),
-            "published": ["n.a." if figure is None else f"{figure}%" for figure in figures] or [""] * 3,
+            "published": ["n.a." if figure is None else f"{figure}%" for figure in figures] or [""] * 4,
         })  # fmt: skip
         if row["value"] is not None:
             value, count = percent(row["value"]), f"{row['flagged']:,} of {row['scored']:,}"
@@ -115,6 +123,36 @@ def quality_rows(quality: pl.DataFrame, judged: bool) -> list[dict[str, Any]]:
         else:
             value, count = "none scored", ""
         entry[row["corpus"]] = (value, count)
+    return list(rows.values())
+
+
+def novelty_rows(novelty: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return a row per measure and n: its definition, and the synthetic and the reference documents' values as text.
+
+    A value is (mean, spread): the mean, and the median with the tenths below and above and the maximum. `of` says which
+    documents are the reference.
+    """
+    rows: dict[tuple[str, int | None], dict[str, Any]] = {}
+    for row in novelty.iter_rows(named=True):
+        measure, words = row["measure"], row["words"]
+        entry = rows.setdefault((measure, words), {
+            "name": measure.replace("_", "-") + (f", n = {words}" if words else ""), "definition": row["definition"],
+            "synthetic": ("–", ""), "reference": ("–", ""), "of": "",
+        })  # fmt: skip
+        shown = percent if measure in SHARES else decimal if measure in SIMILARITIES else quantity
+        value = spread = ""
+        if row["mean"] is not None:
+            value = shown(row["mean"])
+        if row["median"] is not None:
+            low, median, high, top = (shown(row[key]) for key in ("p10", "median", "p90", "maximum"))
+            spread = f"median {median} ({low} to {high}), at most {top}"
+        if row["corpus"] == "synthetic":
+            entry["synthetic"] = (value or "–", spread)
+        else:
+            entry["reference"], entry["of"] = (value or "–", spread), row["corpus"]
+    for entry, other in reversed(list(pairwise(rows.values()))):  # One definition of several n is shown once.
+        if entry["definition"] == other["definition"]:
+            other["definition"] = ""
     return list(rows.values())
 
 
@@ -145,7 +183,11 @@ def histogram(counts: pl.DataFrame, width: int = 640, height: int = 150) -> dict
 
 
 def budget(token_budget: pl.DataFrame) -> dict[str, Any]:
-    """Return rows and totals of the arms, the rows of tuning and generation, and these as a share of an arm's FLOPs."""
+    """Return rows and totals of the arms, the rows of tuning and generation, and these as a share of an arm's FLOPs.
+
+    `budget_equal` is the row of a baseline that costs what SBP does with tuning and generation charged, and
+    `budget_equal_start` its epochs with the synthesizer's starting point charged, too.
+    """
     rows = token_budget.to_dicts()
     arms = {arm: [row for row in rows if row["arm"] == arm] for arm in ARMS}
     arms = {arm: own for arm, own in arms.items() if own}
@@ -154,11 +196,23 @@ def budget(token_budget: pl.DataFrame) -> dict[str, Any]:
     }
     ledger = [row for row in rows if row["arm"] not in ARMS]
     of_arm = totals["baseline"]["flops"] if "baseline" in totals else 0
+    corpus = next((row for row in arms.get("baseline", []) if row["source"] == "unique"), None)
+    equal = equal_total_compute(token_budget)
     return {
+        "budget_equal": equal
+        and corpus
+        and {
+            **corpus,
+            "passes": equal.repetitions,
+            "tokens_read": equal.tokens,
+            "steps": round(corpus["steps"] * equal.tokens / totals["baseline"]["tokens_read"]),
+            "flops": equal.flops,
+        },
+        "budget_equal_start": equal and equal.with_start,
         "budget_arms": arms,
         "budget_ledger": ledger,
         "budget_totals": totals,
-        "corpus": next((row for row in arms.get("baseline", []) if row["source"] == "unique"), None),
+        "corpus": corpus,
         "synthesis_cost": percent(sum(row["flops"] or 0 for row in ledger) / of_arm) if of_arm and ledger else None,
         "budget_matched": len({total["tokens_read"] for total in totals.values()}) <= 1,
     }

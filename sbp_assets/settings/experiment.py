@@ -169,6 +169,11 @@ class Synthesizer(Optimizer):
         description="What a d1 is paired with. nearest: its own d2; random: the d2 of another pair, a placebo without "
         "relations between documents.",
     )
+    seed: Seed | None = Field(
+        None,
+        description="Seed of the order of the tuning examples, of random initial weights and of partners dealt at "
+        "random; null: the first training seed.",
+    )
 
 
 class Judge(Section):
@@ -196,6 +201,33 @@ class Judge(Section):
         return value
 
 
+class Filter(Section):
+    """Which synthetic documents are kept out of training; what is null drops nothing, as in the paper."""
+
+    max_repetition: Fraction | None = Field(
+        None, description="Share of its 4-word sequences that repeat an earlier one, above which a document is dropped."
+    )
+    max_copying: Fraction | None = Field(
+        None,
+        description="Share of its shingles (of pairing.shingle_tokens words) that stand anywhere in D, above which a "
+        "document is dropped.",
+    )
+    contamination_words: Integer | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="Words in a run that a document may not share with an item of the evaluation, or it is dropped.",
+    )
+    min_seed_similarity: Fraction | None = Field(
+        None, description="Cosine similarity to its seed document, below which a document is dropped as off-subject."
+    )
+
+    @property
+    def drops(self) -> bool:
+        """Return whether any criterion is set."""
+        return any(value is not None for value in self.model_dump().values())
+
+
 class Synthesis(Section):
     """Synthesis at scale (paper section 2.3)."""
 
@@ -207,10 +239,16 @@ class Synthesis(Section):
     salt: str = Field(
         "sbp", description="Text that every sampling seed is derived from; another salt gives other samples."
     )
-    condition: Literal["seed", "none"] = Field(
+    condition: Literal["seed", "none", "pairs"] = Field(
         "seed",
         description="What a document is conditioned on. seed: a seed document, by the synthesizer; none: `<bos>` "
-        "alone, by the baseline, a placebo without a synthesizer.",
+        "alone, by the baseline, a placebo without a synthesizer; pairs: nothing is sampled, and d1 and d2 of a real "
+        "pair stand in one document, a control with relations and without a synthesizer.",
+    )
+    seed_order: Literal["in_turn", "random"] = Field(
+        "in_turn",
+        description="How seed documents are chosen. in_turn: each once, in order of id, then each once more; random: "
+        "uniformly at random with replacement, as in the paper.",
     )
     quality_sample: Count = Field(1000, description="Documents of each shard that the quality metrics read.")
     duplicate_sample: Count = Field(
@@ -220,6 +258,16 @@ class Synthesis(Section):
     judge: Judge | None = Field(
         None, description="The judge; null: factuality and relevance, which only a model can judge, are not measured."
     )
+    filter: Filter = Field(Filter(), description="Which synthetic documents are kept out of training.")
+
+    @model_validator(mode="after")
+    def _seeds_mean_something(self) -> Synthesis:
+        if self.condition == "none" and self.filter.min_seed_similarity is not None:
+            raise ValueError(
+                "filter.min_seed_similarity needs condition seed: with condition none no document is written from a "
+                "seed document"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -324,8 +372,18 @@ class Experiment(Section):
 
     @property
     def conditional(self) -> bool:
-        """Return whether synthetic documents are conditioned on a seed document, as in SBP; False for the placebo."""
+        """Return whether synthetic documents are written by the synthesizer from a seed document, as in SBP."""
         return self.synthesis.condition == "seed"
+
+    @property
+    def sampled(self) -> bool:
+        """Return whether a model samples synthetic documents; False where they are real pairs in one document."""
+        return self.synthesis.condition != "pairs"
+
+    @property
+    def tuning_seed(self) -> int:
+        """Return the seed of synthesizer-tuning."""
+        return self.first_seed if self.synthesizer.seed is None else self.synthesizer.seed
 
     @property
     def first_seed(self) -> int:

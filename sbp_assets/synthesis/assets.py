@@ -1,6 +1,7 @@
 """The assets of synthesis: documents sampled from the synthesizer for every shard, and their tokens."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import numpy as np
@@ -18,9 +19,14 @@ from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis.engine import ENGINES, EngineSpec, Generator, named_with_version
+from sbp_assets.synthesis.filter import kept
 from sbp_assets.synthesis.generate import DOCUMENT_COLUMNS, TOKEN_COLUMNS, generate_shard, shard_budget
 from sbp_assets.synthesis.ledger import Ledger, engine_of_shard, fingerprint
+from sbp_assets.synthesis.real_pairs import concatenated_pairs
 from sbp_assets.synthesizer.examples import format_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Of the same shard.
 DOCUMENTS = dg.AssetIn(["corpus", "documents"])
@@ -28,9 +34,20 @@ TOKENS = dg.AssetIn(["corpus", "tokens"])
 SYNTHETIC_DOCUMENTS = dg.AssetIn(["synthesis", "synthetic_documents"])
 
 
+def filtered_by(settings: Settings) -> dict[str, dg.AssetIn]:
+    """Return the input that says which synthetic documents are kept out of training; none where there is no filter."""
+    if not settings.experiment.synthesis.filter.drops:
+        return {}
+    return {"filter_decisions": dg.AssetIn(["synthesis", "filter_decisions"], dagster_type=Path)}
+
+
 def sampled_key(settings: Settings) -> dg.AssetKey:
-    """Return the key of the model that synthesis samples from."""
+    """Return the key of the model that synthesis samples from, or of the pairs that it takes instead."""
     return dg.AssetKey.from_coercible(sampled_model(settings).key or [])
+
+
+def _read_column(settings: Settings) -> str:
+    return f"{sampled_key(settings).to_user_string()}.{'weights' if settings.experiment.sampled else 'tokens'}"
 
 
 @for_settings(
@@ -56,15 +73,17 @@ def sampled_key(settings: Settings) -> dg.AssetKey:
             "pretraining.synthetic_share",
             "max_document_tokens",
             "model.context_length",
+            *([] if settings.experiment.sampled else ["sampled"]),
+            # Documents that took turns before the setting existed stay as they are.
+            *(["synthesis.seed_order"] if settings.experiment.synthesis.seed_order != "in_turn" else []),
         ),
         metadata=column_metadata(
             DOCUMENT_COLUMNS,
             **dict.fromkeys(
                 ("text", "n_tokens", "finish_reason"),
-                f"{sampled_key(settings).to_user_string()}.weights"
-                + (" corpus/tokens.tokens" if settings.experiment.conditional else ""),
+                _read_column(settings) + (" corpus/tokens.tokens" if settings.experiment.conditional else ""),
             ),
-            synthesizer_version=f"{sampled_key(settings).to_user_string()}.weights",
+            synthesizer_version=_read_column(settings),
         ),
     )
 )
@@ -80,15 +99,21 @@ def synthetic_documents(
     """Documents sampled from the synthesizer, d2 ~ p(· | d1), one row each; d1 is every document of D in this shard.
 
     Where synthesis.condition is none, which is a placebo, they are sampled from the first seed's baseline after `<bos>`
-    alone, and a seed document is only the number of a sample.
+    alone, and a seed document is only the number of a sample. Where it is pairs, a control, they are real pairs, d1 and
+    d2 in one document, in rounds over the seed documents; where the budget asks for more than there are, all of them
+    come again.
 
-    Seed documents take turns, rollout by rollout, until the shard's share of the synthetic token budget is reached.
-    Finished samples survive a stopped run: re-materialising the partition resumes it.
+    Seed documents take turns, rollout by rollout, or are drawn at random (synthesis.seed_order), until the shard's
+    share of the synthetic token budget is reached. Finished samples survive a stopped run: re-materialising the
+    partition resumes it.
     """
     loaded = load_tokenizer(tokenizer)
     arrays = TokenArrays.load(tokens)
     seeds = np.flatnonzero(arrays.documents["split"].to_numpy() == UNIQUE)
     ids = arrays.documents["id"].to_list()
+    if not settings.experiment.sampled:
+        own = [ids[i] for i in seeds]
+        return _real_pairs(context, settings, documents, own, arrays.lengths[seeds], loaded, checkpoint)
     related = related_id(loaded)
     prompts = {
         ids[i]: format_prompt(
@@ -121,9 +146,7 @@ def synthetic_documents(
         ledgers / fingerprints[spec.engine],
         lambda texts: [len(encoded) for encoded in encode_documents(loaded, texts)],
     )
-    budget = shard_budget(
-        int(lengths.sum()), settings.experiment.pretraining.repetitions, settings.experiment.pretraining.synthetic_share
-    )
+    budget = _budget(settings, lengths)
     done = sum(generation.n_tokens for generation in ledger.finished.values())
     with Progress(f"synthetic_documents {context.partition_key}", "tokens", budget, done) as progress:
         outcome = generate_shard(
@@ -146,6 +169,7 @@ def synthetic_documents(
         "token_budget": budget,
         "seed_documents": len(prompts),
         "rollouts_per_seed": round(outcome.requests / len(prompts), 3) if prompts else 0.0,
+        "seed_documents_used": rows["seed_id"].n_unique(),
         "share_stop": round(stops, 4),
         "share_length": round(1 - stops, 4) if len(rows) else 0.0,
         "empty": outcome.empty,
@@ -168,11 +192,13 @@ def synthetic_documents(
         ins={
             "synthetic_documents": SYNTHETIC_DOCUMENTS,
             "tokenizer": TOKENIZER,
+            **filtered_by(settings),
         },
         partitions_def=shards(settings),
         kinds={"huggingface", "numpy"},
         io_manager_key="directory",
-        code_version=settings.experiment.version("1"),
+        # Without a filter nothing that it depends on has a name.
+        code_version=settings.experiment.version("1", *(["synthesis.filter"] if filtered_by(settings) else [])),
         metadata=column_metadata(TOKEN_COLUMNS),
     )
 )
@@ -181,17 +207,62 @@ def synthetic_tokens(
     settings: dg.ResourceParam[Settings],
     synthetic_documents: pl.LazyFrame,
     tokenizer: Path,
+    **filter_decisions: Path,
 ) -> dg.MaterializeResult[Path]:
-    """Token arrays of a shard's synthetic documents, encoded from their text: `<bos>` ids `<eos>`."""
+    """Token arrays of a shard's synthetic documents, encoded from their text: `<bos>` ids `<eos>`.
+
+    Where synthesis.filter drops any, they are left out.
+    """
     directory = staging(settings.deployment.work_dir, "synthetic_tokens", context.partition_key)
     loaded = load_tokenizer(tokenizer)
     rows = synthetic_documents.select("id", "seed_id", "text").collect()
+    for decisions in filter_decisions.values():
+        rows = kept(rows, decisions, context.partition_key)
     with Progress(f"synthetic_tokens {context.partition_key}", "documents", len(rows)) as progress:
         encoded = encode_documents(loaded, rows["text"].to_list())
         total = write_token_arrays(directory, rows.select("id", "seed_id"), encoded, len(loaded))
         progress.advance(len(rows))
     return dg.MaterializeResult(
         value=directory, metadata={"documents": len(rows), "tokens": total, **progress.metadata()}
+    )
+
+
+def _budget(settings: Settings, lengths: np.ndarray) -> int:
+    """Return the synthetic tokens of a shard whose documents of D have these `lengths` in tokens."""
+    pretraining = settings.experiment.pretraining
+    return shard_budget(int(lengths.sum()), pretraining.repetitions, pretraining.synthetic_share)
+
+
+def _real_pairs(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    documents: pl.LazyFrame,
+    seeds: list[str],
+    lengths: np.ndarray,
+    tokenizer: "PreTrainedTokenizerFast",
+    examples: Path,
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """Return the rows of the control in which nothing is sampled (`synthesis.real_pairs`)."""
+    budget = _budget(settings, lengths)
+    salt, length = settings.experiment.synthesis.salt, settings.experiment.model.context_length
+    with Progress(f"synthetic_documents {context.partition_key}", "tokens", budget) as progress:
+        rows, pairs = concatenated_pairs(
+            examples, seeds, tokenizer, budget, salt, length, content_version(examples), progress
+        )
+    return dg.MaterializeResult(
+        value=rows,
+        metadata={
+            "dagster/row_count": len(rows),
+            "documents": len(rows),
+            "tokens": int(rows["n_tokens"].sum()),
+            "token_budget": budget,
+            "seed_documents": len(seeds),
+            "pairs": pairs,
+            "passes_over_pairs": round(len(rows) / pairs, 3) if pairs else 0.0,
+            "share_cut": float((rows["finish_reason"] == "length").mean() or 0.0),  # type: ignore[arg-type]
+            **progress.metadata(),
+            "preview": dg.MetadataValue.md(_preview(rows, documents)),
+        },
     )
 
 

@@ -6,6 +6,7 @@ Each returns the ids that break a rule, or what is wrong in words, ten at the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import polars as pl
 
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis.engine import ENGINES
-from sbp_assets.synthesis.generate import FINISH_REASONS, sampling_seed
+from sbp_assets.synthesis.generate import FINISH_REASONS, request_order, sampling_seed
 
 SHOWN = 10
 # A synthesizer that was tuned at all ends most documents by itself; one that rarely does writes on without a subject.
@@ -63,11 +64,11 @@ def other_requests(rows: pl.DataFrame, salt: str, version: str | None) -> list[s
     return rows["id"].filter(~same.fill_null(False)).head(SHOWN).to_list()
 
 
-def other_engines(rows: pl.DataFrame) -> list[str]:
-    """Return the ids that were sampled by an unknown engine, or by another one than most of the shard."""
+def other_engines(rows: pl.DataFrame, known: Sequence[str] = ENGINES) -> list[str]:
+    """Return the ids that were sampled by an engine that is not `known`, or by another one than most of the shard."""
     engine = rows["engine"] if "engine" in rows.columns else pl.Series([None] * len(rows), dtype=pl.String)
     usual = engine.drop_nulls().mode().sort().head(1)
-    same = engine.is_in(list(ENGINES)) & engine.is_in(usual.to_list())
+    same = engine.is_in(list(known)) & engine.is_in(usual.to_list())
     return rows["id"].filter(~same.fill_null(False)).head(SHOWN).to_list()
 
 
@@ -86,10 +87,12 @@ def allowed_empty(rows: int) -> int:
     return max(1, int(MAX_EMPTY_SHARE * rows))
 
 
-def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int) -> list[str]:
-    """Return repeated (seed, rollout), rows out of request order, or that the order has more than `empty` gaps.
+def rollout_problems(
+    rows: pl.DataFrame, unique_ids: Sequence[str], empty: int | None, salt: str | None = None
+) -> list[str]:
+    """Return repeated (seed, rollout), rows out of request order (of `salt`), or that it has more than `empty` gaps.
 
-    The request order is rollout by rollout over the sorted seeds, so the place of a row is rollout * seeds + rank.
+    Where `empty` is None, rows are real pairs: rollout by rollout, and in each those seeds that have a pair left.
     """
     repeated = rows.filter(pl.struct("seed_id", "rollout").is_duplicated())
     if len(repeated):
@@ -97,17 +100,26 @@ def rollout_problems(rows: pl.DataFrame, unique_ids: Sequence[str], empty: int) 
             f"repeated: {seed_id} rollout {rollout}"
             for seed_id, rollout in repeated["seed_id", "rollout"].head(SHOWN).iter_rows()
         ]
-    rank = {seed_id: place for place, seed_id in enumerate(sorted(unique_ids))}
     known = rows.filter(pl.col("seed_id").is_in(list(unique_ids)))
-    places = np.array([rollout * len(rank) + rank[seed] for seed, rollout in known["seed_id", "rollout"].iter_rows()])
-    if len(places) and (np.diff(places) <= 0).any():
-        return [f"out of order: {known['id'][int(np.flatnonzero(np.diff(places) <= 0)[0]) + 1]}"]
-    gaps = int(places[-1]) + 1 - len(places) if len(places) else 0
-    return (
-        [f"{gaps} places of the request order have no row and only {empty} synthetic documents were empty"]
-        if gaps > empty
-        else []
-    )
+    if empty is None:
+        turns = known.select("rollout", "seed_id")
+        return (
+            [] if turns.equals(turns.sort("rollout", "seed_id")) else ["rows are out of order: rollout, then seed"]
+        )
+    # No row of a good table is behind these places.
+    order = islice(request_order(unique_ids, salt), len(known) + empty)
+    place_of = {key: place for place, key in enumerate(order)}
+    places = np.array([place_of.get(key, len(place_of)) for key in known["seed_id", "rollout"].iter_rows()], np.int64)
+    within = places[places < len(place_of)]
+    if (np.diff(within) <= 0).any():
+        row = known.filter(pl.Series(places < len(place_of)))[int(np.flatnonzero(np.diff(within) <= 0)[0]) + 1]
+        return [f"out of order: {row['id'][0]}"]
+    if beyond := len(places) - len(within):
+        return [
+            f"{beyond} rows are not among the first {len(place_of)} places of the request order, and only {empty} "
+            "synthetic documents were empty"
+        ]
+    return []
 
 
 def token_problems(

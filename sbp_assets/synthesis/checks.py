@@ -11,14 +11,21 @@ from sbp_assets.corpus.tokenizer import decode, encode_documents, load_tokenizer
 from sbp_assets.dagster_support.check_results import check_result, last_version, problems_result
 from sbp_assets.dagster_support.partitions import shard_check, shards
 from sbp_assets.dagster_support.stage import for_settings
-from sbp_assets.pretraining.assets import TOKENIZER
+from sbp_assets.pretraining.assets import ALL_SYNTHETIC_DOCUMENTS, TOKENIZER
 from sbp_assets.settings import Settings
+from sbp_assets.storage.io_managers import DirectoryIOManager
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis import audit
-from sbp_assets.synthesis.assets import SYNTHETIC_DOCUMENTS, TOKENS, sampled_key
-from sbp_assets.synthesis.generate import shard_budget
+from sbp_assets.synthesis.assets import SYNTHETIC_DOCUMENTS, TOKENS, filtered_by, sampled_key
+from sbp_assets.synthesis.engine import ENGINES
+from sbp_assets.synthesis.filter import MAX_DROPPED_SHARE, decision_problems, dropped_share, kept
+from sbp_assets.synthesis.generate import order_salt, shard_budget
+from sbp_assets.synthesis.novelty import MAX_EXCESS, subject_problems
+from sbp_assets.synthesis.novelty import copying_problems as copying_excess
+from sbp_assets.synthesis.novelty import table_problems as novelty_problems
 from sbp_assets.synthesis.posterior_table import LEVEL, UNKNOWN, copying_problems, leak_problems, table_problems
 from sbp_assets.synthesis.quality import expected_rows
+from sbp_assets.synthesis.real_pairs import NO_ENGINE
 
 VALUES = "Every metric once per corpus and method, its value flagged / scored, or null where nothing was scored."
 
@@ -88,10 +95,10 @@ def rows_match_requests(
     version = last_version(
         context.instance,
         sampled_key(settings),
-        None if settings.experiment.conditional else settings.experiment.seed_keys[0],
+        settings.experiment.seed_keys[0] if settings.experiment.synthesis.condition == "none" else None,
     )
     others = audit.other_requests(rows, settings.experiment.synthesis.salt, version)
-    engines = audit.other_engines(rows)
+    engines = audit.other_engines(rows, ENGINES if settings.experiment.sampled else [NO_ENGINE])
     miscounted = audit.miscounted(rows, lambda texts: [len(ids) for ids in encode_documents(loaded, texts)])
     return check_result(
         passed=not others and not engines and not miscounted,
@@ -112,11 +119,15 @@ def rows_match_requests(
     description="No (seed, rollout) occurs twice, rows are in request order, and few places of that order were empty "
     "documents.",
 )
-def rollouts_are_contiguous(synthetic_documents: pl.LazyFrame, tokens: Path) -> dg.AssetCheckResult:
+def rollouts_are_contiguous(
+    settings: dg.ResourceParam[Settings], synthetic_documents: pl.LazyFrame, tokens: Path
+) -> dg.AssetCheckResult:
     rows = synthetic_documents.select("id", "seed_id", "rollout").collect()
-    allowed = audit.allowed_empty(len(rows))
-    problems = audit.rollout_problems(rows, _unique_ids(tokens), allowed)
-    return problems_result(problems, rows=len(rows), allowed_empty=allowed)
+    # A seed document takes part in as many rounds as it has pairs.
+    allowed = audit.allowed_empty(len(rows)) if settings.experiment.sampled else None
+    salt = order_salt(settings.experiment.synthesis)
+    problems = audit.rollout_problems(rows, _unique_ids(tokens), allowed, salt)
+    return problems_result(problems, rows=len(rows), allowed_empty="any" if allowed is None else allowed)
 
 
 @shard_check(
@@ -133,18 +144,68 @@ def synthetic_documents_are_not_truncated(synthetic_documents: pl.LazyFrame) -> 
     )
 
 
-@shard_check(
-    asset=["synthesis", "synthetic_tokens"],
-    additional_ins={"synthetic_documents": SYNTHETIC_DOCUMENTS, "tokenizer": TOKENIZER},
-    blocking=True,
-    description="There is one token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
+@for_settings(
+    lambda settings: dg.asset_check(
+        asset=["synthesis", "synthetic_tokens"],
+        partitions_def=shards(settings),
+        additional_ins={"synthetic_documents": SYNTHETIC_DOCUMENTS, "tokenizer": TOKENIZER},
+        additional_deps=[["synthesis", name] for name in filtered_by(settings)],
+        blocking=True,
+        description="There is one token list per row, of its n_tokens, `<bos>` … `<eos>`, that decodes to its text.",
+    )
 )
 def synthetic_tokens_match_documents(
-    synthetic_tokens: Path, synthetic_documents: pl.LazyFrame, tokenizer: Path
+    context: dg.AssetCheckExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    directory: dg.ResourceParam[DirectoryIOManager],
+    synthetic_tokens: Path,
+    synthetic_documents: pl.LazyFrame,
+    tokenizer: Path,
 ) -> dg.AssetCheckResult:
     arrays, rows, loaded = TokenArrays.load(synthetic_tokens), synthetic_documents.collect(), load_tokenizer(tokenizer)
+    for name in filtered_by(settings):
+        rows = kept(rows, directory.fetch(dg.AssetKey(["synthesis", name])), context.partition_key)
     problems = audit.token_problems(rows, arrays, partial(decode, loaded), loaded.bos_token_id, loaded.eos_token_id)
     return problems_result(problems, rows=len(rows))
+
+
+@for_settings(
+    lambda settings: (
+        dg.asset_check(
+            asset=["synthesis", "filter_decisions"],
+            blocking=True,
+            additional_ins={"synthetic_documents": ALL_SYNTHETIC_DOCUMENTS},
+            description="There is one decision per synthetic document, in their order, and it follows from its values.",
+        )
+        if settings.experiment.synthesis.filter.drops
+        else None
+    )
+)
+def decisions_follow_from_values(
+    settings: dg.ResourceParam[Settings], filter_decisions: Path, synthetic_documents: dict[str, pl.LazyFrame]
+) -> dg.AssetCheckResult:
+    criteria = settings.experiment.synthesis.filter
+    return problems_result(list(decision_problems(filter_decisions, synthetic_documents, criteria)))
+
+
+@for_settings(
+    lambda settings: (
+        dg.asset_check(
+            asset=["synthesis", "filter_decisions"],
+            description=f"At most {MAX_DROPPED_SHARE:.0%} of the synthetic tokens are dropped; D is read instead.",
+        )
+        if settings.experiment.synthesis.filter.drops
+        else None
+    )
+)
+def most_synthetic_tokens_are_kept(settings: dg.ResourceParam[Settings], filter_decisions: Path) -> dg.AssetCheckResult:
+    share = dropped_share(filter_decisions, settings.experiment.shard_keys)
+    return check_result(
+        passed=share <= MAX_DROPPED_SHARE,
+        # A person has to decide: for other criteria, or a better synthesizer.
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"dropped_token_share": share, "bound": MAX_DROPPED_SHARE},
+    )
 
 
 @shard_check(
@@ -183,6 +244,39 @@ def quality_table_is_valid(settings: dg.ResourceParam[Settings], quality_table: 
     judged = settings.experiment.synthesis.judge is not None
     expected = expected_rows(settings.experiment.ground_truth is not None, judged)
     return problems_result(audit.quality_problems(quality_table.collect(), expected))
+
+
+@dg.asset_check(
+    asset=["synthesis", "novelty"],
+    blocking=True,
+    description="Every measure once per corpus, with shares in [0, 1], quantiles in order, and a mean where documents "
+    "were measured.",
+)
+def novelty_is_valid(settings: dg.ResourceParam[Settings], novelty: pl.LazyFrame) -> dg.AssetCheckResult:
+    table = novelty.collect()
+    return problems_result(novelty_problems(table, settings.experiment.pairing.shingle_tokens), rows=len(table))
+
+
+@dg.asset_check(
+    asset=["synthesis", "novelty"],
+    description=f"Of synthetic documents at most {MAX_EXCESS:.0%} more than of held-out ones are mostly copied from D.",
+)
+def synthetic_documents_do_not_copy_d(novelty: pl.LazyFrame) -> dg.AssetCheckResult:
+    # Sampling again would give the same: a person has to decide, for example to set synthesis.filter.max_copying.
+    return problems_result(copying_excess(novelty.collect()), dg.AssetCheckSeverity.WARN)
+
+
+@dg.asset_check(
+    asset=["synthesis", "novelty"],
+    description="More than half of the synthetic documents (by three standard errors) are more similar to the held-out "
+    "partner of their seed than to a random held-out document; not asked of the placebos.",
+)
+def synthetic_documents_are_near_held_out_partners(
+    settings: dg.ResourceParam[Settings], novelty: pl.LazyFrame
+) -> dg.AssetCheckResult:
+    related = settings.experiment.conditional and settings.experiment.synthesizer.partners == "nearest"
+    problems = subject_problems(novelty.collect()) if related else []
+    return problems_result(problems, dg.AssetCheckSeverity.WARN, placebo=not related)
 
 
 @dg.asset_check(

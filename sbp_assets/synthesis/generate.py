@@ -1,8 +1,10 @@
 """Which synthetic documents a shard holds, in which order they are sampled, and how a stopped run resumes.
 
-Requests are ordered rollout by rollout: every seed document's rollout 0 in order of id, then every rollout 1, …
-A shard's rows are the shortest prefix of that order whose tokens reach the shard's budget. Rows are thus a pure
-function of the outputs: neither the order in which engines finish nor a restart can change which are kept.
+Requests are ordered in turn (every seed document's rollout 0 in order of id, then every rollout 1, …) or as if each
+seed document were drawn uniformly at random, with replacement (`synthesis.seed_order`). A shard's rows are the shortest
+prefix of that order whose tokens reach the shard's budget. Rows are thus a pure function of the outputs: neither the
+order in which engines finish nor a restart can change which are kept. What a request samples does not depend on the
+order.
 
 Finished requests wait in the shard's ledger (`synthesis.ledger`).
 """
@@ -10,6 +12,7 @@ Finished requests wait in the shard's ledger (`synthesis.ledger`).
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import logging
 import math
@@ -44,11 +47,11 @@ DOCUMENT_COLUMNS = [
     Column("seed_id", pl.String, "The document d1 of D that it was sampled from.", _SEEDS),
     Column("rollout", pl.Int64, "0-based number of the document among its seed's."),
     Column("sampling_seed", pl.Int64, "Of this request's random numbers.", _SEEDS),
-    Column("text", pl.String, "What was sampled."),
+    Column("text", pl.String, "What was sampled, or d1 and d2 of a real pair."),
     Column("n_tokens", pl.Int64, "As synthetic_tokens holds it, `<bos>` and `<eos>` included."),
     Column("finish_reason", pl.String, "stop (`<eos>`), or length (the context was full)."),
-    Column("synthesizer_version", pl.String, "Content of the sampled checkpoint."),
-    Column("engine", pl.String, "vllm or transformers: what sampled it, the same in a whole shard."),
+    Column("synthesizer_version", pl.String, "Content of the sampled checkpoint, or of the tuning examples."),
+    Column("engine", pl.String, "vllm or transformers: what sampled it, the same in a whole shard; none: real pairs."),
 ]
 DOCUMENT_SCHEMA = table_schema(DOCUMENT_COLUMNS)
 TOKEN_COLUMNS = [
@@ -99,18 +102,44 @@ def sampling_seed(salt: str, seed_id: str, rollout: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def request_order(seed_ids: Iterable[str]) -> Iterator[Key]:
-    """Yield without end: rollout 0 of every seed document in order of id, then rollout 1, …"""
+def order_salt(settings: Synthesis) -> str | None:
+    """Return the salt of the request order: None where seed documents take turns."""
+    return settings.salt if settings.seed_order == "random" else None
+
+
+def request_order(seed_ids: Iterable[str], salt: str | None = None) -> Iterator[Key]:
+    """Yield without end: rollout 0 of every seed document in order of id, then rollout 1, …
+
+    With a `salt`, seed documents are drawn uniformly at random, with replacement: each has arrivals of its own, with
+    independent exponential waiting times that are hashes of salt, id and rollout, and the arrivals of all are put into
+    order of time. Whose is the next one is then uniform and independent of all before (Poisson processes superpose),
+    and the order of two requests does not depend on which other seed documents there are.
+    """
     ids = sorted(seed_ids)
     if not ids:
         return
-    for rollout in count():
-        for seed_id in ids:
-            yield seed_id, rollout
+    if salt is None:
+        yield from ((seed_id, rollout) for rollout in count() for seed_id in ids)
+        return
+    waiting = [(_waiting_time(salt, seed_id, 0), seed_id, 0) for seed_id in ids]
+    heapq.heapify(waiting)
+    while True:
+        time_, seed_id, rollout = waiting[0]
+        yield seed_id, rollout
+        following = rollout + 1
+        heapq.heapreplace(waiting, (time_ + _waiting_time(salt, seed_id, following), seed_id, following))
 
 
-def budget_prefix(seed_ids: Iterable[str], tokens: Mapping[Key, int], budget: int) -> tuple[list[Key], bool]:
-    """Return the shortest prefix of the request order whose tokens reach `budget`, and whether it does.
+def _waiting_time(salt: str, seed_id: str, rollout: int) -> float:
+    """Return a draw of the exponential distribution with mean 1: a stable hash."""
+    digest = hashlib.sha256(json.dumps([salt, "order", seed_id, rollout]).encode()).digest()
+    return -math.log1p(-(int.from_bytes(digest[:8], "big") >> 11) / 2**53)
+
+
+def budget_prefix(
+    seed_ids: Iterable[str], tokens: Mapping[Key, int], budget: int, salt: str | None = None
+) -> tuple[list[Key], bool]:
+    """Return the shortest prefix of the request order (of `salt`) whose tokens reach `budget`, and whether it does.
 
     `tokens` holds the finished requests. Where the first missing one comes before the budget is reached, the prefix up
     to it is returned with False.
@@ -119,7 +148,7 @@ def budget_prefix(seed_ids: Iterable[str], tokens: Mapping[Key, int], budget: in
     reached = 0
     if budget <= 0:
         return prefix, True
-    for key in request_order(seed_ids):
+    for key in request_order(seed_ids, salt):
         if key not in tokens:
             return prefix, False
         prefix.append(key)
@@ -162,14 +191,14 @@ def generate_shard(
     startup_seconds: float | None = None
     reused: bool | None = None
     seconds, sampled = 0.0, progress.done
-    sampling = Sampling(settings.temperature, settings.top_p, eos_id)
+    sampling, salt = Sampling(settings.temperature, settings.top_p, eos_id), order_salt(settings)
 
     def poll() -> None:
         progress.advance(sum(generation.n_tokens for generation in ledger.refresh()))
 
     while True:
         tokens = {key: generation.n_tokens for key, generation in ledger.finished.items()}
-        prefix, met = budget_prefix(prompts, tokens, budget)
+        prefix, met = budget_prefix(prompts, tokens, budget, salt)
         if met:
             break
         reached = sum(tokens[key] for key in prefix)
@@ -189,7 +218,7 @@ def generate_shard(
         ledger.remove_others()
         if startup_seconds is None:
             startup_seconds, reused = (0.0 if was_running else engines.startup_seconds), was_running
-        keys = next_wave(prompts, tokens, budget, expected_tokens, spec.processes, spec.max_sequences)
+        keys = next_wave(prompts, tokens, budget, expected_tokens, spec.processes, spec.max_sequences, salt)
         wave = [Request(key[0], key[1], sampling_seed(settings.salt, *key), prompts[key[0]]) for key in keys]
         began = time.monotonic()
         engines.generate(wave, sampling, ledger.session_files(spec.processes), poll)
@@ -230,6 +259,7 @@ def next_wave(
     expected_tokens: float,
     engines: int,
     max_sequences: int,
+    salt: str | None = None,
 ) -> list[Key]:
     """Return the unfinished requests to sample next: up to where the budget should be reached by the mean so far.
 
@@ -241,7 +271,7 @@ def next_wave(
     least, most = MIN_WAVE_PER_ENGINE * engines, SEQUENCES_PER_WAVE * max_sequences * engines
     wave: list[Key] = []
     reached = 0.0
-    for key in request_order(seed_ids):
+    for key in request_order(seed_ids, salt):
         if len(wave) >= most or (reached >= aim and len(wave) >= least):
             break
         if key not in tokens:

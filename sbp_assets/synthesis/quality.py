@@ -247,13 +247,18 @@ def ids_of(frame: pl.LazyFrame) -> Iterator[str]:
 
 def repetitive(texts: Iterable[str]) -> list[bool]:
     """Return for each text whether more than 20% of its 4-word sequences have occurred before in it."""
-    flags: list[bool] = []
+    return [share > REPETITION_THRESHOLD for share in repetition(texts)]
+
+
+def repetition(texts: Iterable[str]) -> list[float]:
+    """Return of each text the share of its 4-word sequences that have occurred before in it."""
+    shares: list[float] = []
     for batch in batched(texts):
         sequences, bounds = Words.of(segment(batch)).shingles(REPETITION_WORDS)
         for first, end in pairwise(bounds.tolist()):
             repeated = end - first - len(np.unique(sequences[first:end]))
-            flags.append(repeated / (end - first) > REPETITION_THRESHOLD)
-    return flags
+            shares.append(repeated / (end - first))
+    return shares
 
 
 def duplicate_flags(batches: Iterable[Sequence[str]], settings: Dedup, scratch: Path, memory_limit: str) -> list[bool]:

@@ -1,4 +1,4 @@
-"""The assets that measure the quality of synthetic documents: metrics, a judge's verdicts, the exact posterior."""
+"""The assets that measure synthetic documents: quality, novelty, a judge's verdicts, the exact posterior."""
 
 from pathlib import Path
 
@@ -6,12 +6,14 @@ import dagster as dg
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld
-from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.corpus.split import HELDOUT, UNIQUE
 from sbp_assets.corpus.tokenizer import load_tokenizer
 from sbp_assets.dagster_support.partitions import ALL, shards
 from sbp_assets.dagster_support.preview import table_preview
 from sbp_assets.dagster_support.stage import for_settings
-from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER
+from sbp_assets.pairing.embed import Embedder
+from sbp_assets.pairing.quantizer import Quantizer
+from sbp_assets.pretraining.assets import ALL_SYNTHETIC_DOCUMENTS, ALL_TOKENS, TOKENIZER
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import release_staging, staging
 from sbp_assets.storage.column_metadata import column_metadata
@@ -19,6 +21,7 @@ from sbp_assets.storage.progress import Progress
 from sbp_assets.synthesis.assets import DOCUMENTS, SYNTHETIC_DOCUMENTS
 from sbp_assets.synthesis.endpoint import Endpoint
 from sbp_assets.synthesis.judge import JUDGEMENT_COLUMNS, JUDGEMENT_SCHEMA, judge, judged_rows
+from sbp_assets.synthesis.novelty import NOVELTY_COLUMNS, novelty_table, sampled_similarities, sampled_texts, tracked
 from sbp_assets.synthesis.posterior_table import POSTERIOR_COLUMNS, POSTERIOR_SCHEMA, posterior_over_shards
 from sbp_assets.synthesis.quality import (
     JUDGE,
@@ -34,9 +37,9 @@ from sbp_assets.synthesis.quality import (
     with_seeds,
 )
 from sbp_assets.synthesis.questions import prompts_version, questions, sample_documents
+from sbp_assets.synthesis.similarity import EMBEDDING_SETTINGS, Similarity
 
 ALL_DOCUMENTS = dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)
-ALL_SYNTHETIC_DOCUMENTS = dg.AssetIn(["synthesis", "synthetic_documents"], partition_mapping=ALL)
 
 
 @for_settings(
@@ -209,6 +212,71 @@ def quality_table(
             **{f"duplicate_sample_{corpus}": size for corpus, size in sizes.items()},
             **progress.metadata(),
             "preview": dg.MetadataValue.md(table_preview(table)),
+        },
+    )
+
+
+@for_settings(
+    lambda settings: dg.asset(
+        ins={
+            "synthetic_documents": ALL_SYNTHETIC_DOCUMENTS,
+            "documents": ALL_DOCUMENTS,
+            "embeddings": dg.AssetIn(["pairing", "embeddings"], partition_mapping=ALL),
+            "quantizer": dg.AssetIn(["pairing", "quantizer"], dagster_type=Path),
+        },
+        kinds={"polars", "huggingface", "parquet"},
+        io_manager_key="parquet",
+        pool="device",
+        code_version=settings.experiment.version(
+            "1",
+            *EMBEDDING_SETTINGS,
+            "pairing.min_similarity",
+            "pairing.shingle_tokens",
+            "synthesis.quality_sample",
+        ),
+        metadata=column_metadata(NOVELTY_COLUMNS),
+    )
+)
+def novelty(
+    settings: dg.ResourceParam[Settings],
+    embedder: dg.ResourceParam[Embedder],
+    synthetic_documents: dict[str, pl.LazyFrame],
+    documents: dict[str, pl.LazyFrame],
+    embeddings: dict[str, pl.LazyFrame],
+    quantizer: Path,
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """A sample of synthetic documents against all of D, beside held-out documents: novel n-grams, copying, lengths.
+
+    N-gram novelty is that of McCoy et al. (2023): the share of n-grams that stand nowhere in D, beside that of real
+    documents which no model has read. Copying is the share of a document's n-grams of pairing.shingle_tokens words (the
+    paper's pair filter; a shorter document is one n-gram) that stand anywhere in D, and the longest run that does.
+
+    Synthetic documents are also compared, by the embedding model and as pairs are (with pairing.centring), with the
+    held-out document nearest to their seed, and with random ones. Held-out documents are sound partners: no model has
+    read them, so that a document near to them has not been copied from them.
+    """
+    pairing, deployment = settings.experiment.pairing, settings.deployment
+    size = settings.experiment.synthesis.quality_sample
+    engine = embedder.load(pairing.embedding_model, pairing.embedding_dtype, deployment.device)
+    similarity = Similarity(engine, pairing, deployment.embedding_batch_size, Quantizer.load(quantizer))
+    heldout = {shard: frame.filter(pl.col("split") == HELDOUT) for shard, frame in documents.items()}
+    unique = {shard: frame.filter(pl.col("split") == UNIQUE) for shard, frame in documents.items()}
+    with Progress("novelty", "documents") as progress:
+        written, real = (sampled_texts(frames, size) for frames in (synthetic_documents, heldout))
+        similarities = sampled_similarities(synthetic_documents, embeddings, real, similarity, progress)
+        texts = (unique[shard].select("text").collect()["text"] for shard in sorted(unique))
+        rows = novelty_table(written, real, tracked(texts, progress), pairing.shingle_tokens, similarities)
+    measured = rows.filter(pl.col("mean").is_not_null()).select("measure", "words", "corpus", "mean")
+    return dg.MaterializeResult(
+        value=rows,
+        metadata={
+            "dagster/row_count": len(rows),
+            **{
+                f"{measure}_{corpus}" + (f"_{words}" if measure == "novel_ngrams" else ""): mean
+                for measure, words, corpus, mean in measured.iter_rows()
+            },
+            **progress.metadata(),
+            "preview": dg.MetadataValue.md(table_preview(rows.drop("definition"))),
         },
     )
 

@@ -23,6 +23,11 @@ from sbp_assets.training.trainer import Trainer
 ALL_PAIRS = dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL)
 
 
+def _seed_if_set(settings: Settings) -> list[str]:
+    """Return the key of the tuning seed; nothing where it is null, so that stores from before the setting are kept."""
+    return [] if settings.experiment.synthesizer.seed is None else ["synthesizer.seed"]
+
+
 @for_settings(
     lambda settings: dg.asset(
         ins={
@@ -32,7 +37,12 @@ ALL_PAIRS = dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL)
         },
         kinds={"polars", "numpy"},
         io_manager_key="directory",
-        code_version=settings.experiment.version("1", "max_document_tokens", "synthesizer.partners"),
+        code_version=settings.experiment.version(
+            "1",
+            "max_document_tokens",
+            "synthesizer.partners",
+            *(_seed_if_set(settings) if settings.experiment.synthesizer.partners == "random" else []),
+        ),
         metadata=column_metadata(EXAMPLE_COLUMNS),
     )
 )
@@ -63,7 +73,7 @@ def tuning_examples(
             scratch,
             settings.deployment.memory_limit,
             progress,
-            settings.experiment.first_seed if settings.experiment.synthesizer.partners == "random" else None,
+            settings.experiment.tuning_seed if settings.experiment.synthesizer.partners == "random" else None,
         )
     release_staging(scratch)
     written, offsets = (
@@ -104,6 +114,7 @@ def tuning_examples(
             "pretraining.evaluations",
             "pretraining.heldout_tokens",
             *(f"synthesizer.{field}" for field in Optimizer.model_fields),
+            *_seed_if_set(settings),
         ),
         metadata=model_columns(
             "synthesizer/tuning_examples.tokens",
@@ -137,7 +148,7 @@ def checkpoint(
         data=ExamplesData(
             source=Source(directory=tuning_examples, split=TRAIN), epochs=settings.experiment.synthesizer.epochs
         ),
-        seed=settings.experiment.pretraining.seeds[0],
+        seed=settings.experiment.tuning_seed,
         heldout=[Source(directory=tuning_examples, split=HELDOUT)],
         heldout_tokens=settings.experiment.pretraining.heldout_tokens,
         evaluations=settings.experiment.pretraining.evaluations,

@@ -72,14 +72,15 @@ def test_every_arm_reads_the_same_whole_steps(profile: str) -> None:
     assert all(size > 0 for size in estimate.bytes.values())
 
 
-def test_the_paper_at_both_scales() -> None:
-    for profile, budget, synthetic, oracle_passes in (
-        ("paper_200b", 200e9, 75e9, 1.0),
-        ("paper_1t", 1000e9, 125e9, 1000 / 482),
+def test_the_paper_at_its_three_scales() -> None:
+    for profile, parameters, budget, synthetic, oracle_passes in (
+        ("paper_200b", 3.2e9, 200e9, 75e9, 1.0),
+        ("paper_1t", 3.2e9, 1000e9, 125e9, 1000 / 482),
+        ("paper_1t_6b", 6e9, 1000e9, 250e9, 1000 / 482),
     ):
         made = plan_of(profile)
         assert made.estimate is not None
-        assert made.parameters == pytest.approx(3.2e9, rel=0.05)
+        assert made.parameters == pytest.approx(parameters, rel=0.05)
         assert made.estimate.budget == pytest.approx(budget, rel=1e-3)
         assert made.estimate.arms["sbp"]["synthetic"] == pytest.approx(synthetic, rel=1e-3)
         assert made.estimate.epochs["oracle"]["oracle"] == pytest.approx(oracle_passes, rel=0.02)

@@ -107,6 +107,9 @@ def test_a_corpus_that_no_run_could_use_is_a_line_of_the_plan(sbp: Sbp, tmp_path
 def test_an_unknown_step_is_refused_with_those_there_are(sbp: Sbp) -> None:
     result = sbp("run", "-p", "tiny", "--until", "scoring")
     assert result.exit_code == 2 and "score_sbp" in result.stderr
+    result = sbp("run", "-p", "tiny", "--only", "scoring")
+    assert result.exit_code == 2 and "score_sbp" in result.stderr
+    assert sbp("run", "-p", "tiny", "--only", "score_sbp", "--refresh").exit_code == 2
 
 
 def test_every_title_fits_into_the_step_table() -> None:

@@ -145,6 +145,9 @@ def test_agrees_with_a_plain_implementation_whatever_the_batches() -> None:
     for row in documents.iter_slices(1):
         one_by_one.feed("unique", row["id"], [normalise(row["text"].item())])
     assert one_by_one.results()[1].equals(listed)
+    # A synthetic document that shares anything with an item may be dropped: those that were listed are among them.
+    sharing = set(documents.filter(pl.Series(one_by_one.sharing(documents["text"].to_list())))["id"])
+    assert set(listed["document"]) <= sharing < set(documents["id"])
 
 
 @pytest.mark.parametrize("language", TWINS)

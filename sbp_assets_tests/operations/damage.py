@@ -323,6 +323,8 @@ DAMAGES = [
         ("verdicts without a judge", table(a_row_of_nulls), "judgements_are_valid")),
     *of("synthesis/quality_table", None, "evaluation/report",
         ("a value that its counts do not give", first("value", 0.7), "quality_table_is_valid")),
+    *of("synthesis/novelty", None, "evaluation/report",
+        ("rows dropped", dropped, "novelty_is_valid")),
     *of("synthesis/posterior_predictive", None, "evaluation/report",
         ("rows dropped", dropped, "posterior_table_is_valid")),
     *of("pretraining/token_budget", None, "pretraining/sbp_model",

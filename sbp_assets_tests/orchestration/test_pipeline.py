@@ -11,7 +11,7 @@ import pytest
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.dagster_support.internals import BaseAssetGraph
 from sbp_assets.definitions import build_definitions
-from sbp_assets.orchestration.pipeline import PIPELINE
+from sbp_assets.orchestration.pipeline import Step, pipeline_among, pipeline_of
 from sbp_assets.settings import ConceptsSource, load_settings
 from sbp_assets_tests import warm
 
@@ -66,24 +66,53 @@ def table(home: Path, name: str, shard: str) -> pl.DataFrame:
     return pl.read_parquet(home / "data_dir" / f"{name}/{shard}.parquet")
 
 
-@pytest.fixture(scope="module")
-def graph() -> BaseAssetGraph:
-    return build_definitions(load_settings("tiny", {})).resolve_asset_graph()
+FILTERED = {
+    "SBP_EXPERIMENT__SYNTHESIS__FILTER__MAX_COPYING": "0.5",
+    "SBP_EXPERIMENT__SYNTHESIS__FILTER__CONTAMINATION_WORDS": "13",
+    "SBP_EXPERIMENT__SYNTHESIS__FILTER__MIN_SEED_SIMILARITY": "0.5",
+}
+Graph = tuple[BaseAssetGraph, tuple[Step, ...]]
 
 
-def test_every_asset_is_in_one_step(graph: BaseAssetGraph):
-    assert sorted(key for step in PIPELINE for key in step.keys) == sorted(graph.materializable_asset_keys)
+@pytest.fixture(scope="module", params=[{}, FILTERED], ids=["all", "filtered"])
+def graph(request: pytest.FixtureRequest) -> Graph:
+    settings = load_settings("tiny", request.param)
+    found = build_definitions(settings).resolve_asset_graph()
+    assert pipeline_among(found.get_all_asset_keys()) == pipeline_of(settings)
+    return found, pipeline_of(settings)
 
 
-def test_a_step_has_one_partitioning(graph: BaseAssetGraph):
-    for step in PIPELINE:
-        first, *others = (graph.get(key).partitions_def for key in step.keys)
+def test_every_asset_is_in_one_step(graph: Graph):
+    assets, pipeline = graph
+    assert sorted(key for step in pipeline for key in step.keys) == sorted(assets.materializable_asset_keys)
+
+
+def test_a_step_has_one_partitioning(graph: Graph):
+    assets, pipeline = graph
+    for step in pipeline:
+        first, *others = (assets.get(key).partitions_def for key in step.keys)
         assert all(other == first for other in others), step.name
 
 
-def test_no_step_comes_before_its_inputs(graph: BaseAssetGraph):
-    places = {key: place for place, step in enumerate(PIPELINE) for key in step.keys}
-    assert [key for key, place in places.items() if any(places[p] > place for p in graph.get(key).parent_keys)] == []
+def test_no_step_comes_before_its_inputs(graph: Graph):
+    assets, pipeline = graph
+    places = {key: place for place, step in enumerate(pipeline) for key in step.keys}
+    assert [key for key, place in places.items() if any(places[p] > place for p in assets.get(key).parent_keys)] == []
+
+
+def test_without_a_criterion_there_is_no_filter_and_no_other_version():
+    def versions(environ: dict[str, str]) -> dict[str, str | None]:
+        found = build_definitions(load_settings("tiny", environ)).resolve_asset_graph()
+        return {key.to_user_string(): found.get(key).code_version for key in found.get_all_asset_keys()}
+
+    plain, filtered = versions({}), versions(FILTERED)
+    changed = {key for key in plain | filtered if plain.get(key) != filtered.get(key)}
+    assert changed == {"synthesis/filter_decisions", "synthesis/synthetic_tokens", "evaluation/report"}
+    in_turn = versions({"SBP_EXPERIMENT__SYNTHESIS__SEED_ORDER": "in_turn"})
+    drawn = versions({"SBP_EXPERIMENT__SYNTHESIS__SEED_ORDER": "random"})
+    assert in_turn == plain
+    changed = {key for key in plain if plain[key] != drawn[key]}
+    assert changed == {"synthesis/synthetic_documents", "evaluation/report"}
 
 
 @pytest.mark.processes

@@ -179,6 +179,15 @@ def test_ledger_counts_prompts_and_samples(tokens: dict[str, Path], tmp_path: Pa
     row = generation_cost(tokens, synthetic, 12, model, 100).row(0, named=True)
     assert (row["unique_documents"], row["unique_tokens"], row["tokens_read"]) == (2, 4 + 6, 10 + 28)
     assert row["flops"] == pytest.approx(38 * model.flops_per_token(100) / 3)
+    # A filter that left one of three out of the token arrays: it was sampled, and is charged.
+    sampled = {
+        shard: pl.LazyFrame({"seed_id": ["00000-unique-3"] * 3, "n_tokens": [5, 7, 9]})
+        if shard == "00000"
+        else pl.LazyFrame(schema={"seed_id": pl.String, "n_tokens": pl.Int64})
+        for shard in synthetic
+    }
+    row = generation_cost(tokens, synthetic, 12, model, 100, sampled).row(0, named=True)
+    assert (row["unique_documents"], row["unique_tokens"], row["tokens_read"]) == (3, 4 + 6 + 8, 18 + 42)
 
     pl.DataFrame({"step": [0, 3], "tokens": [0, 192]}).write_parquet(tmp_path / "metrics.parquet")
     (tmp_path / "run.json").write_text(json.dumps({"spec": {"data": {"epochs": 2}}, "flops": 7.0}))

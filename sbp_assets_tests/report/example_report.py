@@ -20,6 +20,7 @@ from sbp_assets.pairing.ground_truth import pair_truth
 from sbp_assets.report.samples import example_pairs, example_synthetic_documents, similarity_counts
 from sbp_assets.settings import ConceptsSource, load_settings
 from sbp_assets.storage.progress import Progress
+from sbp_assets.synthesis.novelty import novelty_table, partner_similarities
 from sbp_assets.synthesis.posterior import Learner, Seed, grade
 from sbp_assets.synthesis.posterior_table import posterior_table
 
@@ -121,6 +122,13 @@ def truth(pairs: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]) ->
         return pair_truth(files, documents, WORLD, 8, scratch, "100MB")
 
 
+def novelty(texts: list[str]) -> pl.DataFrame:
+    """The novelty table where D is all but the last 20 documents, and those are half synthetic, half held out."""
+    vectors = np.eye(40, dtype=np.float32)
+    similarities = partner_similarities(vectors[:10] + vectors[10:20], vectors[:10], vectors[:20], 0.7)
+    return novelty_table(texts[40:50], texts[50:], [texts[:40]], 13, similarities)
+
+
 def same_concept(number: int) -> int:
     """The next document about the same concept as this one; for every fifth, simply the next."""
     concepts = [WORLD.concept_of(WORLD.document(n)["text"]) for n in range(60)]
@@ -184,6 +192,7 @@ def _inputs(injected: str) -> dict[str, Any]:
         "dynamics": dynamics(),
         "token_budget": pl.DataFrame(budget, schema=columns, orient="row"),
         "quality": pl.DataFrame(quality),
+        "novelty": novelty(texts).with_columns(pl.col("definition") + injected),
         "posterior": posterior(documents).with_columns(pl.col("definition") + injected),
         "pair_truth": truth(pair_shards, shards),
         "contamination": contaminated,

@@ -51,6 +51,7 @@ def data(settings: Settings, tmp_path: Path) -> Path:
         synthetic = {"id": ["syn-0"], "seed_id": ids[:1], "rollout": [0], "text": ["Hello"], "finish_reason": ["stop"]}
         write(f"synthesis/synthetic_documents/{shard}", pl.DataFrame(synthetic))
     write("synthesis/quality_table", inputs["quality"])
+    write("synthesis/novelty", inputs["novelty"])
     write("synthesis/posterior_predictive", inputs["posterior"])
     write("pairing/pair_truth", inputs["pair_truth"])
     write("pretraining/token_budget", inputs["token_budget"])

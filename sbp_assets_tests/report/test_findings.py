@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from sbp_assets.evaluation.comparison import compare
+from sbp_assets.evaluation.comparison_table import display_rows
 from sbp_assets.evaluation.scores import SAMPLES_SCHEMA, with_samples
 from sbp_assets.report import findings
 from sbp_assets_tests.report.example_report import report_inputs
@@ -70,6 +71,29 @@ def test_caveats_name_the_tasks_that_sbp_wins_and_loses() -> None:
     assert "told apart from it on 1 (Winogrande)" in final
     assert "3 training seeds" in seeds
     assert "One training seed" in findings.caveats(comparison_of([(4.0, 3.9, 3.0)]))[-1]
+
+
+def test_caveats_name_the_two_groups_that_repetition_cannot_teach_and_no_others() -> None:
+    table = report_inputs()["comparison"]
+    question = table.filter(task="concept_questions", metric="acc", against="final")
+    groups = ("reversed_questions_by_entries_alone", "concept_questions_by_inverted_alone", "reversed_questions",
+              "concept_questions_by_entries_alone", "reversed_questions_in_both_views", "heldout_entries")  # fmt: skip
+    rows = pl.concat([question.with_columns(task=pl.lit(task)) for task in groups])
+    said = findings.caveats(rows)[0]
+    assert (
+        said.startswith("Of 3 further tasks") and "Reversed questions: concepts that D knows by entries alone" in said
+    )
+    assert "Concept questions: concepts that D knows by inverted forms alone" in said and "both views" not in said
+
+
+def test_no_share_of_a_gain_that_cannot_be_told_from_zero() -> None:
+    table = comparison_of([(4.0, 3.5, 3.9)])
+    doubtful = table.with_columns(delta_oracle_low=pl.lit(-0.3), delta_oracle_high=pl.lit(0.1))
+    assert "500% of what the oracle gained" in findings.verdict(table)[0]
+    assert "SBP beat" in findings.verdict(doubtful)[0] and "500%" not in findings.verdict(doubtful)[0]
+    assert "the oracle gained cannot be told from zero" in findings.verdict(doubtful)[0]
+    assert [row["share"] for row in display_rows(doubtful)] == ["–", "–"]
+    assert [row["share_interval"] for row in display_rows(doubtful)] == ["–", "–"]
 
 
 def test_caveats_count_a_task_by_its_accuracy() -> None:

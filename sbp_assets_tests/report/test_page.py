@@ -53,6 +53,10 @@ def test_an_empty_experiment_still_gives_a_complete_page() -> None:
         ({}, []),
         ({"synthesis": {"condition": "none"}, "synthesizer": {"start": "scratch"}}, ["placebo: unconditional"]),
         (
+            {"synthesis": {"condition": "pairs"}, "synthesizer": {"start": "scratch"}},
+            ["control: real pairs in one document"],
+        ),
+        (
             {"synthesizer": {"partners": "random", "start": "scratch"}},
             ["placebo: random partners", "ablation: synthesizer from random weights"],
         ),
@@ -70,7 +74,8 @@ def test_title_names_controls_placebos_and_ablations(changed: dict[str, dict[str
 
 def test_unjudged_quality_is_not_shown_as_zero() -> None:
     quality = report_inputs()["quality"].filter(method="judge")
-    page = section(render(**{**report_inputs(), "quality": quality}), "quality")
+    inputs = report_inputs()
+    page = section(render(**{**inputs, "quality": quality, "novelty": inputs["novelty"].clear()}), "quality")
     assert page.count("no judge configured") == 2 and "0.0%" not in page and "15.1%" in page
 
 

@@ -18,6 +18,27 @@ def test_average_of_the_qa_tasks_needs_all_six() -> None:
     assert tables.with_average(table[1:]).equals(table[1:])
 
 
+def test_a_baseline_of_equal_total_compute_is_charged_tuning_and_generation() -> None:
+    budget = report_inputs()["token_budget"]
+    found = tables.budget(budget)
+    # 6.1e12 FLOPs of SBP, 4.0e12 of tuning and 1.1e12 of generation, where 6.1e12 read D 20.01 times.
+    assert found["budget_equal"]["passes"] == pytest.approx(614_400 / 30_700 * 11.2 / 6.1)
+    assert found["budget_equal"]["flops"] == pytest.approx(11.2e12)
+    assert found["budget_equal"]["steps"] == round(600 * 11.2 / 6.1)
+    assert found["budget_equal_start"] == pytest.approx(614_400 / 30_700 * 17.3 / 6.1)
+    without = tables.budget(budget.filter(pl.col("arm") != "synthesizer"))
+    assert without["budget_equal"] is None and without["budget_equal_start"] is None
+
+
+def test_novelty_stands_beside_its_reference() -> None:
+    rows = {row["name"]: row for row in tables.novelty_rows(report_inputs()["novelty"])}
+    words = rows["novel-ngrams, n = 1"]
+    assert words["synthetic"][0].endswith("%") and words["reference"][0].endswith("%") and words["definition"]
+    assert not rows["novel-ngrams, n = 2"]["definition"], "one definition of several n is shown once"
+    assert "at most" in rows["length"]["synthetic"][1] and "%" not in rows["length"]["synthetic"][0]
+    assert rows["partner-similarity"]["of"] == "seed" and rows["length"]["of"] == "heldout"
+
+
 def test_parameters_are_those_of_the_model_that_was_trained() -> None:
     for tied in (True, False):
         model = SETTINGS.model.model_copy(update={"tie_embeddings": tied})

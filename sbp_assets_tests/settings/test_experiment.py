@@ -10,13 +10,14 @@ from sbp_assets_tests.profiles import PROFILES, load_profile
 TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
-    "tiny": "1-ec456ce01c3a",
-    "demo": "1-c83267329527",
-    "headline": "1-345ea5f569e1",
-    "five_tokens": "1-09d627aabab0",
-    "paper_200b": "1-799f5c463d36",
-    "paper_1t": "1-cac532ce04a1",
-    "text": "1-9e48f1f10a0a",
+    "tiny": "1-d4cfa10bc970",
+    "demo": "1-0d0e2d7e8e59",
+    "headline": "1-e01b55cbc755",
+    "five_tokens": "1-571247347219",
+    "paper_200b": "1-036010cba7e4",
+    "paper_1t": "1-c4b3ac6551d4",
+    "paper_1t_6b": "1-b42de3ced480",
+    "text": "1-473f53f328a1",
 }
 """Digests of all settings of the profiles' experiments: they change only with what a profile computes."""
 
@@ -79,3 +80,9 @@ def test_headline_is_the_demos_world_at_a_larger_budget():
     changed = {"name": demo.name, "pretraining": pretraining, "synthesizer": synthesizer}
     assert headline.model_copy(update=changed) == demo
     assert len(headline.seed_keys) >= 3 and headline.pretraining.repetitions > demo.pretraining.repetitions
+
+
+def test_the_tuning_seed_is_the_first_training_seed_unless_set():
+    seeds = {"SBP_EXPERIMENT__PRETRAINING__SEEDS": "[3, 4]"}
+    assert load(**seeds).experiment.tuning_seed == 3
+    assert load(**seeds, SBP_EXPERIMENT__SYNTHESIZER__SEED="0").experiment.tuning_seed == 0

@@ -118,6 +118,11 @@ def test_lineage_claims_nothing_that_the_settings_leave_unread(tmp_path: Path):
     assert placebo.sources(CHECKPOINT)["weights"] == ["synthesizer/tuning_examples.tokens"]
     assert placebo.sources(TEXT)["text"] == ["pretraining/baseline_model.weights"]
     assert placebo.sources(BUDGET)["flops"] == read
+    pairs = Lineage(tiny_settings(tmp_path, {"experiment.synthesis.condition": "pairs"}))
+    for key in pairs.columns:
+        pairs.check_names(key)
+    assert pairs.sources(TEXT)["text"] == ["synthesizer/tuning_examples.tokens"]
+    assert pairs.sources(BUDGET)["flops"] == read
 
 
 def test_column_descriptions_say_what_a_column_is_made_of():

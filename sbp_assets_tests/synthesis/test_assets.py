@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer
+from sbp_assets.corpus.tokenizer import encode_documents, load_tokenizer, related_id
 from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.dagster_support.stage import load_assets, load_checks
 from sbp_assets.definitions import build_resources
@@ -20,6 +20,7 @@ from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesis import assets, checks, quality_assets
 from sbp_assets.synthesis.engine import Engines, EngineSpec, Generator, Request, Sampling
 from sbp_assets.synthesis.quality import expected_rows
+from sbp_assets.synthesizer.examples import write_examples
 from sbp_assets_tests.synthesis.conftest import CONTEXT
 from sbp_assets_tests.tiny import tiny_settings
 
@@ -84,6 +85,9 @@ def definitions_of(settings: Settings, upstream: InPlace, generator: Generator) 
         dg.AssetSpec(["corpus", "tokens"], partitions_def=partitions),
         dg.AssetSpec(["corpus", "tokenizer"]),
         dg.AssetSpec(["synthesizer", "checkpoint"]),
+        dg.AssetSpec(["synthesizer", "tuning_examples"]),
+        dg.AssetSpec(["pairing", "embeddings"], partitions_def=partitions),
+        dg.AssetSpec(["pairing", "quantizer"]),
     ]
     return dg.Definitions(
         assets=[
@@ -169,6 +173,32 @@ def test_engines_are_started_once_for_the_runs_of_all_shards(
     assert running and engines.alive
     generator.close()
     assert not engines.alive
+
+
+def test_real_pairs_take_the_place_of_synthetic_documents(
+    upstream: InPlace, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    """Without an engine; the checks of both shards pass, also of the one that has no document of D."""
+    tokenizer = load_tokenizer(upstream.values["tokenizer", None])  # type: ignore[arg-type]
+    pairs = pl.DataFrame({"d1": [f"{FULL}-0", f"{FULL}-0", f"{FULL}-3"], "d2": [f"{FULL}-{i}" for i in (1, 2, 0)]})
+    (tmp_path / "scratch").mkdir()
+    tokens: dict[str, Path] = {shard: upstream.values["tokens", shard] for shard in (FULL, EMPTY)}  # type: ignore[misc]
+    frames = {FULL: pairs.lazy(), EMPTY: pairs.clear().lazy()}
+    examples, related = tmp_path / "examples", related_id(tokenizer)
+    write_examples(examples, frames, tokens, related, 100, len(tokenizer), tmp_path / "scratch", "200MB")
+    upstream.values["tuning_examples", None] = examples
+    made = {"dagster/data_version": content_version(examples)}
+    instance.report_runless_asset_event(dg.AssetMaterialization(["synthesizer", "tuning_examples"], tags=made))
+    changes = {"experiment.synthesis.condition": "pairs"}
+    settings, generator = tiny_settings(tmp_path, changes), Generator()
+    job = definitions_of(settings, upstream, generator).resolve_job_def("shard")
+    for shard in (FULL, EMPTY):
+        result = job.execute_in_process(instance=instance, partition_key=shard)
+        evaluations = result.get_asset_check_evaluations()
+        assert len(evaluations) == 8 and all(evaluation.passed for evaluation in evaluations)
+    rows = pl.read_parquet(tmp_path / f"data_dir/synthesis/synthetic_documents/{FULL}.parquet")
+    joined = {f"{TEXTS[i]}\n\n{TEXTS[j]}" for i, j in ((0, 1), (0, 2), (3, 0))}
+    assert set(rows["text"]) == joined and set(rows["seed_id"]) == {f"{FULL}-0", f"{FULL}-3"}
 
 
 @pytest.mark.processes

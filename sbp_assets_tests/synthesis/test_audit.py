@@ -1,5 +1,6 @@
 """Every rule finds the rows that break it, and nothing where none does."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
 from sbp_assets.synthesis import audit
-from sbp_assets.synthesis.generate import DOCUMENT_SCHEMA, sampling_seed
+from sbp_assets.synthesis.generate import DOCUMENT_SCHEMA, request_order, sampling_seed
 from sbp_assets.synthesis.quality import expected_rows, quality_rows
 from sbp_assets_tests.synthesis.test_judge import JUDGEMENTS
 
@@ -73,8 +74,12 @@ def test_a_row_has_a_text_an_end_and_the_id_of_its_seed_and_rollout(broken: dict
 def test_rollouts_occur_once_in_order_and_leave_few_gaps() -> None:
     assert "repeated" in audit.rollout_problems(rows(("a", 0), ("a", 0)), SEEDS, 9)[0]
     assert "out of order" in audit.rollout_problems(rows(("b", 0), ("a", 0)), SEEDS, 9)[0]
-    assert "1 places" in audit.rollout_problems(rows(("a", 0), ("a", 1)), SEEDS, 0)[0]
+    assert "1 rows are not among" in audit.rollout_problems(rows(("a", 0), ("a", 1)), SEEDS, 0)[0]
     assert not audit.rollout_problems(rows(("a", 0), ("a", 1)), SEEDS, 1), "an empty document leaves a gap"
+    drawn = list(islice(request_order(SEEDS, "salt"), 12))
+    assert not audit.rollout_problems(rows(*drawn), SEEDS, 0, "salt")
+    assert audit.rollout_problems(rows(*drawn), SEEDS, 0), "they did not take turns"
+    assert audit.rollout_problems(rows(*drawn[::-1]), SEEDS, 0, "salt")
     assert audit.allowed_empty(3) == 1 and audit.allowed_empty(1000) == 100
 
 

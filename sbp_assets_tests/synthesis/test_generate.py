@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import random
+from collections import Counter
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -82,16 +83,39 @@ class NeverStarted(Generator):
         pytest.fail("an engine was started")
 
 
-def run(directory: Path, engines: PureEngines, seeds: list[str], budget: int):
+def run(directory: Path, engines: PureEngines, seeds: list[str], budget: int, order: str = "in_turn"):
     with Progress("test", "tokens", seconds=1e9) as progress:
         prompts = {seed: [0, 1] for seed in seeds}
         ledger = Ledger(directory, count_bytes)
-        return generate_shard(prompts, budget, 15, Running(engines), SPEC, Synthesis(), 1, ledger, progress)
+        synthesis = Synthesis(seed_order=order)
+        return generate_shard(prompts, budget, 15, Running(engines), SPEC, synthesis, 1, ledger, progress)
 
 
 def test_request_order_is_rollout_by_rollout() -> None:
     assert list(islice(request_order(["b", "a"]), 5)) == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2)]
-    assert list(request_order([])) == []
+    assert list(request_order([])) == list(request_order([], "salt")) == []
+
+
+def test_seeds_are_drawn_uniformly_at_random_with_a_salt() -> None:
+    ids = [f"d{number}" for number in range(40)]
+    drawn = list(islice(request_order(ids, "salt"), 8000))
+    for place, (seed_id, rollout) in enumerate(drawn[:200]):
+        assert rollout == sum(earlier == seed_id for earlier, _ in drawn[:place]), "rollouts count up from 0"
+    counts = Counter(seed_id for seed_id, _ in drawn)
+    # The mean squared deviation of multinomial counts is their mean; of those of seeds in turn it is 0.
+    assert 100 < sum((counts[seed_id] - 200) ** 2 for seed_id in ids) / len(ids) < 320
+    neighbours = sum(one[0] == other[0] for one, other in pairwise(drawn))
+    assert 120 < neighbours < 280, "a draw does not depend on the one before: 200 of 8,000 repeat it"
+
+
+def test_the_random_order_of_two_seeds_does_not_depend_on_the_others() -> None:
+    ids = [f"d{number}" for number in range(20)]
+    drawn = list(islice(request_order(reversed(ids), "salt"), 1000))
+    assert drawn == list(islice(request_order(ids, "salt"), 1000))
+    assert drawn != list(islice(request_order(ids, "pepper"), 1000))
+    few = {"d3", "d7"}
+    kept = [key for key in drawn if key[0] in few]
+    assert kept == list(islice(request_order(few, "salt"), len(kept)))
 
 
 @given(
@@ -99,14 +123,15 @@ def test_request_order_is_rollout_by_rollout() -> None:
     seeds=st.integers(1, 7),
     budget=st.integers(0, 200),
     order=st.randoms(use_true_random=False),
+    salt=st.sampled_from([None, "salt"]),
 )
-def test_prefix_is_shortest_and_ignores_completion_order(lengths, seeds, budget, order) -> None:
+def test_prefix_is_shortest_and_ignores_completion_order(lengths, seeds, budget, order, salt) -> None:
     ids = [f"d{number}" for number in range(seeds)]
-    keys = list(islice(request_order(ids), len(lengths)))
+    keys = list(islice(request_order(ids, salt), len(lengths)))
     items = list(zip(keys, lengths, strict=True))
     order.shuffle(items)
     order.shuffle(ids)
-    prefix, met = budget_prefix(ids, dict(items), budget)
+    prefix, met = budget_prefix(ids, dict(items), budget, salt)
     assert prefix == keys[: len(prefix)]
     total = sum(lengths[: len(prefix)])
     if met:
@@ -114,9 +139,9 @@ def test_prefix_is_shortest_and_ignores_completion_order(lengths, seeds, budget,
     else:
         assert len(prefix) == len(lengths) and total < budget
     # More finished requests behind the prefix change nothing.
-    further = dict(items) | {key: 5 for key in islice(request_order(ids), len(lengths), len(lengths) + 9)}
+    further = dict(items) | {key: 5 for key in islice(request_order(ids, salt), len(lengths), len(lengths) + 9)}
     if met:
-        assert budget_prefix(ids, further, budget) == (prefix, True)
+        assert budget_prefix(ids, further, budget, salt) == (prefix, True)
 
 
 @given(
@@ -124,18 +149,19 @@ def test_prefix_is_shortest_and_ignores_completion_order(lengths, seeds, budget,
     seeds=st.integers(1, 9),
     budget=st.integers(0, 1500),
     kills=st.lists(st.integers(0, 40), max_size=4),
+    order=st.sampled_from(["in_turn", "random"]),
 )
 @settings(deadline=None)  # It writes and reads files: how long that takes says nothing.
-def test_rows_are_a_pure_function_of_the_outputs(tmp_path_factory, salt, seeds, budget, kills) -> None:
+def test_rows_are_a_pure_function_of_the_outputs(tmp_path_factory, salt, seeds, budget, kills, order) -> None:
     """Whatever the order of completion, and however often a run is killed, the rows are the same."""
     ids = [f"d{number}" for number in range(seeds)]
-    whole = run(tmp_path_factory.mktemp("whole") / "f", PureEngines(salt, random.Random(1)), ids, budget)
+    whole = run(tmp_path_factory.mktemp("whole") / "f", PureEngines(salt, random.Random(1)), ids, budget, order)
     directory = tmp_path_factory.mktemp("killed") / "f"
     asked: list[tuple[str, int]] = []
     for attempt, kill in enumerate([*kills, None]):
         engines = PureEngines(salt, random.Random(attempt), kill)
         with suppress(RuntimeError):
-            outcome = run(directory, engines, ids, budget)
+            outcome = run(directory, engines, ids, budget, order)
         asked += engines.asked
     assert outcome.rows.equals(whole.rows)
     assert len(asked) == len(set(asked)), "nothing is sampled twice"
