@@ -61,7 +61,7 @@ def pair_truth(
     matches no other. Memory holds one shard's texts and, in DuckDB, `memory_limit`, which spills into the folder
     `scratch`; the concepts of D's documents are files there.
     """
-    about = {}
+    about: dict[str, Path] = {}
     for shard in sorted(documents):
         _concepts(documents[shard], world).write_parquet(about.setdefault(shard, scratch / f"concepts-{shard}.parquet"))
     with database(scratch, memory_limit) as db:
