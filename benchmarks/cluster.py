@@ -35,14 +35,14 @@ from sbp_assets.fan_out.ray_cluster import RayCluster
 from sbp_assets.pairing.embed import Embedder, embeddings_frame, vectors_of
 from sbp_assets.pairing.index import write_index
 from sbp_assets.pairing.quantizer import Quantizer, fit
-from sbp_assets.pairing.search import search_digest
+from sbp_assets.pairing.search import search_fingerprint
 from sbp_assets.pairing.tasks import (
     EmbeddingTask,
     SearchTask,
+    current_coverage,
     embed_shard,
     search_block,
-    stored_indexes,
-    tables_towards,
+    staged_tables,
 )
 from sbp_assets.settings import Pairing, load_settings
 from sbp_assets.storage.artifacts import content_version
@@ -96,12 +96,12 @@ class Store:
     def search(self) -> Tasks:
         made = self._made()
         version = content_version(self._folder / "data/pairing/quantizer")
-        covered = stored_indexes(self._data, self.shards, search_digest("1", version, self.pairing))
+        covered = current_coverage(self._data, self.shards, search_fingerprint("1", version, self.pairing))
         return {
             block: (
                 SearchTask(
                     block, self.pairing, MEMORY, f"{self._folder}/work", self._data, made,
-                    tables_towards(made, block, covered), version, None,
+                    staged_tables(made, block, covered), version, None,
                 ),
             )
             for block in self.blocks
@@ -111,7 +111,7 @@ class Store:
         made = self._made()
         return {
             shard: (
-                EmbeddingTask(shard, self.pairing, "cpu", 16, self._embedder, self._data, made.towards(shard), None),
+                EmbeddingTask(shard, self.pairing, "cpu", 16, self._embedder, self._data, made.staged_for(shard), None),
             )
             for shard in self.shards
         }

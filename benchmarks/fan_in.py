@@ -47,9 +47,9 @@ from sbp_assets.evaluation.task_files import sample_heldout
 from sbp_assets.pairing.ground_truth import pair_truth
 from sbp_assets.pretraining import audit, budget
 from sbp_assets.settings import ConceptsSource, Contamination, Dedup, Model, Pretraining
-from sbp_assets.storage.paths import scan_table
+from sbp_assets.storage.paths import row_count, scan_table
 from sbp_assets.storage.progress import Progress
-from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
+from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesis.posterior_table import posterior_over_shards
 from sbp_assets.synthesis.quality import REAL, SYNTHETIC, duplicates_over_shards
 from sbp_assets.synthesizer.audit import check_contents, check_examples
@@ -129,6 +129,11 @@ def tables(folder: Path) -> dict[str, pl.LazyFrame]:
     return {path.stem: scan_table(path) for path in sorted(folder.iterdir())}
 
 
+def files(folder: Path) -> dict[str, Path]:
+    """Return the paths of the Parquet files of a folder by shard."""
+    return {path.stem: path for path in sorted(folder.iterdir())}
+
+
 def directories(folder: Path) -> dict[str, Path]:
     """Return the token arrays of a folder by shard."""
     return {path.name: path for path in sorted(folder.iterdir())}
@@ -179,15 +184,15 @@ def examples(folder: Path) -> None:
 
 
 def example_checks(folder: Path) -> None:
-    """Check the tuning examples, which are not told apart from wrong ones here: the tokens are random."""
+    """Check the tuning examples; whether they are well formed is not looked at: the tokens are random."""
     if not (folder / "examples").exists():
         examples(folder)
-    arrays = TokenArrays.load(folder / "examples")
-    tokens, pairs = directories(folder / "tokens"), tables(folder / "pairs")
-    documents = pl.concat([scan_table(path / "documents.parquet") for path in tokens.values()])
-    unique = documents.filter(pl.col("split") == UNIQUE).select("id").collect()["id"]
-    check_examples(arrays, len(arrays.documents), unique, CONTEXT, RELATED, EOS)
-    check_contents(arrays, pairs, tokens, RELATED, 64, False)
+    directory, tokens, pairs = folder / "examples", directories(folder / "tokens"), files(folder / "pairs")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        count, given = sum(map(row_count, pairs.values())), (Path(scratch), MEMORY_LIMIT)
+        check_examples(directory, tokens, count, CONTEXT, RELATED, EOS, *given)
+        found = check_contents(directory, pairs, tokens, RELATED, 64, False, *given)
+        assert not found, found
 
 
 def tasks(folder: Path) -> None:
@@ -218,13 +223,16 @@ def quality_table(folder: Path) -> None:
 
 def truth(folder: Path) -> None:
     """Compare pairs with the ground truth."""
-    pair_truth(tables(folder / "pairs"), tables(folder / "documents"), WORLD, 8)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        pair_truth(files(folder / "pairs"), tables(folder / "documents"), WORLD, 8, Path(scratch), MEMORY_LIMIT)
 
 
 def posterior(folder: Path) -> None:
     """Compare synthetic documents with the posterior predictive."""
     loaded = load_tokenizer(folder / "tokenizer")
-    posterior_over_shards(WORLD, tables(folder / "synthetic"), directories(folder / "tokens"), loaded, 64)
+    synthetic, tokens = tables(folder / "synthetic"), directories(folder / "tokens")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        posterior_over_shards(WORLD, synthetic, tokens, loaded, 64, Path(scratch), MEMORY_LIMIT)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def main(profile: str | None) -> None:
         for choice in range(CHOICES if share < 1 else 1):
             learner, rng = Learner(world), random.Random(choice)
             learner.read(seed.text for seed in seeds.values() if rng.random() < share)
-            tables.append(posterior_table([grade(learner, seeds, pl.concat(synthetic))], world))
+            with tempfile.TemporaryDirectory() as scratch:
+                graded = grade(learner, seeds, pl.concat(synthetic))
+                tables.append(posterior_table([graded], world, Path(scratch), settings.deployment.memory_limit))
         unknown = pl.concat(tables).filter(pl.col("group").is_in(UNKNOWN)).group_by("group", maintain_order=True)
         medians = unknown.agg(pl.col("statements", "facts", "accuracy", "p_above_chance").median())
         caught = sum(bool(leak_problems(table)) for table in tables)

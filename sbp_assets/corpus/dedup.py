@@ -20,10 +20,10 @@ from rensa import RMinHash
 
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.shingles import Words, batched, segment
-from sbp_assets.corpus.similarity import Runs, batches, compare
+from sbp_assets.corpus.similarity import Runs, compare
 from sbp_assets.settings import Dedup
 from sbp_assets.storage.columns import Column, table_schema
-from sbp_assets.storage.database import database, scalar
+from sbp_assets.storage.database import batches, database, scalar
 from sbp_assets.storage.paths import duckdb_table
 from sbp_assets.storage.progress import Progress
 

@@ -21,11 +21,9 @@ import polars as pl
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.shingles import jaccard, shingled
 from sbp_assets.storage.artifacts import atomic_path
-from sbp_assets.storage.database import scalar
+from sbp_assets.storage.database import batches, scalar
 from sbp_assets.storage.paths import as_pattern, duckdb_table
 from sbp_assets.storage.progress import Progress
-
-ROWS_AT_ONCE = 65_536  # Rows of a result in memory.
 
 
 class Runs:
@@ -55,13 +53,6 @@ class Runs:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def batches(db: duckdb.DuckDBPyConnection, query: str) -> Iterator[pl.DataFrame]:
-    """Yield what `query` returns, ROWS_AT_ONCE rows or so at a time; `db` may be used for other queries meanwhile."""
-    with db.cursor() as cursor:
-        for batch in cursor.execute(query).to_arrow_reader(ROWS_AT_ONCE):
-            yield pl.DataFrame(batch)
 
 
 def compare(

@@ -26,6 +26,7 @@ from sbp_assets.evaluation.tasks import DATA, HELDOUT, QUESTIONS, Tasks
 from sbp_assets.settings import FiveTokensSource, Settings
 from sbp_assets.storage.paths import read_table
 from sbp_assets.training.documents import Documents
+from sbp_assets.training.mapped import MappedArrays
 from sbp_assets.training.spec import Source
 
 SHOWN = 20
@@ -149,7 +150,8 @@ def negative_control_shows_no_gain(
     assert isinstance(source, FiveTokensSource)
     heldout = next(task for task in Tasks.load(tasks_dir).tasks if task.name == HELDOUT)
     texts = read_table(tasks_dir / DATA / f"{heldout.lm_eval}.test.parquet")["text"]
-    measured = Documents([Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)])
+    scratch = MappedArrays(scratch=Path(settings.deployment.work_dir))
+    measured = Documents([Source(directory=tokens[shard], split=HELDOUT) for shard in sorted(tokens)], scratch)
     verdict = negative_control.judge(
         comparison.collect(),
         training_dynamics.collect(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -74,19 +75,21 @@ def write_tasks(
 def sample_heldout(documents: Mapping[str, pl.LazyFrame], count: int) -> pl.DataFrame:
     """Return the `count` held-out documents (HELDOUT_COLUMNS) of the lowest SHA-256 of the id, or all if fewer exist.
 
-    Which these are does not depend on the sharding. Ids are read first, and texts only of the chosen documents: memory
-    does not grow with the corpus' text.
+    Which these are does not depend on the sharding. Ids are read first, and texts only of the chosen documents. Memory
+    holds one shard's held-out ids and `count` documents.
     """
     frames = [
         frame.filter(pl.col("split") == "heldout", pl.col("text").str.len_chars() > 0) for frame in documents.values()
     ]
-    if not frames:
-        return pl.DataFrame(schema=table_schema(HELDOUT_COLUMNS))
-    ids = pl.concat([frame.select("id") for frame in frames]).collect()["id"].to_list()
-    chosen = sorted(ids, key=lambda id_: hashlib.sha256(id_.encode()).digest())[:count]
+    ids = (id_ for frame in frames for id_ in frame.select("id").collect(engine="streaming")["id"])
+    chosen = heapq.nsmallest(count, ids, key=lambda id_: hashlib.sha256(id_.encode()).digest())
     order = pl.DataFrame({"id": chosen}, schema={"id": pl.String})
-    texts = pl.concat([frame.select("id", "text").filter(pl.col("id").is_in(chosen)) for frame in frames]).collect()
-    return order.join(texts, on="id", how="left", maintain_order="left")
+    texts = [
+        frame.select("id", "text").join(order.lazy(), on="id", how="semi").collect(engine="streaming")
+        for frame in frames
+    ]
+    found = pl.concat([pl.DataFrame(schema=table_schema(HELDOUT_COLUMNS)), *texts])
+    return order.join(found, on="id", how="left", maintain_order="left")
 
 
 def _heldout(directory: Path, heldout: pl.DataFrame, groups: Mapping[str, tuple[int, ...]]) -> Task:

@@ -20,7 +20,7 @@ from sbp_assets.storage.remote import RemoteStore, is_local, root
 Value = TypeVar("Value")
 
 
-class Lazily(Mapping[str, Value]):
+class LazyMapping(Mapping[str, Value]):
     """What `make` makes of each of `keys`, made when it is asked for, and every time: a corpus is not kept at once."""
 
     def __init__(self, keys: Iterable[str], make: Callable[[str], Value]) -> None:
@@ -63,7 +63,7 @@ class PublishedFiles:
         """Return those that were made from `inputs`: {what they are: content or code version}."""
         return self._at(_digest(inputs)[:16])
 
-    def towards(self, artifact: str, **inputs: str) -> PublishedFiles:
+    def staged_for(self, artifact: str, **inputs: str) -> PublishedFiles:
         """Return those that tasks publish of an artifact's content before it is whole, made from `inputs`.
 
         `artifact` is the name of one, an asset's partition, in a folder of the artifact store. They are named as an
@@ -125,7 +125,7 @@ class PublishedFiles:
             remote.release()
 
     def remove(self) -> None:
-        """Remove all that are at this place: with `under` and `towards`, those of these inputs."""
+        """Remove all that are at this place: with `under` and `staged_for`, those of these inputs."""
         if remote := self._remote:
             remote.release()
             if remote.fs.exists(folder := root(self.location).path):

@@ -33,20 +33,20 @@ from sbp_assets.pairing.search import (
     assemble,
     merge,
     partial_tables,
-    search_digest,
+    search_fingerprint,
 )
 from sbp_assets.pairing.tasks import (
     EMBEDDINGS_FILE,
     EmbeddingTask,
     SearchTask,
+    current_coverage,
     embed_shard,
     search_block,
-    stored_indexes,
-    tables_towards,
+    staged_tables,
 )
 from sbp_assets.settings import Settings
 from sbp_assets.settings.formats import memory_bytes
-from sbp_assets.storage.artifacts import content_version, staging
+from sbp_assets.storage.artifacts import content_version, release_staging, staging
 from sbp_assets.storage.column_metadata import column_metadata
 from sbp_assets.storage.io_managers import DirectoryIOManager
 from sbp_assets.storage.paths import read_table
@@ -98,7 +98,7 @@ def embeddings(
         for one in shards:
             # Of documents that nothing is recorded of, only what this run has made is taken.
             documents = last_version(context.instance, _DOCUMENTS, one)
-            made = own.towards(one, code=code, documents=documents or context.run.run_id)
+            made = own.staged_for(one, code=code, documents=documents or context.run.run_id)
             device, size = deployment.device, deployment.embedding_batch_size
             yield one, (EmbeddingTask(one, pairing, device, size, embedder, store, made, documents),)
 
@@ -232,9 +232,11 @@ def partial_candidates(
 
     def tasks(blocks: Sequence[str]) -> Iterator[tuple[str, tuple[SearchTask]]]:
         version = content_version(quantizer)
-        made_of = stored_indexes(store, settings.experiment.shard_keys, search_digest(_SEARCH_CODE, version, pairing))
+        made_of = current_coverage(
+            store, settings.experiment.shard_keys, search_fingerprint(_SEARCH_CODE, version, pairing)
+        )
         for one in blocks:
-            tables = tables_towards(artifacts, one, made_of)
+            tables = staged_tables(artifacts, one, made_of)
             earlier = _version_to_build_on(context, "partial_candidates", "partials_are_of_the_block", one)
             task = SearchTask(one, pairing, memory, deployment.work_dir, store, artifacts, tables, version, earlier)
             yield one, (task,)
@@ -378,7 +380,7 @@ def neighbor_pairs(
     )
 )
 def pair_truth(
-    settings: dg.ResourceParam[Settings], neighbor_pairs: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]
+    settings: dg.ResourceParam[Settings], neighbor_pairs: dict[str, Path], documents: dict[str, pl.LazyFrame]
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The table has precision and recall of the pairs as pairs about one concept: a row per shard of d1, and `all`.
 
@@ -388,7 +390,11 @@ def pair_truth(
     with Progress("pair_truth", "shards", len(neighbor_pairs)) as progress:
         if concepts:
             cap = settings.experiment.pairing.max_pairs_per_document
-            table = ground_truth.pair_truth(neighbor_pairs, documents, ConceptWorld(concepts), cap)
+            scratch = staging(settings.deployment.work_dir, "pair_truth")
+            table = ground_truth.pair_truth(
+                neighbor_pairs, documents, ConceptWorld(concepts), cap, scratch, settings.deployment.memory_limit
+            )
+            release_staging(scratch)
         else:
             table = pl.DataFrame(schema=ground_truth.PAIR_TRUTH_SCHEMA)
         progress.advance(len(neighbor_pairs))

@@ -27,8 +27,8 @@ from sbp_assets.corpus.shingles import Text, overlap, shingled
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.columns import Column, table_schema
-from sbp_assets.storage.database import database, scalar
-from sbp_assets.storage.paths import duckdb_tables, scan_table
+from sbp_assets.storage.database import batches, create_view, database, scalar
+from sbp_assets.storage.paths import scan_table
 from sbp_assets.storage.progress import Progress
 
 EDGES_FILE, COUNTS_FILE = "edges.parquet", "counts.parquet"
@@ -100,18 +100,15 @@ def bucket_edges(
             [settings.max_shared_shingles],
         )
         cap = settings.max_pairs_per_document
-        kept = db.execute(
-            """
+        kept = """
             SELECT d1, d1_shard, d2, d2_shard, similarity, shared_shingles
             FROM placed JOIN edges USING (d1, d2) JOIN compared USING (d1, d2)
             WHERE $1 IS NULL OR place <= $1 ORDER BY d1_shard, d1, similarity DESC, d2
-            """,
-            [cap],
-        )
+        """
         written, arrow = 0, pl.DataFrame(schema=EDGE_SCHEMA).to_arrow().schema
         with pq.ParquetWriter(directory / EDGES_FILE, arrow, compression="zstd") as file:
-            for batch in kept.to_arrow_reader(EDGES_PER_GROUP):
-                rows = pl.DataFrame(batch).cast(EDGE_SCHEMA)  # type: ignore[arg-type]
+            for batch in batches(db, kept, EDGES_PER_GROUP, [cap]):
+                rows = batch.cast(EDGE_SCHEMA)  # type: ignore[arg-type]
                 file.write_table(rows.to_arrow())
                 written += len(rows)
         counts = db.execute(
@@ -162,7 +159,7 @@ def _find_edges(
 
     `forward`: d1 was the query. A pair found from both sides is one edge: its two similarities are the same.
     """
-    _stored(db, "candidates", candidates)
+    create_view(db, "candidates", candidates)
     db.execute("CREATE TABLE bucket AS SELECT unnest($1::VARCHAR[]) AS shard", [list(bucket)])
     reverse = """
         UNION ALL SELECT neighbor_id, neighbor_shard, query_id, shard, similarity, false
@@ -188,7 +185,7 @@ def _find_edges(
 
 def _compare(db: duckdb.DuckDBPyConnection, documents: Mapping[str, Path], words: int, progress: Progress) -> None:
     """Create table `compared` (d1, d2, shared_shingles) of the edges that are not dropped."""
-    _stored(db, "documents", documents)
+    create_view(db, "documents", documents)
     # The ids are in memory, and the documents are streamed past them.
     db.execute(
         """
@@ -199,15 +196,12 @@ def _compare(db: duckdb.DuckDBPyConnection, documents: Mapping[str, Path], words
         [UNIQUE],
     )
     db.execute("CREATE TABLE compared (d1 VARCHAR, d2 VARCHAR, shared_shingles DOUBLE)")
-    pairs = db.cursor().execute(
-        """
+    pairs = """
         SELECT d1, d2, one.text AS first, other.text AS second
         FROM edges LEFT JOIN texts one ON d1 = one.id LEFT JOIN texts other ON d2 = other.id WHERE dropped IS NULL
-        """
-    )
+    """
     known: dict[str, Text] = {}
-    for batch in pairs.to_arrow_reader(PAIRS_PER_BATCH):
-        rows = pl.DataFrame(batch)
+    for rows in batches(db, pairs, PAIRS_PER_BATCH):
         db.register("shares", rows.select("d1", "d2", shared_shingles=_shared(rows, words, known)).to_arrow())
         db.execute("INSERT INTO compared FROM shares")
         progress.advance(len(rows))
@@ -230,13 +224,3 @@ def _shared(pairs: pl.DataFrame, words: int, known: dict[str, Text]) -> pl.Serie
     known |= zip(new, shingled(new.values(), words), strict=True)
     shares = [overlap(known[d1], known[d2]) for d1, d2 in pairs.select("d1", "d2").iter_rows()]
     return pl.Series(shares, dtype=pl.Float64)
-
-
-def _stored(db: duckdb.DuckDBPyConnection, name: str, files: Mapping[str, Path]) -> None:
-    """Create the view `name` of the rows of all `files`, with the `shard` of each."""
-    db.execute(
-        f"CREATE TABLE {name}_files AS SELECT unnest($1::VARCHAR[]) AS filename, unnest($2::VARCHAR[]) AS shard",
-        [[str(path) for path in files.values()], list(files)],
-    )
-    table = duckdb_tables(list(files.values()))
-    db.execute(f"CREATE VIEW {name} AS FROM {table} JOIN {name}_files USING (filename)")

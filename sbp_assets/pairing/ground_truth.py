@@ -7,12 +7,14 @@ ground truth is known, so pairing has a precision and a recall like any retrieva
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import polars as pl
 
 from sbp_assets.corpus.concepts import ConceptWorld, view_of
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.database import create_view, database
 
 OVERALL = "all"
 SHARES = ("precision", "crossing", "recall", "recall_of_attainable", "chance_precision")
@@ -45,43 +47,52 @@ PAIR_TRUTH_SCHEMA = table_schema(PAIR_TRUTH_COLUMNS)
 
 
 def pair_truth(
-    pairs: Mapping[str, pl.LazyFrame], documents: Mapping[str, pl.LazyFrame], world: ConceptWorld, cap: int | None
+    pairs: Mapping[str, Path],
+    documents: Mapping[str, pl.LazyFrame],
+    world: ConceptWorld,
+    cap: int | None,
+    scratch: Path,
+    memory_limit: str,
 ) -> pl.DataFrame:
     """Return PAIR_TRUTH_COLUMNS: a row per shard of d1, then one for `all`; a share of nothing is null.
 
-    `pairs` (d1, d2) and `documents` (id, text, split) are tables by shard, `cap` is pairing.max_pairs_per_document. A
-    document is about the concept that it names most often; one that names none matches no other. Memory holds one
-    shard's texts, and the concept of every document of D.
+    `pairs` (d1, d2) are Parquet files and `documents` (id, text, split) tables by shard, `cap` is
+    pairing.max_pairs_per_document. A document is about the concept that it names most often; one that names none
+    matches no other. Memory holds one shard's texts and, in DuckDB, `memory_limit`, which spills into the folder
+    `scratch`; the concepts of D's documents are files there.
     """
-    about = pl.concat([_concepts(documents[shard], shard, world) for shard in sorted(documents)])
-    members = about.drop_nulls("concept").group_by("concept").agg(members=pl.len().cast(pl.Int64))
-    about = about.join(members, on="concept", how="left", maintain_order="left").with_columns(
+    about: dict[str, Path] = {}
+    for shard in sorted(documents):
+        _concepts(documents[shard], world).write_parquet(about.setdefault(shard, scratch / f"concepts-{shard}.parquet"))
+    with database(scratch, memory_limit) as db:
+        create_view(db, "about", about)
+        create_view(db, "pairs", pairs)
         # Other documents about the same concept: the partners that a document should find.
-        partners=(pl.col("members") - 1).fill_null(0)
+        expected = db.execute(
+            """
+            WITH members AS (SELECT concept, count(*) AS members FROM about WHERE concept IS NOT NULL GROUP BY concept)
+            SELECT shard, count(*)::BIGINT AS documents, sum(coalesce(members - 1, 0))::BIGINT AS partners,
+                   sum(least(coalesce(members - 1, 0), $1))::BIGINT AS attainable
+            FROM about LEFT JOIN members USING (concept) GROUP BY shard
+            """,
+            [cap],
+        ).pl()
+        found = db.execute(
+            """
+            SELECT pairs.shard, count(*)::BIGINT AS pairs,
+                   count_if(one.concept = other.concept)::BIGINT AS same_concept_pairs,
+                   count_if(one.concept = other.concept AND one.view <> other.view)::BIGINT AS crossing_pairs
+            FROM pairs LEFT JOIN about one ON d1 = one.id LEFT JOIN about other ON d2 = other.id GROUP BY pairs.shard
+            """
+        ).pl()
+    counts = (
+        pl.DataFrame({"shard": sorted(pairs)}, schema={"shard": pl.String})
+        .join(found, on="shard", how="left", maintain_order="left")
+        .join(expected, on="shard", how="left", maintain_order="left")
+        .fill_null(0)
     )
-    expected = about.group_by("shard").agg(
-        documents=pl.len().cast(pl.Int64),
-        partners=pl.col("partners").sum(),
-        attainable=pl.col("partners").clip(upper_bound=cap).sum(),
-    )
-    concept = about.select("id", "concept", "view")
-    same = pl.col("concept") == pl.col("concept_2")
-    found = [
-        frame.select("d1", "d2")
-        .collect()
-        .join(concept, left_on="d1", right_on="id", how="left")
-        .join(concept, left_on="d2", right_on="id", how="left", suffix="_2")
-        .select(
-            shard=pl.lit(shard),
-            pairs=pl.len().cast(pl.Int64),
-            same_concept_pairs=same.sum().cast(pl.Int64),
-            crossing_pairs=(same & (pl.col("view") != pl.col("view_2"))).sum().cast(pl.Int64),
-        )
-        for shard, frame in sorted(pairs.items())
-    ]
-    counts = pl.concat(found).join(expected, on="shard", how="left", maintain_order="left").fill_null(0)
     total = counts.select(pl.lit(OVERALL).alias("shard"), pl.exclude("shard").sum())
-    others = len(about) - 1
+    others = int(expected["documents"].sum()) - 1
     return (
         pl.concat([counts, total.select(counts.columns)])
         .with_columns(
@@ -123,18 +134,12 @@ def not_above_chance(table: pl.DataFrame) -> list[str]:
     return ["precision is not above that of random pairs"] if len(overall) and not len(beaten) else []
 
 
-def _concepts(documents: pl.LazyFrame, shard: str, world: ConceptWorld) -> pl.DataFrame:
+def _concepts(documents: pl.LazyFrame, world: ConceptWorld) -> pl.DataFrame:
+    """Return id, concept and view of the documents of D of a shard."""
     rows = documents.filter(pl.col("split") == UNIQUE).select("id", "text").collect()
-    concepts = [world.concept_of(text) for text in rows["text"]]
-    return pl.DataFrame(
-        {
-            "id": rows["id"],
-            "shard": [shard] * len(rows),
-            "concept": concepts,
-            "view": [view_of(text) for text in rows["text"]],
-        },
-        schema={"id": pl.String, "shard": pl.String, "concept": pl.Int64, "view": pl.String},
-    )
+    concepts, views = ([of(text) for text in rows["text"]] for of in (world.concept_of, view_of))
+    schema = {"id": pl.String, "concept": pl.Int64, "view": pl.String}
+    return pl.DataFrame({"id": rows["id"], "concept": concepts, "view": views}, schema=schema)
 
 
 def _share(part: str, of: pl.Expr) -> pl.Expr:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sbp_assets.fan_out import Lazily, PublishedFiles
+from sbp_assets.fan_out import LazyMapping, PublishedFiles
 from sbp_assets.pairing.embed import vectors_of
 from sbp_assets.pairing.index import VECTORS_FILE, KeyBlock, ShardIndex
 from sbp_assets.pairing.quantizer import Quantizer
@@ -104,7 +104,7 @@ class Coverage:
         return hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()
 
 
-def search_digest(code: str, quantizer_version: str, settings: Pairing) -> str:
+def search_fingerprint(code: str, quantizer_version: str, settings: Pairing) -> str:
     """Return the digest of how blocks are searched, for `Coverage`: by which code, and quantisers of which content."""
     coded = CODED_PER_NEIGHBOR * settings.neighbors
     return f"{code} {quantizer_version} {coded} {settings.key_blocks}"
@@ -132,9 +132,9 @@ class BlockSearch:
 
         indexes: of all shards, and `made_of` says of which versions; each is asked for when it is read. `earlier` is
         the artifact of an earlier time: what it covers is not searched again, so that a new corpus shard costs its
-        queries against all keys and all queries against its keys. `tables` are this block's alone, towards an artifact
-        that is `made_of` this: what a stopped or lost search has published there is taken. `scratch` is an empty
-        directory. Advances `progress` by queries. Returns how many shards were resumed, unchanged, extended (searched
+        queries against all keys and all queries against its keys. `tables` are this block's alone, staged for an
+        artifact that is `made_of` this: what a stopped or lost search has published there is taken. `scratch` is empty,
+        a directory. Advances `progress` by queries. Returns how many shards were resumed, unchanged, extended (searched
         in new keys alone), and searched, and how many keys and queries were read for that.
         """
         old = Coverage.of(earlier)
@@ -155,7 +155,7 @@ class BlockSearch:
             missing[new].append(shard)
         left, done = sum(map(len, missing.values())), 0
         for new, shards in missing.items():
-            keys, queries = Lazily(new, indexes.__getitem__), Lazily(shards, indexes.__getitem__)
+            keys, queries = LazyMapping(new, indexes.__getitem__), LazyMapping(shards, indexes.__getitem__)
             try:
                 for shard, found in self._searched(quantizer, keys, queries, scratch, counts, progress):
                     parts = [found]
@@ -199,7 +199,7 @@ class BlockSearch:
 
 
 def table_name(query_shard: str) -> str:
-    """Return the name of the table of a query shard, in an artifact and among what is published towards one."""
+    """Return the name of the table of a query shard, in an artifact and among what is staged for one."""
     return f"{query_shard}.parquet"
 
 

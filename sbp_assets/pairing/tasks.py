@@ -16,7 +16,7 @@ from typing import Any, Literal
 import polars as pl
 
 from sbp_assets.corpus.split import UNIQUE
-from sbp_assets.fan_out import Lazily, PublishedFiles
+from sbp_assets.fan_out import LazyMapping, PublishedFiles
 from sbp_assets.pairing.embed import Embedder, embed, embeddings_frame
 from sbp_assets.pairing.index import DIGEST_FILE, index_digest
 from sbp_assets.pairing.quantizer import Quantizer
@@ -33,7 +33,7 @@ _KEPT = 64
 
 
 @dataclass(frozen=True)
-class Made:
+class TaskResult:
     """What a task has published, and figures about it for the artifact's metadata."""
 
     files: PublishedFiles
@@ -42,7 +42,7 @@ class Made:
 
 @dataclass(frozen=True)
 class EmbeddingTask:
-    """The embedding of a shard's documents; `store` is the artifact store, `made` are files towards the artifact.
+    """The embedding of a shard's documents; `store` is the artifact store, `made` are files staged for the artifact.
 
     `documents` is the content version that was recorded of them; None: nothing is.
     """
@@ -57,13 +57,13 @@ class EmbeddingTask:
     documents: str | None
 
 
-def embed_shard(task: EmbeddingTask) -> Made:
+def embed_shard(task: EmbeddingTask) -> TaskResult:
     """Publish EMBEDDINGS_FILE (EMBEDDING_COLUMNS), the unit vectors of the shard's documents of D, unless it is there.
 
     FIGURES_FILE is published after it.
     """
     if task.made.exists(FIGURES_FILE):
-        return Made(task.made, json.loads(task.made.fetch(FIGURES_FILE).read_text(encoding="utf-8")))
+        return TaskResult(task.made, json.loads(task.made.fetch(FIGURES_FILE).read_text(encoding="utf-8")))
     pairing = task.pairing
     file = task.store.fetch(f"corpus/documents/{task.shard}.parquet")
     if task.documents is not None and content_version(file) != task.documents:
@@ -89,14 +89,14 @@ def embed_shard(task: EmbeddingTask) -> Made:
     }
     with task.made.publish(FIGURES_FILE) as path:
         path.write_text(json.dumps(figures), encoding="utf-8")
-    return Made(task.made, figures)
+    return TaskResult(task.made, figures)
 
 
 @dataclass(frozen=True)
 class SearchTask:
     """The search of a block of keys, which may take `memory` bytes; `work_dir` is a folder of the node's own.
 
-    `store` is the artifact store, `blocks` are the blocks' artifacts in it, and `tables` are towards the block's own:
+    `store` is the artifact store, `blocks` are the blocks' artifacts in it, and `tables` are staged for the block's:
     COVERAGE_FILE among them says of what. `quantizer` and `earlier` are the content versions of the quantisers and of
     the block's last artifact (None: there is none to build upon).
     """
@@ -112,8 +112,8 @@ class SearchTask:
     earlier: str | None
 
 
-def stored_indexes(store: PublishedFiles, shards: Sequence[str], search: str) -> Coverage:
-    """Return what a search covers of what the artifact `store` holds of all `shards`; `search` is its search_digest."""
+def current_coverage(store: PublishedFiles, shards: Sequence[str], search: str) -> Coverage:
+    """Return what a search covers of what `store` holds of all `shards`; `search` is its search_fingerprint."""
     names = [f"pairing/ann_index/{shard}" for shard in shards]
     with ThreadPoolExecutor(32) as readers:  # of an object store, each takes as long as its answer
         digests = readers.map(lambda name: store.read(name, DIGEST_FILE).decode(), names)
@@ -121,19 +121,19 @@ def stored_indexes(store: PublishedFiles, shards: Sequence[str], search: str) ->
     return Coverage(search, versions, versions)
 
 
-def tables_towards(blocks: PublishedFiles, block: str, made_of: Coverage) -> PublishedFiles:
-    """Return the files that tasks publish towards the artifact of a block, with COVERAGE_FILE among them.
+def staged_tables(blocks: PublishedFiles, block: str, made_of: Coverage) -> PublishedFiles:
+    """Return the files that tasks stage for the artifact of a block, with COVERAGE_FILE among them.
 
     A list of thousands of shards with their versions is too large to travel with a task.
     """
-    tables = blocks.towards(block, made_of=made_of.digest)
+    tables = blocks.staged_for(block, made_of=made_of.digest)
     if not tables.exists(COVERAGE_FILE):
         with tables.publish(COVERAGE_FILE) as path:
             made_of.write(path)
     return tables
 
 
-def search_block(task: SearchTask) -> Made:
+def search_block(task: SearchTask) -> TaskResult:
     """Publish a table per query shard, as BlockSearch.run says, without those that are published already."""
     store = task.store
     made_of = Coverage.read(task.tables.fetch(COVERAGE_FILE))
@@ -155,7 +155,7 @@ def search_block(task: SearchTask) -> Made:
             raise ValueError(f"pairing/ann_index of shard {shard} has been materialised again: run this again")
         return path
 
-    indexes: Mapping[str, Path] = Lazily(made_of.keys, index)
+    indexes: Mapping[str, Path] = LazyMapping(made_of.keys, index)
     scratch = staging(task.work_dir, "search_block", task.block)
     try:
         with Progress(f"search block {task.block}", "queries") as progress:
@@ -165,7 +165,7 @@ def search_block(task: SearchTask) -> Made:
         release_staging(scratch)
         for files in (store, task.blocks, task.tables):
             files.release()
-    return Made(task.tables, {**counts, **progress.metadata()})
+    return TaskResult(task.tables, {**counts, **progress.metadata()})
 
 
 def _earlier(store: PublishedFiles, name: str, version: str | None) -> Path | None:

@@ -52,6 +52,8 @@ class Store:
         profile: str = "",
     ) -> None:
         self.base, self.assets, self._profile = root(base), assets, profile
+        self.scratch = Path(cache)
+        """The folder of this machine for copies of a remote store's artifacts, and for temporary files."""
         self.looked_in: dict[str, str] = {}
         """What was searched so far, by asset: '3 of 4 partitions'."""
         self._remote = None

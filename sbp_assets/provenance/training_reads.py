@@ -39,7 +39,8 @@ class TrainingReads:
             for seed in self.experiment.seed_keys:
                 starts: list[int] = []
                 tokens = 0
-                order = StreamOrder(plan.data, self.experiment.model.context_length, int(seed))
+                context = self.experiment.model.context_length
+                order = StreamOrder(plan.data, context, int(seed), scratch=self.store.scratch)
                 for documents, begins, counts in order.reading(plan.tokens) if document is not None else ():
                     here = documents == document
                     starts += begins[here].tolist()
@@ -80,7 +81,8 @@ class TrainingReads:
     def _examples_order(self) -> ExamplesOrder:
         source = Source(directory=self.store.directory(EXAMPLES, None), split=TRAIN)
         data = ExamplesData(source=source, epochs=self.experiment.synthesizer.epochs)
-        return ExamplesOrder(data, self.experiment.model.context_length, self.experiment.first_seed, pad=0)
+        context, seed = self.experiment.model.context_length, self.experiment.first_seed
+        return ExamplesOrder(data, context, seed, pad=0, scratch=self.store.scratch)
 
     def _plan(self, arm: Arm) -> ArmPlan | None:
         """Return what an arm reads; None where some of it is missing, or does not suffice for the token budget."""

@@ -28,6 +28,11 @@ def scan_table(path: Path) -> pl.LazyFrame:
     return pl.scan_parquet(path, glob=False)
 
 
+def row_count(path: Path) -> int:
+    """Return the number of rows of the Parquet file at `path`, which its footer tells."""
+    return int(scan_table(path).select(pl.len()).collect().item())
+
+
 def write_tables(tables: Iterable[pl.DataFrame], schema: pl.Schema, path: Path) -> None:
     """Write tables of `schema` one after another to the Parquet file `path`; memory holds one or two at a time.
 

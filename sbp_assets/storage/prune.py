@@ -160,7 +160,7 @@ def _folders(places: Collection[str]) -> set[str]:
 
 def _find_remote(store: RemoteStore, current: Mapping[str, bool], superseded: Mapping[str, Recorded]) -> Found:
     found, objects = Found(), store.objects()
-    # Tables, too: what tasks publish towards one is named as the files of a directory.
+    # Tables, too: what tasks stage for one is named as the files of a directory.
     uploaded = current.keys() | superseded.keys()
     kept = {f"{name}.json" if directory else f"{name}.parquet" for name, directory in current.items()}
     tables = {f"{name}.parquet": name for name in superseded}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from sbp_assets.storage.artifacts import named_when_full
 from sbp_assets.storage.paths import read_table
@@ -27,24 +28,48 @@ class TokenArrays:
 
         Raises ValueError when its three files do not belong together.
         """
-        try:
-            # allow_pickle stays False: an artifact store is not a place to run code from.
-            tokens = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
-            offsets = np.load(directory / "offsets.npy", allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"{directory} does not hold token arrays ({error}); re-materialise it") from error
+        tokens, offsets = _mapped(directory)
         documents = read_table(directory / "documents.parquet", columns)
-        if len(offsets) != len(documents) + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
-            raise ValueError(
-                f"{directory}: {len(documents)} documents, {len(offsets)} offsets ending at {offsets[-1]} and "
-                f"{len(tokens)} tokens do not belong together; re-materialise it"
-            )
-        return cls(tokens, offsets, documents)
+        _require_together(directory, len(documents), tokens, offsets)
+        return cls(tokens, np.array(offsets), documents)
+
+    @classmethod
+    def batches(cls, directory: Path, size: int, columns: Sequence[str] | None = None) -> Iterator[TokenArrays]:
+        """Yield the arrays of `directory` in order, `size` documents at a time: of more memory holds nothing.
+
+        `tokens` are all of them each time, and `offsets` lead into them. Raises ValueError as `load` does.
+        """
+        tokens, offsets = _mapped(directory)
+        with pq.ParquetFile(directory / "documents.parquet") as file:
+            _require_together(directory, file.metadata.num_rows, tokens, offsets)
+            first = 0
+            for batch in file.iter_batches(size, columns=columns, use_threads=False):
+                yield cls(tokens, np.array(offsets[first : first + len(batch) + 1]), pl.DataFrame(batch))
+                first += len(batch)
 
     @property
     def lengths(self) -> np.ndarray:
         """Return the tokens per document, (documents,) int64."""
         return np.diff(self.offsets)
+
+
+def _mapped(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        # allow_pickle stays False: an artifact store is not a place to run code from.
+        tokens, offsets = (
+            np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in ("tokens.npy", "offsets.npy")
+        )
+    except ValueError as error:
+        raise ValueError(f"{directory} does not hold token arrays ({error}); re-materialise it") from error
+    return tokens, offsets
+
+
+def _require_together(directory: Path, documents: int, tokens: np.ndarray, offsets: np.ndarray) -> None:
+    if len(offsets) != documents + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
+        raise ValueError(
+            f"{directory}: {documents} documents, {len(offsets)} offsets ending at {offsets[-1]} and "
+            f"{len(tokens)} tokens do not belong together; re-materialise it"
+        )
 
 
 def write_token_arrays(directory: Path, documents: pl.DataFrame, encoded: Iterable[np.ndarray], vocab_size: int) -> int:

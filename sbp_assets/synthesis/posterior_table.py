@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import duckdb
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from sbp_assets.corpus.concept_texts import ATTRIBUTES
 from sbp_assets.corpus.concepts import ConceptWorld
 from sbp_assets.storage.columns import Column, table_schema
+from sbp_assets.storage.database import batches, database
+from sbp_assets.storage.paths import duckdb_table
 from sbp_assets.storage.progress import Progress
 from sbp_assets.storage.token_arrays import TokenArrays
 from sbp_assets.synthesis.posterior import CONCEPT, STATEMENT_SCHEMA, Learner, Seed, grade, seed_documents
@@ -59,7 +65,9 @@ POSTERIOR_COLUMNS = [
 ]
 POSTERIOR_SCHEMA = table_schema(POSTERIOR_COLUMNS)
 
+MEASURES = ("right", "sampling", "mode", "chance")
 RESAMPLES = 1000
+PIECE = 1 << 16  # Seed documents that are drawn at a time.
 DRAWS = 10_000
 SEED = 0
 # Of each check as a whole: one passing run in a thousand shows a leak where there is none. Where a check tests several
@@ -73,6 +81,8 @@ def posterior_over_shards(
     tokens: Mapping[str, Path],
     tokenizer: PreTrainedTokenizerFast,
     max_document_tokens: int,
+    scratch: Path,
+    memory_limit: str,
     conditional: bool = True,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
@@ -81,7 +91,7 @@ def posterior_over_shards(
     Without `conditional` the synthetic documents were sampled without their seed documents.
 
     What D states is gathered from all shards first. One shard's texts and statements are in memory at a time, beside
-    D's facts and a few numbers per seed document.
+    the world's facts and what `posterior_table` holds.
     """
     learner = Learner(world)
 
@@ -96,48 +106,75 @@ def posterior_over_shards(
 
     for shard in sorted(tokens):
         learner.read(seed.text for seed in seeds(shard).values())
-    return posterior_table(map(graded, sorted(tokens)), world)
+    return posterior_table(map(graded, sorted(tokens)), world, scratch, memory_limit)
 
 
-def posterior_table(shards: Iterable[pl.DataFrame], world: ConceptWorld) -> pl.DataFrame:
+def posterior_table(
+    shards: Iterable[pl.DataFrame], world: ConceptWorld, scratch: Path, memory_limit: str
+) -> pl.DataFrame:
     """Return one row per group of DEFINITIONS from the graded statements of each shard, of which one is held at a time.
 
     accuracy, posterior_sampling, posterior_mode and chance are means over the statements, null where there are none;
     stderr is a bootstrap over the seed documents (null below two); p_above_chance see `p_above_chance`.
+
+    The numbers of each seed document are files in the empty folder `scratch`, which DuckDB joins in `memory_limit`.
+    Beside it memory holds how often each value of the world was stated.
     """
-    measures = ("right", "sampling", "mode", "chance")
-    by_seed, by_answer = [], []
-    for statements in shards:
-        by_seed.append(
-            statements.group_by("seed_id", "group").agg(pl.col(measures).cast(pl.Float64).sum(), statements=pl.len())
+    answered = ("group", "concept", "attribute", "value")
+    answers = pl.DataFrame(schema={**{name: STATEMENT_SCHEMA[name] for name in answered}, "len": pl.UInt32()})
+    for number, statements in enumerate(itertools.chain([pl.DataFrame(schema=STATEMENT_SCHEMA)], shards)):
+        by_seed = statements.group_by("seed_id", "group").agg(
+            pl.col(MEASURES).cast(pl.Float64).sum(), statements=pl.len()
         )
-        by_answer.append(statements.group_by("group", "concept", "attribute", "value").len())
-    empty = pl.DataFrame(schema=STATEMENT_SCHEMA)
-    seeds = pl.concat(by_seed) if by_seed else empty.with_columns(statements=pl.lit(0))
-    answers = pl.concat(by_answer) if by_answer else empty.with_columns(len=pl.lit(0))
-    rows = []
+        by_seed.write_parquet(scratch / f"seeds-{number:06d}.parquet")
+        answers = pl.concat([answers, statements.group_by(answered).len()]).group_by(answered).agg(pl.col("len").sum())
+    with database(scratch, memory_limit) as db:
+        db.execute(f"CREATE VIEW seeds AS FROM {duckdb_table(scratch, 'seeds-*.parquet')}")
+        return pl.DataFrame(_rows(db, answers, world, scratch), schema=POSTERIOR_SCHEMA)
+
+
+def _rows(
+    db: duckdb.DuckDBPyConnection, answers: pl.DataFrame, world: ConceptWorld, scratch: Path
+) -> Iterator[dict[str, object]]:
     for group, definition in DEFINITIONS.items():
-        member = pl.col("group").is_in(_PARTS.get(group, (group,)))
-        own = seeds.filter(member).group_by("seed_id").agg(pl.col(*measures, "statements").sum()).sort("seed_id")
-        said = answers.filter(member)
-        total = int(own["statements"].sum())
-        means = {name: float(own[name].sum()) / total if total else None for name in measures}
-        rows.append(
-            {
-                "group": group,
-                "statements": total,
-                "facts": said.select("concept", "attribute").n_unique(),
-                "seed_documents": len(own),
-                "accuracy": means["right"],
-                "stderr": bootstrap_stderr(own["right"].to_numpy(), own["statements"].to_numpy()),
-                "posterior_sampling": means["sampling"],
-                "posterior_mode": means["mode"],
-                "chance": means["chance"],
-                "p_above_chance": p_above_chance(said.drop("group"), world) if total and group != CONCEPT else None,
-                "definition": definition,
-            }
-        )
-    return pl.DataFrame(rows, schema=POSTERIOR_SCHEMA)
+        parts = _PARTS.get(group, (group,))
+        own = _by_seed(db, parts, scratch)
+        said = answers.filter(pl.col("group").is_in(parts))
+        sums = {name: float(pl.Series(pa.array(numbers)).sum()) for name, numbers in own.items()}
+        total = int(sums["statements"])
+        means = {name: sums[name] / total if total else None for name in MEASURES}
+        yield {
+            "group": group,
+            "statements": total,
+            "facts": said.select("concept", "attribute").n_unique(),
+            "seed_documents": len(own["statements"]),
+            "accuracy": means["right"],
+            "stderr": bootstrap_stderr(own["right"], own["statements"]),
+            "posterior_sampling": means["sampling"],
+            "posterior_mode": means["mode"],
+            "chance": means["chance"],
+            "p_above_chance": p_above_chance(said.drop("group"), world) if total and group != CONCEPT else None,
+            "definition": definition,
+        }
+
+
+def _by_seed(db: duckdb.DuckDBPyConnection, groups: Sequence[str], scratch: Path) -> dict[str, np.ndarray]:
+    """Return the sums of MEASURES and statements of each seed document in the `groups`, by name, mapped from files.
+
+    Each is (seeds,) float64, in the order of the ids.
+    """
+    paths = {name: scratch / f"{name}.float64" for name in (*MEASURES, "statements")}
+    sums = ", ".join(f'sum("{name}")::DOUBLE AS "{name}"' for name in paths)
+    query = f'SELECT {sums} FROM seeds WHERE list_contains($1, "group") GROUP BY seed_id ORDER BY seed_id'
+    with ExitStack() as stack:
+        for path in paths.values():
+            path.unlink(missing_ok=True)  # Who has mapped that of the last groups keeps it.
+        files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
+        for rows in batches(db, query, parameters=[list(groups)], file=scratch / "by_seed.parquet"):
+            for name, file in files.items():
+                file.write(rows[name].to_numpy().tobytes())
+    # Nothing cannot be mapped.
+    return {n: np.memmap(path, np.float64, "r") if path.stat().st_size else np.zeros(0) for n, path in paths.items()}
 
 
 def bootstrap_stderr(right: np.ndarray, statements: np.ndarray) -> float | None:
@@ -150,8 +187,15 @@ def bootstrap_stderr(right: np.ndarray, statements: np.ndarray) -> float | None:
     if count < 2:
         return None
     generator = np.random.default_rng(SEED)
-    drawn = (generator.integers(count, size=count) for _ in range(RESAMPLES))
-    return float(np.std([right[seeds].sum() / statements[seeds].sum() for seeds in drawn], ddof=1))
+    shares = []
+    for _ in range(RESAMPLES):
+        # Drawn in pieces, the numbers are those drawn at once; sums of whole numbers do not depend on the order.
+        sums = np.zeros(2)
+        for first in range(0, count, PIECE):
+            seeds = generator.integers(count, size=min(PIECE, count - first))
+            sums += right[seeds].sum(), statements[seeds].sum()
+        shares.append(sums[0] / sums[1])
+    return float(np.std(shares, ddof=1))
 
 
 def p_above_chance(answers: pl.DataFrame, world: ConceptWorld) -> float:

@@ -309,15 +309,19 @@ def posterior_predictive(
     source, table = settings.experiment.ground_truth, pl.DataFrame(schema=POSTERIOR_SCHEMA)
     with Progress("posterior_predictive", "shards", len(tokens)) as progress:
         if source:
+            scratch = staging(settings.deployment.work_dir, "posterior_predictive")
             table = posterior_over_shards(
                 ConceptWorld(source),
                 synthetic_documents,
                 tokens,
                 load_tokenizer(tokenizer),
                 settings.experiment.max_document_tokens,
+                scratch,
+                settings.deployment.memory_limit,
                 settings.experiment.conditional,
                 progress,
             )
+            release_staging(scratch)
     measured = table.filter(pl.col("statements") > 0)
     metadata: dict[str, dg.RawMetadataValue] = {
         f"{row['group']}_{name}": row[name]

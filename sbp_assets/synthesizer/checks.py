@@ -3,17 +3,15 @@
 from pathlib import Path
 
 import dagster as dg
-import polars as pl
 
-from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.corpus.tokenizer import load_tokenizer, related_id
 from sbp_assets.dagster_support.check_results import check_result, problems_result
 from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Settings
-from sbp_assets.storage.paths import read_table, scan_table
-from sbp_assets.storage.token_arrays import TokenArrays
+from sbp_assets.storage.artifacts import release_staging, staging
+from sbp_assets.storage.paths import read_table, row_count
 from sbp_assets.synthesizer.assets import ALL_PAIRS
 from sbp_assets.synthesizer.audit import check_contents, check_examples
 
@@ -28,32 +26,35 @@ from sbp_assets.synthesizer.audit import check_contents, check_examples
 def examples_are_well_formed(
     settings: dg.ResourceParam[Settings],
     tuning_examples: Path,
-    neighbor_pairs: dict[str, pl.LazyFrame],
+    neighbor_pairs: dict[str, Path],
     tokens: dict[str, Path],
     tokenizer: Path,
 ) -> dg.AssetCheckResult:
-    arrays = TokenArrays.load(tuning_examples)
-    loaded = load_tokenizer(tokenizer)
-    pairs = int(pl.concat([frame.select(pl.len()) for frame in neighbor_pairs.values()]).collect()["len"].sum())
-    documents = pl.concat([scan_table(path / "documents.parquet") for path in tokens.values()])
-    unique = documents.filter(pl.col("split") == UNIQUE).select("id").collect()["id"]
+    loaded, experiment = load_tokenizer(tokenizer), settings.experiment
+    pairs = sum(row_count(path) for path in neighbor_pairs.values())
+    scratch = staging(settings.deployment.work_dir, "tuning_examples_check")
     broken = check_examples(
-        arrays,
+        tuning_examples,
+        tokens,
         pairs,
-        unique,
-        settings.experiment.model.context_length,
+        experiment.model.context_length,
         related_id(loaded),
         loaded.eos_token_id,
+        scratch,
+        settings.deployment.memory_limit,
     )
     broken |= check_contents(
-        arrays,
+        tuning_examples,
         neighbor_pairs,
         tokens,
         related_id(loaded),
-        settings.experiment.max_document_tokens,
-        settings.experiment.synthesizer.partners == "random",
+        experiment.max_document_tokens,
+        experiment.synthesizer.partners == "random",
+        scratch,
+        settings.deployment.memory_limit,
     )
-    counts = {"examples": len(arrays.documents), "pairs": pairs}
+    release_staging(scratch)
+    counts = {"examples": row_count(tuning_examples / "documents.parquet"), "pairs": pairs}
     return check_result(passed=not broken, metadata={**counts, **broken})
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -11,11 +10,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.storage.columns import Column, table_schema
-from sbp_assets.storage.database import database, scalar
+from sbp_assets.storage.database import batches, database, scalar
 from sbp_assets.storage.paths import duckdb_table, read_table, write_tables
 from sbp_assets.storage.progress import Progress
 
@@ -92,22 +90,19 @@ def write_examples(
 
     `pairs` (d1, d2) and `tokens` are keyed by shard; a pair lies in the shard of its d1. The rows of documents.parquet
     have DOCUMENT_COLUMNS and are in order of shard, d1, d2. DuckDB joins pairs and documents in `memory_limit`, and
-    spills into the folder `scratch`, where they are staged. Beside it memory holds one shard, BATCH examples and the
-    ids of the held-out seed documents; with `shuffle_seed` all pairs.
+    spills into the folder `scratch`, where they are staged. Beside it memory holds one shard and BATCH examples; with
+    `shuffle_seed` all pairs.
 
     Raises ExamplesError where there are no pairs or a pair names a document outside D.
     """
     with database(scratch, memory_limit) as db:
         _locate(db, pairs, tokens, scratch)
-        named = (
-            seed
-            for batch in _batches(db, "SELECT DISTINCT d1 FROM located", scratch / "d1.parquet")
-            for seed in batch["d1"]
-        )
-        heldout = pl.Series(heldout_seeds(named), dtype=pl.String).implode()
+        split = split_of_seeds(db, "located")
         if shuffle_seed is not None:
             _deal(db, scratch, shuffle_seed)
-        db.execute(f"CREATE VIEW examples AS SELECT {_EXAMPLE.format(most=max_document_tokens)} FROM located")
+        db.execute(
+            f"CREATE VIEW examples AS SELECT {_EXAMPLE.format(most=max_document_tokens)}, {split} AS split FROM located"
+        )
         counted = db.execute(f"SELECT {_COUNTED} FROM examples").pl().row(0, named=True)
         counts = {name: int(value) for name, value in counted.items()}
         directory.mkdir(parents=True, exist_ok=True)
@@ -122,11 +117,10 @@ def write_examples(
         opened = lru_cache(maxsize=128)(
             lambda shard: np.load(directories[shard] / "tokens.npy", mmap_mode="r", allow_pickle=False)
         )
-        split = pl.when(pl.col("d1").is_in(heldout)).then(pl.lit(HELDOUT)).otherwise(pl.lit(TRAIN))
-        done = counts["heldout_examples"] = 0
+        done = 0
         (staged := scratch / "examples").mkdir()
-        in_order = _batches(db, "SELECT * FROM examples ORDER BY shard, d1, d2", scratch / "in_order.parquet")
-        for number, rows in enumerate(in_order):
+        query = "SELECT * FROM examples ORDER BY shard, d1, d2"
+        for number, rows in enumerate(batches(db, query, BATCH, file=scratch / "in_order.parquet")):
             ends[done + 1 : done + 1 + len(rows)] = ends[done] + rows["tokens"].cum_sum().to_numpy()
             places = rows.select("d1_shard", "d1_start", "d1_stop", "d2_shard", "d2_start", "d2_stop")
             for s1, a1, b1, s2, a2, b2 in places.iter_rows():
@@ -135,8 +129,6 @@ def write_examples(
                 done += 1
                 if progress:
                     progress.advance()
-            rows = rows.with_columns(split=split)
-            counts["heldout_examples"] += int((rows["split"] == HELDOUT).sum())
             for (shard,), part in rows.partition_by("shard", as_dict=True).items():
                 documents = part.select([column.name for column in DOCUMENT_COLUMNS])
                 documents.write_parquet(staged / f"{shard:06d}-{number:09d}.parquet")
@@ -170,23 +162,22 @@ def random_partners(d1: pl.Series, d2: pl.Series, seed: int, attempts: int = 100
     )
 
 
-def heldout_seeds(seeds: Iterable[str]) -> list[str]:
-    """Return the d1 whose examples are held out of tuning: about 2% by hash, and one at least where there are two.
+def split_of_seeds(db: duckdb.DuckDBPyConnection, pairs: str) -> str:
+    """Return the SQL expression of an example's split by its `d1`, of the d1 that the table `pairs` has.
 
-    `seeds` are all different. The hash is stable, so a seed document stays on its side as shards are added.
+    About 2% are held out by hash, and one d1 at least where there are two; nor are all of them. The hash is stable, so
+    a seed document stays on its side as shards are added.
     """
-    below = int(HELDOUT_SHARE * 2**64).to_bytes(8, "big")
-    chosen, count = [], 0
-    lowest = highest = None
-    for seed in seeds:
-        ranked = hashlib.sha256(f"tuning-heldout:{seed}".encode()).digest(), seed
-        lowest, highest = min(lowest or ranked, ranked), max(highest or ranked, ranked)
-        count += 1
-        if ranked[0][:8] < below:
-            chosen.append(seed)
-    if highest and len(chosen) == count:
-        chosen.remove(highest[1])
-    return chosen or ([lowest[1]] if lowest and count > 1 else [])
+    found = db.execute(f"SELECT min({_HASH}), max({_HASH}) FROM {pairs}").fetchone()
+    assert found is not None
+    lowest, highest = (value or "" for value in found)
+    # In hexadecimal digits, of which a digest has 64: of two texts the one that begins with the other is the greater.
+    below = int(HELDOUT_SHARE * 2**64).to_bytes(8, "big").hex()
+    if highest < below:
+        below = highest
+    elif lowest >= below:
+        below = f"{lowest}0" if lowest < highest else lowest
+    return f"CASE WHEN {_HASH} < '{below}' THEN '{HELDOUT}' ELSE '{TRAIN}' END"
 
 
 def locations(directory: Path) -> pl.DataFrame:
@@ -210,17 +201,11 @@ d2_stop - d2_start - 2 > {most} AS cut,
 least(d1_stop - d1_start - 2, {most}) + 2 + least(d2_stop - d2_start - 2, {most}) + CASE WHEN
 d2_stop - d2_start - 2 > {most} THEN 0 ELSE 1 END AS tokens
 """
-_COUNTED = """
-count(*) AS examples, count(DISTINCT d1) AS seed_documents, count_if(cut) AS cut_examples, sum(tokens) AS tokens,
-sum(prompt_tokens) AS prompt_tokens
+_HASH = "sha256('tuning-heldout:' || d1)"
+_COUNTED = f"""
+count(*) AS examples, count_if(split = '{HELDOUT}') AS heldout_examples, count(DISTINCT d1) AS seed_documents,
+count_if(cut) AS cut_examples, sum(tokens) AS tokens, sum(prompt_tokens) AS prompt_tokens
 """
-
-
-def _batches(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> Iterator[pl.DataFrame]:
-    """Yield the rows that `query` gives, BATCH at a time, from `file`: DuckDB would hold them all in its memory."""
-    _copy(db, query, file)
-    for batch in pq.ParquetFile(file).iter_batches(BATCH):
-        yield pl.DataFrame(batch)
 
 
 def _copy(db: duckdb.DuckDBPyConnection, query: str, file: Path) -> None:

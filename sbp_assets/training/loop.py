@@ -109,7 +109,9 @@ class _Run:
             shard_module(self.module, spec.optimizer.dtype)
         self.optimizers = make_optimizers(self.module, spec.optimizer)
         context = spec.model.context_length
-        self.heldout = heldout_rows(spec.heldout, context, spec.heldout_tokens) if spec.heldout else None
+        self.heldout = None
+        if spec.heldout:
+            self.heldout = heldout_rows(spec.heldout, context, spec.heldout_tokens, spec.work_dir)
         self.metrics: dict[str, list[float | None]] = {name: [] for name in METRIC_SCHEMA}
         self.step, self.seconds_before = 0, 0.0
         self._restore()

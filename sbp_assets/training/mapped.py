@@ -19,12 +19,11 @@ _WAIT = 24 * 3600.0  # Seconds for another process's array; one that dies gives 
 class MappedArrays:
     """Arrays of a folder by name, each written by the first process that asks for it, whole or not at all.
 
-    Without a folder, each is in a temporary file (in `scratch`) that has no name, goes with the process and is not
-    shared; that one may be changed.
+    Without a folder, each is `temporary`: in `scratch`, or else in the system's folder for temporary files.
     """
 
     def __init__(self, folder: Path | None = None, scratch: Path | None = None) -> None:
-        self._folder, self._scratch = folder, scratch
+        self._folder, self._scratch = folder, folder or scratch
 
     def array(
         self,
@@ -39,8 +38,7 @@ class MappedArrays:
         place. Raises ValueError for a number that `dtype` does not hold, and OSError when the disk is full.
         """
         if self._folder is None:
-            with tempfile.TemporaryFile(prefix="sbp-", dir=self._scratch) as file:
-                return _written(file, dtype, pieces(), change)
+            return self.temporary(dtype, pieces(), change)
         path, partial = self._folder / name, self._folder / f"{name}.partial"
         with exclusive(self._folder, f"writing {name}", seconds=_WAIT):
             if not path.exists():
@@ -50,6 +48,18 @@ class MappedArrays:
                 partial.rename(path)
             with path.open("rb") as file:
                 return _mapped(file, dtype, "r")
+
+    def temporary(
+        self,
+        dtype: type[np.signedinteger],
+        pieces: Iterable[np.ndarray],
+        change: Callable[[np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        """Return an array like `array` does, in a file without a name that goes with it; it may be changed."""
+        if self._scratch:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix="sbp-", dir=self._scratch) as file:
+            return _written(file, dtype, pieces, change)
 
     def remove(self, *names: str) -> None:
         """Remove the arrays `names` where they are; who has mapped one keeps it."""

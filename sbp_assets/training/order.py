@@ -54,12 +54,15 @@ class StreamOrder:
     each document is predicted exactly once.
     """
 
-    def __init__(self, data: StreamData, context: int, seed: int, folder: Path | None = None) -> None:
-        """Index the documents of `data` in `folder`, or else in temporary files: 32 bytes a document, mapped.
+    def __init__(
+        self, data: StreamData, context: int, seed: int, folder: Path | None = None, scratch: Path | None = None
+    ) -> None:
+        """Index the documents of `data` in `folder`, or else in temporary files in `scratch`: 36 bytes a document.
 
         Processes that give the same folder share the index, and later ones find it there.
         """
-        self._arrays = MappedArrays(folder and _of_this_data(folder, [*data.repeated, *data.once], data.passes, seed))
+        own = folder and _of_this_data(folder, [*data.repeated, *data.once], data.passes, seed)
+        self._arrays = MappedArrays(own, scratch)
         self._repeated = Documents(data.repeated, self._arrays, "repeated")
         self._once = Documents(data.once, self._arrays, "once")
         self._context, self._seed, self._epochs = context, seed, data.passes
@@ -225,9 +228,18 @@ class ExamplesOrder:
     Each epoch starts a new row. A fraction of an epoch reads that share of its permutation.
     """
 
-    def __init__(self, data: ExamplesData, context: int, seed: int, pad: int, folder: Path | None = None) -> None:
-        """Index the examples of `data` in `folder`, or else in temporary files, as StreamOrder does."""
-        self._arrays = MappedArrays(folder and _of_this_data(folder, [data.source], data.epochs, seed, context))
+    def __init__(
+        self,
+        data: ExamplesData,
+        context: int,
+        seed: int,
+        pad: int,
+        folder: Path | None = None,
+        scratch: Path | None = None,
+    ) -> None:
+        """Index the examples of `data` in `folder`, or else in temporary files in `scratch`, as StreamOrder does."""
+        own = folder and _of_this_data(folder, [data.source], data.epochs, seed, context)
+        self._arrays = MappedArrays(own, scratch)
         self._documents = Documents([data.source], self._arrays)
         self._context, self._seed, self._pad = context, seed, pad
         directory = data.source.directory
@@ -313,7 +325,7 @@ class ExamplesOrder:
 
     def _cuts(self, order: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the places in `order` where rows begin, and its end."""
-        ends = MappedArrays().array("ends", np.int64, lambda: _ends(order, lambda some: self._documents.lengths[some]))
+        ends = self._arrays.temporary(np.int64, _ends(order, lambda some: self._documents.lengths[some]))
         cuts = [0]
         while cuts[-1] < len(order):
             read = int(ends[cuts[-1] - 1]) if cuts[-1] else 0

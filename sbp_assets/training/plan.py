@@ -9,6 +9,7 @@ from sbp_assets.settings import Optimizer
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets.training.checkpoint import ORDER_DIRECTORY
 from sbp_assets.training.documents import Documents
+from sbp_assets.training.mapped import MappedArrays
 from sbp_assets.training.order import DataOrder, ExamplesOrder, StreamOrder
 from sbp_assets.training.spec import StreamData, TrainingSpec
 
@@ -42,7 +43,8 @@ def total_steps(spec: TrainingSpec, order: DataOrder) -> int:
 
 def fingerprint(spec: TrainingSpec, order: DataOrder, steps: int, vocab_size: int) -> dict[str, Any]:
     """Return what the run computes, field by field: two runs with equal fingerprints train the same model."""
-    heldout = Documents(spec.heldout).digest(vocab_size)[:16] if spec.heldout else None
+    scratch = MappedArrays(scratch=spec.work_dir)
+    heldout = Documents(spec.heldout, scratch).digest(vocab_size)[:16] if spec.heldout else None
     return {
         "data": order.digest(vocab_size)[:16],
         "tokenizer": content_version(spec.tokenizer_dir),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from sbp_assets.training.documents import Documents
+from sbp_assets.training.mapped import MappedArrays
 from sbp_assets.training.spec import Source
 
 IGNORED = -100  # torch.nn.functional.cross_entropy's default ignore_index
@@ -68,15 +70,15 @@ class Rows:
         return int((self.labels != IGNORED).sum())
 
 
-def heldout_rows(sources: list[Source], context: int, max_tokens: int) -> Rows:
+def heldout_rows(sources: list[Source], context: int, max_tokens: int, scratch: Path | None = None) -> Rows:
     """Return the first documents of `sources` as rows, at most `max_tokens` tokens and at least one row.
 
     Documents follow one another across rows, as in pretraining. Examples (documents with `prompt_tokens`) stay whole in
     a row where they fit, and only what follows the prompt is a label: the loss is that of d2 given d1.
 
-    Raises ValueError where the sources hold no token.
+    Temporary files are in `scratch`. Raises ValueError where the sources hold no token.
     """
-    documents = Documents(sources)
+    documents = Documents(sources, MappedArrays(scratch=scratch))
     prompts = documents.prompt_tokens
     ids: list[np.ndarray] = []
     targets: list[np.ndarray] = []  # whether a token is a label for the one before it

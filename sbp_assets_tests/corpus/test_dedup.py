@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbp_assets.corpus import dedup, similarity
+from sbp_assets.corpus import dedup
 from sbp_assets.corpus.audit import dangling_duplicates
 from sbp_assets.corpus.errors import CorpusError
 from sbp_assets.corpus.shingles import jaccard, normalise, shingled
 from sbp_assets.settings import Dedup
+from sbp_assets.storage import database
 from sbp_assets.storage.progress import Progress
 from sbp_assets_tests.twins import TWINS, extract
 
@@ -209,7 +210,7 @@ def test_a_new_shard_is_compared_with_the_shards_of_its_candidates_alone(tmp_pat
 
 
 def test_more_pairs_than_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "ROWS_AT_ONCE", 2048)
+    monkeypatch.setattr(database, "ROWS", 2048)
     originals = [(f"o{n}", f"{n} {n + 1} {n + 2} " + " ".join(f"{n}w{i}" for i in range(8))) for n in range(3000)]
     copies = [(f"c{n}", f"{text} end") for n, (_, text) in enumerate(originals)][::-1]
     dropped, counts = find([originals[:1], originals[1:2999], [], [originals[2999], *copies]])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sbp_assets.fan_out import Lazily, PublishedFiles
+from sbp_assets.fan_out import LazyMapping, PublishedFiles
 from sbp_assets.storage.prune import UNFINISHED, find_in_store
 from sbp_assets.storage.remote import RemoteStore, root
 from sbp_assets_tests.fan_out import work
@@ -95,12 +95,12 @@ def test_a_directory_artifact_is_fetched_whole_and_read_in_part(files: Published
         files.read("00000", "other")
 
 
-def test_what_is_published_towards_an_artifact_is_an_unfinished_write_of_it(
+def test_what_is_staged_for_an_artifact_is_an_unfinished_write_of_it(
     files: PublishedFiles, monkeypatch: pytest.MonkeyPatch
 ):
-    one, other = (files.towards("00000", documents=version) for version in "12")
+    one, other = (files.staged_for("00000", documents=version) for version in "12")
     publish(one, "table", "of the first")
-    assert not other.exists("table") and files.towards("00000", documents="1").exists("table")
+    assert not other.exists("table") and files.staged_for("00000", documents="1").exists("table")
     current = {"partial/00000": False}
     store = files._remote and RemoteStore(root(files.location.removesuffix("/partial")), Path(files.cache), 1e9, 0.1)
     base = root(files.location).parent
@@ -120,7 +120,7 @@ def test_what_is_published_towards_an_artifact_is_an_unfinished_write_of_it(
 
 def test_what_is_made_lazily_is_made_when_it_is_asked_for():
     asked = []
-    found = Lazily(["a", "b"], lambda key: asked.append(key) or key.upper())
+    found = LazyMapping(["a", "b"], lambda key: asked.append(key) or key.upper())
     assert len(found) == 2 and sorted(found) == ["a", "b"] and "c" not in found and asked == []
     assert found["a"] == "A" and asked == ["a"]
     with pytest.raises(KeyError):

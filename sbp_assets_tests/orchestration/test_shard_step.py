@@ -396,13 +396,13 @@ def test_tasks_of_a_range_are_submitted_before_the_first_shard_is_recorded(tmp_p
         def tasks(shards: Iterable[str]) -> Iterable[tuple[str, tuple[Any, ...]]]:
             for shard in shards:
                 events.append(f"submit {shard}")
-                yield shard, (store.towards(shard), shard, shard == "b")
+                yield shard, (store.staged_for(shard), shard, shard == "b")
 
         running, shard = tasks_of(context), context.partition_key
         name = running.result(shard, engine, work.write_row, tasks, what="tables")
         events.append(f"assemble {shard}")
-        running.when_recorded(shard, store.towards(shard).remove)
-        return dg.MaterializeResult(value=store.towards(shard).fetch(name))
+        running.when_recorded(shard, store.staged_for(shard).remove)
+        return dg.MaterializeResult(value=store.staged_for(shard).fetch(name))
 
     assets, _ = with_shard_steps([source, tables], [], (SHARDS,), 50, (Step("make", "Make", ("t/tables",)),))
     defs = dg.Definitions(
@@ -456,13 +456,13 @@ def test_what_changes_after_its_task_has_read_it_makes_a_shard_stale(tmp_path: P
     @dg.asset(key=TABLES, deps=[documents_key], partitions_def=SHARDS, io_manager_key="parquet", code_version="1")
     def tables(context: dg.AssetExecutionContext):
         def tasks(shards: Iterable[str]) -> Iterable[tuple[str, tuple[Any, ...]]]:
-            yield from ((shard, (store, shard, own.towards(shard))) for shard in shards)
+            yield from ((shard, (store, shard, own.staged_for(shard))) for shard in shards)
 
         shard = context.partition_key
         tasks_of(context).result(shard, engine, work.copy_rows, tasks, what="tables")
         if changes:
             changes.pop()()
-        return dg.MaterializeResult(value=own.towards(shard).fetch("rows.parquet"))
+        return dg.MaterializeResult(value=own.staged_for(shard).fetch("rows.parquet"))
 
     steps = (Step("read", "Read", ("t/documents",)), Step("make", "Make", ("t/tables",)))
     assets, _ = with_shard_steps([documents, tables], [], (SHARDS,), 50, steps)

@@ -20,7 +20,7 @@ from sbp_assets.pairing.search import (
     assemble,
     merge,
     partial_tables,
-    search_digest,
+    search_fingerprint,
 )
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.progress import Progress
@@ -73,7 +73,7 @@ class Search:
 
     def coverage(self) -> Coverage:
         versions = {shard: index_digest(path) for shard, path in self.indexes.items()}
-        return Coverage(search_digest("1", "quantizer", self.settings), versions, versions)
+        return Coverage(search_fingerprint("1", "quantizer", self.settings), versions, versions)
 
     def block(
         self,

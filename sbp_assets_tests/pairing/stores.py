@@ -16,8 +16,8 @@ import polars as pl
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.fan_out import PublishedFiles
 from sbp_assets.pairing.embed import Embedder
-from sbp_assets.pairing.search import COVERAGE_FILE, search_digest, table_name
-from sbp_assets.pairing.tasks import EmbeddingTask, SearchTask, stored_indexes, tables_towards
+from sbp_assets.pairing.search import COVERAGE_FILE, search_fingerprint, table_name
+from sbp_assets.pairing.tasks import EmbeddingTask, SearchTask, current_coverage, staged_tables
 from sbp_assets.settings import Pairing
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets_tests.pairing.searches import fitted, indexed, sharded, unit
@@ -85,11 +85,11 @@ def search_tasks(
     """The tasks of a search of the store in `data` in so many blocks, whose artifacts would be in `made`."""
     pairing, quantizer = Pairing(key_blocks=blocks, neighbors=5), content_version(data / "pairing/quantizer")
     store, artifacts = (PublishedFiles(str(folder), f"{made}/cache") for folder in (data, made))
-    made_of = stored_indexes(store, shard_names(shards), search_digest("1", quantizer, pairing))
+    made_of = current_coverage(store, shard_names(shards), search_fingerprint("1", quantizer, pairing))
     tasks = {}
     for block in shard_names(blocks):
         tables = ObservedFiles(
-            **vars(tables_towards(artifacts, block, made_of)), notes=str(made), seconds=seconds, fatal=fatal
+            **vars(staged_tables(artifacts, block, made_of)), notes=str(made), seconds=seconds, fatal=fatal
         )
         work = str(made / "work")
         tasks[block] = (SearchTask(block, pairing, 1e9, work, store, artifacts, tables, quantizer, None),)
@@ -109,7 +109,7 @@ def embedding_tasks(data: Path, made: Path, shards: int, model: str) -> dict[str
     store, artifacts = (PublishedFiles(str(folder), f"{made}/cache") for folder in (data, made))
     return {
         shard: (
-            EmbeddingTask(shard, pairing, "cpu", 4, embedder, store, artifacts.towards(shard, documents="1"), None),
+            EmbeddingTask(shard, pairing, "cpu", 4, embedder, store, artifacts.staged_for(shard, documents="1"), None),
         )
         for shard in shard_names(shards)
     }

@@ -1,6 +1,7 @@
 """Precision and recall of pairs whose concepts are known, by hand and on generated documents."""
 
 import itertools
+import tempfile
 from pathlib import Path
 
 import dagster as dg
@@ -28,6 +29,20 @@ def pairs(*rows: tuple[str, str]) -> pl.LazyFrame:
     return pl.LazyFrame(rows, schema={"d1": pl.String, "d2": pl.String}, orient="row")
 
 
+def truth(
+    given: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame], cap: int | None, world: ConceptWorld = WORLD
+) -> pl.DataFrame:
+    with tempfile.TemporaryDirectory() as folder:
+        (scratch := Path(folder, "scratch")).mkdir()
+        return pair_truth(files(Path(folder), given), documents, world, cap, scratch, "100MB")
+
+
+def files(folder: Path, given: dict[str, pl.LazyFrame]) -> dict[str, Path]:
+    for shard, rows in given.items():
+        rows.sink_parquet(folder / f"{shard}.parquet")
+    return {shard: folder / f"{shard}.parquet" for shard in given}
+
+
 DOCUMENTS = {
     FIRST: pl.concat([about(0, "a", "b"), about(1, "x"), about(0, "unread", split="oracle")]).lazy(),
     SECOND: pl.concat([about(0, "c"), about(1, "y"), about(None, "none")]).lazy(),
@@ -35,7 +50,7 @@ DOCUMENTS = {
 
 
 def test_by_hand() -> None:
-    table = pair_truth({FIRST: pairs(("a", "b"), ("b", "x")), SECOND: pairs(("none", "a"))}, DOCUMENTS, WORLD, cap=1)
+    table = truth({FIRST: pairs(("a", "b"), ("b", "x")), SECOND: pairs(("none", "a"))}, DOCUMENTS, cap=1)
     first, second, overall = table.to_dicts()
     # a and b have two partners each, x one; with a cap of one, each can be given one.
     assert (first["documents"], first["pairs"], first["same_concept_pairs"]) == (3, 2, 1)
@@ -56,7 +71,7 @@ def test_pairs_across_views_are_counted_among_those_about_one_concept() -> None:
     documents = pl.LazyFrame({"id": list(map(str, written)), "text": list(written.values()), "split": ["unique"] * 60})
     every = list(itertools.permutations(written, 2))
     frame = pairs(*((str(a), str(b)) for a, b in every))
-    table = pair_truth({FIRST: frame}, {FIRST: documents}, WORLD, cap=None)
+    table = truth({FIRST: frame}, {FIRST: documents}, cap=None)
     same = [(a, b) for a, b in every if of[a][0] == of[b][0]]
     crossing = sum(of[a][1] != of[b][1] for a, b in same)
     assert table["crossing_pairs"].to_list() == [crossing, crossing] and table["crossing"][0] == crossing / len(same)
@@ -67,17 +82,17 @@ def test_every_pair_of_a_concept_recalls_all_and_nothing_makes_no_share() -> Non
     ids = {"a": 0, "b": 0, "c": 0, "x": 1, "y": 1}
     every = [(d1, d2) for d1, d2 in itertools.permutations(ids, 2) if ids[d1] == ids[d2]]
     split = {shard: pairs(*(p for p in every if (p[0] in "abx") == (shard == FIRST))) for shard in (FIRST, SECOND)}
-    table = pair_truth(split, DOCUMENTS, WORLD, cap=8)
+    table = truth(split, DOCUMENTS, cap=8)
     assert table["precision"].to_list() == table["recall"].to_list() == [1, 1, 1]
     assert table["recall_of_attainable"].to_list() == [1, 1, 1]
     assert not truth_problems(table, [FIRST, SECOND]) + not_above_chance(table)
-    none = pair_truth({FIRST: pairs(), SECOND: pairs()}, DOCUMENTS, WORLD, cap=8)
+    none = truth({FIRST: pairs(), SECOND: pairs()}, DOCUMENTS, cap=8)
     assert none["precision"].to_list() == [None] * 3 and none["recall"].to_list() == [0] * 3
     assert not truth_problems(none, [FIRST, SECOND]) + not_above_chance(none), "no pairs: nothing to judge"
 
 
 def test_problems_are_found() -> None:
-    table = pair_truth({FIRST: pairs(("a", "x")), SECOND: pairs()}, DOCUMENTS, WORLD, cap=8)
+    table = truth({FIRST: pairs(("a", "x")), SECOND: pairs()}, DOCUMENTS, cap=8)
     assert not_above_chance(table) == ["precision is not above that of random pairs"]
 
     def problem(broken: pl.DataFrame) -> str:
@@ -92,7 +107,7 @@ def test_problems_are_found() -> None:
 class Upstream(dg.IOManager):
     """Documents of the world of profile tiny, and every pair of one concept as neighbours."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         source = load_settings("tiny", {}).experiment.ground_truth
         assert source
         world = ConceptWorld(source)
@@ -103,7 +118,8 @@ class Upstream(dg.IOManager):
         for number, shard in enumerate((FIRST, SECOND)):
             mine = pl.DataFrame(rows[number::2]).select("id", "text", split=pl.lit("unique"))
             self.values["documents"][shard] = mine.lazy()
-            self.values["neighbor_pairs"][shard] = pairs(*(p for p in same if p[0] in set(mine["id"])))
+            own = pairs(*(p for p in same if p[0] in set(mine["id"])))
+            self.values["neighbor_pairs"] |= files(folder, {shard: own})
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
         raise NotImplementedError
@@ -123,7 +139,7 @@ def test_asset_records_the_shares_as_numbers(known: bool, tmp_path: Path) -> Non
     result = dg.materialize(
         [*sources, *only(assets, checks, settings, "pair_truth")],
         selection=dg.AssetSelection.assets(["pairing", "pair_truth"]),
-        resources=build_resources(settings) | {"upstream": Upstream()},
+        resources=build_resources(settings) | {"upstream": Upstream(tmp_path)},
     )
     assert [e.passed for e in result.get_asset_check_evaluations()] == [True]
     [event] = result.asset_materializations_for_node("pairing__pair_truth")

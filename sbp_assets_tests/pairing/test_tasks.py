@@ -9,7 +9,7 @@ from sbp_assets.fan_out import InProcess, PublishedFiles, TaskError
 from sbp_assets.fan_out.task import prepared
 from sbp_assets.pairing.embed import Embedder
 from sbp_assets.pairing.search import COVERAGE_FILE, Coverage, assemble
-from sbp_assets.pairing.tasks import EMBEDDINGS_FILE, embed_shard, search_block, stored_indexes, tables_towards
+from sbp_assets.pairing.tasks import EMBEDDINGS_FILE, current_coverage, embed_shard, search_block, staged_tables
 from sbp_assets.storage.artifacts import content_version
 from sbp_assets_tests.pairing import stores
 from sbp_assets_tests.pairing.tiny_embedders import write_bert
@@ -108,12 +108,12 @@ def test_a_search_reads_and_publishes_through_an_object_store(tmp_path: Path):
         if path.is_dir() or path.suffix == ".parquet":
             store._remote.put(path, store._path(name), content_version(path))
     blocks = PublishedFiles(f"{where}/pairing/partial_candidates", f"{tmp_path}/cache", 1e-6, 0.1)
-    made_of = stored_indexes(store, stores.shard_names(3), local["00000"][0].quantizer)
+    made_of = current_coverage(store, stores.shard_names(3), local["00000"][0].quantizer)
     assert made_of.keys == Coverage.read(local["00000"][0].tables.fetch(COVERAGE_FILE)).keys
     made_of = Coverage.read(local["00000"][0].tables.fetch(COVERAGE_FILE))
     remote = {}
     for block, (task,) in local.items():
-        tables = tables_towards(blocks, block, made_of)
+        tables = staged_tables(blocks, block, made_of)
         remote[block] = (replace(task, store=store, blocks=blocks, tables=tables),)
     made = dict(InProcess().run(search_block, remote.items()))
     assert [one.figures["searched"] for one in made.values()] == [3, 3]
@@ -126,7 +126,7 @@ def test_a_search_reads_and_publishes_through_an_object_store(tmp_path: Path):
     # A node builds upon the block's artifact where it is what was recorded of it, and not upon another.
     grown = Coverage(made_of.search, made_of.queries | {"00000": "another"}, made_of.keys)
     for recorded, unchanged in ((version, 2), ("another", 0)):
-        tables = tables_towards(blocks, "00001", grown)
+        tables = staged_tables(blocks, "00001", grown)
         task = replace(remote["00001"][0], tables=tables, earlier=recorded)
         (found,) = dict(InProcess().run(search_block, [("00001", (task,))])).values()
         assert found.figures["unchanged"] == unchanged

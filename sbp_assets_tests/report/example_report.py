@@ -3,7 +3,9 @@
 Scores and losses are made up but plausible; everything else is computed from the documents.
 """
 
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,7 +109,17 @@ def posterior(documents: pl.DataFrame) -> pl.DataFrame:
         "seed_id": known * 4,
         "text": [misremembered(texts[n % 12 + 16 * (n // 12)], 8 if n > 12 and n % 9 else n % 3) for n in range(48)],
     })  # fmt: skip
-    return posterior_table([grade(learner, seeds, written)], WORLD)
+    with tempfile.TemporaryDirectory() as scratch:
+        return posterior_table([grade(learner, seeds, written)], WORLD, Path(scratch), "100MB")
+
+
+def truth(pairs: dict[str, pl.LazyFrame], documents: dict[str, pl.LazyFrame]) -> pl.DataFrame:
+    with tempfile.TemporaryDirectory() as folder:
+        (scratch := Path(folder, "scratch")).mkdir()
+        files = {shard: Path(folder, f"{shard}.parquet") for shard in pairs}
+        for shard, rows in pairs.items():
+            rows.sink_parquet(files[shard])
+        return pair_truth(files, documents, WORLD, 8, scratch, "100MB")
 
 
 def novelty(texts: list[str]) -> pl.DataFrame:
@@ -182,7 +194,7 @@ def _inputs(injected: str) -> dict[str, Any]:
         "quality": pl.DataFrame(quality),
         "novelty": novelty(texts).with_columns(pl.col("definition") + injected),
         "posterior": posterior(documents).with_columns(pl.col("definition") + injected),
-        "pair_truth": pair_truth(pair_shards, shards, WORLD, cap=8),
+        "pair_truth": truth(pair_shards, shards),
         "contamination": contaminated,
         "similarities": similarity_counts(pair_shards),
         "pairs": example_pairs(pair_shards, shards),

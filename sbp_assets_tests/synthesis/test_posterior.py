@@ -2,7 +2,8 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -19,10 +20,13 @@ from sbp_assets.definitions import build_resources
 from sbp_assets.settings import ConceptsSource, FilesSource
 from sbp_assets.storage.token_arrays import write_token_arrays
 from sbp_assets.synthesis import checks, quality_assets
-from sbp_assets.synthesis.posterior import Learner, Seed, grade, mode_accuracy
+from sbp_assets.synthesis import posterior_table as posterior_table_module
+from sbp_assets.synthesis.posterior import STATEMENT_SCHEMA, Learner, Seed, grade, mode_accuracy
 from sbp_assets.synthesis.posterior_table import (
     DEFINITIONS,
     POSTERIOR_SCHEMA,
+    RESAMPLES,
+    SEED,
     UNKNOWN,
     bootstrap_stderr,
     copying_problems,
@@ -53,6 +57,11 @@ def learner_of(*texts: str) -> Learner:
     learner = Learner(WORLD)
     learner.read(texts)
     return learner
+
+
+def table_of(shards: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    with tempfile.TemporaryDirectory() as scratch:
+        return posterior_table(shards, WORLD, Path(scratch), "100MB")
 
 
 def row(table: pl.DataFrame, group: str) -> dict:
@@ -132,7 +141,7 @@ def test_statements_are_grouped_by_what_the_synthesizer_could_know():
     assert rows.filter(group="concept")["right"].to_list() == [True, True, True, False, False]
     assert rows.filter(group="concept")["chance"].unique().to_list() == [0.5]
 
-    table = posterior_table([rows, rows.clear()], WORLD)
+    table = table_of([rows, rows.clear()])
     assert table["group"].to_list() == list(DEFINITIONS) and table["definition"].null_count() == 0
     assert [row(table, "new")[key] for key in ("statements", "facts", "accuracy")] == [2, 2, 0.5]
     assert row(table, "new")["posterior_mode"] == pytest.approx((1 + CHANCE["town"]) / 2)
@@ -144,7 +153,7 @@ def test_statements_are_grouped_by_what_the_synthesizer_could_know():
 
 def test_of_no_statements_nothing_is_claimed():
     for graded in ([], [grade(Learner(WORLD), {}, pl.DataFrame(schema={"seed_id": pl.String, "text": pl.String}))]):
-        table = posterior_table(graded, WORLD)
+        table = table_of(graded)
         assert table["group"].to_list() == list(DEFINITIONS)
         assert table["statements"].sum() == 0 and table["accuracy"].null_count() == len(table)
         assert not leak_problems(table) and not copying_problems(table) and not table_problems(table)
@@ -159,12 +168,12 @@ def test_of_no_statements_nothing_is_claimed():
     ],
 )
 def test_a_table_that_cannot_be(change: dict[str, object], said: str):
-    table = posterior_table([], WORLD).with_columns(**{name: pl.lit(value) for name, value in change.items()})
+    table = table_of([]).with_columns(**{name: pl.lit(value) for name, value in change.items()})
     assert said in table_problems(table)[0]
 
 
 def test_groups_are_the_sum_of_their_parts():
-    table = posterior_table([], WORLD)
+    table = table_of([])
     shares = {name: 0.5 for name in ("accuracy", "posterior_sampling", "posterior_mode", "chance")}
     one = pl.col("group") == "new"
     more = table.with_columns(statements=pl.when(one).then(3).otherwise("statements"),
@@ -209,6 +218,43 @@ def test_randomisation_is_calibrated_for_guesses():
     assert min(found) > 0.001
 
 
+@pytest.mark.parametrize("piece", [1, 7, 100])
+def test_seed_documents_drawn_in_pieces_are_those_drawn_at_once(monkeypatch: pytest.MonkeyPatch, piece: int):
+    generator = np.random.default_rng(1)
+    statements = generator.integers(1, 9, 100).astype(float)
+    right = generator.binomial(statements.astype(int), 0.4).astype(float)
+    drawn = np.random.default_rng(SEED).integers(100, size=(RESAMPLES, 100))
+    monkeypatch.setattr(posterior_table_module, "PIECE", piece)
+    expected = float(np.std(right[drawn].sum(axis=1) / statements[drawn].sum(axis=1), ddof=1))
+    assert bootstrap_stderr(right, statements) == expected
+
+
+def test_the_means_are_those_of_all_statements_whatever_the_shards():
+    """Of record: to the last bit what polars gives of one table in memory, in the order of the seed documents."""
+    generator = np.random.default_rng(2)
+    count, groups = 30_000, [group for group in DEFINITIONS if group not in ("new", "other")]
+    rows = pl.DataFrame({
+        "seed_id": [f"d{number:05d}" for number in generator.integers(4000, size=count)],
+        "group": generator.choice(groups, count), "concept": generator.integers(0, 40, count),
+        "attribute": ["town"] * count, "value": generator.choice(ATTRIBUTES["town"], count),
+        "right": generator.random(count) < 0.4, "sampling": generator.random(count),
+        "mode": generator.random(count), "chance": generator.random(count),
+    }, schema=STATEMENT_SCHEMA).sort("seed_id")  # fmt: skip
+    first = rows["seed_id"] < "d02000"
+    table = table_of([rows.filter(~first), rows.filter(first)])
+    for group, parts in {"restated": ["restated"], "new": ["new_known", "new_unknown"]}.items():
+        own = rows.filter(pl.col("group").is_in(parts))
+        sums = (
+            own.group_by("seed_id", "group")
+            .agg(pl.col("sampling").sum())
+            .group_by("seed_id")
+            .agg(pl.col("sampling").sum())
+        )
+        assert row(table, group)["statements"] == len(own)
+        assert row(table, group)["posterior_sampling"] == sums.sort("seed_id")["sampling"].sum() / len(own)
+        assert row(table, group)["accuracy"] == own["right"].sum() / len(own)
+
+
 @pytest.mark.parametrize(("p", "found"), [(0.0004, 1), (0.0006, 0), (0.0009, 0)])
 def test_two_groups_share_the_level_of_the_leak_check(p: float, found: int):
     figures = {"statements": 9, "facts": 9, "accuracy": 0.5, "chance": CHANCE["town"]}
@@ -237,20 +283,20 @@ def test_a_synthesizer_that_knows_d_reaches_the_posterior_and_one_that_knows_mor
     learner = learner_of(*unique)
     seeds = {str(number): Seed(text, text) for number, text in enumerate(unique)}
 
-    honest = posterior_table([grade(learner, seeds, syntheses(set(learner.facts), seeds))], WORLD)
+    honest = table_of([grade(learner, seeds, syntheses(set(learner.facts), seeds))])
     for group in ("concept", "restated", "new_known"):
         assert row(honest, group)["accuracy"] == row(honest, group)["posterior_mode"] == 1
     assert row(honest, "new_unknown")["facts"] > 10
     assert not leak_problems(honest) and not copying_problems(honest)
 
     oracle = learner_of(*TEXTS)  # Has read documents that are not in D.
-    leaky = posterior_table([grade(learner, seeds, syntheses(set(oracle.facts), seeds))], WORLD)
+    leaky = table_of([grade(learner, seeds, syntheses(set(oracle.facts), seeds))])
     assert row(leaky, "new_unknown")["accuracy"] > 0.5
     assert row(leaky, "new_unknown")["posterior_mode"] == pytest.approx(CHANCE["town"], rel=0.3)
     [problem] = leak_problems(leaky)
     assert problem.startswith("new_unknown") and "outside D" in problem
 
-    guessing = posterior_table([grade(learner, seeds, syntheses(set(), seeds))], WORLD)
+    guessing = table_of([grade(learner, seeds, syntheses(set(), seeds))])
     [problem] = copying_problems(guessing)
     assert "restated" in problem
     assert not leak_problems(guessing)
@@ -272,12 +318,17 @@ def test_shards_are_judged_by_the_whole_of_d_and_by_what_the_prompt_holds(tmp_pa
     for shard in tokens:
         synthetic[shard] = syntheses(set(learner.facts), seeds[shard]).lazy()
     graded = (grade(learner, seeds[shard], synthetic[shard].collect()) for shard in tokens)
-    whole = posterior_over_shards(WORLD, synthetic, tokens, tokenizer, 1000)
-    assert whole.equals(posterior_table(graded, WORLD))
+
+    def over_shards(most: int, conditional: bool = True) -> pl.DataFrame:
+        scratch = Path(tempfile.mkdtemp(dir=tmp_path))
+        return posterior_over_shards(WORLD, synthetic, tokens, tokenizer, most, scratch, "100MB", conditional)
+
+    whole = over_shards(1000)
+    assert whole.equals(table_of(graded))
     assert row(whole, "new_unknown")["statements"] > 0
 
-    cut = posterior_over_shards(WORLD, synthetic, tokens, tokenizer, 60)
-    unread = posterior_over_shards(WORLD, synthetic, tokens, tokenizer, 1000, conditional=False)
+    cut = over_shards(60)
+    unread = over_shards(1000, conditional=False)
     counts = [row(table, "restated")["statements"] for table in (whole, cut, unread)]
     assert counts[0] > counts[1] > counts[2] == 0
     for table in (cut, unread):  # What the prompt lacks is still in D.

@@ -1,22 +1,27 @@
 from __future__ import annotations
 
+import hashlib
+import shutil
 import tempfile
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_assets.storage.token_arrays import TokenArrays, write_token_arrays
+from sbp_assets.synthesizer import audit
 from sbp_assets.synthesizer.audit import check_contents, check_examples
 from sbp_assets.synthesizer.examples import (
+    HELDOUT,
     ExamplesError,
     format_example,
     format_prompt,
-    heldout_seeds,
     random_partners,
+    split_of_seeds,
     write_examples,
 )
 
@@ -107,57 +112,117 @@ def test_tuning_and_synthesis_share_the_prefix(d1: np.ndarray, d2: np.ndarray, m
     assert (example[-1] == EOS) == (len(d2) - 2 <= most)
 
 
-@given(st.lists(st.text(max_size=5), unique=True))
-def test_held_out_seeds_leave_something_on_both_sides(seeds: list[str]) -> None:
-    chosen = heldout_seeds(seeds)
-    assert set(chosen) <= set(seeds)
+def held_out(seeds: list[str]) -> set[str]:
+    with duckdb.connect() as db:
+        db.register("pairs", pl.DataFrame({"d1": seeds * 2}, schema={"d1": pl.String}).to_arrow())
+        rows = db.execute(f"SELECT d1, {split_of_seeds(db, 'pairs')} FROM pairs").fetchall()
+    return {d1 for d1, split in rows if split == HELDOUT}
+
+
+def ranked(seed: str) -> bytes:
+    return hashlib.sha256(f"tuning-heldout:{seed}".encode()).digest()
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5), unique=True))
+@settings(max_examples=30, deadline=None)
+def test_held_out_seeds_are_the_lowest_and_leave_something_on_both_sides(seeds: list[str]) -> None:
+    chosen = held_out(seeds)
     if len(seeds) > 1:
         assert 0 < len(chosen) < len(seeds)
+    assert chosen == set(sorted(seeds, key=ranked)[: len(chosen)])
+
+
+def test_where_all_would_be_held_out_the_highest_is_not() -> None:
+    low = [seed for seed in map(str, range(1000)) if ranked(seed)[0] == 0]
+    assert len(low) > 2 and held_out(low) == {*low} - {max(low, key=ranked)}
+    assert held_out(low[:1]) == held_out([]) == set()
 
 
 def test_held_out_share_is_about_two_percent_and_stable() -> None:
-    chosen = set(heldout_seeds([str(i) for i in range(10_000)]))
+    chosen = held_out([str(i) for i in range(10_000)])
+    assert chosen == {str(i) for i in range(10_000) if ranked(str(i))[:8] < int(0.02 * 2**64).to_bytes(8, "big")}
     assert 120 < len(chosen) < 290
-    assert chosen <= set(heldout_seeds([str(i) for i in range(20_000)]))
+    assert chosen <= held_out([str(i) for i in range(20_000)])
 
 
-def test_check_sees_every_broken_rule(tokens: dict[str, Path], tmp_path: Path) -> None:
-    written(tmp_path / "out", frames(PAIRS), tokens)
-    arrays = TokenArrays.load(tmp_path / "out")
-    unique = pl.Series(["a", "b", "c", "d"])
-    assert check_examples(arrays, 5, unique, 9, RELATED, EOS) == {}
-    assert set(check_examples(arrays, 6, unique, 9, RELATED, EOS)) == {"count"}
-    assert check_examples(arrays, 5, unique, 8, RELATED, EOS) == {"longer than the context": ["b->c"]}
-    assert check_examples(arrays, 5, unique.head(3), 9, RELATED, EOS) == {"not in D": ["d->c"]}
-
-    def changed(**columns: pl.Expr) -> TokenArrays:
-        return TokenArrays(arrays.tokens, arrays.offsets, arrays.documents.with_columns(**columns))
-
-    assert set(check_examples(changed(cut=~pl.col("cut")), 5, unique, 9, RELATED, EOS)) == {"eos"}
-    assert set(check_examples(changed(prompt_tokens=pl.lit(2)), 5, unique, 9, RELATED, EOS)) == {"prompt_tokens"}
-    assert set(check_examples(changed(prompt_tokens=pl.lit(99)), 5, unique, 9, RELATED, EOS)) == {"prompt_tokens"}
-    assert set(check_examples(changed(id=pl.lit("a->b")), 5, unique, 9, RELATED, EOS)) == {"repeated"}
+def changed(directory: Path, **columns: pl.Expr) -> Path:
+    """A copy of the examples in `directory` with other `columns`."""
+    shutil.copytree(directory, copy := Path(tempfile.mkdtemp(dir=directory.parent)), dirs_exist_ok=True)
+    rows = pl.read_parquet(directory / "documents.parquet").with_columns(**columns)
+    rows.write_parquet(copy / "documents.parquet")
+    return copy
 
 
-def test_check_sees_examples_of_other_pairs_and_documents(tokens: dict[str, Path], tmp_path: Path) -> None:
-    written(tmp_path / "out", frames(PAIRS), tokens)
-    arrays = TokenArrays.load(tmp_path / "out")
+def files(folder: Path, pairs: dict[str, pl.LazyFrame]) -> dict[str, Path]:
+    """The tables `pairs` as files in a new folder."""
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    for shard, rows in pairs.items():
+        rows.collect().write_parquet(folder / f"{shard}.parquet")
+    return {shard: folder / f"{shard}.parquet" for shard in pairs}
 
-    def check(arrays: TokenArrays, pairs: dict[str, list[tuple[str, str, str]]] = PAIRS) -> dict[str, list[str]]:
-        return check_contents(arrays, frames(pairs), tokens, RELATED, 3, shuffled=False)
 
-    def changed(**columns: pl.Expr) -> TokenArrays:
-        return TokenArrays(arrays.tokens, arrays.offsets, arrays.documents.with_columns(**columns))
+def form_problems(directory: Path, tokens: dict[str, Path], pairs: int, context: int = 9) -> dict[str, list[str]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return check_examples(directory, tokens, pairs, context, RELATED, EOS, Path(scratch), "100MB")
 
-    assert check(arrays) == {}
-    assert set(check(changed(d2=pl.col("d2").reverse()))) == {"not the pairs", "id", "other tokens"}
-    assert set(check(changed(split=pl.lit("train")))) == {"split"}
+
+def content_problems(
+    directory: Path, tokens: dict[str, Path], pairs: dict[str, pl.LazyFrame], shuffled: bool = False
+) -> dict[str, list[str]]:
+    given = files(directory.parent, pairs)
+    with tempfile.TemporaryDirectory() as scratch:
+        return check_contents(directory, given, tokens, RELATED, 3, shuffled, Path(scratch), "100MB")
+
+
+@pytest.mark.parametrize("batch", [2, 20_000])
+def test_check_sees_every_broken_rule(
+    tokens: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(audit, "BATCH", batch)
+    written(out := tmp_path / "out", frames(PAIRS), tokens)
+    assert form_problems(out, tokens, 5) == {}
+    assert set(form_problems(out, tokens, 6)) == {"count"}
+    assert form_problems(out, tokens, 5, context=8) == {"longer than the context": ["b->c"]}
+    heldout = pl.read_parquet(tmp_path / "00001/documents.parquet").with_columns(
+        split=pl.when(pl.col("id") == "d").then(pl.lit("heldout")).otherwise("split")
+    )
+    shutil.copytree(tmp_path / "00001", other := tmp_path / "other")
+    heldout.write_parquet(other / "documents.parquet")
+    assert form_problems(out, {**tokens, "00001": other}, 5) == {"not in D": ["d->c"]}
+
+    def broken(**columns: pl.Expr) -> set[str]:
+        return set(form_problems(changed(out, **columns), tokens, 5))
+
+    assert broken(cut=~pl.col("cut")) == {"eos"}
+    assert broken(prompt_tokens=pl.lit(2)) == {"prompt_tokens"}
+    assert broken(prompt_tokens=pl.lit(99)) == {"prompt_tokens"}
+    assert broken(id=pl.lit("a->b")) == {"repeated"}
+
+
+@pytest.mark.parametrize("batch", [2, 20_000])
+def test_check_sees_examples_of_other_pairs_and_documents(
+    tokens: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(audit, "BATCH", batch)
+    written(out := tmp_path / "out", frames(PAIRS), tokens)
+
+    def check(directory: Path, pairs: dict[str, list[tuple[str, str, str]]] = PAIRS) -> dict[str, list[str]]:
+        return content_problems(directory, tokens, frames(pairs))
+
+    assert check(out) == {}
+    assert set(check(changed(out, d2=pl.col("d2").reverse()))) == {"not the pairs", "id", "other tokens"}
+    assert set(check(changed(out, split=pl.lit("train")))) == {"split"}
     fewer = {shard: rows[:-1] for shard, rows in PAIRS.items()}
-    assert set(check(arrays, fewer)) == {"not the pairs"}
+    assert check(out, fewer) == {"not the pairs": ["a->c", "d->c"]}
+    more = {**PAIRS, "00001": [*PAIRS["00001"], ("d", "a", "00000")]}
+    assert check(out, more) == {"not the pairs": ["d->a"]}
+    arrays = TokenArrays.load(out)
     parts = [arrays.tokens[a:b] for a, b in zip(arrays.offsets[:-1], arrays.offsets[1:], strict=True)]
-    shifted = TokenArrays(np.concatenate(parts[1:] + parts[:1]), np.cumsum([0, *map(len, parts[1:] + parts[:1])]),
-                          arrays.documents)  # fmt: skip
+    write_token_arrays(shifted := tmp_path / "shifted", arrays.documents, parts[1:] + parts[:1], 100)
     assert set(check(shifted)) == {"other tokens"}
+    np.save(shifted / "offsets.npy", np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match="do not belong together"):
+        check(shifted)
 
 
 @given(st.integers(0, 100), st.integers(4, 40))
@@ -183,9 +248,11 @@ def test_random_partners_make_valid_examples_of_the_same_documents(tokens: dict[
     dealt = [written(tmp_path / str(s), pairs, tokens, shuffle_seed=s) for s in seeds]
     for seed, rows in zip(seeds, dealt, strict=True):
         assert sorted(rows["d1"]) == sorted(nearest["d1"]) and sorted(rows["d2"]) == sorted(nearest["d2"])
-        arrays = TokenArrays.load(tmp_path / str(seed))
-        assert not check_examples(arrays, len(nearest), pl.Series(list("abcd")), 9, RELATED, EOS)
-        assert not check_contents(arrays, pairs, tokens, RELATED, 3, shuffled=True)
+        directory = tmp_path / str(seed)
+        assert not form_problems(directory, tokens, len(nearest))
+        assert not content_problems(directory, tokens, pairs, shuffled=True)
+        others = changed(directory, d2=pl.lit("a"))
+        assert content_problems(others, tokens, pairs, shuffled=True)["not the pairs"] == ["(documents)"]
     assert any(rows["id"].to_list() != nearest["id"].to_list() for rows in dealt)
 
 

@@ -117,7 +117,7 @@ def test_processes_share_an_index_until_the_data_changes(tmp_path: Path):
     rows = first.rows(0, 9)
     # Nine rows end in the seventh epoch: of those long over nothing is left on the disk.
     assert not [path for number in range(4) for path in folder.rglob(f"epoch {number}*")]
-    index = next(folder.rglob("repeated"))
+    index = next(folder.rglob("repeated.starts"))
     before = index.stat().st_ino
     second = StreamOrder(data, CONTEXT, 0, folder)
     assert equal(second.rows(0, 3), rows.part(0, 3)) and second.digest(200) == first.digest(200)
