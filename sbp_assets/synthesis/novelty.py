@@ -53,7 +53,7 @@ SIMILARITIES = ("partner_similarity", "random_similarity", "nearer_to_partner")
 SHARES = ("novel_ngrams", "copied_ngrams", "mostly_copied", "longest_copy_share", "nearer_to_partner")
 
 _TEXTS = "synthesis/synthetic_documents.text corpus/documents.text"
-_SPREAD = f"{_TEXTS} pairing/embeddings.vector pairing/quantizer"
+_SPREAD = f"{_TEXTS} pairing/embeddings.vector pairing/quantizer.queries"
 NOVELTY_COLUMNS = [
     Column("measure", pl.String, "What `definition` says."),
     Column("words", pl.Int64, "n of the n-grams, or as much text without spaces; null for other measures."),

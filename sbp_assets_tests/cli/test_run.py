@@ -136,7 +136,7 @@ def test_results_end_with_what_they_are_worth_and_how_to_see_the_runs(
     comparison.write_parquet(path)
     assert pl.read_parquet(path)["share_of_oracle_gain"].null_count()
     printed = results(settings)
-    assert "There is no share where the oracle does not beat the baseline" in printed
+    assert "There is no share where the oracle's gain cannot be told from zero" in printed
     assert "\nnote: the scores of profile tiny mean nothing" in printed
     assert printed.endswith("\nruns: `sbp ui -p tiny`, with the same environment, opens this instance in Dagster's UI")
     assert "note:" not in results(settings.model_copy(update={"note": None}))

@@ -27,10 +27,11 @@ BEST_STEP = 2
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """Profile tiny with rows of 32 tokens and two training seeds."""
+    """Profile tiny with rows of 32 tokens, three readings of D and two training seeds."""
     overrides = {
         "MODEL__CONTEXT_LENGTH": "32",
         "PRETRAINING__TOKENS_PER_STEP": "64",
+        "PRETRAINING__REPETITIONS": "3",
         "PRETRAINING__SEEDS": "[0, 1]",
         "SYNTHESIZER__EPOCHS": "1.5",
         "EVALUATION__HELDOUT_DOCUMENTS": "3",

@@ -138,6 +138,6 @@ def test_what_was_staged_is_let_go_of_with_its_descriptor(tmp_path: Path):
         (directory := staging(str(tmp_path), "index", f"{shard:05d}")).joinpath("file").touch()
         release_staging(directory)
         assert not directory.exists()
-    assert descriptors() == before
+    assert descriptors() <= before
     release_staging(tmp_path)
     assert tmp_path.exists(), "staged by nobody"
