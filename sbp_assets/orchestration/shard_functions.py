@@ -120,7 +120,9 @@ def _function(
         if not kind.is_nothing:
             inputs[argument] = _artifact_input(key, mappings.get(key), upstream, partitions, kind.typing_type)
     call = definition.op.compute_fn.decorated_fn  # type: ignore[union-attr]
-    others = [argument for argument in inspect.signature(call).parameters if argument not in inputs]
+    # `**` takes inputs that only some settings have.
+    named = [name for name, one in inspect.signature(call).parameters.items() if one.kind is not one.VAR_KEYWORD]
+    others = [argument for argument in named if argument not in inputs]
     takes_context = others[:1] == ["context"]
     return {
         "call": call,
