@@ -10,10 +10,15 @@ def documents() -> str:
     return "documents"
 
 
+@dg.asset(partitions_def=SHARDS)
+def decisions() -> str:
+    return "decisions"
+
+
 def tokens_of(*ins: str) -> dg.AssetsDefinition:
     @dg.asset(partitions_def=SHARDS, ins={name: dg.AssetIn(name) for name in ins})
     def tokens(
-        context: dg.AssetExecutionContext, settings: dg.ResourceParam[str], documents: str, **decisions: str
+        context: dg.AssetExecutionContext, settings: dg.ResourceParam[str], documents: str, **filtered_by: str
     ) -> str:
         return documents
 
@@ -21,10 +26,8 @@ def tokens_of(*ins: str) -> dg.AssetsDefinition:
 
 
 def test_inputs_that_only_some_settings_have_are_no_resources():
-    upstream = {spec.key: (asset, spec) for asset in (documents,) for spec in asset.specs}
-    found = asset_function(tokens_of("documents"), upstream, SHARDS)
-    assert (list(found.inputs), list(found.resources), found.takes_context) == (["documents"], ["settings"], True)
-
-    upstream[dg.AssetKey("decisions_of_all")] = documents, next(iter(documents.specs))
-    found = asset_function(tokens_of("documents", "decisions_of_all"), upstream, SHARDS)
-    assert set(found.inputs) == {"documents", "decisions_of_all"} and list(found.resources) == ["settings"]
+    upstream = {spec.key: (asset, spec) for asset in (documents, decisions) for spec in asset.specs}
+    for inputs in (["documents"], ["documents", "decisions"]):
+        found = asset_function(tokens_of(*inputs), upstream, SHARDS)
+        assert set(found.inputs) == set(inputs)
+        assert list(found.resources) == ["settings"] and found.takes_context
