@@ -196,9 +196,31 @@ def _bootstrap(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return resampled means over the seeds of every arm, (resamples,) each: over drawn seeds, and over all seeds."""
     seeds = sums.shape[1]
-    # The task alone decides what is drawn: rows about the same examples agree, and nothing else moves them.
-    random = np.random.default_rng(int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big"))
+    random = generator_of(task)
     chosen = random.integers(0, seeds, (resamples, max(1, seeds - 1)))
+    of_seeds = resampled_means(random, metric, sums, weights, resamples)
+    drawn = np.take_along_axis(of_seeds, chosen[None], axis=2)
+    return (
+        dict(zip(arms, drawn.mean(axis=2), strict=True)),
+        dict(zip(arms, of_seeds.mean(axis=2), strict=True)),
+    )
+
+
+def generator_of(task: str) -> np.random.Generator:
+    """Return the random numbers of a task's bootstrap.
+
+    The task alone decides what is drawn: rows about the same examples agree, and nothing else moves them.
+    """
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big"))
+
+
+def resampled_means(
+    random: np.random.Generator, metric: str, sums: np.ndarray, weights: np.ndarray, resamples: int
+) -> np.ndarray:
+    """Return every run's mean over each resample of the examples, (arms, resamples, runs).
+
+    `sums` (arms, runs, examples) are values times `weights` (examples,). Of perplexity, values are in nats.
+    """
     parts = []
     at_once = max(1, _ENTRIES // len(weights))
     for start in range(0, resamples, at_once):
@@ -207,12 +229,7 @@ def _bootstrap(
         totals = np.maximum(counts @ weights, 1e-9)
         means = np.einsum("rn,asn->ars", counts, sums, optimize=True) / totals[None, :, None]
         parts.append(np.exp(means) if metric == PERPLEXITY else means)
-    of_seeds = np.concatenate(parts, axis=1)  # (arms, resamples, seeds)
-    drawn = np.take_along_axis(of_seeds, chosen[None], axis=2)
-    return (
-        dict(zip(arms, drawn.mean(axis=2), strict=True)),
-        dict(zip(arms, of_seeds.mean(axis=2), strict=True)),
-    )
+    return np.concatenate(parts, axis=1)
 
 
 def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, higher_is_better: bool) -> float | None:

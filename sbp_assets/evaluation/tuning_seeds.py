@@ -6,7 +6,6 @@ seed; baseline and oracle have one for every training seed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sbp_assets.evaluation.comparison import AGAINST, CONFIDENCE, PERPLEXITY, RESAMPLES, UNDEFINED_SHARE
+from sbp_assets.evaluation.comparison import (
+    AGAINST,
+    CONFIDENCE,
+    RESAMPLES,
+    UNDEFINED_SHARE,
+    generator_of,
+    resampled_means,
+)
 
 SHARED = ("baseline", "early_stopped", "oracle")
 """Models that no tuning seed reaches."""
 
-_ENTRIES = 1 << 22  # Counts held at once: resamples by samples.
 Drawn = dict[str, dict[str, np.ndarray]]  # What is drawn, then the model: resampled means, (resamples,).
 TrainingSeeds = Mapping[str, pl.DataFrame]  # Training seed: scores `with_samples`.
 
@@ -184,19 +189,12 @@ def _resampled(task: str, metric: str, of_models: Mapping[str, list[list[Any]]],
     values = np.array([[[row["sample_values"] for row in own] for own in runs] for runs in of_models.values()])
     sums = values * weights  # (models, tuning seeds, training seeds, examples)
     tuning, training = sums.shape[1:3]
-    # As in `comparison`: the task alone decides what is drawn, so that rows about the same examples agree.
-    random = np.random.default_rng(int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big"))
+    random = generator_of(task)
     of_training = random.integers(0, training, (resamples, max(1, training - 1)))
     of_tuning = random.integers(0, tuning, (resamples, max(1, tuning - 1)))
-    parts = []
-    at_once = max(1, _ENTRIES // len(weights))
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
-        counts = random.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size).astype(float)
-        totals = np.maximum(counts @ weights, 1e-9)
-        means = np.moveaxis(sums @ counts.T, -1, 1) / totals[None, :, None, None]
-        parts.append(np.exp(means) if metric == PERPLEXITY else means)
-    runs = np.concatenate(parts, axis=1)  # (models, resamples, tuning seeds, training seeds)
+    each = sums.reshape(len(sums), tuning * training, len(weights))
+    runs = resampled_means(random, metric, each, weights, resamples)
+    runs = runs.reshape(len(sums), resamples, tuning, training)
     every = np.arange(resamples)[:, None, None]
     found = {
         "both": runs[:, every, of_tuning[:, :, None], of_training[:, None, :]].mean(axis=(2, 3)),

@@ -169,7 +169,7 @@ def search_block(task: SearchTask) -> TaskResult:
 
 
 def _earlier(store: PublishedFiles, name: str, version: str | None) -> Path | None:
-    """Return the directory artifact `name` where it is what was recorded of it; None where it is to be made again."""
+    """Return the directory artifact `name` where it is what was recorded of it; None where it is to re-materialise."""
     if version is None:
         return None
     try:

@@ -138,7 +138,7 @@ def write_decisions(
 class CopiedShares:
     """The share of each text's shingles that stand in any text of a corpus.
 
-    First every text is given to `add`, then the corpus to `compare`, and after `finish` the shares are taken in order.
+    First every text is given to `add`, then the corpus to `compare`; after `finish`, `take` returns shares in order.
     A text that is shorter than a shingle is one as a whole, and looked for as such.
     """
 
