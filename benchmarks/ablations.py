@@ -1,15 +1,18 @@
 """What the share of the oracle's gain depends on: python -m benchmarks.ablations [PROFILE [NAME ...]].
 
 Each ablation changes settings of the finished profile (default: headline) in a branch of its store, for the first
-training seed alone; what the settings do not touch, such as the baseline and the oracle, is taken over. Without NAMEs
-all of ABLATIONS run. Prints a table and, as its last line, one JSON object: per ablation the settings changed, the
-comparison's rows and the quality of the synthetic documents.
+training seed and one tuning seed; what the settings do not touch is taken over. Those of SYNTHESIS leave the baseline
+and the oracle as they are; those of BUDGET and of CORPUS train them again. Without NAMEs all of them run. What is
+finished is not run again. Prints a table after each one and, as its last line, one JSON object: per ablation the
+settings changed, the comparison's rows, the quality of the synthetic documents and, of concepts, the precision of the
+pairs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -18,22 +21,40 @@ from benchmarks.arguments import parser_with_profile
 from benchmarks.headline import quality, share_text
 from sbp_assets.evaluation.comparison import oracle_gains
 from sbp_assets.instance.branch import run_branch
+from sbp_assets.pairing.ground_truth import OVERALL
 from sbp_assets.settings import load_settings
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+SYNTHESIS: dict[str, dict[str, Any]] = {
     "as_configured": {},
     "share_025": {"pretraining.synthetic_share": 0.25},
     "share_075": {"pretraining.synthetic_share": 0.75},
+    "without_centring": {"pairing.centring": 0},
+    "similarity_045": {"pairing.min_similarity": 0.45},
+    "similarity_065": {"pairing.min_similarity": 0.65},
     "epochs_1": {"synthesizer.epochs": 1},
-    "epochs_4": {"synthesizer.epochs": 4},
-    "similarity_080": {"pairing.min_similarity": 0.8},
-    "no_pair_filter": {"pairing.max_shared_shingles": 1.0, "pairing.max_pairs_per_document": 1000},
+    "epochs_5": {"synthesizer.epochs": 5},
     "from_scratch": {"synthesizer.start": "scratch"},
     "from_early_stopped": {"synthesizer.start": "early_stopped"},
     "top_p_1": {"synthesis.top_p": 1.0},
-    "temperature_07": {"synthesis.temperature": 0.7},
 }
-SHOWN = (("heldout", "perplexity"), ("concept_questions", "acc"))
+BUDGET: dict[str, dict[str, Any]] = {
+    "readings_24": {"pretraining.repetitions": 24},
+    "readings_32": {"pretraining.repetitions": 32},
+    "weight_decay_01": {"pretraining.weight_decay": 0.1},
+}
+CORPUS: dict[str, dict[str, Any]] = {
+    "one_view": {"corpus.source.inverted_share": 0.0},
+    "two_facts_of_three": {"corpus.source.facts_per_document": 2},
+    "eight_documents_a_concept": {"corpus.source.concepts": 200},
+}
+ABLATIONS = SYNTHESIS | BUDGET | CORPUS
+ARMS = ("baseline", "sbp", "oracle")
+REVERSED = ("reversed_questions_by_entries_alone", "acc")
+SHOWN = {
+    REVERSED: "reversed, entries alone",
+    ("heldout", "perplexity"): "held-out perplexity",
+    ("concept_questions_by_inverted_alone", "acc"): "forward, inverted alone",
+}
 SHARE = ("share_of_oracle_gain", "share_low", "share_high")
 QUALITY = ("non_factual", "pair_irrelevance", "duplicates")
 
@@ -46,32 +67,41 @@ def main(profile: str, names: list[str]) -> None:
     found = {}
     for name in names or ABLATIONS:
         changes = {"pretraining.seeds": [settings.experiment.first_seed], **ABLATIONS[name]}
-        store = run_branch(settings, name, changes)
-        found[name] = {
-            "changes": ABLATIONS[name],
-            "comparison": pl.read_parquet(store / "evaluation/comparison.parquet").to_dicts(),
-            "quality": quality(store),
-        }
-        print(_markdown(found))  # so far: an ablation takes minutes, and a later one may fail
+        found[name] = {"changes": ABLATIONS[name], **results(run_branch(settings, name, changes))}
+        print(_markdown(found), flush=True)  # so far: an ablation takes minutes, and a later one may fail
     print(json.dumps({"profile": profile, "seed": settings.experiment.first_seed, "ablations": found}))
 
 
+def results(store: Path) -> dict[str, Any]:
+    """Return the comparison's rows, the quality of the synthetic documents, and what is true of the pairs."""
+    found = {
+        "comparison": pl.read_parquet(store / "evaluation/comparison.parquet").to_dicts(),
+        "quality": quality(store),
+    }
+    if (truth := store / "pairing/pair_truth.parquet").exists():  # Only of a corpus with ground truth.
+        table = pl.read_parquet(truth).filter(shard=OVERALL)
+        found["pairs"] = table.select("pairs", "precision", "crossing").to_dicts()[0]
+    return found
+
+
 def _markdown(found: dict[str, dict[str, Any]]) -> str:
-    columns = [
-        f"{task} {metric}, share against {against}" for task, metric in SHOWN for against in ("final", "stopped")
-    ]
-    header = ["ablation", *columns, *(f"{metric} of syntheses" for metric in QUALITY)]
+    columns = [f"{name}: share of the gain" for name in SHOWN.values()]
+    quality_columns = [metric.replace("_", " ") for metric in QUALITY]
+    header = ["ablation", "pairs", "precision", "baseline, SBP, oracle", *columns, *quality_columns]
     lines = ["", f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
     for name, result in found.items():
-        rows = {(row["task"], row["metric"], row["against"]): row for row in result["comparison"]}
-        cells = []
-        for task, metric in SHOWN:
-            for against in ("final", "early_stopped"):
-                row = rows.get((task, metric, against))
-                cells.append(share_text(*(row[column] for column in SHARE)) if row and oracle_gains(row) else "–")
+        pairs = result.get("pairs")
+        cells = [str(pairs["pairs"]), f"{pairs['precision']:.1%}"] if pairs else ["–", "–"]
+        rows = {(row["task"], row["metric"]): row for row in result["comparison"] if row["against"] == "final"}
+        reversed_row = rows.get(REVERSED)
+        cells.append(", ".join(f"{reversed_row[arm]:.0%}" for arm in ARMS) if reversed_row else "–")
+        for key in SHOWN:
+            row = rows.get(key)
+            cells.append(share_text(*(row[column] for column in SHARE)) if row and oracle_gains(row) else "–")
         values = (result["quality"].get(f"{metric}_synthetic") for metric in QUALITY)
         cells += ["–" if value is None else f"{value:.1%}" for value in values]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append(f"\nbaseline, SBP, oracle: accuracy, {SHOWN[REVERSED]}")
     return "\n".join(lines)
 
 
