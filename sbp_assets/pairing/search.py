@@ -318,8 +318,8 @@ def nearest(keys: KeyBlock, ids: pl.Series, queries: np.ndarray, probes: np.ndar
     )
     rows = _nearest_by_code(rows.filter(pl.col("query_id") != pl.col("neighbor_id")), k)
     query, row = rows["query"].to_numpy(), rows["row"].to_numpy()
-    # Not a matrix product, whose bits depend on the pairs that are beside. Into the same two arrays each time: the memory
-    # of new ones was given back to the system and faulted in again, which took 40% of a search on a Ray node.
+    # Not a matrix product, whose bits depend on the pairs that are beside. Into the same two arrays each time: the
+    # memory of new ones was given back to the system and faulted in again, 40% of a search on a Ray node.
     similarity = np.zeros(len(rows), np.float32)
     queried, found_keys = np.empty((2, min(_PAIRS, len(rows)), queries.shape[1]), np.float32)
     for start in range(0, len(rows), _PAIRS):
