@@ -7,6 +7,10 @@ the other view: an entry told as a riddle, a riddle as an entry. Prints a table 
 JSON object: per group the facts, the synthetic documents' statements about them, the share that is right with its
 standard error (bootstrap over facts, whose statements stand or fall together), and the share of facts that most
 statements have right.
+
+Of a concept that no tuning pair is about, nothing can have been recalled from tuning. So a second table has the
+synthetic documents by whether a pair is about the concept of d1: the share that names it (subject kept), the share of
+their statements about it that is right, and the share of the documents that state all its facts, each of them right.
 """
 
 from __future__ import annotations
@@ -46,32 +50,58 @@ def main(profile: str) -> None:
     documents_of = Counter(fact for facts in stated_by.values() for fact in facts)
     # {(documents of D, whether d1 states it, whether the view is another): {fact: values stated}}
     found: dict[tuple[int, bool, bool], dict[Fact, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    tuned = set[int | None]()
+    for shard in settings.experiment.shard_keys:
+        pairs = pl.read_parquet(data / f"pairing/neighbor_pairs/{shard}.parquet", columns=["d1", "d2"])
+        tuned |= {about[id_] for pair in pairs.iter_rows() for id_ in pair}
+    # {(whether a pair is about the concept of d1, whether the view is another): counts}
+    documents_by: dict[tuple[bool, bool], Counter[str]] = defaultdict(Counter)
     for shard in settings.experiment.shard_keys:
         synthetic = pl.read_parquet(
             data / f"synthesis/synthetic_documents/{shard}.parquet", columns=["seed_id", "text"]
         )
         for seed_id, text in synthetic.iter_rows():
+            concept, crosses = about[seed_id], view_of(text) != views[seed_id]
+            right = set[str]()
+            counts = documents_by[concept in tuned, crosses]
             for statement in world.statements(text):
-                if statement.concept != about[seed_id]:
+                if statement.concept != concept:
                     continue
                 fact = (statement.concept, statement.attribute)
-                crosses = view_of(text) != views[seed_id]
                 group = (min(documents_of[fact], MOST), fact in stated_by[seed_id], crosses)
                 found[group][fact][statement.value] += 1
+                if statement.value == world.facts[statement.concept][statement.attribute]:
+                    right.add(statement.attribute)
+                    counts["right"] += 1
+                counts["statements"] += 1
+            counts["documents"] += 1
+            counts["kept"] += world.concept_of(text) == concept
+            counts["whole"] += concept is not None and len(right) == len(world.facts[concept])
     rows = []
     for (documents_stating, in_seed, crosses), facts in sorted(found.items()):
-        right = np.array([values[world.facts[concept][key]] for (concept, key), values in facts.items()])
+        right_of = np.array([values[world.facts[concept][key]] for (concept, key), values in facts.items()])
         total = np.array([values.total() for values in facts.values()])
         winners = [values.most_common(1)[0][0] == world.facts[c][key] for (c, key), values in facts.items()]
         rows.append({
             "documents_of_d": documents_stating, "stated_by_d1": in_seed, "crosses_view": crosses, "facts": len(facts),
-            "statements": int(total.sum()), "right": float(right.sum() / total.sum()),
-            "right_stderr": bootstrap_stderr("acc", right / total, total),
+            "statements": int(total.sum()), "right": float(right_of.sum() / total.sum()),
+            "right_stderr": bootstrap_stderr("acc", right_of / total, total),
             "majority_right": sum(winners) / len(winners),
         })  # fmt: skip
+    by_pairs = [
+        {
+            "pairs_about_concept": in_pairs,
+            "crosses_view": crosses,
+            "documents": counts["documents"],
+            "subject_kept": counts["kept"] / counts["documents"],
+            "statements_right": counts["right"] / max(counts["statements"], 1),
+            "all_facts_right": counts["whole"] / counts["documents"],
+        }
+        for (in_pairs, crosses), counts in sorted(documents_by.items())
+    ]
     with pl.Config(tbl_rows=-1, tbl_cols=-1):
-        print(pl.DataFrame(rows))
-    print(json.dumps({"profile": profile, "groups": rows}))
+        print(pl.DataFrame(rows), pl.DataFrame(by_pairs), sep="\n")
+    print(json.dumps({"profile": profile, "groups": rows, "documents": by_pairs}))
 
 
 if __name__ == "__main__":
