@@ -11,8 +11,8 @@ TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
     "tiny": "1-d4cfa10bc970",
-    "demo": "1-1d5eca83a40f",
-    "headline": "1-fe20239ec2e5",
+    "demo": "1-3988840cb5fb",
+    "headline": "1-e8ed799d05fa",
     "five_tokens": "1-571247347219",
     "paper_200b": "1-036010cba7e4",
     "paper_1t": "1-c4b3ac6551d4",
