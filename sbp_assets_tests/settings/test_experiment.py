@@ -74,7 +74,7 @@ def test_a_judge_is_identity_and_where_it_answers_is_not_nor_holds_it_a_key():
 
 def test_headline_is_the_demos_world_at_a_larger_budget():
     demo, headline = (load_settings(name, {}).experiment for name in ("demo", "headline"))
-    own = ("seeds", "repetitions")
+    own = ("seeds", "repetitions", "synthetic_share")
     pretraining = headline.pretraining.model_copy(update={key: getattr(demo.pretraining, key) for key in own})
     synthesizer = headline.synthesizer.model_copy(update={"epochs": demo.synthesizer.epochs})
     changed = {"name": demo.name, "pretraining": pretraining, "synthesizer": synthesizer}
