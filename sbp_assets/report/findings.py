@@ -106,6 +106,36 @@ def _finding(row: dict[str, Any]) -> str:
     return found
 
 
+ONE_VIEW = {
+    "reversed_questions_by_entries_alone": (
+        "Asked for the name of concepts that D knows by entries alone, which begin with it"
+    ),
+    "concept_questions_by_inverted_alone": (
+        "Asked for the facts of concepts that D knows by inverted forms alone, which end with the name"
+    ),
+}
+
+
+def other_way_round(comparison: pl.DataFrame) -> list[str]:
+    """Return what the arms answer to questions that ask for a fact the other way round than D tells it.
+
+    A sentence for each of the two groups of concepts that D knows in one view alone; none for other corpora.
+    """
+    rows = {row["task"]: row for row in comparison.filter(metric="acc", against="final").iter_rows(named=True)}
+    found = []
+    for task, asked in ONE_VIEW.items():
+        if not (row := rows.get(task)) or None in (row["baseline"], row["sbp"], row["oracle"]):
+            continue
+        baseline, sbp, oracle = (f"{row[arm]:.0%}" for arm in ("baseline", "sbp", "oracle"))
+        share = ""
+        if row["share_of_oracle_gain"] is not None and oracle_gains(row):
+            share = f": {percent(row['share_of_oracle_gain'], 0)} of the oracle’s gain"
+            if row["share_low"] is not None:
+                share += f" ({percent(row['share_low'], 0)} to {percent(row['share_high'], 0)})"
+        found.append(f"{asked}, the baseline is right {baseline} of the time, SBP {sbp}, the oracle {oracle}{share}.")
+    return found
+
+
 def clear_of_zero(row: dict[str, Any], arm: str) -> bool | None:
     """Return whether zero lies outside the 95% interval of the arm's delta; None where there is no interval."""
     low, high = row[f"delta_{arm}_low"], row[f"delta_{arm}_high"]
@@ -160,7 +190,7 @@ def contamination_found(contamination: pl.DataFrame) -> list[str]:
     if contamination.is_empty():
         return ["The evaluation items were not looked for in the training documents."]
     words = int(contamination["words"][0])
-    corpora = {"unique": "D", "oracle": "the oracle’s documents", "synthetic": "the syntheses"}
+    corpora = {"unique": "D", "oracle": "the oracle’s documents", "synthetic": "the synthetic documents"}
 
     def listed(rows: pl.DataFrame) -> str:
         return ", ".join(

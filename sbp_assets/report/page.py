@@ -55,7 +55,7 @@ def render(
         "experiment": experiment,
         "departures": findings.departures(experiment),
         "parameters": tables.parameters(experiment, token_budget),
-        "verdict": findings.verdict(comparison),
+        "verdict": [*findings.verdict(comparison), *findings.other_way_round(comparison)],
         "caveats": findings.caveats(comparison),
         "contamination": findings.contamination_found(contamination),
         "results": [

@@ -56,6 +56,24 @@ def test_verdict_with_zero_in_its_interval_decides_nothing() -> None:
     assert "cannot be told apart" in noisy and "95% interval −" in noisy
 
 
+def test_questions_the_other_way_round_are_told_of_concepts_in_one_view_alone() -> None:
+    held_out = comparison_of([(4.0, 3.6, 3.0)])
+    assert findings.other_way_round(held_out) == []
+    row = held_out.head(1).with_columns(
+        task=pl.lit("reversed_questions_by_entries_alone"), metric=pl.lit("acc"), against=pl.lit("final"),
+        baseline=pl.lit(0.26), sbp=pl.lit(0.5), oracle=pl.lit(0.86), share_of_oracle_gain=pl.lit(0.4),
+        share_low=pl.lit(0.3), share_high=pl.lit(0.5), delta_oracle_low=pl.lit(0.5), delta_oracle_high=pl.lit(0.7),
+        higher_is_better=pl.lit(True),
+    )  # fmt: skip
+    (said,) = findings.other_way_round(row)
+    assert said.startswith("Asked for the name of concepts that D knows by entries alone")
+    assert (
+        "the baseline is right 26% of the time, SBP 50%, the oracle 86%: 40% of the oracle’s gain (30% to 50%)" in said
+    )
+    (level,) = findings.other_way_round(row.with_columns(delta_oracle_low=pl.lit(-0.1)))
+    assert level.endswith("the oracle 86%.")
+
+
 def test_caveats_name_the_tasks_that_sbp_wins_and_loses() -> None:
     table = report_inputs()["comparison"]
     intervals = {
@@ -119,7 +137,7 @@ def test_contamination_tells_leaks_from_the_facts_that_are_asked_for() -> None:
     rows = [("sciq", "unique", 13, 900, 0), ("sciq", "synthetic", 13, 900, 2)]
     asked = ("concept_questions", "unique", 13, 300, 40)
     leaked, task = findings.contamination_found(pl.DataFrame([*rows, asked], schema=columns, orient="row"))
-    assert "SciQ 2 of 900 in the syntheses" in leaked and "300" not in leaked
+    assert "SciQ 2 of 900 in the synthetic documents" in leaked and "300" not in leaked
     assert "Concept questions 40 of 300 in D" in task and "no leak" in task
     (clean,) = findings.contamination_found(pl.DataFrame(rows[:1], schema=columns, orient="row"))
     assert "Of 900 evaluation items" in clean and "none" in clean
