@@ -61,7 +61,7 @@ def vectors(source: Path | None, count: int, dim: int) -> np.ndarray:
         base = unit(base @ rng.standard_normal((base.shape[1], dim)).astype(np.float32))
     if count <= len(base):
         return base[rng.permutation(len(base))[:count]]
-    wanted, scale = typical(base[rng.permutation(len(base))[:300]], base), 1 / np.sqrt(dim)
+    wanted, scale = typical(base[rng.permutation(len(base))[:300]], base), np.float32(1 / np.sqrt(dim))
     low, high = 0.0, 2.0
     rows = base[rng.integers(0, len(base), count - len(base))]
     noise = rng.standard_normal(rows.shape).astype(np.float32)
