@@ -179,12 +179,14 @@ class RayCluster(Engine):
         address = self._settings.deployment.ray_address
         # Ray sends its makers what runs on a cluster, unless told not to.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE} if address == LOCAL else {}
+        own: dict[str, Any] = (
+            {"include_dashboard": False, "object_store_memory": _OBJECT_STORE} if address == LOCAL else {}
+        )
         try:
             _require_answer(address)
             if not ray.is_initialized():
                 with _own_signal_handler():
-                    ray.init(address=address, log_to_driver=False, logging_level="warning", **own)
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **own)
                 self._started = True
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             # The cause says more, that a token is missing, say, at the end of Ray's own traceback.
