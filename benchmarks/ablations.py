@@ -26,8 +26,8 @@ from sbp_assets.settings import load_settings
 
 SYNTHESIS: dict[str, dict[str, Any]] = {
     "as_configured": {},
-    "share_025": {"pretraining.synthetic_share": 0.25},
-    "share_075": {"pretraining.synthetic_share": 0.75},
+    "share_050": {"pretraining.synthetic_share": 0.5},
+    "share_080": {"pretraining.synthetic_share": 0.8},
     "without_centring": {"pairing.centring": 0},
     "similarity_045": {"pairing.min_similarity": 0.45},
     "similarity_065": {"pairing.min_similarity": 0.65},
@@ -37,13 +37,15 @@ SYNTHESIS: dict[str, dict[str, Any]] = {
         "synthesizer.learning_rate": 2e-3,
         "synthesizer.weight_decay": 0.1,
         "synthesizer.epochs": 3,
+        "synthesis.temperature": 1.0,
     },
     "from_scratch": {"synthesizer.start": "scratch"},
     "from_early_stopped": {"synthesizer.start": "early_stopped"},
+    "temperature_1": {"synthesis.temperature": 1.0},
     "top_p_1": {"synthesis.top_p": 1.0},
 }
 BUDGET: dict[str, dict[str, Any]] = {
-    "readings_24": {"pretraining.repetitions": 24},
+    "readings_16": {"pretraining.repetitions": 16},
     "readings_32": {"pretraining.repetitions": 32},
     "weight_decay_01": {"pretraining.weight_decay": 0.1},
 }

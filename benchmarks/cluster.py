@@ -187,11 +187,13 @@ def main() -> None:
         try:
             # The GPU is a name: what asks for it is on the first node alone.
             node = {"num_cpus": 1, "memory": 2 * MEMORY, "object_store_memory": OBJECT_STORE}
-            cores = sorted(os.sched_getaffinity(0))[:2]
-            for core, own in zip(cores, ({"num_gpus": 1}, {}), strict=True):
-                os.sched_setaffinity(0, {core})  # A node's processes inherit it.
-                cluster.add_node(**node, **own, node_ip_address=f"127.0.0.{core + 3}")
-            os.sched_setaffinity(0, cores)
+            cores = os.sched_getaffinity(0)
+            try:
+                for core, address, own in zip(cores, ("127.0.0.3", "127.0.0.4"), ({"num_gpus": 1}, {}), strict=False):
+                    os.sched_setaffinity(0, {core})  # A node's processes inherit it.
+                    cluster.add_node(**node, **own, node_ip_address=address)
+            finally:
+                os.sched_setaffinity(0, cores)
             cluster.wait_for_nodes()
             store = Store(Path(folder), given.vectors, given.documents, given.blocks)
             engines = {"one node": (engine, 1), "two nodes": (engine, 0), "in process": (InProcess(), 0)}

@@ -325,7 +325,7 @@ def nearest(keys: KeyBlock, ids: pl.Series, queries: np.ndarray, probes: np.ndar
     for start in range(0, len(rows), _PAIRS):
         some = slice(start, start + _PAIRS)
         ours, theirs = queried[: len(query[some])], found_keys[: len(query[some])]
-        # In this mode numpy writes into `out` itself; no place is out of bounds.
+        # In this mode numpy writes into `out` itself; places are FAISS's own numbers, never out of bounds.
         np.take(queries, query[some], axis=0, out=ours, mode="clip")
         np.take(keys.vectors, row[some], axis=0, out=theirs, mode="clip")
         similarity[some] = np.multiply(ours, theirs, out=ours).sum(axis=1)

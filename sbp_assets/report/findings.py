@@ -66,7 +66,7 @@ def verdict(comparison: pl.DataFrame) -> list[str]:
     """Return what was found on held-out documents: a sentence or two against each of the two baselines."""
     rows = [_heldout_perplexity(comparison, against) for against in AGAINST]
     if any(row is None or None in (row["baseline"], row["sbp"], row["oracle"]) for row in rows):
-        return ["The held-out perplexity of one of the arms is missing, so nothing can be said yet."]
+        return ["The held-out perplexity of one of the arms is missing: of held-out documents nothing can be said yet."]
     return [_finding(row) for row in rows if row]
 
 
@@ -127,12 +127,14 @@ def other_way_round(comparison: pl.DataFrame) -> list[str]:
         if not (row := rows.get(task)) or None in (row["baseline"], row["sbp"], row["oracle"]):
             continue
         baseline, sbp, oracle = (f"{row[arm]:.0%}" for arm in ("baseline", "sbp", "oracle"))
-        share = ""
-        if row["share_of_oracle_gain"] is not None and oracle_gains(row):
-            share = f": {percent(row['share_of_oracle_gain'], 0)} of the oracle’s gain"
+        more = ""
+        if clear_of_zero(row, "sbp") is False:
+            more = "; SBP and the baseline cannot be told apart"
+        elif row["share_of_oracle_gain"] is not None and oracle_gains(row):
+            more = f": {percent(row['share_of_oracle_gain'], 0)} of the oracle’s gain"
             if row["share_low"] is not None:
-                share += f" ({percent(row['share_low'], 0)} to {percent(row['share_high'], 0)})"
-        found.append(f"{asked}, the baseline is right {baseline} of the time, SBP {sbp}, the oracle {oracle}{share}.")
+                more += f" (95% interval {percent(row['share_low'], 0)} to {percent(row['share_high'], 0)})"
+        found.append(f"{asked}, the baseline is right {baseline} of the time, SBP {sbp}, the oracle {oracle}{more}.")
     return found
 
 

@@ -97,6 +97,13 @@ def test_ties_across_the_cut_go_to_the_smaller_id(store: Path) -> None:
     assert found.filter(pl.col("query_id") == "d0001")["neighbor_id"].to_list() == ["d0000", "d0002", "d0003"]
 
 
+def test_pairs_are_rescored_alike_in_batches_of_any_size(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = of_shards(unit(40), 2)
+    whole = rows(find(store, tables, neighbors=5))
+    monkeypatch.setattr("sbp_assets.pairing.search._PAIRS", 7)  # 10 codes a query: the last batch is a shorter one.
+    assert rows(find(store, tables, neighbors=5)).equals(whole)
+
+
 def test_ties_of_a_query_cost_the_other_queries_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Pairs of equal documents: at any cut some query of a block has one of each side.
     asked = list[int]()

@@ -63,15 +63,23 @@ def test_questions_the_other_way_round_are_told_of_concepts_in_one_view_alone() 
         task=pl.lit("reversed_questions_by_entries_alone"), metric=pl.lit("acc"), against=pl.lit("final"),
         baseline=pl.lit(0.26), sbp=pl.lit(0.5), oracle=pl.lit(0.86), share_of_oracle_gain=pl.lit(0.4),
         share_low=pl.lit(0.3), share_high=pl.lit(0.5), delta_oracle_low=pl.lit(0.5), delta_oracle_high=pl.lit(0.7),
+        delta_sbp=pl.lit(0.24), delta_sbp_low=pl.lit(0.2), delta_sbp_high=pl.lit(0.3), delta_oracle=pl.lit(0.6),
         higher_is_better=pl.lit(True),
     )  # fmt: skip
     (said,) = findings.other_way_round(row)
     assert said.startswith("Asked for the name of concepts that D knows by entries alone")
-    assert (
-        "the baseline is right 26% of the time, SBP 50%, the oracle 86%: 40% of the oracle’s gain (30% to 50%)" in said
-    )
+    assert "the baseline is right 26% of the time, SBP 50%, the oracle 86%" in said
+    assert said.endswith(": 40% of the oracle’s gain (95% interval 30% to 50%).")
     (level,) = findings.other_way_round(row.with_columns(delta_oracle_low=pl.lit(-0.1)))
     assert level.endswith("the oracle 86%.")
+    (noisy,) = findings.other_way_round(row.with_columns(delta_sbp_low=pl.lit(-0.1)))
+    assert noisy.endswith("; SBP and the baseline cannot be told apart.")
+    no_interval = pl.lit(None, pl.Float64)
+    (short,) = findings.other_way_round(row.with_columns(share_low=no_interval, share_high=no_interval))
+    assert short.endswith(": 40% of the oracle’s gain.")
+    assert findings.other_way_round(row.with_columns(oracle=no_interval)) == []
+    inverted = row.with_columns(task=pl.lit("concept_questions_by_inverted_alone"))
+    assert "knows by inverted forms alone" in findings.other_way_round(pl.concat([row, inverted]))[1]
 
 
 def test_caveats_name_the_tasks_that_sbp_wins_and_loses() -> None:
