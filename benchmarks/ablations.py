@@ -42,7 +42,7 @@ SYNTHESIS: dict[str, dict[str, Any]] = {
     "from_scratch": {"synthesizer.start": "scratch"},
     "from_early_stopped": {"synthesizer.start": "early_stopped"},
     "temperature_1": {"synthesis.temperature": 1.0},
-    "top_p_1": {"synthesis.top_p": 1.0},
+    "top_p_09": {"synthesis.top_p": 0.9},
 }
 BUDGET: dict[str, dict[str, Any]] = {
     "readings_16": {"pretraining.repetitions": 16},

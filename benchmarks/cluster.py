@@ -9,9 +9,9 @@ turn, `--rounds` times, after one that is not counted: on one of the nodes, on b
 Their files are compared. Processes of a node that had nothing to do for a second are started again, in some 2 s.
 
 `seconds` are the medians by the clock, `times` that of one node over that of both, at the end for search and embedding
-together; what runs beside takes from it.
-`processor_seconds` are those of the tasks, all together and of the node with the most: `balance` is all over the most,
-what the clock would show on two free cores if nothing but tasks took time. The last line is a JSON object.
+together; what runs beside takes from it. `processor_seconds` are those of the tasks, all together and of the node with
+the most: `balance` is all over the most, what the clock would show on two free cores if nothing but tasks took time.
+The last line is a JSON object.
 """
 
 from __future__ import annotations

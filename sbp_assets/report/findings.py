@@ -94,8 +94,8 @@ def _finding(row: dict[str, Any]) -> str:
             found = f"On held-out documents SBP beat {other}: {figures}"
             if share is not None and oracle_gains(row):
                 found += f", {share:.0%} of what the oracle gained from more real data"
-                if row["share_low"] is not None:
-                    found += f" ({percent(row['share_low'], 0)} to {percent(row['share_high'], 0)})"
+                if interval := _share_interval(row):
+                    found += f" ({interval})"
             found += "."
     if share is None:
         found += f" The oracle ({decimal(row['oracle'])}) did not beat it, so there was no gain to recover a share of."
@@ -104,6 +104,10 @@ def _finding(row: dict[str, Any]) -> str:
     elif delta >= 0:
         found += f" The oracle, with more real data, reached {decimal(row['oracle'])}."
     return found
+
+
+def _share_interval(row: dict[str, Any]) -> str:
+    return "" if row["share_low"] is None else f"{percent(row['share_low'], 0)} to {percent(row['share_high'], 0)}"
 
 
 ONE_VIEW = {
@@ -132,8 +136,8 @@ def other_way_round(comparison: pl.DataFrame) -> list[str]:
             more = "; SBP and the baseline cannot be told apart"
         elif row["share_of_oracle_gain"] is not None and oracle_gains(row):
             more = f": {percent(row['share_of_oracle_gain'], 0)} of the oracle’s gain"
-            if row["share_low"] is not None:
-                more += f" (95% interval {percent(row['share_low'], 0)} to {percent(row['share_high'], 0)})"
+            if interval := _share_interval(row):
+                more += f" (95% interval {interval})"
         found.append(f"{asked}, the baseline is right {baseline} of the time, SBP {sbp}, the oracle {oracle}{more}.")
     return found
 
