@@ -12,7 +12,7 @@ SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(ki
 VERSIONS = {
     "tiny": "1-d4cfa10bc970",
     "demo": "1-3988840cb5fb",
-    "headline": "1-17af96bbd831",
+    "headline": "1-9491a824e3f1",
     "five_tokens": "1-571247347219",
     "paper_200b": "1-036010cba7e4",
     "paper_1t": "1-c4b3ac6551d4",
