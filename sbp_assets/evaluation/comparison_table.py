@@ -8,6 +8,7 @@ import polars as pl
 
 from sbp_assets.evaluation.comparison import UNDEFINED_SHARE, oracle_gains, seed_count
 from sbp_assets.evaluation.scores import ACCURACIES
+from sbp_assets.evaluation.views import FORWARD_BY_INVERTED, REVERSED_BY_ENTRIES
 
 # Concepts by the views of D's documents about them (`evaluation.views`).
 GROUP_NAMES = {
@@ -31,7 +32,7 @@ TASK_NAMES = {
 DETAILED_TASKS = frozenset(
     {"heldout_entries", "heldout_inverted"}
     | {f"{task}_{group}" for task in ("concept_questions", "reversed_questions") for group in GROUP_NAMES}
-) - {"reversed_questions_by_entries_alone", "concept_questions_by_inverted_alone"}
+) - {REVERSED_BY_ENTRIES, FORWARD_BY_INVERTED}
 METRIC_NAMES = {
     "perplexity": "perplexity", "nats_per_token": "nats per token", "bits_per_byte": "bits per byte",
     "acc": "accuracy", "acc_norm": "accuracy, length-normalised", "exact_match": "exact match",

@@ -11,12 +11,16 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from sbp_assets.corpus.concept_texts import VIEWS
+from sbp_assets.corpus.concept_texts import ENTRIES, INVERTED, VIEWS
 from sbp_assets.corpus.concepts import ConceptWorld, Question, view_of
 from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, REVERSED_QUESTIONS
 
 BOTH, NEITHER = "in_both_views", "not_in_d"
 ALONE = {view: f"by_{view}_alone" for view in VIEWS}  # "by_entries_alone"
+# Lines of the score tables: what D tells of a concept in one view, asked in the other. No repetition of D teaches it.
+REVERSED_BY_ENTRIES = f"{REVERSED_QUESTIONS}_{ALONE[ENTRIES]}"
+FORWARD_BY_INVERTED = f"{CONCEPT_QUESTIONS}_{ALONE[INVERTED]}"
 Groups = dict[str, tuple[int, ...]]  # By name, the places of a task's rows that belong to the group.
 
 

@@ -11,6 +11,7 @@ from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, DETAILED_TASK
 from sbp_assets.evaluation.contamination import CONTAINED
 from sbp_assets.evaluation.scores import ACCURACIES
 from sbp_assets.evaluation.tasks import HELDOUT, QUESTIONS
+from sbp_assets.evaluation.views import FORWARD_BY_INVERTED, REVERSED_BY_ENTRIES
 from sbp_assets.report.dynamics import early_stops, over_seeds
 from sbp_assets.report.formatting import decimal, percent, quantity, signed
 from sbp_assets.settings import Experiment
@@ -111,10 +112,8 @@ def _share_interval(row: dict[str, Any]) -> str:
 
 
 ONE_VIEW = {
-    "reversed_questions_by_entries_alone": (
-        "Asked for the name of concepts that D knows by entries alone, which begin with it"
-    ),
-    "concept_questions_by_inverted_alone": (
+    REVERSED_BY_ENTRIES: "Asked for the name of concepts that D knows by entries alone, which begin with it",
+    FORWARD_BY_INVERTED: (
         "Asked for the facts of concepts that D knows by inverted forms alone, which end with the name"
     ),
 }

@@ -11,7 +11,7 @@ TINY = yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text())
 SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
 VERSIONS = {
     "tiny": "1-d4cfa10bc970",
-    "demo": "1-3988840cb5fb",
+    "demo": "1-9abdadfb8302",
     "headline": "1-9491a824e3f1",
     "five_tokens": "1-571247347219",
     "paper_200b": "1-036010cba7e4",

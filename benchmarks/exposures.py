@@ -1,0 +1,88 @@
+"""How often a fact has to be met in the other view: python -m benchmarks.exposures [PROFILE].
+
+Reads a finished run on the concepts corpus. Questions in the other view about concepts that D knows in one view alone
+are counted by the synthetic documents that tell their answer: those in the other view that name the concept and state
+all of its facts, each of them right. Prints, by their number (in steps of four; 24: 24 and more) and by the documents
+of D about the concept (5: five and more), the accuracy of baseline, SBP and oracle over all training seeds, and as its
+last line one JSON object. Standard errors are of a bootstrap over concepts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.arguments import parser_with_profile
+from sbp_assets.corpus.concept_texts import ENTRIES, INVERTED
+from sbp_assets.corpus.concepts import ConceptWorld, view_of
+from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.evaluation.scores import bootstrap_stderr
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, REVERSED_QUESTIONS, Tasks
+from sbp_assets.evaluation.views import ALONE
+from sbp_assets.settings import load_settings
+
+MODELS = ("baseline", "sbp", "oracle")
+STEP, MOST_TOLD, MOST_DOCUMENTS = 4, 24, 5
+ASKED = {REVERSED_QUESTIONS: ENTRIES, CONCEPT_QUESTIONS: INVERTED}  # The view that D has of what is asked.
+
+
+def main(profile: str) -> None:
+    os.environ["SBP_PROFILE"] = profile
+    settings = load_settings()
+    if not (source := settings.experiment.ground_truth):
+        raise SystemExit(f"profile {profile}: the ground truth is known of source concepts alone")
+    world, data = ConceptWorld(source), Path(settings.deployment.data_dir)
+    documents, told = Counter[int | None](), Counter[tuple[int | None, str | None]]()
+    for shard in settings.experiment.shard_keys:
+        texts = pl.scan_parquet(data / f"corpus/documents/{shard}.parquet").filter(split=UNIQUE).select("text")
+        documents.update(world.concept_of(text) for text in texts.collect()["text"])
+        for text in pl.read_parquet(data / f"synthesis/synthetic_documents/{shard}.parquet", columns=["text"])["text"]:
+            concept = world.concept_of(text)
+            right = {stated.attribute for stated in world.statements(text) if stated.concept == concept and stated.true}
+            if concept is not None and len(right) == len(world.facts[concept]):
+                told[concept, view_of(text)] += 1
+    rows = []
+    for task in Tasks.load(data / "evaluation/tasks").tasks:
+        if task.name not in ASKED:
+            continue
+        known = ASKED[task.name]
+        other = INVERTED if known == ENTRIES else ENTRIES
+        scores = {
+            model: np.mean([_right(data, model, seed, task.name) for seed in settings.experiment.seed_keys], axis=0)
+            for model in MODELS
+        }
+        asked = pl.read_parquet(data / "evaluation/tasks" / DATA / f"{task.lm_eval}.test.parquet")
+        places: dict[tuple[str, int], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for place in task.groups.get(ALONE[known], ()):
+            question, choices, answer = asked.select("question", "choices", "answer").row(place)
+            concept = world.concept_of(f"{question} {choices[answer]}")
+            if concept is None:
+                raise SystemExit(f"{task.name}, question {place}: no concept of this world is named")
+            count = min(told[concept, other], MOST_TOLD) // STEP * STEP
+            places["told_by", count][concept].append(place)
+            places["documents_of_d", min(documents[concept], MOST_DOCUMENTS)][concept].append(place)
+        for (by, count), of_concept in sorted(places.items()):
+            weights = np.array([len(own) for own in of_concept.values()], dtype=float)
+            row = {"task": task.name, "known_by": known, "by": by, "count": count, "questions": int(weights.sum())}
+            for model, right in scores.items():
+                values = np.array([right[own].mean() for own in of_concept.values()])
+                row[model] = float(np.average(values, weights=weights))
+                row[f"{model}_stderr"] = bootstrap_stderr("acc", values, weights)
+            rows.append(row)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, float_precision=3):
+        print(pl.DataFrame(rows))
+    print(json.dumps({"profile": profile, "seeds": settings.experiment.seed_keys, "rows": rows}))
+
+
+def _right(data: Path, model: str, seed: str, task: str) -> np.ndarray:
+    table = pl.read_parquet(data / f"evaluation/{model}_scores/{seed}.parquet").filter(task=task, metric="acc")
+    return table["sample_values"][0].to_numpy()
+
+
+if __name__ == "__main__":
+    main(parser_with_profile(__doc__, "headline").parse_args().profile)
