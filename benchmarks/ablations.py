@@ -25,6 +25,7 @@ from sbp_assets.instance.branch import run_branch
 from sbp_assets.pairing.ground_truth import OVERALL
 from sbp_assets.settings import load_settings
 
+OWN = "the data_dir of the profile"
 SYNTHESIS: dict[str, dict[str, Any]] = {
     "as_configured": {},
     "share_050": {"pretraining.synthetic_share": 0.5},
@@ -47,6 +48,8 @@ SYNTHESIS: dict[str, dict[str, Any]] = {
     "from_early_stopped": {"synthesizer.start": "early_stopped"},
     "temperature_1": {"synthesis.temperature": 1.0},
     "top_p_09": {"synthesis.top_p": 0.9},
+    "filtered": {"synthesis.filter.max_copying": 0.5, "synthesis.filter.min_seed_similarity": 0.5},
+    "second_round": {"synthesizer.earlier_round": OWN},
 }
 # Of the two budgets D is read eight times in SBP, as configured; what changes is how much synthetic text is read.
 BUDGET: dict[str, dict[str, Any]] = {
@@ -78,7 +81,10 @@ def main(profile: str, names: list[str]) -> None:
     settings = load_settings()
     found = {}
     for name in names or ABLATIONS:
-        changes = {"pretraining.seeds": [settings.experiment.first_seed], **ABLATIONS[name]}
+        changed = {
+            key: settings.deployment.data_dir if value == OWN else value for key, value in ABLATIONS[name].items()
+        }
+        changes = {"pretraining.seeds": [settings.experiment.first_seed], **changed}
         found[name] = {"changes": ABLATIONS[name], **results(run_branch(settings, name, changes))}
         print(_markdown(found), flush=True)  # so far: an ablation takes minutes, and a later one may fail
     print(json.dumps({"profile": profile, "seed": settings.experiment.first_seed, "ablations": found}))

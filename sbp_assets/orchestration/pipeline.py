@@ -10,7 +10,7 @@ import logging
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import dagster as dg
 
@@ -137,14 +137,29 @@ def _with_filter(pipeline: tuple[Step, ...]) -> tuple[Step, ...]:
     return (*pipeline[:place], *filtered, *(step for step in pipeline[place + 1 :] if step != tasks))
 
 
-WITH_FILTER = _with_filter(PIPELINE)
+def _with_earlier_round(pipeline: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Return the pipeline in which tuning examples are made of an earlier round's pairs, too."""
+    return tuple(
+        replace(step, assets=("synthesizer/earlier_pairs", *step.assets)) if step.name == "format_examples" else step
+        for step in pipeline
+    )
+
+
+@lru_cache
+def _pipeline(filtered: bool, earlier_round: bool) -> tuple[Step, ...]:
+    """Return the one pipeline of these options, so that there is one job of each step."""
+    pipeline = _with_filter(PIPELINE) if filtered else PIPELINE
+    return _with_earlier_round(pipeline) if earlier_round else pipeline
 
 
 def pipeline_of(settings: Settings) -> tuple[Step, ...]:
-    """Return the steps under `settings`: PIPELINE, or WITH_FILTER where `synthesis.filter` drops documents."""
-    return WITH_FILTER if settings.experiment.synthesis.filter.drops else PIPELINE
+    """Return the steps under `settings`: PIPELINE, and what a filter or an earlier round changes of it."""
+    experiment = settings.experiment
+    return _pipeline(experiment.synthesis.filter.drops, experiment.synthesizer.earlier_round is not None)
 
 
 def pipeline_among(keys: Container[dg.AssetKey]) -> tuple[Step, ...]:
     """Return the steps of a graph that has assets of these `keys`."""
-    return WITH_FILTER if dg.AssetKey(["synthesis", "filter_decisions"]) in keys else PIPELINE
+    return _pipeline(
+        dg.AssetKey(["synthesis", "filter_decisions"]) in keys, dg.AssetKey(["synthesizer", "earlier_pairs"]) in keys
+    )

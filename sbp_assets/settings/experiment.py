@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from sbp_assets.settings.corpus import ConceptsSource, Corpus
+from sbp_assets.settings.formats import Folder
 from sbp_assets.settings.section import Count, Fraction, Integer, Name, Real, Section, Seed
 
 PROMPTS = Path(__file__).parent.parent / "synthesis/prompts"
@@ -173,6 +174,12 @@ class Synthesizer(Optimizer):
         None,
         description="Seed of the order of the tuning examples, of random initial weights and of partners dealt at "
         "random; null: the first training seed.",
+    )
+    earlier_round: Folder | None = Field(
+        None,
+        description="The data_dir of a finished run on the same corpus, for one more round of bootstrapping: as many "
+        "pairs as there are neighbour pairs, of its synthetic documents and their seed documents, are tuned on beside "
+        "these; null: neighbour pairs alone.",
     )
 
 

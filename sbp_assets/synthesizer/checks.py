@@ -1,27 +1,36 @@
 """The checks of the tuning examples and of the synthesizer."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from sbp_assets.corpus.tokenizer import load_tokenizer, related_id
 from sbp_assets.dagster_support.check_results import check_result, problems_result
+from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
 from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import release_staging, staging
 from sbp_assets.storage.paths import read_table, row_count
-from sbp_assets.synthesizer.assets import ALL_PAIRS
+from sbp_assets.synthesizer.assets import ALL_PAIRS, EARLIER, earlier_round_of
 from sbp_assets.synthesizer.audit import check_contents, check_examples
+from sbp_assets.synthesizer.earlier_round import PAIRS
+
+WELL_FORMED: dict[str, Any] = {
+    "name": "examples_are_well_formed",
+    "asset": ["synthesizer", "tuning_examples"],
+    "blocking": True,
+    "description": "There is one example per pair, inside the context, of documents in D (or, of an earlier round's "
+    "pairs, of its synthetic documents); its prompt ends at `<related>`, and it ends with `<eos>` unless d2 was cut. "
+    "The tokens of a sample are those of its documents.",
+}
+INS = {"neighbor_pairs": ALL_PAIRS, "tokens": ALL_TOKENS, "tokenizer": TOKENIZER}
 
 
-@dg.asset_check(
-    asset=["synthesizer", "tuning_examples"],
-    blocking=True,
-    additional_ins={"neighbor_pairs": ALL_PAIRS, "tokens": ALL_TOKENS, "tokenizer": TOKENIZER},
-    description="There is one example per pair, inside the context, of documents in D; its prompt ends at `<related>`, "
-    "and it ends with `<eos>` unless d2 was cut. The tokens of a sample are those of its documents.",
+@for_settings(
+    lambda settings: None if earlier_round_of(settings) else dg.asset_check(**WELL_FORMED, additional_ins=INS)
 )
 def examples_are_well_formed(
     settings: dg.ResourceParam[Settings],
@@ -30,11 +39,35 @@ def examples_are_well_formed(
     tokens: dict[str, Path],
     tokenizer: Path,
 ) -> dg.AssetCheckResult:
+    return _well_formed(settings, tuning_examples, neighbor_pairs, tokens, tokenizer)
+
+
+# Dagster's checks take each input by its name, and so this one, of the same check, has one input more.
+@for_settings(
+    lambda settings: (
+        dg.asset_check(**WELL_FORMED, additional_ins=INS | earlier) if (earlier := earlier_round_of(settings)) else None
+    )
+)
+def examples_of_both_rounds_are_well_formed(
+    settings: dg.ResourceParam[Settings],
+    tuning_examples: Path,
+    neighbor_pairs: dict[str, Path],
+    tokens: dict[str, Path],
+    tokenizer: Path,
+    earlier_pairs: Path,
+) -> dg.AssetCheckResult:
+    pairs = neighbor_pairs | {EARLIER: earlier_pairs / PAIRS}
+    return _well_formed(settings, tuning_examples, pairs, tokens | {EARLIER: earlier_pairs}, tokenizer)
+
+
+def _well_formed(
+    settings: Settings, examples: Path, pair_tables: dict[str, Path], tokens: dict[str, Path], tokenizer: Path
+) -> dg.AssetCheckResult:
     loaded, experiment = load_tokenizer(tokenizer), settings.experiment
-    pairs = sum(row_count(path) for path in neighbor_pairs.values())
+    pairs = sum(row_count(path) for path in pair_tables.values())
     scratch = staging(settings.deployment.work_dir, "tuning_examples_check")
     broken = check_examples(
-        tuning_examples,
+        examples,
         tokens,
         pairs,
         experiment.model.context_length,
@@ -44,8 +77,8 @@ def examples_are_well_formed(
         settings.deployment.memory_limit,
     )
     broken |= check_contents(
-        tuning_examples,
-        neighbor_pairs,
+        examples,
+        pair_tables,
         tokens,
         related_id(loaded),
         experiment.max_document_tokens,
@@ -54,7 +87,7 @@ def examples_are_well_formed(
         settings.deployment.memory_limit,
     )
     release_staging(scratch)
-    counts = {"examples": row_count(tuning_examples / "documents.parquet"), "pairs": pairs}
+    counts = {"examples": row_count(examples / "documents.parquet"), "pairs": pairs}
     return check_result(passed=not broken, metadata={**counts, **broken})
 
 

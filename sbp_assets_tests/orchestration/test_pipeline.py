@@ -71,10 +71,15 @@ FILTERED = {
     "SBP_EXPERIMENT__SYNTHESIS__FILTER__CONTAMINATION_WORDS": "13",
     "SBP_EXPERIMENT__SYNTHESIS__FILTER__MIN_SEED_SIMILARITY": "0.5",
 }
+SECOND_ROUND = {"SBP_EXPERIMENT__SYNTHESIZER__EARLIER_ROUND": "/first/round"}
 Graph = tuple[BaseAssetGraph, tuple[Step, ...]]
 
 
-@pytest.fixture(scope="module", params=[{}, FILTERED], ids=["all", "filtered"])
+@pytest.fixture(
+    scope="module",
+    params=[{}, FILTERED, SECOND_ROUND, FILTERED | SECOND_ROUND],
+    ids=["all", "filtered", "second_round", "both"],
+)
 def graph(request: pytest.FixtureRequest) -> Graph:
     settings = load_settings("tiny", request.param)
     found = build_definitions(settings).resolve_asset_graph()
@@ -100,7 +105,7 @@ def test_no_step_comes_before_its_inputs(graph: Graph):
     assert [key for key, place in places.items() if any(places[p] > place for p in assets.get(key).parent_keys)] == []
 
 
-def test_without_a_criterion_there_is_no_filter_and_no_other_version():
+def test_without_its_setting_there_is_no_filter_no_second_round_and_no_other_version():
     def versions(environ: dict[str, str]) -> dict[str, str | None]:
         found = build_definitions(load_settings("tiny", environ)).resolve_asset_graph()
         return {key.to_user_string(): found.get(key).code_version for key in found.get_all_asset_keys()}
@@ -108,6 +113,9 @@ def test_without_a_criterion_there_is_no_filter_and_no_other_version():
     plain, filtered = versions({}), versions(FILTERED)
     changed = {key for key in plain | filtered if plain.get(key) != filtered.get(key)}
     assert changed == {"synthesis/filter_decisions", "synthesis/synthetic_tokens", "evaluation/report"}
+    second = versions(SECOND_ROUND)
+    changed = {key for key in plain | second if plain.get(key) != second.get(key)}
+    assert changed == {"synthesizer/earlier_pairs", "synthesizer/tuning_examples", "evaluation/report"}
     in_turn = versions({"SBP_EXPERIMENT__SYNTHESIS__SEED_ORDER": "in_turn"})
     drawn = versions({"SBP_EXPERIMENT__SYNTHESIS__SEED_ORDER": "random"})
     assert in_turn == plain
