@@ -51,7 +51,7 @@ SYNTHESIS: dict[str, dict[str, Any]] = {
     "filtered": {"synthesis.filter.max_copying": 0.5, "synthesis.filter.min_seed_similarity": 0.5},
     "second_round": {"synthesizer.earlier_round": OWN},
 }
-# Of the two budgets D is read eight times in SBP, as configured; what changes is how much synthetic text is read.
+# In readings_16 and readings_40 SBP reads D eight times, as configured: they change how much synthetic text it reads.
 BUDGET: dict[str, dict[str, Any]] = {
     "readings_16": {"pretraining.repetitions": 16, "pretraining.synthetic_share": 0.5},
     "readings_40": {"pretraining.repetitions": 40, "pretraining.synthetic_share": 0.8},
@@ -85,7 +85,7 @@ def main(profile: str, names: list[str]) -> None:
             key: settings.deployment.data_dir if value == OWN else value for key, value in ABLATIONS[name].items()
         }
         changes = {"pretraining.seeds": [settings.experiment.first_seed], **changed}
-        found[name] = {"changes": ABLATIONS[name], **results(run_branch(settings, name, changes))}
+        found[name] = {"changes": changed, **results(run_branch(settings, name, changes))}
         print(_markdown(found), flush=True)  # so far: an ablation takes minutes, and a later one may fail
     print(json.dumps({"profile": profile, "seed": settings.experiment.first_seed, "ablations": found}))
 

@@ -4,7 +4,8 @@ Reads a finished run on the concepts corpus. Questions in the other view about c
 are counted by the synthetic documents that tell their answer: those in the other view that name the concept and state
 all of its facts, each of them right. Prints, by their number (in steps of four; 24: 24 and more) and by the documents
 of D about the concept (5: five and more), the accuracy of baseline, SBP and oracle over all training seeds, and as its
-last line one JSON object. Standard errors are of a bootstrap over concepts.
+last line one JSON object. Standard errors are of a bootstrap over concepts; null where there is one. Only of worlds
+whose documents state all facts of their concept (corpus.source.facts_per_document: null).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sbp_assets.evaluation.scores import bootstrap_stderr
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, REVERSED_QUESTIONS, Tasks
 from sbp_assets.evaluation.views import ALONE
 from sbp_assets.settings import load_settings
+from sbp_assets.storage.paths import read_table, scan_table
 
 MODELS = ("baseline", "sbp", "oracle")
 STEP, MOST_TOLD, MOST_DOCUMENTS = 4, 24, 5
@@ -37,11 +39,16 @@ def main(profile: str) -> None:
     if not (source := settings.experiment.ground_truth):
         raise SystemExit(f"profile {profile}: the ground truth is known of source concepts alone")
     world, data = ConceptWorld(source), Path(settings.deployment.data_dir)
+    if world.facts_per_document < source.attributes:
+        raise SystemExit(f"profile {profile}: no document states all facts (corpus.source.facts_per_document)")
     documents, told = Counter[int | None](), Counter[tuple[int | None, str | None]]()
     for shard in settings.experiment.shard_keys:
-        texts = pl.scan_parquet(data / f"corpus/documents/{shard}.parquet").filter(split=UNIQUE).select("text")
+        texts = scan_table(data / f"corpus/documents/{shard}.parquet").filter(split=UNIQUE).select("text")
         documents.update(world.concept_of(text) for text in texts.collect()["text"])
-        for text in pl.read_parquet(data / f"synthesis/synthetic_documents/{shard}.parquet", columns=["text"])["text"]:
+        synthetic = read_table(data / f"synthesis/synthetic_documents/{shard}.parquet", ["id", "text"])
+        # A filter may have dropped some of them.
+        trained_on = read_table(data / f"synthesis/synthetic_tokens/{shard}/documents.parquet", ["id"])
+        for text in synthetic.join(trained_on, on="id", how="semi")["text"]:
             concept = world.concept_of(text)
             right = {stated.attribute for stated in world.statements(text) if stated.concept == concept and stated.true}
             if concept is not None and len(right) == len(world.facts[concept]):
@@ -56,7 +63,7 @@ def main(profile: str) -> None:
             model: np.mean([_right(data, model, seed, task.name) for seed in settings.experiment.seed_keys], axis=0)
             for model in MODELS
         }
-        asked = pl.read_parquet(data / "evaluation/tasks" / DATA / f"{task.lm_eval}.test.parquet")
+        asked = read_table(data / "evaluation/tasks" / DATA / f"{task.lm_eval}.test.parquet")
         places: dict[tuple[str, int], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for place in task.groups.get(ALONE[known], ()):
             question, choices, answer = asked.select("question", "choices", "answer").row(place)
@@ -80,7 +87,7 @@ def main(profile: str) -> None:
 
 
 def _right(data: Path, model: str, seed: str, task: str) -> np.ndarray:
-    table = pl.read_parquet(data / f"evaluation/{model}_scores/{seed}.parquet").filter(task=task, metric="acc")
+    table = read_table(data / f"evaluation/{model}_scores/{seed}.parquet").filter(task=task, metric="acc")
     return table["sample_values"][0].to_numpy()
 
 

@@ -211,7 +211,8 @@ def _estimate(settings: Settings, vocab_size: int, tokens: int, documents: int, 
     # At most: every document has its full number of pairs.
     neighbors = pairing.neighbors * (1 + pairing.both_directions)
     pairs = documents * min(pairing.max_pairs_per_document or neighbors, neighbors)
-    tuning = pairs * (2 * cut + 3) * experiment.synthesizer.epochs
+    examples = pairs * (1 if experiment.synthesizer.earlier_round is None else 2)
+    tuning = examples * (2 * cut + 3) * experiment.synthesizer.epochs
     # Every synthetic document is taken to be as long as a real one; its prompt is read once more.
     rollouts = synthetic / max(cut, 1)
     generation = synthetic + rollouts * (cut + 2)
@@ -243,7 +244,7 @@ def _estimate(settings: Settings, vocab_size: int, tokens: int, documents: int, 
         "pairing/neighbor_candidates": documents * pairing.neighbors * ROW_BYTES,
         "pairing/neighbor_edges (at most)": pairs * ROW_BYTES,
         "pairing/neighbor_pairs (at most)": pairs * ROW_BYTES,
-        "synthesizer/tuning_examples (at most)": pairs * (2 * cut + 3) * token_bytes,
+        "synthesizer/tuning_examples (at most)": examples * (2 * cut + 3) * token_bytes,
         "synthesis/synthetic_documents": synthetic * text,
         "synthesis/synthetic_tokens": synthetic * token_bytes,
         "models (arms and synthesizer)": model * (3 * seeds + 1),

@@ -139,10 +139,9 @@ def _with_filter(pipeline: tuple[Step, ...]) -> tuple[Step, ...]:
 
 def _with_earlier_round(pipeline: tuple[Step, ...]) -> tuple[Step, ...]:
     """Return the pipeline in which tuning examples are made of an earlier round's pairs, too."""
-    return tuple(
-        replace(step, assets=("synthesizer/earlier_pairs", *step.assets)) if step.name == "format_examples" else step
-        for step in pipeline
-    )
+    paired = Step("pair_earlier", "Pair the earlier round", ("synthesizer/earlier_pairs",), NightlyPolicy.IF_NEEDED)
+    place = [step.name for step in pipeline].index("format_examples")
+    return (*pipeline[:place], paired, *pipeline[place:])
 
 
 @lru_cache

@@ -114,7 +114,7 @@ def _score(trace: Trace, console: Console) -> None:
     for row in trace["synthesizer_versions"]:
         _fact(console, "synthesizer", f"{row['synthesizer_version']} wrote {row['documents']:,} documents")
     if trace["pairs"] is not None:
-        _fact(console, "tuned on", f"{trace['pairs']:,} pairs")
+        _fact(console, "tuned on", f"{trace['pairs']:,} neighbour pairs")
     _fact(console, "documents", ", ".join(f"{split} {count:,}" for split, count in trace["documents"].items()))
     if source := trace["source"]:
         _fact(console, "source", f"{source['files']:,} files, {source['bytes']:,} bytes")

@@ -177,9 +177,10 @@ class Synthesizer(Optimizer):
     )
     earlier_round: Folder | None = Field(
         None,
-        description="The data_dir of a finished run on the same corpus, for one more round of bootstrapping: as many "
-        "pairs as there are neighbour pairs, of its synthetic documents and their seed documents, are tuned on beside "
-        "these; null: neighbour pairs alone.",
+        description="The local data_dir of a finished run on the same corpus and shards, whose synthesizer wrote from "
+        "seed documents (synthesis.condition seed): for one more round of bootstrapping, as many pairs as there are "
+        "neighbour pairs, of its synthetic documents and their seed documents, are tuned on beside these; null: "
+        "neighbour pairs alone.",
     )
 
 
@@ -340,6 +341,11 @@ class Experiment(Section):
                 raise ValueError(
                     f"{key}.tokens_per_step ({step}) must be a multiple of model.context_length ({context})"
                 )
+        if self.synthesizer.earlier_round and not self.conditional:
+            raise ValueError(
+                f"synthesizer.earlier_round is set and synthesis.condition is {self.synthesis.condition}: the "
+                "synthesizer that it tunes would write nothing. Unset one of them"
+            )
         if self.evaluation.concept_questions and self.corpus.source.kind != "concepts":
             # Questions exist only where the ground truth is known.
             object.__setattr__(self, "evaluation", self.evaluation.model_copy(update={"concept_questions": 0}))

@@ -89,9 +89,23 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] | None 
                     _can_be_sqlite_url(folders[key])
             except ValueError as error:
                 wrong.append(f"{_where(['deployment', key], environ)}: {error}")
+    experiment = {}
+    if not wrong and (earlier := settings.experiment.synthesizer.earlier_round):
+        try:
+            # One spelling, as it is part of code versions.
+            earlier = local_folder(earlier, settings.profile)
+            if earlier == folders["data_dir"]:
+                raise ValueError(
+                    "is this run's own data_dir, which it would write over: tune a second round in a branch"
+                )
+            synthesizer = settings.experiment.synthesizer.model_copy(update={"earlier_round": earlier})
+            experiment["experiment"] = settings.experiment.model_copy(update={"synthesizer": synthesizer})
+        except ValueError as error:
+            wrong.append(f"{_where(['experiment', 'synthesizer', 'earlier_round'], environ)}: {error}")
     if wrong:
         raise SettingsError("\n  ".join([f"profile {profile} ({path}) cannot be used:", *wrong]))
-    return settings.model_copy(update={"deployment": settings.deployment.model_copy(update=folders)})
+    deployment = settings.deployment.model_copy(update=folders)
+    return settings.model_copy(update={"deployment": deployment, **experiment})
 
 
 def _absolute(value: str, profile: str) -> str:

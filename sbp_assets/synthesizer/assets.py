@@ -7,30 +7,36 @@ import numpy as np
 import polars as pl
 
 from sbp_assets.corpus.tokenizer import decode, load_tokenizer, related_id
-from sbp_assets.dagster_support.partitions import ALL, first_seed
+from sbp_assets.dagster_support.partitions import ALL, first_seed, shards
 from sbp_assets.dagster_support.preview import escape
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER, execution_fields, model_columns, optimizer_of, train
 from sbp_assets.settings import Optimizer, Settings
 from sbp_assets.storage.artifacts import release_staging, staging
 from sbp_assets.storage.column_metadata import column_metadata
-from sbp_assets.storage.paths import row_count, scan_table
+from sbp_assets.storage.paths import scan_table
 from sbp_assets.storage.progress import Progress
-from sbp_assets.synthesizer.earlier_round import PAIR_COLUMNS, PAIRS, write_earlier_pairs
+from sbp_assets.synthesizer.earlier_round import COLUMNS as EARLIER_COLUMNS
+from sbp_assets.synthesizer.earlier_round import PAIRS, write_earlier_pairs
 from sbp_assets.synthesizer.examples import EXAMPLE_COLUMNS, HELDOUT, TRAIN, write_examples
 from sbp_assets.training.checkpoint import best_model
 from sbp_assets.training.spec import ExamplesData, Source, TrainingSpec
 from sbp_assets.training.trainer import Trainer
 
 ALL_PAIRS = dg.AssetIn(["pairing", "neighbor_pairs"], partition_mapping=ALL)
-EARLIER = "earlier"  # Of pairs and tokens by shard, those of the earlier round; after the shards, which are numbers.
 
 
 def earlier_round_of(settings: Settings) -> dict[str, dg.AssetIn]:
     """Return the input that has the pairs of an earlier round: none where synthesizer.earlier_round is null."""
     if settings.experiment.synthesizer.earlier_round is None:
         return {}
-    return {"earlier_pairs": dg.AssetIn(["synthesizer", "earlier_pairs"], dagster_type=Path)}
+    key = ["synthesizer", "earlier_pairs"]
+    return {"earlier_pairs": dg.AssetIn(key, partition_mapping=ALL, dagster_type=dict[str, Path])}
+
+
+def by_round(shards: dict[str, Path]) -> dict[str, Path]:
+    """Return pairs or tokens of an earlier round by keys of their own, to stand beside this round's."""
+    return {f"earlier-{shard}": path for shard, path in shards.items()}
 
 
 def _seed_if_set(settings: Settings) -> list[str]:
@@ -41,34 +47,43 @@ def _seed_if_set(settings: Settings) -> list[str]:
 @for_settings(
     lambda settings: (
         dg.asset(
-            ins={"neighbor_pairs": ALL_PAIRS, "tokens": ALL_TOKENS, "tokenizer": TOKENIZER},
+            ins={
+                "neighbor_pairs": dg.AssetIn(["pairing", "neighbor_pairs"]),
+                "tokens": dg.AssetIn(["corpus", "tokens"]),
+                "tokenizer": TOKENIZER,
+            },
+            partitions_def=shards(settings),
             kinds={"huggingface", "numpy"},
             io_manager_key="directory",
             code_version=settings.experiment.version("1", "synthesizer.earlier_round"),
-            metadata=column_metadata(PAIR_COLUMNS),
+            metadata=column_metadata(EARLIER_COLUMNS),
         )
         if settings.experiment.synthesizer.earlier_round is not None
         else None
     )
 )
 def earlier_pairs(
+    context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
-    neighbor_pairs: dict[str, Path],
-    tokens: dict[str, Path],
+    neighbor_pairs: pl.LazyFrame,
+    tokens: Path,
     tokenizer: Path,
 ) -> dg.MaterializeResult[Path]:
     """Pairs of an earlier round: synthetic documents of another run, each with its seed document, in either order.
 
-    The directory holds the pairs, as many as there are neighbour pairs, and the tokens of the synthetic documents.
-    Exists where synthesizer.earlier_round names that run. What changes there is read when this is materialised again.
+    The directory holds the pairs, as many as the shard has neighbour pairs, and the tokens of the synthetic documents.
+    It exists where synthesizer.earlier_round names that run. What changes there is read when this is materialised
+    again.
     """
-    assert settings.experiment.synthesizer.earlier_round is not None
-    directory = staging(settings.deployment.work_dir, "earlier_pairs")
+    artifacts = settings.experiment.synthesizer.earlier_round
+    assert artifacts is not None
+    directory = staging(settings.deployment.work_dir, "earlier_pairs", context.partition_key)
     counts = write_earlier_pairs(
         directory,
-        Path(settings.experiment.synthesizer.earlier_round).expanduser(),
-        tokens.values(),
-        sum(row_count(path) for path in neighbor_pairs.values()),
+        Path(artifacts),
+        context.partition_key,
+        tokens,
+        neighbor_pairs.select(pl.len()).collect().item(),
         load_tokenizer(tokenizer),
     )
     return dg.MaterializeResult(value=directory, metadata=counts)
@@ -91,7 +106,17 @@ def earlier_pairs(
             *(_seed_if_set(settings) if settings.experiment.synthesizer.partners == "random" else []),
             *(["synthesizer.earlier_round"] if earlier_round_of(settings) else []),
         ),
-        metadata=column_metadata(EXAMPLE_COLUMNS),
+        metadata=column_metadata(
+            EXAMPLE_COLUMNS,
+            **(
+                {
+                    column.name: f"{column.sources} synthesizer/earlier_pairs.d1 synthesizer/earlier_pairs.d2"
+                    for column in EXAMPLE_COLUMNS
+                }
+                if earlier_round_of(settings)
+                else {}
+            ),
+        ),
     )
 )
 def tuning_examples(
@@ -99,12 +124,12 @@ def tuning_examples(
     neighbor_pairs: dict[str, pl.LazyFrame],
     tokens: dict[str, Path],
     tokenizer: Path,
-    **earlier_pairs: Path,
+    **earlier_pairs: dict[str, Path],
 ) -> dg.MaterializeResult[Path]:
-    """Token arrays of `<bos> d1 <related> d2 <eos>`, one per neighbour pair; the loss is on d2 alone.
+    """Token arrays of `<bos> d1 <related> d2 <eos>`, one per pair; the loss is on d2 alone.
 
-    Where synthesizer.earlier_round is set, pairs of an earlier round are among them. Where synthesizer.partners is
-    random, which is a placebo, the same d1 and d2 stand in pairs dealt at random.
+    The pairs are neighbours and, where synthesizer.earlier_round is set, those of synthesizer/earlier_pairs. Where
+    synthesizer.partners is random, which is a placebo, the same d1 and d2 stand in pairs dealt at random.
 
     The split is "train", or "heldout" for the pairs of 2% of the seed documents, on which the conditional loss is
     measured. Their d2 may stand in other pairs of "train", so this loss does not measure unseen text.
@@ -112,9 +137,9 @@ def tuning_examples(
     directory = staging(settings.deployment.work_dir, "tuning_examples")
     scratch = staging(settings.deployment.work_dir, "tuning_examples_joined")
     loaded = load_tokenizer(tokenizer)
-    for path in earlier_pairs.values():
-        neighbor_pairs = neighbor_pairs | {EARLIER: scan_table(path / PAIRS)}
-        tokens = tokens | {EARLIER: path}
+    for earlier in map(by_round, earlier_pairs.values()):
+        neighbor_pairs = neighbor_pairs | {shard: scan_table(path / PAIRS) for shard, path in earlier.items()}
+        tokens = tokens | earlier
     with Progress("tuning_examples", "examples") as progress:
         counts = write_examples(
             directory,

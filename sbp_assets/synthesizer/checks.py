@@ -7,6 +7,7 @@ import dagster as dg
 
 from sbp_assets.corpus.tokenizer import load_tokenizer, related_id
 from sbp_assets.dagster_support.check_results import check_result, problems_result
+from sbp_assets.dagster_support.partitions import shards
 from sbp_assets.dagster_support.stage import for_settings
 from sbp_assets.pretraining.assets import ALL_TOKENS, TOKENIZER
 from sbp_assets.pretraining.curves import heldout_problems, loss_problems, loss_summary
@@ -14,17 +15,16 @@ from sbp_assets.pretraining.model_files import model_problems, weight_problems
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import release_staging, staging
 from sbp_assets.storage.paths import read_table, row_count
-from sbp_assets.synthesizer.assets import ALL_PAIRS, EARLIER, earlier_round_of
+from sbp_assets.synthesizer.assets import ALL_PAIRS, by_round, earlier_round_of
 from sbp_assets.synthesizer.audit import check_contents, check_examples
-from sbp_assets.synthesizer.earlier_round import PAIRS
+from sbp_assets.synthesizer.earlier_round import PAIRS, earlier_pairs_problems
 
 WELL_FORMED: dict[str, Any] = {
     "name": "examples_are_well_formed",
     "asset": ["synthesizer", "tuning_examples"],
     "blocking": True,
-    "description": "There is one example per pair, inside the context, of documents in D (or, of an earlier round's "
-    "pairs, of its synthetic documents); its prompt ends at `<related>`, and it ends with `<eos>` unless d2 was cut. "
-    "The tokens of a sample are those of its documents.",
+    "description": "There is one example per pair, inside the context, of documents in D; its prompt ends at "
+    "`<related>`, and it ends with `<eos>` unless d2 was cut. The tokens of a sample are those of its documents.",
 }
 INS = {"neighbor_pairs": ALL_PAIRS, "tokens": ALL_TOKENS, "tokenizer": TOKENIZER}
 
@@ -42,6 +42,25 @@ def examples_are_well_formed(
     return _well_formed(settings, tuning_examples, neighbor_pairs, tokens, tokenizer)
 
 
+@for_settings(
+    lambda settings: (
+        dg.asset_check(
+            asset=["synthesizer", "earlier_pairs"],
+            blocking=True,
+            partitions_def=shards(settings),
+            additional_ins={"tokens": dg.AssetIn(["corpus", "tokens"]), "tokenizer": TOKENIZER},
+            description="Each pair joins a synthetic document of the earlier round with a document of D; none is there "
+            "twice.",
+        )
+        if earlier_round_of(settings)
+        else None
+    )
+)
+def earlier_pairs_are_of_seed_documents(earlier_pairs: Path, tokens: Path, tokenizer: Path) -> dg.AssetCheckResult:
+    loaded = load_tokenizer(tokenizer)
+    return problems_result(earlier_pairs_problems(earlier_pairs, tokens, loaded.bos_token_id, loaded.eos_token_id))
+
+
 # Dagster's checks take each input by its name, and so this one, of the same check, has one input more.
 @for_settings(
     lambda settings: (
@@ -54,10 +73,11 @@ def examples_of_both_rounds_are_well_formed(
     neighbor_pairs: dict[str, Path],
     tokens: dict[str, Path],
     tokenizer: Path,
-    earlier_pairs: Path,
+    earlier_pairs: dict[str, Path],
 ) -> dg.AssetCheckResult:
-    pairs = neighbor_pairs | {EARLIER: earlier_pairs / PAIRS}
-    return _well_formed(settings, tuning_examples, pairs, tokens | {EARLIER: earlier_pairs}, tokenizer)
+    earlier = by_round(earlier_pairs)
+    pairs = neighbor_pairs | {shard: path / PAIRS for shard, path in earlier.items()}
+    return _well_formed(settings, tuning_examples, pairs, tokens | earlier, tokenizer)
 
 
 def _well_formed(
