@@ -75,7 +75,7 @@ def training_dynamics(
         kinds={"jinja", "html"},
         io_manager_key="directory",
         # The page prints all of the experiment.
-        code_version=settings.experiment.version("4", *Experiment.model_fields),
+        code_version=settings.experiment.version("5", *Experiment.model_fields),
     )
 )
 def report(

@@ -63,6 +63,17 @@ def departures(experiment: Experiment) -> list[tuple[str, str]]:
     return found
 
 
+def controls(experiment: Experiment) -> list[str]:
+    """Return what placebos would tell of this run, in a sentence or two; nothing where it is one itself."""
+    if departures(experiment):
+        return []
+    return [
+        "Whether relations between documents brought SBP’s gain, or regularisation by any synthetic text, this run "
+        "alone does not tell. Placebos of the same budget do, each a branch of it: “sbp branch unconditional "
+        "synthesis.condition=none” and “sbp branch random_pairs synthesizer.partners=random”."
+    ]
+
+
 def verdict(comparison: pl.DataFrame) -> list[str]:
     """Return what was found on held-out documents: a sentence or two against each of the two baselines."""
     rows = [_heldout_perplexity(comparison, against) for against in AGAINST]

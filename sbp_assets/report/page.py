@@ -56,7 +56,7 @@ def render(
         "departures": findings.departures(experiment),
         "parameters": tables.parameters(experiment, token_budget),
         "verdict": [*findings.verdict(comparison), *findings.other_way_round(comparison)],
-        "caveats": findings.caveats(comparison),
+        "caveats": [*findings.caveats(comparison), *findings.controls(experiment)],
         "contamination": findings.contamination_found(contamination),
         "results": [
             (BASELINE_NAMES[against], tables.result_groups(tables.with_average(comparison.filter(against=against))))

@@ -9,6 +9,7 @@ from sbp_assets.evaluation.comparison import compare
 from sbp_assets.evaluation.comparison_table import display_rows
 from sbp_assets.evaluation.scores import SAMPLES_SCHEMA, with_samples
 from sbp_assets.report import findings
+from sbp_assets.settings import load_settings
 from sbp_assets_tests.report.example_report import report_inputs
 
 
@@ -54,6 +55,14 @@ def test_verdict_is_given_against_both_baselines() -> None:
 def test_verdict_with_zero_in_its_interval_decides_nothing() -> None:
     (noisy, _) = findings.verdict(comparison_of([(4.0, 3.9, 3.0), (4.0, 4.2, 3.0), (4.0, 3.8, 3.0)]))
     assert "cannot be told apart" in noisy and "95% interval −" in noisy
+
+
+def test_a_run_that_is_no_control_says_which_controls_there_are() -> None:
+    plain = load_settings("tiny", {}).experiment
+    placebo = load_settings("tiny", {"SBP_EXPERIMENT__SYNTHESIZER__PARTNERS": "random"}).experiment
+    (said,) = findings.controls(plain)
+    assert "synthesis.condition=none" in said and "synthesizer.partners=random" in said
+    assert findings.controls(placebo) == []
 
 
 def test_questions_the_other_way_round_are_told_of_concepts_in_one_view_alone() -> None:
