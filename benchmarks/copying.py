@@ -11,6 +11,9 @@ statements have right.
 Of a concept that no tuning pair is about, nothing can have been recalled from tuning. So a second table has the
 synthetic documents by whether a pair is about the concept of d1: the share that names it (subject kept), the share of
 their statements about it that is right, and the share of the documents that state all its facts, each of them right.
+
+A third table tells whether the synthesizer writes in either view as often as its tuning pairs do: by the view of d1,
+the share of the pairs and of the synthetic documents whose d2 is an inverted form.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.arguments import parser_with_profile
+from sbp_assets.corpus.concept_texts import INVERTED
 from sbp_assets.corpus.concepts import ConceptWorld, view_of
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.evaluation.scores import bootstrap_stderr
@@ -51,9 +55,12 @@ def main(profile: str) -> None:
     # {(documents of D, whether d1 states it, whether the view is another): {fact: values stated}}
     found: dict[tuple[int, bool, bool], dict[Fact, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     tuned = set[int | None]()
+    written: dict[str | None, dict[str, Counter[str | None]]] = defaultdict(lambda: defaultdict(Counter))
     for shard in settings.experiment.shard_keys:
         pairs = pl.read_parquet(data / f"pairing/neighbor_pairs/{shard}.parquet", columns=["d1", "d2"])
-        tuned |= {about[id_] for pair in pairs.iter_rows() for id_ in pair}
+        for d1, d2 in pairs.iter_rows():
+            tuned |= {about[d1], about[d2]}
+            written[views[d1]]["pairs"][views[d2]] += 1
     # {(whether a pair is about the concept of d1, whether the view is another): counts}
     documents_by: dict[tuple[bool, bool], Counter[str]] = defaultdict(Counter)
     for shard in settings.experiment.shard_keys:
@@ -61,7 +68,9 @@ def main(profile: str) -> None:
             data / f"synthesis/synthetic_documents/{shard}.parquet", columns=["seed_id", "text"]
         )
         for seed_id, text in synthetic.iter_rows():
-            concept, crosses = about[seed_id], view_of(text) != views[seed_id]
+            concept, view = about[seed_id], view_of(text)
+            crosses = view != views[seed_id]
+            written[views[seed_id]]["synthetic"][view] += 1
             right = set[str]()
             counts = documents_by[concept in tuned, crosses]
             for statement in world.statements(text):
@@ -99,9 +108,16 @@ def main(profile: str) -> None:
         }
         for (in_pairs, crosses), counts in sorted(documents_by.items())
     ]
+    by_view = [
+        {
+            "view_of_d1": view,
+            **{f"inverted_of_{name}": counts[INVERTED] / counts.total() for name, counts in of.items()},
+        }
+        for view, of in sorted(written.items(), key=lambda item: str(item[0]))
+    ]
     with pl.Config(tbl_rows=-1, tbl_cols=-1):
-        print(pl.DataFrame(rows), pl.DataFrame(by_pairs), sep="\n")
-    print(json.dumps({"profile": profile, "groups": rows, "documents": by_pairs}))
+        print(pl.DataFrame(rows), pl.DataFrame(by_pairs), pl.DataFrame(by_view), sep="\n")
+    print(json.dumps({"profile": profile, "groups": rows, "documents": by_pairs, "views": by_view}))
 
 
 if __name__ == "__main__":

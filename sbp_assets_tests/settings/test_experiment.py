@@ -14,9 +14,9 @@ VERSIONS = {
     "demo": "1-756dd992513a",
     "headline": "1-a75fbf9b698d",
     "five_tokens": "1-7769b60d6902",
-    "paper_200b": "1-857f8e956f4c",
-    "paper_1t": "1-cf093d5fcfee",
-    "paper_1t_6b": "1-c4efa699902b",
+    "paper_200b": "1-ab9360c03844",
+    "paper_1t": "1-782338fcc513",
+    "paper_1t_6b": "1-15c24eb72114",
     "text": "1-030ae524adb6",
 }
 """Digests of all settings of the profiles' experiments: they change only with what a profile computes."""
