@@ -151,7 +151,9 @@ class Record:
         return float(self.entries.get(name_of(run), {}).get("seconds", 0.0))
 
     def add(self, run: Run, seconds: float, finished: bool) -> None:
-        took = self.seconds(run) + (0 if self.finished(run) else seconds)
+        # Of the profile's own run the files tell that it is finished before its seconds have been added.
+        added = bool(self.entries.get(name_of(run), {}).get("finished"))
+        took = self.seconds(run) + (0 if added else seconds)
         self.entries[name_of(run)] = {"finished": finished, "seconds": took}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".partial")

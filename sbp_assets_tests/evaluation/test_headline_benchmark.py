@@ -41,6 +41,15 @@ def test_what_is_finished_is_remembered_for_these_settings_alone(tmp_path: Path)
     assert not headline.Record(tiny_settings(tmp_path, {"experiment.pairing.neighbors": 9})).entries
 
 
+def test_the_seconds_of_the_profiles_own_run_are_kept_though_its_files_are_there_first(tmp_path: Path) -> None:
+    record = headline.Record(tiny_settings(tmp_path))
+    record.compared.parent.mkdir(parents=True)
+    record.compared.touch()
+    record.add(("sbp", 0), 5.0, finished=True)
+    record.add(("sbp", 0), 9.0, finished=True)
+    assert record.seconds(("sbp", 0)) == 5.0
+
+
 def test_tables_show_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     shared, arms = world(np.random.default_rng(0), 0.01, 0.01, metric="perplexity")
     rows, leads = compare_arms(shared, {"sbp": arms["sbp"], "random_pairs": arms["control"]}, resamples=50)
