@@ -31,18 +31,23 @@ from sbp_assets.corpus.concept_texts import INVERTED
 from sbp_assets.corpus.concepts import ConceptWorld, view_of
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.evaluation.scores import bootstrap_stderr
-from sbp_assets.settings import load_settings
+from sbp_assets.settings import Settings, load_settings
 
 MOST = 5
 Fact = tuple[int, str]  # concept, attribute
 
 
-def main(profile: str) -> None:
+def concepts_run(profile: str) -> tuple[Settings, ConceptWorld, Path]:
+    """Return the settings, the world and the data_dir of a run on the concepts corpus; SystemExit for another."""
     os.environ["SBP_PROFILE"] = profile
     settings = load_settings()
     if not (source := settings.experiment.ground_truth):
         raise SystemExit(f"profile {profile}: the ground truth is known of source concepts alone")
-    world, data = ConceptWorld(source), Path(settings.deployment.data_dir)
+    return settings, ConceptWorld(source), Path(settings.deployment.data_dir)
+
+
+def main(profile: str) -> None:
+    settings, world, data = concepts_run(profile)
     stated_by: dict[str, set[Fact]] = {}
     about: dict[str, int | None] = {}
     views: dict[str, str | None] = {}

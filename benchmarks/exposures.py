@@ -11,7 +11,6 @@ whose documents state all facts of their concept (corpus.source.facts_per_docume
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -19,13 +18,13 @@ import numpy as np
 import polars as pl
 
 from benchmarks.arguments import parser_with_profile
+from benchmarks.copying import concepts_run
 from sbp_assets.corpus.concept_texts import ENTRIES, INVERTED
-from sbp_assets.corpus.concepts import ConceptWorld, view_of
+from sbp_assets.corpus.concepts import view_of
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.evaluation.scores import bootstrap_stderr
 from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, REVERSED_QUESTIONS, Tasks
 from sbp_assets.evaluation.views import ALONE
-from sbp_assets.settings import load_settings
 from sbp_assets.storage.paths import read_table, scan_table
 
 MODELS = ("baseline", "sbp", "oracle")
@@ -34,12 +33,8 @@ ASKED = {REVERSED_QUESTIONS: ENTRIES, CONCEPT_QUESTIONS: INVERTED}  # The view t
 
 
 def main(profile: str) -> None:
-    os.environ["SBP_PROFILE"] = profile
-    settings = load_settings()
-    if not (source := settings.experiment.ground_truth):
-        raise SystemExit(f"profile {profile}: the ground truth is known of source concepts alone")
-    world, data = ConceptWorld(source), Path(settings.deployment.data_dir)
-    if world.facts_per_document < source.attributes:
+    settings, world, data = concepts_run(profile)
+    if world.facts_per_document < len(world.attributes):
         raise SystemExit(f"profile {profile}: no document states all facts (corpus.source.facts_per_document)")
     documents, told = Counter[int | None](), Counter[tuple[int | None, str | None]]()
     for shard in settings.experiment.shard_keys:
