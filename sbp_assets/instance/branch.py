@@ -66,11 +66,11 @@ def make_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> No
     where the profile has no artifacts that can be linked; InstanceInUseError where `sbp run` is writing them.
     """
     home, deployment = _home(settings, name), settings.deployment
-    changed = _changed(changes)
+    changed = _changed(home, changes)
     if home.exists():
         made = json.loads((home / RECORD).read_text(encoding="utf-8"))
         # Settings are compared, not texts: 2 and 2.0 are the same number of epochs.
-        if _changed(made) != changed:
+        if _changed(home, made) != changed:
             raise SettingsError(f"branch {name} exists and changes {made}: take another name, or delete {home}")
         return
     if not Path(deployment.data_dir).is_dir():
@@ -104,8 +104,7 @@ def branch_environment(settings: Settings, name: str) -> dict[str, str]:
         known = sorted(path.name for path in home.parent.glob("[!.]*")) if home.parent.is_dir() else []
         raise SettingsError(f"no branch {name} of {settings.profile}; there are {', '.join(known) or 'none'}")
     changes = json.loads((home / RECORD).read_text(encoding="utf-8"))
-    folders = {variable("deployment", key): str(home / folder) for key, folder in EXPERIMENT_FOLDERS.items()}
-    return folders | overrides(changes)
+    return _environment(home, changes)
 
 
 def run_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> Path:
@@ -120,10 +119,15 @@ def run_branch(settings: Settings, name: str, changes: Mapping[str, Any]) -> Pat
     return _home(settings, name) / "artifacts"
 
 
-def _changed(changes: Mapping[str, Any]) -> Experiment:
-    """Return the profile's experiment with `changes`; raise SettingsError where they are impossible."""
+def _environment(home: Path, changes: Mapping[str, Any]) -> dict[str, str]:
+    folders = {variable("deployment", key): str(home / folder) for key, folder in EXPERIMENT_FOLDERS.items()}
+    return folders | overrides(changes)
+
+
+def _changed(home: Path, changes: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of a branch in `home` with `changes`; raise SettingsError where they are impossible."""
     try:
-        return load_settings(environ={**os.environ, **overrides(changes)}).experiment
+        return load_settings(environ={**os.environ, **_environment(home, changes)}).experiment
     except SettingsError as error:
         raise SettingsError(f"the changes of {', '.join(changes)} are refused: {error}") from error
 

@@ -127,3 +127,14 @@ def test_changes_are_key_value_pairs_whose_values_are_read_as_the_environments_a
     for wrong in ("synthesizer.epochs", "=2"):
         with pytest.raises(SettingsError):
             parse_changes([wrong])
+
+
+def test_a_branch_may_be_a_second_round_of_its_own_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("data_dir", "work_dir", "instance_dir"):
+        monkeypatch.setenv(f"SBP_DEPLOYMENT__{key.upper()}", str(tmp_path / key))
+        (tmp_path / key).mkdir()
+    monkeypatch.setenv("SBP_PROFILE", "tiny")
+    settings = load_settings()
+    make_branch(settings, "second", {"synthesizer.earlier_round": settings.deployment.data_dir})
+    branch = load_settings(environ={**os.environ, **branch_environment(settings, "second")})
+    assert branch.experiment.synthesizer.earlier_round == settings.deployment.data_dir
