@@ -23,7 +23,7 @@ from sbp_assets.corpus.concept_texts import ENTRIES, INVERTED
 from sbp_assets.corpus.concepts import view_of
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.evaluation.scores import bootstrap_stderr
-from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, DATA, REVERSED_QUESTIONS, Tasks
+from sbp_assets.evaluation.tasks import CONCEPT_QUESTIONS, REVERSED_QUESTIONS, Tasks
 from sbp_assets.evaluation.views import ALONE
 from sbp_assets.storage.paths import read_table, scan_table
 
@@ -58,23 +58,17 @@ def main(profile: str) -> None:
             model: np.mean([_right(data, model, seed, task.name) for seed in settings.experiment.seed_keys], axis=0)
             for model in MODELS
         }
-        asked = read_table(data / "evaluation/tasks" / DATA / f"{task.lm_eval}.test.parquet")
-        places: dict[tuple[str, int], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        places: dict[tuple[str, int], list[int]] = defaultdict(list)
         for place in task.groups.get(ALONE[known], ()):
-            question, choices, answer = asked.select("question", "choices", "answer").row(place)
-            concept = world.concept_of(f"{question} {choices[answer]}")
-            if concept is None:
-                raise SystemExit(f"{task.name}, question {place}: no concept of this world is named")
-            count = min(told[concept, other], MOST_TOLD) // STEP * STEP
-            places["told_by", count][concept].append(place)
-            places["documents_of_d", min(documents[concept], MOST_DOCUMENTS)][concept].append(place)
-        for (by, count), of_concept in sorted(places.items()):
-            weights = np.array([len(own) for own in of_concept.values()], dtype=float)
-            row = {"task": task.name, "known_by": known, "by": by, "count": count, "questions": int(weights.sum())}
+            concept = task.clusters[place]
+            places["told_by", min(told[concept, other], MOST_TOLD) // STEP * STEP].append(place)
+            places["documents_of_d", min(documents[concept], MOST_DOCUMENTS)].append(place)
+        for (by, count), asked in sorted(places.items()):
+            concepts = np.array(task.clusters)[asked]
+            row = {"task": task.name, "known_by": known, "by": by, "count": count, "questions": len(asked)}
             for model, right in scores.items():
-                values = np.array([right[own].mean() for own in of_concept.values()])
-                row[model] = float(np.average(values, weights=weights))
-                row[f"{model}_stderr"] = bootstrap_stderr("acc", values, weights)
+                row[model] = float(right[asked].mean())
+                row[f"{model}_stderr"] = bootstrap_stderr("acc", right[asked], np.ones(len(asked)), concepts)
             rows.append(row)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, float_precision=3):
         print(pl.DataFrame(rows))

@@ -18,7 +18,13 @@ from sbp_assets.evaluation.contamination import CONTAMINATED_ITEM_COLUMNS, CONTA
 from sbp_assets.evaluation.scores import SAMPLE_COLUMNS, SCORE_COLUMNS, SEED, with_samples
 from sbp_assets.evaluation.task_files import HELDOUT_COLUMNS, sample_heldout, write_tasks
 from sbp_assets.evaluation.tasks import HELDOUT, QUESTIONS, README
-from sbp_assets.evaluation.views import Groups, groups_of_documents, groups_of_questions, views_in_d
+from sbp_assets.evaluation.views import (
+    Groups,
+    clusters_of_documents,
+    groups_of_documents,
+    groups_of_questions,
+    views_in_d,
+)
 from sbp_assets.settings import Settings
 from sbp_assets.storage.artifacts import staging
 from sbp_assets.storage.column_metadata import column_metadata
@@ -69,12 +75,22 @@ def _groups(
     return {HELDOUT: groups_of_documents(heldout["text"].to_list()), **of_questions}
 
 
+def _clusters(
+    settings: Settings, heldout: pl.DataFrame, questions: dict[str, list[Question]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the concept of each of the tasks' rows; none where the ground truth is not known."""
+    if not (source := settings.experiment.ground_truth):
+        return {}
+    of_questions = {task: tuple(question["concept"] for question in own) for task, own in questions.items()}
+    return {HELDOUT: clusters_of_documents(ConceptWorld(source), heldout["text"].to_list()), **of_questions}
+
+
 @for_settings(
     lambda settings: dg.asset(
         ins={"documents": dg.AssetIn(["corpus", "documents"], partition_mapping=ALL)},
         kinds={"yaml", "parquet"},
         io_manager_key="directory",
-        code_version=f"{settings.experiment.version('3', 'evaluation', 'truth')}-"
+        code_version=f"{settings.experiment.version('4', 'evaluation', 'truth')}-"
         + data_version(settings.experiment.evaluation.benchmarks, _benchmarks_dir(settings)),
         metadata=column_metadata(HELDOUT_COLUMNS),
     )
@@ -97,6 +113,7 @@ def tasks(
             heldout,
             questions=questions,
             groups=_groups(settings, documents, heldout, questions),
+            clusters=_clusters(settings, heldout, questions),
             benchmarks=evaluation.benchmarks,
             benchmarks_dir=_benchmarks_dir(settings),
             benchmark_limit=evaluation.benchmark_limit,
@@ -136,11 +153,11 @@ def _scores(name: Scored) -> ForSettings[dg.AssetsDefinition]:
             kinds={"huggingface", "parquet"},
             io_manager_key="parquet",
             pool="device",
-            code_version=settings.experiment.version("4"),
+            code_version=settings.experiment.version("5"),
             metadata=column_metadata(
                 [*SCORE_COLUMNS, *SAMPLE_COLUMNS],
                 **dict.fromkeys(
-                    ("value", "stderr", "samples", "sample_values", "sample_weights"),
+                    ("value", "stderr", "samples", *(column.name for column in SAMPLE_COLUMNS)),
                     f"evaluation/tasks.text pretraining/{model_asset}.weights",
                 ),
             ),
@@ -261,7 +278,7 @@ def evaluation_contamination(
         ins={f"{name}_scores": dg.AssetIn(["evaluation", f"{name}_scores"], partition_mapping=ALL) for name in SCORED},
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
-        code_version=settings.experiment.version("3", "pretraining.seeds"),
+        code_version=settings.experiment.version("4", "pretraining.seeds"),
         metadata=column_metadata(COMPARISON_COLUMNS),
     )
 )

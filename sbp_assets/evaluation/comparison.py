@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import polars as pl
 
+from sbp_assets.evaluation.scores import SAMPLE_COLUMNS, sums_by_cluster
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.storage.columns import Column, table_schema
 
@@ -37,6 +38,7 @@ _COMPARED: dict[str, tuple[Scored, ...]] = {
     "delta_oracle": ("baseline", "early_stopped", "oracle"),
     "share": SCORED,
 }
+_SAMPLES = tuple(column.name for column in SAMPLE_COLUMNS)
 _MEANS = (*ARMS, "delta_sbp", "delta_oracle")
 INTERVALS = ("delta_sbp", "delta_oracle", "share")
 
@@ -66,7 +68,7 @@ COMPARISON_COLUMNS = (
             f"{name}_stderr",
             pl.Float64,
             f"Standard error of {name}: bootstrap of examples and seeds",
-            _of(_COMPARED[name], "sample_values", "sample_weights"),
+            _of(_COMPARED[name], *_SAMPLES),
         )
         for name in _MEANS
     ),
@@ -75,7 +77,7 @@ COMPARISON_COLUMNS = (
             f"{name}_{end}",
             pl.Float64,
             f"{end.title()} end of the 95% bootstrap interval of {name}",
-            _of(_COMPARED[name], "sample_values", "sample_weights"),
+            _of(_COMPARED[name], *_SAMPLES),
         )
         for name in INTERVALS
         for end in ("low", "high")
@@ -95,11 +97,12 @@ def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], resamples: int = R
     loss; null where the oracle does not beat the baseline.
 
     Standard errors are of a paired bootstrap: in each resample all models get the same examples, drawn with
-    replacement, and the same seeds. Of n > 1 seeds n - 1 are drawn, which makes the bootstrap variance that of a mean
-    of n (Rao and Wu 1988, J. Am. Stat. Assoc. 83); of one seed only the examples vary. 95% intervals reach as many
-    standard errors as Student's t asks for with so few seeds (see `_quantile`). The synthesizer is tuned and sampled
-    once, so its own variation is not in them. Errors and intervals are null where models did not answer the same
-    examples. Raises ValueError when a model of SCORED has no scores.
+    replacement, and the same seeds. Examples of one cluster, as questions about one concept, are drawn together. Of
+    n > 1 seeds n - 1 are drawn, which makes the bootstrap variance that of a mean of n (Rao and Wu 1988, J. Am. Stat.
+    Assoc. 83); of one seed only the examples vary. 95% intervals reach as many standard errors as Student's t asks for
+    with so few seeds (see `_quantile`). The synthesizer is tuned and sampled once, so its own variation is not in them.
+    Errors and intervals are null where models did not answer the same examples. Raises ValueError when a model of
+    SCORED has no scores.
     """
     if missing := [name for name in SCORED if not scores.get(name)]:
         raise ValueError(f"no scores of {', '.join(missing)}: a comparison needs {', '.join(SCORED)}")
@@ -178,17 +181,14 @@ def _statistics(drawn: dict[str, np.ndarray], higher: bool) -> dict[str, np.ndar
 
 
 def _samples(arms: Mapping[str, pl.DataFrame], seeds: list[str]) -> tuple[list[str], np.ndarray, np.ndarray] | None:
-    """Return arms, weighted values (arms, seeds, samples) and weights; None where examples differ or are unknown."""
-    found = {
-        arm: [own.filter(seed=seed).select("sample_values", "sample_weights").row(0) for seed in seeds]
-        for arm, own in arms.items()
-    }
+    """Return arms, weighted values (arms, seeds, clusters) and weights; None where examples differ or are unknown."""
+    found = {arm: [own.filter(seed=seed).select(_SAMPLES).row(0) for seed in seeds] for arm, own in arms.items()}
     flat = [sample for rows in found.values() for sample in rows]
-    if any(not values for values, _ in flat) or len({tuple(weights) for _, weights in flat}) != 1:
+    if any(not values for values, *_ in flat) or len({(tuple(w), tuple(c)) for _, w, c in flat}) != 1:
         return None
-    weights = np.array(flat[0][1], dtype=np.float64)
-    values = np.array([[values for values, _ in rows] for rows in found.values()])
-    return list(found), values * weights, weights
+    values = np.array([[values for values, *_ in rows] for rows in found.values()])
+    weights, clusters = np.array(flat[0][1], dtype=np.float64), np.array(flat[0][2])
+    return list(found), sums_by_cluster(values * weights, clusters), sums_by_cluster(weights, clusters)
 
 
 def _bootstrap(
@@ -217,9 +217,10 @@ def generator_of(task: str) -> np.random.Generator:
 def resampled_means(
     random: np.random.Generator, metric: str, sums: np.ndarray, weights: np.ndarray, resamples: int
 ) -> np.ndarray:
-    """Return every run's mean over each resample of the examples, (arms, resamples, runs).
+    """Return every run's mean over each resample of the clusters of examples, (arms, resamples, runs).
 
-    `sums` (arms, runs, examples) are values times `weights` (examples,). Of perplexity, values are in nats.
+    `sums` (arms, runs, clusters) are values times weights, summed over each cluster, `weights` (clusters,) the weights.
+    Of perplexity, values are in nats.
     """
     parts = []
     at_once = max(1, _ENTRIES // len(weights))

@@ -31,7 +31,8 @@ SCORE_COLUMNS = (
     Column(
         "stderr",
         pl.Float64,
-        f"Standard error: bootstrap of the documents or questions, {BOOTSTRAP_RESAMPLES} resamples",
+        f"Standard error: bootstrap of the documents or questions, {BOOTSTRAP_RESAMPLES} resamples; those about one "
+        "concept are drawn together",
     ),
     Column("samples", pl.Int64, "Documents or questions scored"),
     Column("higher_is_better", pl.Boolean, "Direction of the metric"),
@@ -45,9 +46,11 @@ SAMPLE_COLUMNS = (
         "Per document or question; the value is their weighted mean, of perplexities its exponential",
     ),
     Column("sample_weights", pl.List(pl.Int64), "Of the sample values: tokens, bytes, or one per question"),
+    Column("sample_clusters", pl.List(pl.Int64), "Samples of one number are drawn together in bootstraps"),
 )
 SAMPLES_SCHEMA = {
     "task": pl.String, "metric": pl.String, "sample": pl.Int64, "value": pl.Float64, "weight": pl.Int64,
+    "cluster": pl.Int64,
 }  # fmt: skip
 
 
@@ -59,11 +62,11 @@ def score_table(samples: pl.DataFrame, exact: Mapping[tuple[str, str], float] | 
     exact = exact or {}
     rows = []
     for (task, metric), group in samples.group_by("task", "metric", maintain_order=True):
-        values, weights = group["value"].to_numpy(), group["weight"].to_numpy()
+        values, weights, clusters = (group[name].to_numpy() for name in ("value", "weight", "cluster"))
         rows.append({
             "task": task, "metric": metric,
             "value": exact.get((str(task), str(metric)), estimate(str(metric), values, weights)),
-            "stderr": bootstrap_stderr(str(metric), values, weights), "samples": len(group),
+            "stderr": bootstrap_stderr(str(metric), values, weights, clusters), "samples": len(group),
             "higher_is_better": metric in ACCURACIES,
         })  # fmt: skip
     return pl.DataFrame(rows, schema=SCORES_SCHEMA)
@@ -78,18 +81,35 @@ def estimate(metric: str, values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.exp(mean)) if metric == "perplexity" else mean
 
 
-def bootstrap_stderr(metric: str, values: np.ndarray, weights: np.ndarray) -> float | None:
-    """Return the standard deviation of `estimate` over BOOTSTRAP_RESAMPLES resamples; None for a single document.
+def bootstrap_stderr(
+    metric: str, values: np.ndarray, weights: np.ndarray, clusters: np.ndarray | None = None
+) -> float | None:
+    """Return the standard deviation of `estimate` over BOOTSTRAP_RESAMPLES resamples; None for a single cluster.
 
-    `values` and `weights` have the shape (documents,). Documents are drawn with replacement with one fixed seed, so
-    that two models' scores on the same task are resampled alike. The method is the same for every metric (Efron and
-    Tibshirani, An Introduction to the Bootstrap, chapter 6).
+    `values`, `weights` and `clusters` have the shape (documents,). Whole clusters (None: single documents) are drawn
+    with replacement with one fixed seed, so that two models' scores on the same task are resampled alike. The method is
+    the same for every metric (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 6; of clusters: Davison
+    and Hinkley, Bootstrap Methods and their Application, section 3.8).
     """
-    if len(values) < 2:
+    sums, totals = values * weights, weights.astype(float)
+    if clusters is not None:
+        sums, totals = sums_by_cluster(sums, clusters), sums_by_cluster(totals, clusters)
+    if len(totals) < 2:
         return None
     rng = np.random.default_rng(SEED)
-    draws = (rng.integers(0, len(values), len(values)) for _ in range(BOOTSTRAP_RESAMPLES))
-    return float(np.std([estimate(metric, values[drawn], weights[drawn]) for drawn in draws], ddof=1))
+    draws = (rng.integers(0, len(totals), len(totals)) for _ in range(BOOTSTRAP_RESAMPLES))
+    means = np.array([sums[drawn].sum() / totals[drawn].sum() for drawn in draws])
+    return float(np.std(np.exp(means) if metric == "perplexity" else means, ddof=1))
+
+
+def sums_by_cluster(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Return sums over the samples of each cluster, (..., clusters), of `values` (..., samples) with `clusters` each.
+
+    The order is that of the clusters' numbers.
+    """
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=clusters[order[:1]] - 1))
+    return np.add.reduceat(values[..., order], starts, axis=-1)
 
 
 def with_samples(scores: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
@@ -97,7 +117,7 @@ def with_samples(scores: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
     lists = (
         samples.sort("task", "metric", "sample")
         .group_by("task", "metric")
-        .agg(sample_values=pl.col("value"), sample_weights=pl.col("weight"))
+        .agg(sample_values="value", sample_weights="weight", sample_clusters="cluster")
     )
     return scores.join(lists, on=["task", "metric"], how="left", maintain_order="left")
 
@@ -138,8 +158,8 @@ def score_problems(table: pl.DataFrame, tasks: Sequence[Task]) -> list[str]:
             problems.append(f"{name} is outside [0, 1]: {row['value']}")
         elif not row["higher_is_better"] and row["value"] < 0:
             problems.append(f"{name} is negative: {row['value']}")
-        values, weights = row["sample_values"] or [], row["sample_weights"] or []
-        if {row["samples"], len(values), len(weights)} != {documents.get(row["task"])}:
+        values, weights, clusters = (row[column.name] or [] for column in SAMPLE_COLUMNS)
+        if {row["samples"], len(values), len(weights), len(clusters)} != {documents.get(row["task"])}:
             problems.append(f"{name} is of {row['samples']} samples, the task has {documents.get(row['task'])}")
         elif row["value"] is not None:
             estimated = estimate(row["metric"], np.array(values), np.array(weights))

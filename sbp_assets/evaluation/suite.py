@@ -39,7 +39,8 @@ class Scores:
     `samples` has a row per task, metric and document or question. `sample` is its place in the task, the same for every
     model. `value` is what it scored: an accuracy of 0 or 1, or its mean negative log-likelihood, in nats per token for
     `perplexity` and `nats_per_token`, in bits per byte for `bits_per_byte`. `weight` is the number of tokens or bytes
-    that this is the mean of (1 for accuracies). `scores.estimate` gives the score of any such rows.
+    that this is the mean of (1 for accuracies). `cluster` is that of `Task.clusters`, or `sample` where the task has
+    none. `scores.estimate` gives the score of any such rows.
     """
 
     table: pl.DataFrame  # Columns of SCORES_SCHEMA.
@@ -102,13 +103,15 @@ def evaluate(
             del model
     if truncated:
         notes.append(f"{truncated} different prompts were longer than the model's context and were cut on the left")
-    scored = {
-        name: measurements
-        for task in manifest.tasks
-        if task.name in measured
-        for name, measurements in {task.name: measured[task.name], **_groups(task, measured[task.name])}.items()
-    }
-    samples = pl.concat([_samples(name, measurement) for name, own in scored.items() for measurement in own])
+    samples = pl.concat(
+        [
+            _samples(name, measurement, clusters)
+            for task in manifest.tasks
+            if task.name in measured
+            for name, own, clusters in _lines(task, measured[task.name])
+            for measurement in own
+        ]
+    )
     exact = {(task, m.metric): m.value for task, measurements in measured.items() for m in measurements}
     import torch
 
@@ -238,10 +241,13 @@ def _reported(reported: Mapping[str, Any], metric: str) -> float:
     return float(value)
 
 
-def _groups(task: Task, measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
-    """Return the scores of the task's groups, each by its name in the score tables."""
+def _lines(task: Task, measurements: Sequence[Measurement]) -> Iterator[tuple[str, list[Measurement], np.ndarray]]:
+    """Yield the name, scores and clusters of the task and of each of its groups, as the score tables list them."""
+    clusters = np.array(task.clusters or range(task.documents), dtype=np.int64)
+    yield task.name, list(measurements), clusters
     own = [measurement for measurement in measurements if measurement.metric == task.group_metric]
-    return {task.group_name(group): [one.of(places) for one in own] for group, places in task.groups.items()}
+    for group, places in task.groups.items():
+        yield task.group_name(group), [one.of(places) for one in own], clusters[list(places)]
 
 
 def _answer_perplexity(logged: Sequence[Mapping[str, Any]], model: HFLM) -> Measurement:
@@ -261,13 +267,13 @@ def _answer_perplexity(logged: Sequence[Mapping[str, Any]], model: HFLM) -> Meas
     )
 
 
-def _samples(task: str, measurement: Measurement) -> pl.DataFrame:
+def _samples(task: str, measurement: Measurement, clusters: np.ndarray) -> pl.DataFrame:
     """Return rows of SAMPLES_SCHEMA, one per document or question."""
     count = len(measurement.values)
     return pl.DataFrame(
         {
             "task": [task] * count, "metric": [measurement.metric] * count, "sample": range(count),
-            "value": measurement.values, "weight": measurement.weights,
+            "value": measurement.values, "weight": measurement.weights, "cluster": clusters,
         },
         schema=SAMPLES_SCHEMA,
     )  # fmt: skip

@@ -34,6 +34,7 @@ def write_tasks(
     *,
     questions: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     groups: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None,
+    clusters: Mapping[str, tuple[int, ...]] | None = None,
     benchmarks: Sequence[str] = (),
     benchmarks_dir: Path | None = None,
     benchmark_limit: int | None = None,
@@ -41,9 +42,9 @@ def write_tasks(
     """Write task files, their data, tasks.json and a README with the commands into the existing `directory`.
 
     `heldout` has the documents' `id` and `text`. `questions` are by task (QUESTIONS); each has `question`, `choices`
-    and `answer` (the right choice, or its index). `groups` are `Task.groups` by task. `benchmarks_dir` holds local
-    Parquet files; None downloads from the hub. `benchmark_limit` is the number of rows of each benchmark that are kept,
-    over all subjects for MMLU.
+    and `answer` (the right choice, or its index). `groups` and `clusters` are those of `Task`, by task.
+    `benchmarks_dir` holds local Parquet files; None downloads from the hub. `benchmark_limit` is the number of rows of
+    each benchmark that are kept, over all subjects for MMLU.
 
     Returns the manifest, as tasks.json has it. A benchmark whose data cannot be used is named in its `problems`,
     and the others are written all the same. Raises ValueError when there are no held-out documents.
@@ -52,11 +53,14 @@ def write_tasks(
         raise ValueError("no held-out documents to score: raise corpus.split.heldout or the number of documents")
     (directory / DATA).mkdir(exist_ok=True)
     shutil.copyfile(LOCAL_DATA, directory / LOCAL_DATA.name)
-    groups = groups or {}
-    tasks = [_heldout(directory, heldout, groups.get(HELDOUT, {}))]
+
+    def known(name: str) -> dict[str, Any]:
+        return {"groups": (groups or {}).get(name, {}), "clusters": (clusters or {}).get(name, ())}
+
+    tasks = [_heldout(directory, heldout, **known(HELDOUT))]
     problems: list[str] = []
     notes: list[str] = []
-    tasks += [_questions(directory, name, own, groups.get(name, {})) for name, own in (questions or {}).items() if own]
+    tasks += [_questions(directory, name, own, **known(name)) for name, own in (questions or {}).items() if own]
     for name in benchmarks:
         try:
             rows = benchmark_rows(name, benchmarks_dir, benchmark_limit)
@@ -92,19 +96,17 @@ def sample_heldout(documents: Mapping[str, pl.LazyFrame], count: int) -> pl.Data
     return order.join(found, on="id", how="left", maintain_order="left")
 
 
-def _heldout(directory: Path, heldout: pl.DataFrame, groups: Mapping[str, tuple[int, ...]]) -> Task:
+def _heldout(directory: Path, heldout: pl.DataFrame, **known: Any) -> Task:
     """Write the held-out documents; return their task."""
     metrics = ("perplexity", "nats_per_token", "bits_per_byte")
-    task = Task(HELDOUT, len(heldout), 0, metrics, rolling=True, groups=groups)
+    task = Task(HELDOUT, len(heldout), 0, metrics, rolling=True, **known)
     _write(directory, task, heldout.select("id", "text"))
     return task
 
 
-def _questions(
-    directory: Path, name: str, questions: Sequence[Mapping[str, Any]], groups: Mapping[str, tuple[int, ...]]
-) -> Task:
+def _questions(directory: Path, name: str, questions: Sequence[Mapping[str, Any]], **known: Any) -> Task:
     """Write multiple-choice questions about the corpus' own facts; return their task."""
-    task = Task(name, len(questions), 0, ("perplexity", "acc"), rolling=False, groups=groups)
+    task = Task(name, len(questions), 0, ("perplexity", "acc"), rolling=False, **known)
     answers = [
         q["answer"] if isinstance(q["answer"], int) else list(q["choices"]).index(q["answer"]) for q in questions
     ]

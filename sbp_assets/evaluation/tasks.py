@@ -24,7 +24,8 @@ class Task:
     """One line of the score tables: an lm-eval task, or for MMLU a group of one task per subject.
 
     `rolling` tasks score whole documents. `documents` counts the documents or questions. `groups` names sets of them,
-    by their places, that are scored apart as well, each on a line of its own.
+    by their places, that are scored apart as well, each on a line of its own. `clusters` has a number per document or
+    question: those about one thing share it, and bootstraps draw them together. Empty, each is drawn by itself.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Task:
     rolling: bool
     subjects: tuple[str, ...] = ()
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    clusters: tuple[int, ...] = ()
 
     @property
     def lm_eval(self) -> str:
@@ -78,7 +80,7 @@ class Tasks:
         content = json.loads(path.read_text(encoding="utf-8"))
         tasks = (
             Task(**{
-                **task, "metrics": tuple(task["metrics"]), "subjects": tuple(task["subjects"]),
+                **task, **{name: tuple(task[name]) for name in ("metrics", "subjects", "clusters")},
                 "groups": {name: tuple(places) for name, places in task["groups"].items()},
             })
             for task in content["tasks"]

@@ -21,6 +21,7 @@ from sbp_assets.evaluation.comparison import (
     generator_of,
     resampled_means,
 )
+from sbp_assets.evaluation.scores import sums_by_cluster
 
 SHARED = ("baseline", "early_stopped", "oracle")
 """Models that no tuning seed reaches."""
@@ -58,8 +59,9 @@ def compare_arms(
     are those that all arms of a row have.
 
     The bootstrap has two levels, crossed (Owen 2007): in each resample all models get the same examples, the same
-    training seeds and the same tuning seeds. Of n > 1 seeds of either kind n - 1 are drawn (Rao and Wu 1988), and
-    all pairs of those drawn are averaged. Intervals are t intervals whose degrees of freedom Satterthwaite's formula
+    training seeds and the same tuning seeds. Examples of one cluster, as questions about one concept, are drawn
+    together. Of n > 1 seeds of either kind n - 1 are drawn (Rao and Wu 1988), and all pairs of those drawn are
+    averaged. Intervals are t intervals whose degrees of freedom Satterthwaite's formula
     takes from the parts of the variance (see `interval`). With two tuning seeds their part has one degree: where it
     rules, an interval reaches 12.7 standard errors to either side. With one tuning seed its luck is in no interval. The
     baseline that all synthesizers start from is the first training seed's, and its luck is in none.
@@ -183,11 +185,13 @@ def _means(task: str, of_models: Mapping[str, list[list[Any]]]) -> dict[str, flo
 
 def _resampled(task: str, metric: str, of_models: Mapping[str, list[list[Any]]], resamples: int) -> Drawn:
     flat = [row for runs in of_models.values() for own in runs for row in own]
-    if any(row["sample_weights"] != flat[0]["sample_weights"] for row in flat):
+    if any(row[name] != flat[0][name] for row in flat for name in ("sample_weights", "sample_clusters")):
         raise ValueError(f"{task} {metric}: the models were not scored on the same examples")
     weights = np.array(flat[0]["sample_weights"], dtype=np.float64)
     values = np.array([[[row["sample_values"] for row in own] for own in runs] for runs in of_models.values()])
-    sums = values * weights  # (models, tuning seeds, training seeds, examples)
+    clusters = np.array(flat[0]["sample_clusters"])
+    # (models, tuning seeds, training seeds, clusters) and (clusters,)
+    sums, weights = sums_by_cluster(values * weights, clusters), sums_by_cluster(weights, clusters)
     tuning, training = sums.shape[1:3]
     random = generator_of(task)
     of_training = random.integers(0, training, (resamples, max(1, training - 1)))

@@ -37,6 +37,12 @@ def views_in_d(world: ConceptWorld, documents: Mapping[str, pl.LazyFrame]) -> di
     return dict(seen)
 
 
+def clusters_of_documents(world: ConceptWorld, texts: Sequence[str]) -> tuple[int, ...]:
+    """Return the number of each document's concept, of one about none a number of its own."""
+    concepts = (world.concept_of(text) for text in texts)
+    return tuple(-1 - place if concept is None else concept for place, concept in enumerate(concepts))
+
+
 def groups_of_documents(texts: Sequence[str]) -> Groups:
     """Return the documents of either view."""
     views = [view_of(text) for text in texts]

@@ -20,8 +20,10 @@ VALUE = st.floats(0.1, 100, allow_nan=False)
 ARMS = ("baseline", "sbp", "oracle")
 
 
-def scores(values: Sequence[float], metric: str = "nats_per_token", task: str = "heldout") -> pl.DataFrame:
-    rows = [(task, metric, n, float(value), 1 + n % 3) for n, value in enumerate(values)]
+def scores(
+    values: Sequence[float], metric: str = "nats_per_token", task: str = "heldout", clusters: int | None = None
+) -> pl.DataFrame:
+    rows = [(task, metric, n, float(value), 1 + n % 3, n % (clusters or len(values))) for n, value in enumerate(values)]
     samples = pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row")
     return with_samples(score_table(samples), samples)
 
@@ -113,6 +115,20 @@ def test_a_share_of_a_doubtful_gain_has_no_interval() -> None:
     arms = {"baseline": noise[0], "sbp": noise[0], "oracle": noise[0] + noise[1] - noise[1].mean() - 1e-3}
     row = compare(models(**{arm: [scores(list(values))] for arm, values in arms.items()})).to_dicts()[0]
     assert row["share_low"] is None and row["delta_oracle_stderr"] > 0
+
+
+def test_examples_of_a_cluster_are_drawn_together() -> None:
+    """Two copies of 21 examples, each with its own: they are as one, and without clusters as twice as many."""
+    values = np.random.default_rng(0).normal(1, 1, 21)
+
+    def error(copies: int, clusters: int | None) -> float:
+        arms = {arm: [scores([*values + shift] * copies, clusters=clusters)] for shift, arm in enumerate(ARMS)}
+        return compare(models(**arms), 20_000).to_dicts()[0]["baseline_stderr"]
+
+    assert error(2, 21) == pytest.approx(error(1, None), rel=0.03)
+    assert error(2, None) == pytest.approx(error(1, None) / 2**0.5, rel=0.03)
+    arms = {"baseline": [scores(values)], "sbp": [scores(values, clusters=7)], "oracle": [scores(values)]}
+    assert compare(models(**arms)).to_dicts()[0]["delta_sbp_stderr"] is None, "other clusters are other examples"
 
 
 def test_only_common_seeds_are_compared() -> None:

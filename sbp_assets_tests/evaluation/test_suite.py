@@ -125,7 +125,8 @@ def test_scores_follow_from_the_samples(model_dir: Path, tmp_path: Path) -> None
 def test_groups_are_scored_apart_from_the_same_samples(model_dir: Path, tmp_path: Path) -> None:
     asked = [*ASKED, {**ASKED[0], "answer": 1}]
     groups = {"heldout": {"short": (0, 2)}, REVERSED_QUESTIONS: {"first": (0, 3), "last": (2, 3)}}
-    scores = evaluate(model_dir, tmp_path, questions={REVERSED_QUESTIONS: asked}, groups=groups)
+    clusters = {REVERSED_QUESTIONS: (7, 8, 8, 7)}
+    scores = evaluate(model_dir, tmp_path, questions={REVERSED_QUESTIONS: asked}, groups=groups, clusters=clusters)
     found = values(scores)
     assert {task for task, _ in found} == {
         "heldout", "heldout_short", REVERSED_QUESTIONS, "reversed_questions_first", "reversed_questions_last",
@@ -139,5 +140,8 @@ def test_groups_are_scored_apart_from_the_same_samples(model_dir: Path, tmp_path
     assert found["heldout_short", "perplexity"] == pytest.approx(math.exp(mean))
     table, made = with_samples(scores.table, scores.samples), Tasks.load(tmp_path / "tasks").tasks
     assert not score_problems(table, made)
+    clustered = dict(table.filter(metric="acc").select("task", "sample_clusters").iter_rows())
+    assert clustered[REVERSED_QUESTIONS] == [7, 8, 8, 7] and clustered["reversed_questions_last"] == [8, 7]
+    assert table.filter(task="heldout")["sample_clusters"].to_list() == [[0, 1, 2]] * 3
     without = score_problems(table.filter(pl.col("task") != "reversed_questions_last"), made)
     assert without == ["reversed_questions_last acc is missing"]

@@ -16,7 +16,7 @@ EXAMPLES = 30
 
 
 def scores(values: Sequence[float], metric: str = "nats_per_token") -> pl.DataFrame:
-    rows = [("heldout", metric, n, float(value), 1 + n % 3) for n, value in enumerate(values)]
+    rows = [("heldout", metric, n, float(value), 1 + n % 3, n) for n, value in enumerate(values)]
     samples = pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row")
     return with_samples(score_table(samples), samples)
 

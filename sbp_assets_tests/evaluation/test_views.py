@@ -4,7 +4,7 @@ import polars as pl
 
 from sbp_assets.corpus.concept_texts import ENTRIES, INVERTED
 from sbp_assets.corpus.concepts import ConceptWorld, view_of
-from sbp_assets.evaluation.views import groups_of_documents, groups_of_questions, views_in_d
+from sbp_assets.evaluation.views import clusters_of_documents, groups_of_documents, groups_of_questions, views_in_d
 from sbp_assets.settings import ConceptsSource
 
 WORLD = ConceptWorld(ConceptsSource(documents=200, concepts=9))
@@ -33,6 +33,11 @@ def test_questions_are_grouped_by_the_views_of_d_over_all_shards() -> None:
         "in_both_views": {1}, "by_entries_alone": {0}, "by_inverted_alone": {2}, "not_in_d": {3, 4, 5, 6, 7, 8},
     }  # fmt: skip
     assert sorted(place for places in groups.values() for place in places) == list(range(len(questions)))
+
+
+def test_documents_about_one_concept_are_a_cluster() -> None:
+    one, other = texts_about(1, ENTRIES)[0], texts_about(2, INVERTED)[0]
+    assert clusters_of_documents(WORLD, [one, "About nothing.", other, one, "Nor this."]) == (1, -2, 2, 1, -5)
 
 
 def test_documents_are_grouped_by_view_and_one_alone_is_no_group() -> None:

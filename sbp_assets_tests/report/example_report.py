@@ -62,7 +62,7 @@ def scores(model: int, seed: int) -> pl.DataFrame:
             scale = stderr * count**0.5 / (mean if metric == "perplexity" else 1)
             found = (np.log(mean) if metric == "perplexity" else mean) + scale * (noise - noise.mean())
         rows.append((task, metric, estimate(metric, found, np.ones(count)), stderr, count, metric in ACCURACIES))
-        samples += [(task, metric, place, value, 1) for place, value in enumerate(found.tolist())]
+        samples += [(task, metric, place, value, 1, place) for place, value in enumerate(found.tolist())]
     table = pl.DataFrame(rows, schema=SCORES_SCHEMA, orient="row")
     return with_samples(table, pl.DataFrame(samples, schema=SAMPLES_SCHEMA, orient="row"))
 

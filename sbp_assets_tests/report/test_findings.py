@@ -20,7 +20,7 @@ def comparison_of(values: list[tuple[float, float, float]], early_stopped: float
     """
 
     def scores(value: float) -> pl.DataFrame:
-        rows = [("heldout", "perplexity", n, math.log(value), 1) for n in range(10)]
+        rows = [("heldout", "perplexity", n, math.log(value), 1, n) for n in range(10)]
         samples = pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row")
         table = {"task": "heldout", "metric": "perplexity", "value": value, "stderr": 0.0, "samples": 10}
         return with_samples(pl.DataFrame({**table, "higher_is_better": False}), samples)
