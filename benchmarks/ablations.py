@@ -28,6 +28,7 @@ from sbp_assets.settings import load_settings
 OWN = "the data_dir of the profile"
 SYNTHESIS: dict[str, dict[str, Any]] = {
     "as_configured": {},
+    "share_025": {"pretraining.synthetic_share": 0.25},
     "share_050": {"pretraining.synthetic_share": 0.5},
     "share_085": {"pretraining.synthetic_share": 0.85},
     "without_centring": {"pairing.centring": 0},
@@ -56,6 +57,7 @@ BUDGET: dict[str, dict[str, Any]] = {
     "readings_16": {"pretraining.repetitions": 16, "pretraining.synthetic_share": 0.5},
     "readings_40": {"pretraining.repetitions": 40, "pretraining.synthetic_share": 0.8},
     "weight_decay_01": {"pretraining.weight_decay": 0.1},
+    "weight_decay_2": {"pretraining.weight_decay": 2.0},
 }
 CORPUS: dict[str, dict[str, Any]] = {
     "one_view": {"corpus.source.inverted_share": 0.0},
