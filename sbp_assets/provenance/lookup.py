@@ -15,6 +15,7 @@ CANDIDATES, PAIRS = "pairing/neighbor_candidates", "pairing/neighbor_pairs"
 EXAMPLES, SYNTHETIC_DOCUMENTS, SYNTHETIC_TOKENS = (
     "synthesizer/tuning_examples", "synthesis/synthetic_documents", "synthesis/synthetic_tokens",
 )  # fmt: skip
+EARLIER_PAIRS = "synthesizer/earlier_pairs"
 BUDGET, COMPARISON = "pretraining/token_budget", "evaluation/comparison"
 EARLY_STOPPED = "early_stopped"
 

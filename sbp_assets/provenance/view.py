@@ -23,6 +23,7 @@ def show(trace: Trace, console: Console) -> None:
         "document": _document,
         "synthetic_document": _synthetic_document,
         "pair": _pair,
+        "earlier_pair": _earlier_pair,
         "score": _score,
         "artifact": _artifact,
     }[trace["kind"]](trace, console)
@@ -89,6 +90,17 @@ def _pair(trace: Trace, console: Console) -> None:
     _table(console, "Nearest neighbours it comes from", ("document", "neighbour", "rank", "similarity"), rows)
     _fact(console, "tuning", _tuning(trace["tuning"]))
     _fact(console, "synthetic of d1", f"{trace['synthetic_documents_of_d1']:,}")
+
+
+def _earlier_pair(trace: Trace, console: Console) -> None:
+    joined = "pair with a synthetic document of the earlier round"
+    _title(console, trace["id"], joined if trace["tuning"] else f"no {joined}")
+    seed, written = trace["seed"], trace["synthetic_document"]
+    _fact(console, "document of D", f"{seed['id']}, {seed['file']} line {seed['line']}")
+    _text(console, seed["text"])
+    _fact(console, "written from it", f"{written['id']} of {written['run']}")
+    _text(console, written["text"] or "(it is not there any more)")
+    _fact(console, "tuning", _tuning(trace["tuning"]))
 
 
 def _score(trace: Trace, console: Console) -> None:

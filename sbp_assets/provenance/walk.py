@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from sbp_assets.corpus.split import HELDOUT, ORACLE, UNIQUE
 from sbp_assets.provenance.lookup import (
@@ -16,6 +19,7 @@ from sbp_assets.provenance.lookup import (
     CANDIDATES,
     DOCUMENTS,
     DUPLICATES,
+    EARLIER_PAIRS,
     EXAMPLES,
     MANIFEST,
     PAIRS,
@@ -32,6 +36,8 @@ from sbp_assets.provenance.scores import artifact_traces
 from sbp_assets.provenance.store import Store
 from sbp_assets.provenance.training_reads import TrainingReads
 from sbp_assets.settings import Settings
+from sbp_assets.storage.paths import scan_table
+from sbp_assets.synthesizer.earlier_round import PREFIX
 
 EXCERPT_CHARS = 400
 SUGGESTIONS = 3
@@ -41,13 +47,13 @@ PAIR = "->"
 def trace(identifier: str, settings: Settings, store: Store, records: RecordsOf) -> list[Trace]:
     """Return the traces of everything that has this id: nearly always one.
 
-    An id is a document's, a synthetic document's, a pair's ('d1->d2'), a score's ('task/metric/arm/seed') or an asset's
+    An id is a document's, a synthetic document's, a pair's ('d1->d2', of an earlier round, too), a score's ('task/metric/arm/seed') or an asset's
     ('sbp_scores', 'pretraining/sbp_model/0'). Raises UnknownIdError when nothing has it.
     """
     walk = _Walk(Lookup(settings, store, records))
     found: list[Trace] = [*walk.documents(identifier), *walk.synthetic_documents(identifier)]
     if PAIR in identifier:
-        found += walk.pairs(identifier)
+        found += [*walk.pairs(identifier), *walk.earlier_pairs(identifier)]
     found += artifact_traces(walk.lookup, identifier)
     if not found:
         raise UnknownIdError(walk.unknown(identifier))
@@ -142,10 +148,8 @@ class _Walk:
             }
 
     def pairs(self, name: str) -> Iterator[Trace]:
-        """Yield the pairs 'd1->d2', kept or not, wherever both are documents: ids may hold '->' themselves."""
-        parts = name.split(PAIR)
-        for cut in range(1, len(parts)):
-            d1, d2 = PAIR.join(parts[:cut]), PAIR.join(parts[cut:])
+        """Yield the pairs 'd1->d2', kept or not, wherever both are documents."""
+        for d1, d2 in _both(name):
             seeds, related = self._summary(d1), self._summary(d2)
             if not seeds or not related:
                 continue
@@ -172,6 +176,34 @@ class _Walk:
                 **self.lookup.passed(
                     [MANIFEST, DOCUMENTS, CANDIDATES, PAIRS, EXAMPLES, self.lookup.sampled_model()[0]],
                     [shard, related["shard"]],
+                ),
+            }
+
+    def earlier_pairs(self, name: str) -> Iterator[Trace]:
+        """Yield the pair 'd1->d2' of a document of D and a synthetic document of synthesizer.earlier_round."""
+        earlier = self.experiment.synthesizer.earlier_round
+        for d1, d2 in _both(name) if earlier else ():
+            id_, seed_id = (d1, d2) if d1.startswith(PREFIX) else (d2, d1)
+            known = self.lookup.rows(EARLIER_PAIRS, "select partition as shard from rows where id = ?", [id_])
+            seed = self._summary(seed_id, known[0]["shard"]) if known else None
+            if not known or not seed:
+                continue
+            shard = known[0]["shard"]
+            original = id_.removeprefix(PREFIX)
+            yield {
+                "kind": "earlier_pair",
+                "id": name,
+                "d1": d1,
+                "d2": d2,
+                "seed": seed,
+                "synthetic_document": {
+                    "id": original,
+                    "run": str(earlier),
+                    "text": _text_of(Path(str(earlier)), shard, original),
+                },
+                "tuning": self.reads.example(name),
+                **self.lookup.passed(
+                    [MANIFEST, DOCUMENTS, TOKENS, EARLIER_PAIRS, EXAMPLES, self.lookup.sampled_model()[0]], [shard]
                 ),
             }
 
@@ -239,3 +271,19 @@ class _Walk:
             DOCUMENTS, "select count(*) as n from rows where split = ? and sha256(id) < sha256(?)", [HELDOUT, name]
         )[0]["n"]
         return before < self.experiment.evaluation.heldout_documents
+
+
+def _text_of(artifacts: Path, shard: str, name: str) -> str | None:
+    """Return a synthetic document of another run; None where the run has been removed or changed since."""
+    written = artifacts / f"synthesis/synthetic_documents/{shard}.parquet"
+    if not written.is_file():
+        return None
+    found = scan_table(written).filter(id=name).select(pl.col("text").str.head(EXCERPT_CHARS)).collect()
+    return found["text"][0] if len(found) else None
+
+
+def _both(name: str) -> Iterator[tuple[str, str]]:
+    """Yield what 'd1->d2' may name: ids may hold '->' themselves."""
+    parts = name.split(PAIR)
+    for cut in range(1, len(parts)):
+        yield PAIR.join(parts[:cut]), PAIR.join(parts[cut:])

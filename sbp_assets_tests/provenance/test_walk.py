@@ -8,17 +8,22 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from sbp_assets.corpus.tokenizer import train_tokenizer
+from sbp_assets.definitions import build_definitions
 from sbp_assets.evaluation.task_files import sample_heldout
 from sbp_assets.pretraining.budget import ARMS, plan_arm
 from sbp_assets.provenance.lookup import Trace, UnknownIdError
+from sbp_assets.provenance.records import graph_of
 from sbp_assets.provenance.store import NotMaterialisedError, Store
 from sbp_assets.provenance.view import show
 from sbp_assets.provenance.walk import trace
 from sbp_assets.settings import Settings
 from sbp_assets.storage.remote import RemoteStore, root
 from sbp_assets.storage.token_arrays import TokenArrays
+from sbp_assets.synthesizer.earlier_round import PAIRS, write_earlier_pairs
+from sbp_assets.synthesizer.examples import write_examples
 from sbp_assets.training.order import StreamOrder
-from sbp_assets_tests.provenance.conftest import BEST_STEP, SHARDS, SPLITS, ids
+from sbp_assets_tests.provenance.conftest import BEST_STEP, RELATED, SHARDS, SPLITS, ids
 
 EVERY_KIND = [
     "d0-1",
@@ -138,6 +143,44 @@ def test_a_pair_leads_to_both_lines_its_ranks_and_its_example(one):
     assert found["synthetic_documents_of_d1"] == 2
     # One epoch and a half: read once or twice, never if held out.
     assert found["tuning"]["reads"] in ((0,) if found["tuning"]["split"] == "heldout" else (1, 2))
+
+
+def test_a_pair_of_the_earlier_round_leads_to_its_seed_and_its_text(folder: Path, settings, records, tmp_path):
+    earlier, home = tmp_path / "earlier", tmp_path / "home"
+    shutil.copytree(folder / "synthesis", earlier / "synthesis")
+    shutil.copytree(folder, home)
+    tokens = {shard: home / "corpus/tokens" / shard for shard in SHARDS}
+    pairs = {shard: pl.scan_parquet(home / f"pairing/neighbor_pairs/{shard}.parquet") for shard in SHARDS}
+    tokenizer = train_tokenizer(["Synthesis"], 300)
+    for shard in SHARDS:
+        directory = home / "synthesizer/earlier_pairs" / shard
+        write_earlier_pairs(directory, earlier, shard, tokens[shard], 3, tokenizer)
+        tokens[f"earlier-{shard}"], pairs[f"earlier-{shard}"] = directory, pl.scan_parquet(directory / PAIRS)
+    examples = home / "synthesizer/tuning_examples"
+    shutil.rmtree(examples)
+    (tmp_path / "joined").mkdir()
+    write_examples(examples, pairs, tokens, RELATED, 14, 5000, tmp_path / "joined", "100MB")
+    synthesizer = settings.experiment.synthesizer.model_copy(update={"earlier_round": str(earlier)})
+    experiment = settings.experiment.model_copy(update={"synthesizer": synthesizer})
+    settings = settings.model_copy(update={"experiment": experiment})
+    store = Store(str(home), str(tmp_path), graph_of(build_definitions(settings)), "1GB")
+    # The lowest sampling seeds of the shard: of the first two documents, and one of the pairs the other way round.
+    for name, text in (("d0->0->earlier-syn-d0->0-0", "Synthesis 0"), ("earlier-syn-d1-0-0->d1-0", "Synthesis 0")):
+        (found,) = trace(name, settings, store, records)
+        json.dumps(found)
+        assert found["kind"] == "earlier_pair" and found["synthetic_document"]["text"] == text
+        assert found["tuning"]["split"] in ("train", "heldout")
+        assert found["seed"]["file"] == {"d1-0": "b.jsonl", "d0->0": "a.jsonl"}[found["seed"]["id"]]
+        assert "synthesizer/earlier_pairs" in {row["asset"] for row in found["artifacts"]}
+    (other_way,) = trace("earlier-syn-d0->0-0->d0->0", settings, store, records)
+    assert other_way["tuning"] is None
+    shutil.rmtree(earlier)
+    (found,) = trace("d1-1->earlier-syn-d1-1-0", settings, store, records)
+    out = StringIO()
+    show(found, Console(file=out, width=200))
+    assert "syn-d1-1-0 of" in out.getvalue() and "not there any more" in out.getvalue()
+    with pytest.raises(UnknownIdError):
+        trace("d1-1->earlier-syn-d1-5-0", settings, store, records)
 
 
 def test_a_pair_that_was_filtered_out_is_told_from_one_that_never_was(one):
