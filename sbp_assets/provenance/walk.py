@@ -48,7 +48,8 @@ def trace(identifier: str, settings: Settings, store: Store, records: RecordsOf)
     """Return the traces of everything that has this id: nearly always one.
 
     An id is a document's, a synthetic document's, a pair's ('d1->d2', of an earlier round, too), a score's
-    ('task/metric/arm/seed') or an asset's ('sbp_scores', 'pretraining/sbp_model/0'). Raises UnknownIdError when nothing has it.
+    ('task/metric/arm/seed') or an asset's ('sbp_scores', 'pretraining/sbp_model/0'). Raises UnknownIdError when nothing
+    has it.
     """
     walk = _Walk(Lookup(settings, store, records))
     found: list[Trace] = [*walk.documents(identifier), *walk.synthetic_documents(identifier)]
