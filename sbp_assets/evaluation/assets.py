@@ -70,9 +70,10 @@ def _groups(
     """Return the groups of the tasks' rows that are scored apart; none where the ground truth is not known."""
     if not (source := settings.experiment.ground_truth):
         return {}
-    seen = views_in_d(ConceptWorld(source), documents)
+    world = ConceptWorld(source)
+    seen = views_in_d(world, documents)
     of_questions = {task: groups_of_questions(own, seen) for task, own in questions.items()}
-    return {HELDOUT: groups_of_documents(heldout["text"].to_list()), **of_questions}
+    return {HELDOUT: groups_of_documents(world, heldout["text"].to_list()), **of_questions}
 
 
 def _clusters(
@@ -278,7 +279,7 @@ def evaluation_contamination(
         ins={f"{name}_scores": dg.AssetIn(["evaluation", f"{name}_scores"], partition_mapping=ALL) for name in SCORED},
         kinds={"polars", "parquet"},
         io_manager_key="parquet",
-        code_version=settings.experiment.version("4", "pretraining.seeds"),
+        code_version=settings.experiment.version("5", "pretraining.seeds"),
         metadata=column_metadata(COMPARISON_COLUMNS),
     )
 )

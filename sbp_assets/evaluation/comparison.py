@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -27,6 +27,7 @@ RESAMPLES = 2000
 CONFIDENCE = 0.975  # Each side of a 95% interval.
 # Share of the resamples in which the oracle may fail to beat the baseline before the share of its gain has no interval.
 UNDEFINED_SHARE = 0.025
+ROUNDING = 1e-9  # A gain of the oracle below it, in the metric's units, is none: sums differ by rounding.
 _ENTRIES = 1 << 22  # Counts held at once: resamples by samples.
 
 # Models whose scores a column of the comparison is made of, by what the column's name begins with.
@@ -67,7 +68,7 @@ COMPARISON_COLUMNS = (
         Column(
             f"{name}_stderr",
             pl.Float64,
-            f"Standard error of {name}: bootstrap of examples and seeds",
+            f"Standard error of {name}: bootstrap of examples (concepts where known) and seeds",
             _of(_COMPARED[name], *_SAMPLES),
         )
         for name in _MEANS
@@ -98,10 +99,11 @@ def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], resamples: int = R
 
     Standard errors are of a paired bootstrap: in each resample all models get the same examples, drawn with
     replacement, and the same seeds. Examples of one cluster, as questions about one concept, are drawn together. Of
-    n > 1 seeds n - 1 are drawn, which makes the bootstrap variance that of a mean of n (Rao and Wu 1988, J. Am. Stat.
-    Assoc. 83); of one seed only the examples vary. 95% intervals reach as many standard errors as Student's t asks for
-    with so few seeds (see `_quantile`). The synthesizer is tuned and sampled once, so its own variation is not in them.
-    Errors and intervals are null where models did not answer the same examples. Raises ValueError when a model of
+    n > 1 seeds n - 1 are drawn, and of n clusters n - 1, which makes the bootstrap variance that of a mean of n (Rao
+    and Wu 1988, J. Am. Stat. Assoc. 83); of one seed only the examples vary. 95% intervals reach as many standard
+    errors as Student's t asks for with so few (see `quantile`). The synthesizer is tuned and sampled once, so its own
+    variation is not in them. Errors and intervals are null where models did not answer the same examples, or all
+    examples are one cluster. Raises ValueError when a model of
     SCORED has no scores.
     """
     if missing := [name for name in SCORED if not scores.get(name)]:
@@ -143,6 +145,7 @@ def _row(task: str, metric: str, higher: bool, arms: Mapping[str, pl.DataFrame],
     if not seeds or (sample := _samples(arms, seeds)) is None:
         return row
     # With the seeds drawn, too, for the error; with the seeds as they are, to tell what part of it seeds make.
+    clusters = len(sample[2])
     both, examples = (_statistics(drawn, higher) for drawn in _bootstrap(task, metric, *sample, resamples))
     for name, resampled in both.items():
         if np.mean(np.isnan(resampled)) > UNDEFINED_SHARE:
@@ -152,39 +155,47 @@ def _row(task: str, metric: str, higher: bool, arms: Mapping[str, pl.DataFrame],
         if name != "share":
             row[f"{name}_stderr"] = error
         if name in INTERVALS and middle is not None:
-            reach = error * _quantile(error**2, float(np.nanvar(examples[name], ddof=1)), len(seeds))
+            of_examples = float(np.nanvar(examples[name], ddof=1))
+            reach = error * quantile([(of_examples, clusters - 1), (error**2 - of_examples, len(seeds) - 1)])
             row[f"{name}_low"], row[f"{name}_high"] = middle - reach, middle + reach  # type: ignore[operator]
     return row
 
 
-def _quantile(variance: float, of_examples: float, seeds: int) -> float:
+def quantile(parts: Iterable[tuple[float, int]]) -> float:
     """Return Student's t quantile of a two-sided 95% interval, its degrees of freedom by Satterthwaite (1946).
 
-    The part of the variance that the examples cause counts as known, that of n seeds as estimated with n - 1 degrees.
-    With three seeds and nothing but them it is 4.3 and not 1.96: percentiles of the bootstrap would cover 80% for 95%.
+    `parts` are the parts of the variance, each with the degrees of freedom that it is estimated with: n - 1 of n seeds
+    or clusters of examples. A part without any is that of a single seed, and no more than rounding. With three seeds
+    and nothing but them the quantile is 4.3 and not 1.96: percentiles of the bootstrap would cover 80% for 95%.
     """
     from scipy import stats
 
-    of_seeds = max(variance - of_examples, 0.0)
-    if seeds < 2 or not of_seeds:
+    estimated = [(variance, degrees) for variance, degrees in parts if degrees and variance > 0]
+    if not estimated:
         return float(stats.norm.ppf(CONFIDENCE))
-    return float(stats.t.ppf(CONFIDENCE, (seeds - 1) * (variance / of_seeds) ** 2))
+    total = sum(variance for variance, _ in estimated)
+    return float(stats.t.ppf(CONFIDENCE, total**2 / sum(variance**2 / degrees for variance, degrees in estimated)))
 
 
 def _statistics(drawn: dict[str, np.ndarray], higher: bool) -> dict[str, np.ndarray]:
     """Return resampled scores, deltas and share, (resamples,) each; the share is NaN where the oracle does not gain."""
     drawn = drawn | {f"delta_{arm}": drawn[arm] - drawn["baseline"] for arm in ("sbp", "oracle")}
-    gained = drawn["delta_oracle"] > 0 if higher else drawn["delta_oracle"] < 0
+    gained = drawn["delta_oracle"] > ROUNDING if higher else drawn["delta_oracle"] < -ROUNDING
     share = np.full(len(gained), np.nan)
     np.divide(drawn["delta_sbp"], drawn["delta_oracle"], out=share, where=gained)
     return drawn | {"share": share}
 
 
 def _samples(arms: Mapping[str, pl.DataFrame], seeds: list[str]) -> tuple[list[str], np.ndarray, np.ndarray] | None:
-    """Return arms, weighted values (arms, seeds, clusters) and weights; None where examples differ or are unknown."""
+    """Return arms, weighted values (arms, seeds, clusters) and weights; None where examples differ or are unknown.
+
+    None as well where all examples are one cluster, which tells nothing of how examples vary.
+    """
     found = {arm: [own.filter(seed=seed).select(_SAMPLES).row(0) for seed in seeds] for arm, own in arms.items()}
     flat = [sample for rows in found.values() for sample in rows]
     if any(not values for values, *_ in flat) or len({(tuple(w), tuple(c)) for _, w, c in flat}) != 1:
+        return None
+    if len(set(flat[0][2])) < 2:
         return None
     values = np.array([[values for values, *_ in rows] for rows in found.values()])
     weights, clusters = np.array(flat[0][1], dtype=np.float64), np.array(flat[0][2])
@@ -220,13 +231,13 @@ def resampled_means(
     """Return every run's mean over each resample of the clusters of examples, (arms, resamples, runs).
 
     `sums` (arms, runs, clusters) are values times weights, summed over each cluster, `weights` (clusters,) the weights.
-    Of perplexity, values are in nats.
+    Of perplexity, values are in nats. A resample has one cluster less than there are (Rao and Wu 1988).
     """
     parts = []
     at_once = max(1, _ENTRIES // len(weights))
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)
-        counts = random.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size).astype(float)
+        counts = random.multinomial(len(weights) - 1, np.full(len(weights), 1 / len(weights)), size).astype(float)
         totals = np.maximum(counts @ weights, 1e-9)
         means = np.einsum("rn,asn->ars", counts, sums, optimize=True) / totals[None, :, None]
         parts.append(np.exp(means) if metric == PERPLEXITY else means)
@@ -238,7 +249,7 @@ def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, hi
     if delta_sbp is None or delta_oracle is None:
         return None
     gain = delta_oracle if higher_is_better else -delta_oracle
-    return delta_sbp / delta_oracle if gain > 0 else None
+    return delta_sbp / delta_oracle if gain > ROUNDING else None
 
 
 def oracle_gains(row: Mapping[str, Any]) -> bool:
@@ -282,7 +293,10 @@ def comparison_problems(table: pl.DataFrame) -> list[str]:
         elif not row["seeds"]:
             problems.append(f"{name}: no seed is common to the three arms")
         elif row["delta_sbp_stderr"] is None:
-            problems.append(f"{name}: the arms were not scored on the same examples, so there is no standard error")
+            problems.append(
+                f"{name}: there is no standard error: the arms were not scored on the same examples, or all of them "
+                "are about one concept"
+            )
     if table.is_empty():
         problems.append("the comparison has no rows")
     return problems

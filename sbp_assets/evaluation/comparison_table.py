@@ -93,7 +93,8 @@ HEADER = (
     "95% interval",
 )
 NOTE = (
-    "SBP and oracle are differences to the baseline, ± one standard error (paired bootstrap over examples and seeds); "
+    "SBP and oracle are differences to the baseline, ± one standard error (paired bootstrap over examples, those about "
+    "one concept together, and seeds); "
     "{seeds} seed{plural}."
 )
 DASH_NOTE = (

@@ -15,10 +15,11 @@ import polars as pl
 
 from sbp_assets.evaluation.comparison import (
     AGAINST,
-    CONFIDENCE,
     RESAMPLES,
+    ROUNDING,
     UNDEFINED_SHARE,
     generator_of,
+    quantile,
     resampled_means,
 )
 from sbp_assets.evaluation.scores import sums_by_cluster
@@ -53,16 +54,16 @@ def compare_arms(
     """Return the rows of every arm against each baseline, and the leads of the arm `first` over every other.
 
     `shared` holds the scores of SHARED by training seed, `arms` those of the other arms by tuning seed and training
-    seed. A row of the first list has task, metric, higher_is_better, against, arm, the numbers of seeds, the score, its
-    delta to the baseline, the oracle's, and the arm's share of the oracle's gain, each with stderr, low and high. A row
-    of the second has the lead of `first` over `control` in score, and in share of the oracle's gain. The tuning seeds
-    are those that all arms of a row have.
+    seed. A row of the first list has task, metric, higher_is_better, against, arm, the numbers of seeds and of clusters
+    of examples, the score, its delta to the baseline, the oracle's, and the arm's share of the oracle's gain, each with
+    stderr, low and high. A row of the second has the lead of `first` over `control` in score, and in share of the
+    oracle's gain. The tuning seeds are those that all arms of a row have.
 
     The bootstrap has two levels, crossed (Owen 2007): in each resample all models get the same examples, the same
     training seeds and the same tuning seeds. Examples of one cluster, as questions about one concept, are drawn
     together. Of n > 1 seeds of either kind n - 1 are drawn (Rao and Wu 1988), and all pairs of those drawn are
-    averaged. Intervals are t intervals whose degrees of freedom Satterthwaite's formula
-    takes from the parts of the variance (see `interval`). With two tuning seeds their part has one degree: where it
+    averaged. Intervals are t intervals whose degrees of freedom Satterthwaite's formula takes from the parts of the
+    variance (see `interval`). With two tuning seeds their part has one degree: where it
     rules, an interval reaches 12.7 standard errors to either side. With one tuning seed its luck is in no interval. The
     baseline that all synthesizers start from is the first training seed's, and its luck is in none.
 
@@ -95,20 +96,21 @@ def compare_arms(
                 drawn[tuple(tuning)] = _means(task, of_models), _resampled(task, metric, of_models, resamples)
             return drawn[tuple(tuning)]
 
-        higher = bool(cells[SHARED[0], "", training[0]][task, metric]["higher_is_better"])
+        example = cells[SHARED[0], "", training[0]][task, metric]
+        higher, clusters = bool(example["higher_is_better"]), len(set(example["sample_clusters"]))
         for against in AGAINST:
             base = "baseline" if against == "final" else "early_stopped"
             common = {"task": task, "metric": metric, "higher_is_better": higher, "against": against}
             for arm, runs in arms.items():
                 tuning = sorted(runs)
                 means, resampled = of(tuning)
-                counts = len(tuning), len(training)
-                share = _estimate(_share(arm, base, higher), means, resampled, *counts)
+                counts = {"tuning_seeds": len(tuning), "training_seeds": len(training), "clusters": clusters}
+                share = _estimate(_share(arm, base, higher), means, resampled, counts)
                 rows.append({
-                    **common, "arm": arm, "tuning_seeds": counts[0], "training_seeds": counts[1],
+                    **common, "arm": arm, **counts,
                     "baseline": means[base], "oracle": means["oracle"], "score": means[arm],
-                    **_estimate(_difference(arm, base), means, resampled, *counts).columns("delta"),
-                    **_estimate(_difference("oracle", base), means, resampled, *counts).columns("delta_oracle"),
+                    **_estimate(_difference(arm, base), means, resampled, counts).columns("delta"),
+                    **_estimate(_difference("oracle", base), means, resampled, counts).columns("delta_oracle"),
                     **share.columns("share"),
                 })  # fmt: skip
             for control in arms:
@@ -116,36 +118,33 @@ def compare_arms(
                 if control == first or first not in arms or not tuning:
                     continue
                 means, resampled = of(tuning)
-                counts = len(tuning), len(training)
+                counts = {"tuning_seeds": len(tuning), "training_seeds": len(training), "clusters": clusters}
                 own, other = _share(first, base, higher), _share(control, base, higher)
                 leads.append({
-                    **common, "control": control, "tuning_seeds": counts[0], "training_seeds": counts[1],
-                    **_estimate(_difference(first, control), means, resampled, *counts).columns("lead"),
-                    **_estimate(lambda m, a=own, b=other: a(m) - b(m), means, resampled, *counts).columns("share_lead"),
+                    **common, "control": control, **counts,
+                    **_estimate(_difference(first, control), means, resampled, counts).columns("lead"),
+                    **_estimate(lambda m, a=own, b=other: a(m) - b(m), means, resampled, counts).columns("share_lead"),
                 })  # fmt: skip
     return rows, leads
 
 
-def interval(value: float, variances: Mapping[str, float], tuning: int, training: int) -> tuple[float, float, float]:
+def interval(
+    value: float, variances: Mapping[str, float], tuning: int, training: int, clusters: int
+) -> tuple[float, float, float]:
     """Return standard error, low and high end of the 95% interval about `value`.
 
     `variances` are those of the resampled figure where "both" kinds of seeds are drawn beside the examples, where
-    "training" or "tuning" seeds alone are, and where "neither" is. What the examples cause counts as known, what n
-    training seeds cause as estimated with n - 1 degrees of freedom, what m tuning seeds cause with m - 1, and what only
-    both together do with (n - 1)(m - 1).
+    "training" or "tuning" seeds alone are, and where "neither" is. What c clusters of examples cause counts as
+    estimated with c - 1 degrees of freedom, what n training seeds cause with n - 1, what m tuning seeds cause with
+    m - 1, and what only both together do with (n - 1)(m - 1).
     """
-    from scipy import stats
-
     examples = variances["neither"]
     parts = {kind: max(variances[kind] - examples, 0.0) for kind in ("training", "tuning")}
     parts["both"] = max(variances["both"] - examples - sum(parts.values()), 0.0)
     degrees = {"training": training - 1, "tuning": tuning - 1, "both": (training - 1) * (tuning - 1)}
-    total = examples + sum(parts.values())
-    # A part of seeds of which there is one is no more than rounding.
-    doubt = sum(part**2 / degrees[kind] for kind, part in parts.items() if degrees[kind])
-    reach = stats.t.ppf(CONFIDENCE, total**2 / doubt) if doubt else stats.norm.ppf(CONFIDENCE)
-    error = float(np.sqrt(total))
-    return error, value - float(reach) * error, value + float(reach) * error
+    reach = quantile([(examples, clusters - 1), *((part, degrees[kind]) for kind, part in parts.items())])
+    error = float(np.sqrt(examples + sum(parts.values())))
+    return error, value - reach * error, value + reach * error
 
 
 def _common(of: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -159,20 +158,22 @@ def _difference(arm: str, base: str) -> Any:
 def _share(arm: str, base: str, higher: bool) -> Any:
     def share(means: Mapping[str, Any]) -> Any:
         gain = means["oracle"] - means[base]
-        gained = gain > 0 if higher else gain < 0
+        gained = gain > ROUNDING if higher else gain < -ROUNDING
         return np.where(gained, (means[arm] - means[base]) / np.where(gained, gain, 1.0), np.nan)
 
     return share
 
 
-def _estimate(statistic: Any, means: dict[str, float], drawn: Drawn, tuning: int, training: int) -> Estimate:
+def _estimate(statistic: Any, means: dict[str, float], drawn: Drawn, counts: Mapping[str, int]) -> Estimate:
     value, resampled = float(statistic(means)), {kind: statistic(of_models) for kind, of_models in drawn.items()}
     if np.isnan(value):
         return Estimate(None)
+    if counts["clusters"] < 2:  # One tells nothing of how examples vary.
+        return Estimate(value)
     if max(float(np.mean(np.isnan(own))) for own in resampled.values()) > UNDEFINED_SHARE:
         return Estimate(value)
     variances = {kind: float(np.nanvar(own, ddof=1)) for kind, own in resampled.items()}
-    return Estimate(value, *interval(value, variances, tuning, training))
+    return Estimate(value, *interval(value, variances, *counts.values()))
 
 
 def _means(task: str, of_models: Mapping[str, list[list[Any]]]) -> dict[str, float]:

@@ -43,10 +43,9 @@ def clusters_of_documents(world: ConceptWorld, texts: Sequence[str]) -> tuple[in
     return tuple(-1 - place if concept is None else concept for place, concept in enumerate(concepts))
 
 
-def groups_of_documents(texts: Sequence[str]) -> Groups:
+def groups_of_documents(world: ConceptWorld, texts: Sequence[str]) -> Groups:
     """Return the documents of either view."""
-    views = [view_of(text) for text in texts]
-    return _groups(views, VIEWS)
+    return _groups([view_of(text) for text in texts], VIEWS, clusters_of_documents(world, texts))
 
 
 def groups_of_questions(questions: Sequence[Question], seen: Mapping[int, set[str]]) -> Groups:
@@ -56,10 +55,11 @@ def groups_of_questions(questions: Sequence[Question], seen: Mapping[int, set[st
         views = seen.get(concept, set())
         return BOTH if len(views) > 1 else ALONE[next(iter(views))] if views else NEITHER
 
-    return _groups([known(question["concept"]) for question in questions], (BOTH, *ALONE.values(), NEITHER))
+    concepts = [question["concept"] for question in questions]
+    return _groups([known(concept) for concept in concepts], (BOTH, *ALONE.values(), NEITHER), concepts)
 
 
-def _groups(of: Sequence[str | None], names: Sequence[str]) -> Groups:
+def _groups(of: Sequence[str | None], names: Sequence[str], concepts: Sequence[int]) -> Groups:
     places = {name: tuple(place for place, own in enumerate(of) if own == name) for name in names}
-    # One document has no standard error.
-    return {name: rows for name, rows in places.items() if len(rows) > 1}
+    # What is about one concept has no standard error.
+    return {name: rows for name, rows in places.items() if len({concepts[place] for place in rows}) > 1}

@@ -10,7 +10,7 @@ from sbp_assets.provenance.store import Store
 from sbp_assets.settings import Settings
 
 RAW, DOCUMENTS, DUPLICATES = "corpus/raw_documents", "corpus/documents", "corpus/duplicates"
-MANIFEST, TOKENS = "corpus/source_manifest", "corpus/tokens"
+MANIFEST, TOKENIZER, TOKENS = "corpus/source_manifest", "corpus/tokenizer", "corpus/tokens"
 CANDIDATES, PAIRS = "pairing/neighbor_candidates", "pairing/neighbor_pairs"
 EXAMPLES, SYNTHETIC_DOCUMENTS, SYNTHETIC_TOKENS = (
     "synthesizer/tuning_examples", "synthesis/synthetic_documents", "synthesis/synthetic_tokens",

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from sbp_assets.corpus.split import HELDOUT, ORACLE, UNIQUE
+from sbp_assets.corpus.tokenizer import decode, load_tokenizer
 from sbp_assets.provenance.lookup import (
     BUDGET,
     CANDIDATES,
@@ -26,6 +24,7 @@ from sbp_assets.provenance.lookup import (
     RAW,
     SYNTHETIC_DOCUMENTS,
     SYNTHETIC_TOKENS,
+    TOKENIZER,
     TOKENS,
     Lookup,
     RecordsOf,
@@ -36,7 +35,9 @@ from sbp_assets.provenance.scores import artifact_traces
 from sbp_assets.provenance.store import Store
 from sbp_assets.provenance.training_reads import TrainingReads
 from sbp_assets.settings import Settings
-from sbp_assets.storage.paths import scan_table
+from sbp_assets.storage.paths import read_table
+from sbp_assets.storage.token_arrays import TokenArrays
+from sbp_assets.synthesizer.earlier_round import PAIRS as EARLIER_TABLE
 from sbp_assets.synthesizer.earlier_round import PREFIX
 
 EXCERPT_CHARS = 400
@@ -181,44 +182,59 @@ class _Walk:
             }
 
     def earlier_pairs(self, name: str) -> Iterator[Trace]:
-        """Yield the pair 'd1->d2' of a document of D and a synthetic document of synthesizer.earlier_round."""
+        """Yield the pair 'd1->d2' of a document of D and a synthetic document of synthesizer.earlier_round.
+
+        The text is decoded from what the synthesizer is tuned on: the earlier run may have changed since.
+        """
         earlier = self.experiment.synthesizer.earlier_round
         for d1, d2 in _both(name) if earlier else ():
-            id_, seed_id = (d1, d2) if d1.startswith(PREFIX) else (d2, d1)
-            known = self.lookup.rows(EARLIER_PAIRS, "select partition as shard from rows where id = ?", [id_])
-            seed = self._summary(seed_id, known[0]["shard"]) if known else None
-            if not known or not seed:
-                continue
-            shard = known[0]["shard"]
-            original = id_.removeprefix(PREFIX)
-            yield {
-                "kind": "earlier_pair",
-                "id": name,
-                "d1": d1,
-                "d2": d2,
-                "seed": seed,
-                "synthetic_document": {
-                    "id": original,
-                    "run": str(earlier),
-                    "text": _text_of(Path(str(earlier)), shard, original),
-                },
-                "tuning": self.reads.example(name),
-                **self.lookup.passed(
-                    [MANIFEST, DOCUMENTS, TOKENS, EARLIER_PAIRS, EXAMPLES, self.lookup.sampled_model()[0]], [shard]
-                ),
-            }
+            query = "select id, partition as shard from rows where id in (?, ?)"
+            for row in self.lookup.rows(EARLIER_PAIRS, query, [d1, d2]):
+                directory = self.store.directory(EARLIER_PAIRS, row["shard"])
+                if read_table(directory / EARLIER_TABLE).filter(d1=d1, d2=d2).is_empty():
+                    continue
+                arrays = TokenArrays.load(directory)
+                number = arrays.documents["id"].to_list().index(row["id"])
+                tokens = arrays.tokens[arrays.offsets[number] + 1 : arrays.offsets[number + 1] - 1]
+                tokenizer = load_tokenizer(self.store.directory(TOKENIZER, None))
+                yield {
+                    "kind": "earlier_pair",
+                    "id": name,
+                    "d1": d1,
+                    "d2": d2,
+                    "seed": self._summary(d2 if row["id"] == d1 else d1, row["shard"]),
+                    "synthetic_document": {
+                        "id": row["id"].removeprefix(PREFIX),
+                        "run": str(earlier),
+                        "text": decode(tokenizer, tokens)[:EXCERPT_CHARS],
+                    },
+                    "tuning": self.reads.example(name),
+                    **self.lookup.passed(
+                        [
+                            MANIFEST,
+                            DOCUMENTS,
+                            TOKENIZER,
+                            TOKENS,
+                            EARLIER_PAIRS,
+                            EXAMPLES,
+                            self.lookup.sampled_model()[0],
+                        ],
+                        [row["shard"]],
+                    ),
+                }
 
     def unknown(self, name: str) -> str:
         """Return the message for an id that nothing has."""
         lines = [f"nothing has the id {name!r}. Looked for it"]
-        for asset in (RAW, SYNTHETIC_DOCUMENTS):
+        searched = [RAW, SYNTHETIC_DOCUMENTS, *([EARLIER_PAIRS] if self.experiment.synthesizer.earlier_round else [])]
+        for asset in searched:
             lines.append(f"  in {asset}, {self.lookup.count(asset):,} rows in {self.store.looked_in[asset]}")
             if missing := self.store.missing(asset):
                 lines.append(f"    {missing}")
         lines.append("  as a pair d1->d2 of two documents, a score task/metric/arm/seed, or an asset's name")
         near = [
             (row["distance"], row["id"])
-            for asset in (RAW, SYNTHETIC_DOCUMENTS)
+            for asset in searched
             for row in self.lookup.rows(
                 asset,
                 "select id, levenshtein(id, ?) as distance from rows where distance <= ? order by distance, id limit ?",
@@ -272,15 +288,6 @@ class _Walk:
             DOCUMENTS, "select count(*) as n from rows where split = ? and sha256(id) < sha256(?)", [HELDOUT, name]
         )[0]["n"]
         return before < self.experiment.evaluation.heldout_documents
-
-
-def _text_of(artifacts: Path, shard: str, name: str) -> str | None:
-    """Return a synthetic document of another run; None where the run has been removed or changed since."""
-    written = artifacts / f"synthesis/synthetic_documents/{shard}.parquet"
-    if not written.is_file():
-        return None
-    found = scan_table(written).filter(id=name).select(pl.col("text").str.head(EXCERPT_CHARS)).collect()
-    return found["text"][0] if len(found) else None
 
 
 def _both(name: str) -> Iterator[tuple[str, str]]:

@@ -15,8 +15,10 @@ TRAINING, TUNING = "012", "01"
 EXAMPLES = 30
 
 
-def scores(values: Sequence[float], metric: str = "nats_per_token") -> pl.DataFrame:
-    rows = [("heldout", metric, n, float(value), 1 + n % 3, n) for n, value in enumerate(values)]
+def scores(values: Sequence[float], metric: str = "nats_per_token", clusters: int | None = None) -> pl.DataFrame:
+    rows = [
+        ("heldout", metric, n, float(value), 1 + n % 3, n % (clusters or len(values))) for n, value in enumerate(values)
+    ]
     samples = pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row")
     return with_samples(score_table(samples), samples)
 
@@ -90,11 +92,13 @@ def test_the_error_is_that_of_the_means_of_crossed_seeds() -> None:
 
 def test_two_tuning_seeds_alone_ask_for_twelve_standard_errors() -> None:
     alone = {"neither": 0.0, "training": 0.0, "tuning": 4.0, "both": 4.0}
-    error, low, high = interval(1.0, alone, 2, 3)
+    error, low, high = interval(1.0, alone, 2, 3, 900)
     assert error == 2 and (high - 1) / error == pytest.approx(12.706, abs=0.01) and low == pytest.approx(2 - high)
     known = dict.fromkeys(alone, 4.0)
-    assert interval(1.0, known, 2, 3)[2] == pytest.approx(1 + 1.96 * 2, abs=0.001)
-    assert interval(1.0, {**alone, "training": 4.0, "tuning": 0.0}, 2, 3)[2] == pytest.approx(1 + 4.303 * 2, abs=0.01)
+    assert interval(1.0, known, 2, 3, 100_000)[2] == pytest.approx(1 + 1.96 * 2, abs=0.001)
+    assert interval(1.0, known, 2, 3, 5)[2] == pytest.approx(1 + 2.776 * 2, abs=0.001), "few clusters of examples"
+    of_training = {**alone, "training": 4.0, "tuning": 0.0}
+    assert interval(1.0, of_training, 2, 3, 900)[2] == pytest.approx(1 + 4.303 * 2, abs=0.01)
 
 
 def test_with_one_tuning_seed_the_comparison_s_own_figures_come_out() -> None:
@@ -120,11 +124,48 @@ def test_a_lead_is_over_the_tuning_seeds_that_both_have() -> None:
     assert leads[0]["share_lead"] == pytest.approx(first / rows[0]["delta_oracle"])
 
 
+def clustered(random: np.random.Generator, clusters: int | None, copies: int = 3, of: int = 20) -> dict[str, Any]:
+    """The delta of one seed each: `copies` of `of` examples whose effects are normal about -0.6."""
+    hard, effect = random.normal(0, 0.3, of), random.normal(-0.6, 0.2, of)
+    values = {"baseline": hard, "early_stopped": hard, "oracle": hard - 1, "sbp": hard + effect}
+    runs = {name: {"0": scores([*own] * copies, clusters=clusters)} for name, own in values.items()}
+    return compare_arms(runs, {"sbp": {"0": runs["sbp"]}}, resamples=300)[0][0]
+
+
+def test_examples_of_a_cluster_are_drawn_together() -> None:
+    together, alone = clustered(np.random.default_rng(5), 20), clustered(np.random.default_rng(5), None)
+    assert (together["clusters"], alone["clusters"]) == (20, 60) and together["delta"] == pytest.approx(alone["delta"])
+    assert together["delta_stderr"] == pytest.approx(3**0.5 * alone["delta_stderr"], rel=0.15)
+    random = np.random.default_rng(6)
+    rows = [clustered(random, 8, of=8) for _ in range(60)]
+    # 0.6 is the law's, not the sample's, mean: so few clusters ask for more than 1.96 standard errors.
+    assert np.mean([inside(row, "delta", -0.6) for row in rows]) >= 0.88
+    one = clustered(random, 1)
+    assert one["delta_low"] is None and one["share"] is not None
+
+
+def test_an_oracle_that_gains_but_rounding_gives_no_share() -> None:
+    random = np.random.default_rng(7)
+    right = [random.integers(0, 2, 90).astype(float) for _ in TRAINING]
+    same = {seed: scores(own, "acc") for seed, own in zip(TRAINING, right, strict=True)}
+    shuffled = {seed: scores(own, "acc") for seed, own in zip(TRAINING, [right[1], right[2], right[0]], strict=True)}
+    shared = {"baseline": same, "early_stopped": same, "oracle": shuffled}
+    row = compare_arms(shared, {"sbp": {"0": same}}, resamples=50)[0][0]
+    assert row["delta_oracle"] == pytest.approx(0, abs=1e-9) and row["share"] is None
+    table = compare({**shared, "sbp": same}, resamples=50)
+    assert table["share_of_oracle_gain"][0] is None and table["share_low"][0] is None
+
+
 def test_other_examples_or_missing_scores_are_errors() -> None:
     shared, arms = world(np.random.default_rng(4), 0.0, 0.0)
     with pytest.raises(ValueError, match="no scores of oracle"):
         compare_arms({**shared, "oracle": {}}, arms)
     with pytest.raises(ValueError, match="same examples"):
         compare_arms(shared, {"sbp": {"0": {seed: scores([1.0, 2.0]) for seed in TRAINING}}})
+    shuffled = {
+        seed: own.with_columns(sample_clusters=pl.lit([0] * EXAMPLES)) for seed, own in arms["sbp"]["0"].items()
+    }
+    with pytest.raises(ValueError, match="same examples"):
+        compare_arms(shared, {"sbp": {"0": shuffled}})
     with pytest.raises(ValueError, match="heldout: not scored for every seed of sbp"):
         compare_arms(shared, {"sbp": {"0": {seed: scores([1.0], "acc") for seed in TRAINING}}})

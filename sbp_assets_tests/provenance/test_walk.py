@@ -152,6 +152,7 @@ def test_a_pair_of_the_earlier_round_leads_to_its_seed_and_its_text(folder: Path
     tokens = {shard: home / "corpus/tokens" / shard for shard in SHARDS}
     pairs = {shard: pl.scan_parquet(home / f"pairing/neighbor_pairs/{shard}.parquet") for shard in SHARDS}
     tokenizer = train_tokenizer(["Synthesis"], 300)
+    tokenizer.save_pretrained(home / "corpus/tokenizer")
     for shard in SHARDS:
         directory = home / "synthesizer/earlier_pairs" / shard
         write_earlier_pairs(directory, earlier, shard, tokens[shard], 3, tokenizer)
@@ -172,15 +173,15 @@ def test_a_pair_of_the_earlier_round_leads_to_its_seed_and_its_text(folder: Path
         assert found["tuning"]["split"] in ("train", "heldout")
         assert found["seed"]["file"] == {"d1-0": "b.jsonl", "d0->0": "a.jsonl"}[found["seed"]["id"]]
         assert "synthesizer/earlier_pairs" in {row["asset"] for row in found["artifacts"]}
-    (other_way,) = trace("earlier-syn-d0->0-0->d0->0", settings, store, records)
-    assert other_way["tuning"] is None
     shutil.rmtree(earlier)
     (found,) = trace("d1-1->earlier-syn-d1-1-0", settings, store, records)
     out = StringIO()
     show(found, Console(file=out, width=200))
-    assert "syn-d1-1-0 of" in out.getvalue() and "not there any more" in out.getvalue()
-    with pytest.raises(UnknownIdError):
-        trace("d1-1->earlier-syn-d1-5-0", settings, store, records)
+    assert "syn-d1-1-0 of" in out.getvalue() and "Synthesis 1" in out.getvalue(), "what was tuned on"
+    # The other way round, of another seed document, and not in the sample.
+    for name in ("earlier-syn-d0->0-0->d0->0", "d1-1->earlier-syn-d1-0-0", "d1-5->earlier-syn-d1-5-0"):
+        with pytest.raises(UnknownIdError, match="in synthesizer/earlier_pairs, 4 rows"):
+            trace(name, settings, store, records)
 
 
 def test_a_pair_that_was_filtered_out_is_told_from_one_that_never_was(one):
