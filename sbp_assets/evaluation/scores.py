@@ -136,8 +136,8 @@ def score_problems(table: pl.DataFrame, tasks: Sequence[Task]) -> list[str]:
     may not.
     """
     scored, metrics = set(table["task"]), set(table.select("task", "metric").iter_rows())
-    documents = {task.name: task.documents for task in tasks}
-    documents |= {task.group_name(group): len(rows) for task in tasks for group, rows in task.groups.items()}
+    clusters = {task.name: task.clusters_of() for task in tasks}
+    clusters |= {task.group_name(group): task.clusters_of(group) for task in tasks for group in task.groups}
     problems = [
         f"{task.name} {metric} is missing"
         for task in tasks
@@ -158,9 +158,12 @@ def score_problems(table: pl.DataFrame, tasks: Sequence[Task]) -> list[str]:
             problems.append(f"{name} is outside [0, 1]: {row['value']}")
         elif not row["higher_is_better"] and row["value"] < 0:
             problems.append(f"{name} is negative: {row['value']}")
-        values, weights, clusters = (row[column.name] or [] for column in SAMPLE_COLUMNS)
-        if {row["samples"], len(values), len(weights), len(clusters)} != {documents.get(row["task"])}:
-            problems.append(f"{name} is of {row['samples']} samples, the task has {documents.get(row['task'])}")
+        values, weights, drawn = (row.get(column.name) or [] for column in SAMPLE_COLUMNS)
+        expected = clusters.get(row["task"], [])
+        if {row["samples"], len(values), len(weights)} != {len(expected)}:
+            problems.append(f"{name} is of {row['samples']} samples, the task has {len(expected)}")
+        elif drawn != expected:
+            problems.append(f"{name}: its samples are not in the clusters that the task names")
         elif row["value"] is not None:
             estimated = estimate(row["metric"], np.array(values), np.array(weights))
             # lm-eval's own value, in place of the estimate, differs by rounding.

@@ -245,13 +245,12 @@ def _reported(reported: Mapping[str, Any], metric: str) -> float:
     return float(value)
 
 
-def _lines(task: Task, measurements: Sequence[Measurement]) -> Iterator[tuple[str, list[Measurement], np.ndarray]]:
+def _lines(task: Task, measurements: Sequence[Measurement]) -> Iterator[tuple[str, list[Measurement], list[int]]]:
     """Yield the name, scores and clusters of the task and of each of its groups, as the score tables list them."""
-    clusters = np.array(task.clusters or range(task.documents), dtype=np.int64)
-    yield task.name, list(measurements), clusters
+    yield task.name, list(measurements), task.clusters_of()
     own = [measurement for measurement in measurements if measurement.metric == task.group_metric]
     for group, places in task.groups.items():
-        yield task.group_name(group), [one.of(places) for one in own], clusters[list(places)]
+        yield task.group_name(group), [one.of(places) for one in own], task.clusters_of(group)
 
 
 def _answer_perplexity(logged: Sequence[Mapping[str, Any]], model: HFLM) -> Measurement:
@@ -271,7 +270,7 @@ def _answer_perplexity(logged: Sequence[Mapping[str, Any]], model: HFLM) -> Meas
     )
 
 
-def _samples(task: str, measurement: Measurement, clusters: np.ndarray) -> pl.DataFrame:
+def _samples(task: str, measurement: Measurement, clusters: list[int]) -> pl.DataFrame:
     """Return rows of SAMPLES_SCHEMA, one per document or question."""
     count = len(measurement.values)
     return pl.DataFrame(

@@ -51,6 +51,11 @@ class Task:
         """Return the name of a group's line in the score tables."""
         return f"{self.name}_{group}"
 
+    def clusters_of(self, group: str | None = None) -> list[int]:
+        """Return the cluster of each of the task's rows, or of a group's; a row's place where the task has none."""
+        clusters = self.clusters or tuple(range(self.documents))
+        return [clusters[place] for place in self.groups[group]] if group else list(clusters)
+
     @property
     def leaves(self) -> tuple[str, ...]:
         """Return the names of the lm-eval tasks whose samples give the score, in order."""
@@ -80,7 +85,7 @@ class Tasks:
         content = json.loads(path.read_text(encoding="utf-8"))
         tasks = (
             Task(**{
-                **task, **{name: tuple(task[name]) for name in ("metrics", "subjects", "clusters")},
+                **task, **{name: tuple(task.get(name, ())) for name in ("metrics", "subjects", "clusters")},
                 "groups": {name: tuple(places) for name, places in task["groups"].items()},
             })
             for task in content["tasks"]

@@ -61,11 +61,11 @@ def compare_arms(
 
     The bootstrap has two levels, crossed (Owen 2007): in each resample all models get the same examples, the same
     training seeds and the same tuning seeds. Examples of one cluster, as questions about one concept, are drawn
-    together. Of n > 1 seeds of either kind n - 1 are drawn (Rao and Wu 1988), and all pairs of those drawn are
-    averaged. Intervals are t intervals whose degrees of freedom Satterthwaite's formula takes from the parts of the
-    variance (see `interval`). With two tuning seeds their part has one degree: where it
-    rules, an interval reaches 12.7 standard errors to either side. With one tuning seed its luck is in no interval. The
-    baseline that all synthesizers start from is the first training seed's, and its luck is in none.
+    together. Of n > 1 seeds of either kind, and of n clusters, n - 1 are drawn (Rao and Wu 1988), and all pairs of the
+    seeds drawn are averaged. Intervals are t intervals whose degrees of freedom Satterthwaite's formula takes from the
+    parts of the variance (see `interval`). With two tuning seeds their part has one degree: where it rules, an interval
+    reaches 12.7 standard errors to either side. With one tuning seed its luck is in no interval. The baseline that all
+    synthesizers start from is the first training seed's, and its luck is in none.
 
     Raises ValueError where a model lacks scores, or models were not scored on the same examples.
     """

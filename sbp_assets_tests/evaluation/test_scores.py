@@ -50,7 +50,7 @@ def test_sums_by_cluster_are_those_of_polars(rows: list[tuple[int, int]]) -> Non
         ({"value": 0.75}, "its samples give 0.5"),
         ({"samples": 3}, "the task has 4"),
         ({"sample_values": [1.0], "sample_weights": [1]}, "the task has 4"),
-        ({"sample_clusters": [0]}, "the task has 4"),
+        ({"sample_clusters": [0, 1, 2, 3]}, "not in the clusters"),
         ({"metric": "acc_norm"}, "arc acc is missing"),
     ],
 )
@@ -58,7 +58,7 @@ def test_problems_of_the_scores_are_found(changed: dict[str, object], reason: st
     row = {"task": "arc", "metric": "acc", "value": 0.5, "stderr": 0.1, "samples": 4, "higher_is_better": True,
            "sample_values": [1.0, 0.0, 1.0, 0.0], "sample_weights": [1] * 4,
            "sample_clusters": [0, 0, 1, 1]}  # fmt: skip
-    tasks = [Task("arc", 4, 0, ("acc",), rolling=False)]
+    tasks = [Task("arc", 4, 0, ("acc",), rolling=False, clusters=(0, 0, 1, 1))]
     assert not score_problems(pl.DataFrame([row]), tasks)
     problems = score_problems(pl.DataFrame([{**row, **changed}]), tasks)
     assert problems and re.search(reason, " ".join(problems))
