@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import sys
 from typing import Annotated
@@ -46,6 +47,8 @@ def ui(
     workspace = os.environ["SBP_WORKSPACE"]
     os.environ["PYTHONSAFEPATH"] = "1"  # another checkout in the current directory is not this one
     command = [sys.executable, "-m", "dagster", "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)]
+    # A script's shell starts background jobs with SIGINT ignored, and Dagster ends on SIGTERM by sending itself SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execv(sys.executable, command)
 
 

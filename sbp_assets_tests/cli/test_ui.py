@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def test_a_port_in_use_ends_it_at_once_with_one_that_is_free(sbp: Sbp, served: l
     other = re.search(r"as in: sbp ui --port (\d+) -p tiny\n$", result.stderr)
     assert other and sbp("ui", "-p", "tiny", "--port", other[1]).exit_code == 0
     assert served[0][-2:] == ["-p", other[1]]
+
+
+def test_a_background_job_of_a_script_can_be_ended(sbp: Sbp, served: list[list[str]]) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts it
+    try:
+        assert sbp("ui", "-p", "tiny").exit_code == 0 and served
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
