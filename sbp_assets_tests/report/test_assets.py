@@ -14,6 +14,7 @@ from sbp_assets.dagster_support.partitions import seeds, shards
 from sbp_assets.dagster_support.stage import load_assets, load_checks
 from sbp_assets.definitions import build_resources
 from sbp_assets.evaluation.comparison import SCORED
+from sbp_assets.evaluation.tasks import Tasks
 from sbp_assets.pretraining.budget import ARMS
 from sbp_assets.report import assets, checks
 from sbp_assets.settings import Settings
@@ -106,6 +107,12 @@ def test_models_become_scores_a_comparison_and_a_report(data: Path, settings: Se
     assert all(evaluation.passed for evaluation in evaluations), [e.metadata for e in evaluations if not e.passed]
     comparison = pl.read_parquet(data / "evaluation/comparison.parquet")
     assert {"heldout", "heldout_entries", "concept_questions", "reversed_questions"} <= set(comparison["task"])
+    assert settings.experiment.ground_truth
+    world = ConceptWorld(settings.experiment.ground_truth)
+    for task in Tasks.load(data / "evaluation/tasks").tasks:
+        asked = pl.read_parquet(data / f"evaluation/tasks/data/{task.lm_eval}.test.parquet")
+        texts = asked["text"] if task.rolling else (f"{q} {c[a]}" for q, c, a in asked.rows())
+        assert [world.concept_of(text) for text in texts] == list(task.clusters), "samples of a concept are a cluster"
     # One model under three names: no arm gains anything.
     assert comparison["delta_sbp"].to_list() == [0] * len(comparison)
     assert comparison["share_of_oracle_gain"].null_count() == len(comparison)
