@@ -58,7 +58,7 @@ BUDGET: dict[str, dict[str, Any]] = {
     "readings_40": {"pretraining.repetitions": 40, "pretraining.synthetic_share": 0.8},
     "weight_decay_01": {"pretraining.weight_decay": 0.1},
     "weight_decay_2": {"pretraining.weight_decay": 2.0},
-    "learning_rate_0005": {"pretraining.learning_rate": 5e-3, "pretraining.weight_decay": 2.0},
+    "half_the_rate_twice_the_decay": {"pretraining.learning_rate": 5e-3, "pretraining.weight_decay": 2.0},
     "weight_decay_2_unconditional": {"pretraining.weight_decay": 2.0, "synthesis.condition": "none"},
 }
 CORPUS: dict[str, dict[str, Any]] = {
