@@ -4,8 +4,8 @@ Each ablation changes settings of the finished profile (default: headline) in a 
 training seed and one tuning seed; what the settings do not touch is taken over. Those of SYNTHESIS leave the baseline
 and the oracle as they are; those of BUDGET and of CORPUS train them again. Without NAMEs all of them run. What is
 finished is not run again. Prints a table after each one and, as its last line, one JSON object: per ablation the
-settings changed, the comparison's rows, the quality of the synthetic documents and, of concepts, the precision of the
-pairs.
+settings changed, the comparison's rows, the lead of the profile's own SBP where both have one baseline and oracle, the
+quality of the synthetic documents and, of concepts, the precision of the pairs and how many of them cross the views.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import polars as pl
 
 from benchmarks.arguments import parser_with_profile
-from benchmarks.headline import quality, share_text
+from benchmarks.headline import quality, scores_of, share_text
 from sbp_assets.evaluation.comparison import oracle_gains
+from sbp_assets.evaluation.tuning_seeds import SHARED, compare_arms
 from sbp_assets.evaluation.views import FORWARD_BY_INVERTED, REVERSED_BY_ENTRIES
 from sbp_assets.instance.branch import run_branch
 from sbp_assets.pairing.ground_truth import OVERALL
@@ -74,6 +75,8 @@ SHOWN = {
     ("heldout", "perplexity"): "held-out perplexity",
     (FORWARD_BY_INVERTED, "acc"): "forward, inverted alone",
 }
+BEHIND = tuple(SHOWN)[:2]
+LEAD = ("share_lead", "share_lead_low", "share_lead_high")
 SHARE = ("share_of_oracle_gain", "share_low", "share_high")
 QUALITY = ("non_factual", "pair_irrelevance", "duplicates")
 
@@ -89,7 +92,9 @@ def main(profile: str, names: list[str]) -> None:
             key: settings.deployment.data_dir if value == OWN else value for key, value in ABLATIONS[name].items()
         }
         changes = {"pretraining.seeds": [settings.experiment.first_seed], **changed}
-        found[name] = {"changes": changed, **results(run_branch(settings, name, changes))}
+        store = run_branch(settings, name, changes)
+        leads = profile_leads(Path(settings.deployment.data_dir), store, settings.experiment.seed_keys[:1])
+        found[name] = {"changes": ABLATIONS[name], **results(store), "profile_leads": leads}
         print(_markdown(found), flush=True)  # so far: an ablation takes minutes, and a later one may fail
     print(json.dumps({"profile": profile, "seed": settings.experiment.first_seed, "ablations": found}))
 
@@ -106,20 +111,39 @@ def results(store: Path) -> dict[str, Any]:
     return found
 
 
+def profile_leads(own: Path, store: Path, seeds: list[str]) -> list[dict[str, Any]]:
+    """Return the leads of the profile's SBP over the ablation's (`compare_arms`), one per task, metric and baseline.
+
+    There are none where the ablation has another baseline or oracle, of which it has other shares, or other questions.
+    """
+    shared = {model: scores_of(own, model, seeds) for model in SHARED}
+    if any(not scores_of(store, model, seeds)[seed].equals(shared[model][seed]) for model in SHARED for seed in seeds):
+        return []
+    arms = {"sbp": {"0": scores_of(own, "sbp", seeds)}, "ablation": {"0": scores_of(store, "sbp", seeds)}}
+    return compare_arms(shared, arms)[1]
+
+
 def _markdown(found: dict[str, dict[str, Any]]) -> str:
     columns = [f"{name}: share of the gain" for name in SHOWN.values()]
     quality_columns = [metric.replace("_", " ") for metric in QUALITY]
-    header = ["ablation", "pairs", "precision", "baseline, SBP, oracle", *columns, *quality_columns]
+    behind = [f"{name}: points behind the profile" for key, name in SHOWN.items() if key in BEHIND]
+    header = ["ablation", "pairs", "precision", "baseline, SBP, oracle", *columns, *behind, *quality_columns]
     lines = ["", f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
     for name, result in found.items():
         pairs = result.get("pairs")
-        cells = [str(pairs["pairs"]), f"{pairs['precision']:.1%}"] if pairs else ["–", "–"]
+        cells = (
+            [f"{pairs['pairs']}, {pairs['crossing']:.0%} cross", f"{pairs['precision']:.1%}"] if pairs else ["–"] * 2
+        )
         rows = {(row["task"], row["metric"]): row for row in result["comparison"] if row["against"] == "final"}
         reversed_row = rows.get(REVERSED)
         cells.append(", ".join(f"{reversed_row[arm]:.0%}" for arm in ARMS) if reversed_row else "–")
         for key in SHOWN:
             row = rows.get(key)
             cells.append(share_text(*(row[column] for column in SHARE)) if row and oracle_gains(row) else "–")
+        leads = {(lead["task"], lead["metric"]): lead for lead in result["profile_leads"] if lead["against"] == "final"}
+        for key in BEHIND:
+            lead = leads.get(key)
+            cells.append(share_text(*(lead[column] for column in LEAD)) if lead and oracle_gains(rows[key]) else "–")
         values = (result["quality"].get(f"{metric}_synthetic") for metric in QUALITY)
         cells += ["–" if value is None else f"{value:.1%}" for value in values]
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -164,14 +164,14 @@ class Record:
 def evaluate(stores: dict[Run, Path], seeds: list[str]) -> dict[str, Any]:
     """Return rows, leads and quality of the finished runs; SystemExit where a branch has another baseline or oracle."""
     own = stores[SBP, 0]
-    shared = {model: _scores(own, model, seeds) for model in SHARED}
+    shared = {model: scores_of(own, model, seeds) for model in SHARED}
     arms: dict[str, dict[str, dict[str, pl.DataFrame]]] = {}
     for (arm, tuning), store in stores.items():
         for model in SHARED:
-            found = _scores(store, model, seeds)
+            found = scores_of(store, model, seeds)
             if any(not found[seed].equals(shared[model][seed]) for seed in seeds):
                 raise SystemExit(f"{store}: its {model} is another one, so its deltas are; delete the branch")
-        arms.setdefault(arm, {})[str(tuning)] = _scores(store, "sbp", seeds)
+        arms.setdefault(arm, {})[str(tuning)] = scores_of(store, "sbp", seeds)
     rows, leads = compare_arms(shared, {arm: arms[arm] for arm in ARMS if arm in arms})
     return {
         "training_seeds": seeds,
@@ -182,7 +182,8 @@ def evaluate(stores: dict[Run, Path], seeds: list[str]) -> dict[str, Any]:
     }
 
 
-def _scores(store: Path, model: str, seeds: list[str]) -> dict[str, pl.DataFrame]:
+def scores_of(store: Path, model: str, seeds: list[str]) -> dict[str, pl.DataFrame]:
+    """Return the scores of a store's model, `with_samples`, by training seed."""
     return {seed: pl.read_parquet(store / f"evaluation/{model}_scores/{seed}.parquet") for seed in seeds}
 
 

@@ -3,12 +3,13 @@
 A reversed question about a concept that D knows by entries alone offers names of its kind. Most of the wrong ones end
 inverted forms in D, the right one never does. So a model can be wrong because a name is new to it in that place, and
 SBP, which reads inverted forms of all concepts, can be right more often without knowing the fact. Here the wrong names
-are those of other concepts that D knows by entries alone, of the same kind where there are enough, so that no name has
-an advantage. The trained models of the headline's runs that are there are scored on these questions as they were on
-their own, on one device, and compared in the same way.
+are those of other concepts of the same kind that D knows by entries alone, so that no name has an advantage; questions
+about a kind with too few of them are left out. The trained models of the headline's runs that are there are scored on
+these questions as they were on their own, on one device, and compared in the same way.
 
-Prints what guessing by how often names end inverted forms would score on either set, and the arms' differences and
-shares of the oracle's gain; the last line is one JSON object. See `benchmarks.headline` for the runs.
+Prints how many wrong names end inverted forms in D, what guessing by how often names do would score on either set, and
+the arms' differences and shares of the oracle's gain; the last line is one JSON object. See `benchmarks.headline` for
+the runs.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ def main(profile: str, tuning_seeds: int) -> None:
         }
         for name, questions in (("the run's own", asked), ("known alike", even))
     }
+    wrong = [name for q in asked for name in q["choices"] if name != q["choices"][q["answer"]]]
+    ending = sum(in_d[name] > 0 for name in wrong) / len(asked)
+    print(f"wrong names that end an inverted form in D: {ending:.2f} of {CHOICES - 1} in the run's own questions")
     for name, of in guesses.items():
         print(f"{name}: right by the name that " + ", ".join(f"{rule} {right:.1%}" for rule, right in of.items()))
     with tempfile.TemporaryDirectory(prefix="sbp-benchmark-") as folder:
@@ -76,7 +80,8 @@ def main(profile: str, tuning_seeds: int) -> None:
     _print(rows, leads)
     print(json.dumps({
         "profile": profile, "seeds": settings.experiment.seed_keys, "questions": len(even),
-        "concepts": len({question["concept"] for question in even}), "guesses": guesses, "rows": rows,
+        "concepts": len({question["concept"] for question in even}), "wrong_names_ending_in_d": ending,
+        "guesses": guesses, "rows": rows,
         "lead_over_controls": leads,
     }))  # fmt: skip
 
@@ -89,23 +94,27 @@ def _asked(settings: Settings, data: Path) -> list[Question]:
 
 
 def _evenly_known(world: ConceptWorld, asked: Sequence[Question]) -> list[Question]:
-    """Return the questions with wrong names of concepts that are asked about, of the same kind where there are enough.
+    """Return the questions with wrong names of concepts of the same kind that are asked about.
 
-    Raises SystemExit where they are about fewer concepts than a question has choices.
+    Questions about a kind of which fewer concepts than a question has choices are asked about are left out: every
+    inverted form states the kind, and a name of another kind would give the answer away. Raises SystemExit where none
+    is left.
     """
-    concepts = sorted({question["concept"] for question in asked})
-    if len(concepts) < CHOICES:
-        raise SystemExit(f"D knows {len(concepts)} concepts by entries alone, and a question has {CHOICES} choices")
+    of_kind: dict[str, list[int]] = {}
+    for concept in sorted({question["concept"] for question in asked}):
+        of_kind.setdefault(world.kinds[concept], []).append(concept)
     found = []
     for place, question in enumerate(asked):
+        alike = [concept for concept in of_kind[world.kinds[question["concept"]]] if concept != question["concept"]]
+        if len(alike) < CHOICES - 1:
+            continue
         drawing = random.Random(f"name-bias-{place}")
-        others = [concept for concept in concepts if concept != question["concept"]]
-        alike = [concept for concept in others if world.kinds[concept] == world.kinds[question["concept"]]]
-        wrong = drawing.sample(alike if len(alike) >= CHOICES - 1 else others, CHOICES - 1)
-        names = [world.names[concept] for concept in wrong]
+        names = [world.names[concept] for concept in drawing.sample(alike, CHOICES - 1)]
         answer = drawing.randrange(CHOICES)
         names.insert(answer, world.names[question["concept"]])
         found.append(Question(**{**question, "choices": names, "answer": answer}))
+    if not found:
+        raise SystemExit(f"there is no kind of which D knows {CHOICES} concepts by entries alone")
     return found
 
 

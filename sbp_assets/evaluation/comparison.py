@@ -165,8 +165,9 @@ def quantile(parts: Iterable[tuple[float, int]]) -> float:
     """Return Student's t quantile of a two-sided 95% interval, its degrees of freedom by Satterthwaite (1946).
 
     `parts` are the parts of the variance, each with the degrees of freedom that it is estimated with: n - 1 of n seeds
-    or clusters of examples. A part without any is that of a single seed, and no more than rounding. With three seeds
-    and nothing but them the quantile is 4.3 and not 1.96: percentiles of the bootstrap would cover 80% for 95%.
+    or clusters of examples. A part with zero degrees comes from a single seed: it is rounding, and is left out. With
+    three seeds and nothing but them the quantile is 4.3 and not 1.96: percentiles of the bootstrap would cover 80%
+    instead of 95%.
     """
     from scipy import stats
 

@@ -1,5 +1,7 @@
 """Questions whose names are known alike, and what guessing by counts of names would score."""
 
+from collections import Counter
+
 import pytest
 
 from benchmarks.name_bias import _endings, _evenly_known, _guess
@@ -7,18 +9,23 @@ from sbp_assets.corpus.concept_texts import ENTRIES, INVERTED
 from sbp_assets.corpus.concepts import ConceptWorld, view_of
 from sbp_assets.settings import ConceptsSource
 
-WORLD = ConceptWorld(ConceptsSource(documents=300, concepts=40))
-ASKED = [question for question in WORLD.questions(200) if question["view"] == INVERTED and question["concept"] < 12]
+WORLD = ConceptWorld(ConceptsSource(documents=300, concepts=120))
+ASKED = [question for question in WORLD.questions(500) if question["view"] == INVERTED and question["concept"] < 50]
 
 
-def test_wrong_names_are_those_of_the_concepts_asked_about() -> None:
+def test_wrong_names_are_of_the_same_kind_and_known_alike() -> None:
     names = {WORLD.names[question["concept"]] for question in ASKED}
-    assert len(names) == 12
-    for before, question in zip(ASKED, _evenly_known(WORLD, ASKED), strict=True):
+    kind_of = dict(zip(WORLD.names, WORLD.kinds, strict=True))
+    found = _evenly_known(WORLD, ASKED)
+    for question in found:
         assert set(question["choices"]) <= names and len(set(question["choices"])) == 4
+        assert len({kind_of[name] for name in question["choices"]}) == 1
         assert question["choices"][question["answer"]] == WORLD.names[question["concept"]]
-        assert question["question"] == before["question"]
-    with pytest.raises(SystemExit, match="a question has 4 choices"):
+    # Left out are those of a kind of which fewer than four concepts are asked about, and no others.
+    kinds = Counter(kind_of[name] for name in names)
+    kept = [question["question"] for question in ASKED if kinds[WORLD.kinds[question["concept"]]] >= 4]
+    assert [question["question"] for question in found] == kept and 0 < len(kept) < len(ASKED)
+    with pytest.raises(SystemExit, match="no kind of which"):
         _evenly_known(WORLD, [question for question in ASKED if question["concept"] < 3])
 
 
