@@ -59,7 +59,8 @@ def main(profile: str) -> None:
         f"baseline that reads D {equal.repetitions:.1f} times instead of {settings.experiment.pretraining.repetitions}"
     )
     print(render_markdown(rows))
-    print(json.dumps({"profile": profile, "equal_total_compute": asdict(equal), "comparison": rows.to_dicts()}))
+    told = {"profile": profile, "seeds": settings.experiment.seed_keys, "equal_total_compute": asdict(equal)}
+    print(json.dumps({**told, "comparison": rows.to_dicts()}))
 
 
 if __name__ == "__main__":
