@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from benchmarks.arguments import parser_with_profile
-from benchmarks.headline import quality, scores_of, share_text
+from benchmarks.headline import other_models, quality, scores_of, share_text
 from sbp_assets.evaluation.comparison import oracle_gains
 from sbp_assets.evaluation.tuning_seeds import SHARED, compare_arms
 from sbp_assets.evaluation.views import FORWARD_BY_INVERTED, REVERSED_BY_ENTRIES
@@ -117,7 +117,7 @@ def profile_leads(own: Path, store: Path, seeds: list[str]) -> list[dict[str, An
     There are none where the ablation has another baseline or oracle, of which it has other shares, or other questions.
     """
     shared = {model: scores_of(own, model, seeds) for model in SHARED}
-    if any(not scores_of(store, model, seeds)[seed].equals(shared[model][seed]) for model in SHARED for seed in seeds):
+    if other_models(shared, store, seeds):
         return []
     arms = {"sbp": {"0": scores_of(own, "sbp", seeds)}, "ablation": {"0": scores_of(store, "sbp", seeds)}}
     return compare_arms(shared, arms)[1]

@@ -40,10 +40,7 @@ def main(profile: str) -> None:
     for shard in settings.experiment.shard_keys:
         texts = scan_table(data / f"corpus/documents/{shard}.parquet").filter(split=UNIQUE).select("text")
         documents.update(world.concept_of(text) for text in texts.collect()["text"])
-        synthetic = read_table(data / f"synthesis/synthetic_documents/{shard}.parquet", ["id", "text"])
-        # A filter may have dropped some of them.
-        trained_on = read_table(data / f"synthesis/synthetic_tokens/{shard}/documents.parquet", ["id"])
-        for text in synthetic.join(trained_on, on="id", how="semi")["text"]:
+        for text in synthetic_texts(data, shard):
             concept = world.concept_of(text)
             right = {stated.attribute for stated in world.statements(text) if stated.concept == concept and stated.true}
             if concept is not None and len(right) == len(world.facts[concept]):
@@ -73,6 +70,13 @@ def main(profile: str) -> None:
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, float_precision=3):
         print(pl.DataFrame(rows))
     print(json.dumps({"profile": profile, "seeds": settings.experiment.seed_keys, "rows": rows}))
+
+
+def synthetic_texts(data: Path, shard: str) -> pl.Series:
+    """Return the synthetic documents of a shard that SBP is trained on: a filter may have dropped others."""
+    synthetic = read_table(data / f"synthesis/synthetic_documents/{shard}.parquet", ["id", "text"])
+    trained_on = read_table(data / f"synthesis/synthetic_tokens/{shard}/documents.parquet", ["id"])
+    return synthetic.join(trained_on, on="id", how="semi")["text"]
 
 
 def _right(data: Path, model: str, seed: str, task: str) -> np.ndarray:

@@ -25,7 +25,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +167,8 @@ def evaluate(stores: dict[Run, Path], seeds: list[str]) -> dict[str, Any]:
     shared = {model: scores_of(own, model, seeds) for model in SHARED}
     arms: dict[str, dict[str, dict[str, pl.DataFrame]]] = {}
     for (arm, tuning), store in stores.items():
-        for model in SHARED:
-            found = scores_of(store, model, seeds)
-            if any(not found[seed].equals(shared[model][seed]) for seed in seeds):
-                raise SystemExit(f"{store}: its {model} is another one, so its deltas are; delete the branch")
+        if others := other_models(shared, store, seeds):
+            raise SystemExit(f"{store}: its {others[0]} is another one, so its deltas are; delete the branch")
         arms.setdefault(arm, {})[str(tuning)] = scores_of(store, "sbp", seeds)
     rows, leads = compare_arms(shared, {arm: arms[arm] for arm in ARMS if arm in arms})
     return {
@@ -180,6 +178,12 @@ def evaluate(stores: dict[Run, Path], seeds: list[str]) -> dict[str, Any]:
         "lead_over_controls": leads,
         "quality": {name_of(run): quality(store) for run, store in stores.items()},
     }
+
+
+def other_models(shared: Mapping[str, Mapping[str, pl.DataFrame]], store: Path, seeds: list[str]) -> list[str]:
+    """Return the models of SHARED that score otherwise in `store` than in `shared`."""
+    found = {model: scores_of(store, model, seeds) for model in SHARED}
+    return [model for model in SHARED if any(not found[model][seed].equals(shared[model][seed]) for seed in seeds)]
 
 
 def scores_of(store: Path, model: str, seeds: list[str]) -> dict[str, pl.DataFrame]:

@@ -18,7 +18,8 @@ import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ import polars as pl
 
 from benchmarks.arguments import parser_with_profile
 from benchmarks.copying import concepts_run
+from benchmarks.exposures import synthetic_texts
 from benchmarks.headline import ARM_NAMES, planned, share_text, store_of
 from sbp_assets.corpus.concept_texts import ENTRIES, INVERTED
 from sbp_assets.corpus.concepts import CHOICES, ConceptWorld, Question, view_of
 from sbp_assets.corpus.split import UNIQUE
+from sbp_assets.corpus.tokenizer import stream_texts
 from sbp_assets.evaluation import suite
 from sbp_assets.evaluation.assets import concept_questions
 from sbp_assets.evaluation.scores import with_samples
@@ -39,7 +42,7 @@ from sbp_assets.evaluation.tasks import REVERSED_QUESTIONS, Tasks
 from sbp_assets.evaluation.tuning_seeds import SHARED, compare_arms
 from sbp_assets.evaluation.views import ALONE
 from sbp_assets.settings import Settings
-from sbp_assets.storage.paths import read_table, scan_table
+from sbp_assets.storage.paths import scan_table
 from sbp_assets.training.checkpoint import best_model
 
 HELDOUT = pl.DataFrame({"id": ["none"], "text": ["A folder of tasks has held-out documents, too."]})
@@ -49,8 +52,10 @@ def main(profile: str, tuning_seeds: int) -> None:
     settings, world, data = concepts_run(profile)
     asked = _asked(settings, data)
     even = _evenly_known(world, asked)
-    in_d = _endings(world, _texts_of_d(settings, data))
-    read = in_d + _endings(world, _synthetic_texts(settings, data))
+    shards = settings.experiment.shard_keys
+    documents = {shard: scan_table(data / f"corpus/documents/{shard}.parquet") for shard in shards}
+    in_d = _endings(world, chain.from_iterable(stream_texts(documents, UNIQUE)))
+    read = in_d + _endings(world, chain.from_iterable(synthetic_texts(data, shard) for shard in shards))
     guesses = {
         name: {
             "never ends an inverted form in D": _guess(questions, {n: -c for n, c in in_d.items()}),
@@ -118,17 +123,7 @@ def _evenly_known(world: ConceptWorld, asked: Sequence[Question]) -> list[Questi
     return found
 
 
-def _texts_of_d(settings: Settings, data: Path) -> list[str]:
-    shards = [scan_table(data / f"corpus/documents/{shard}.parquet") for shard in settings.experiment.shard_keys]
-    return [text for shard in shards for text in shard.filter(split=UNIQUE).select("text").collect()["text"]]
-
-
-def _synthetic_texts(settings: Settings, data: Path) -> list[str]:
-    paths = [data / f"synthesis/synthetic_documents/{shard}.parquet" for shard in settings.experiment.shard_keys]
-    return [text for path in paths for text in read_table(path, ["text"])["text"]]
-
-
-def _endings(world: ConceptWorld, texts: Sequence[str]) -> Counter[str]:
+def _endings(world: ConceptWorld, texts: Iterable[str]) -> Counter[str]:
     """Return how many inverted forms are about each name."""
     concepts = (world.concept_of(text) for text in texts if view_of(text) == INVERTED)
     return Counter(world.names[concept] for concept in concepts if concept is not None)

@@ -61,29 +61,24 @@ def concept_questions(settings: Settings) -> dict[str, list[Question]]:
     }
 
 
-def _groups(
+def _groups_and_clusters(
     settings: Settings,
     documents: dict[str, pl.LazyFrame],
     heldout: pl.DataFrame,
     questions: dict[str, list[Question]],
-) -> dict[str, Groups]:
-    """Return the groups of the tasks' rows that are scored apart; none where the ground truth is not known."""
+) -> tuple[dict[str, Groups], dict[str, tuple[int, ...]]]:
+    """Return by task the groups of rows that are scored apart, and each row's concept.
+
+    There are none where the ground truth is not known.
+    """
     if not (source := settings.experiment.ground_truth):
-        return {}
-    world = ConceptWorld(source)
+        return {}, {}
+    world, texts = ConceptWorld(source), heldout["text"].to_list()
+    clusters = {task: tuple(question["concept"] for question in own) for task, own in questions.items()}
+    clusters[HELDOUT] = clusters_of_documents(world, texts)
     seen = views_in_d(world, documents)
-    of_questions = {task: groups_of_questions(own, seen) for task, own in questions.items()}
-    return {HELDOUT: groups_of_documents(world, heldout["text"].to_list()), **of_questions}
-
-
-def _clusters(
-    settings: Settings, heldout: pl.DataFrame, questions: dict[str, list[Question]]
-) -> dict[str, tuple[int, ...]]:
-    """Return the concept of each of the tasks' rows; none where the ground truth is not known."""
-    if not (source := settings.experiment.ground_truth):
-        return {}
-    of_questions = {task: tuple(question["concept"] for question in own) for task, own in questions.items()}
-    return {HELDOUT: clusters_of_documents(ConceptWorld(source), heldout["text"].to_list()), **of_questions}
+    groups = {task: groups_of_questions(own, seen) for task, own in questions.items()}
+    return {HELDOUT: groups_of_documents(texts, clusters[HELDOUT]), **groups}, clusters
 
 
 @for_settings(
@@ -109,12 +104,13 @@ def tasks(
     directory = staging(settings.deployment.work_dir, "evaluation_tasks")
     with Progress("evaluation tasks", "documents") as progress:
         heldout, questions = sample_heldout(documents, evaluation.heldout_documents), concept_questions(settings)
+        groups, clusters = _groups_and_clusters(settings, documents, heldout, questions)
         written = write_tasks(
             directory,
             heldout,
             questions=questions,
-            groups=_groups(settings, documents, heldout, questions),
-            clusters=_clusters(settings, heldout, questions),
+            groups=groups,
+            clusters=clusters,
             benchmarks=evaluation.benchmarks,
             benchmarks_dir=_benchmarks_dir(settings),
             benchmark_limit=evaluation.benchmark_limit,

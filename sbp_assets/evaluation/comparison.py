@@ -103,8 +103,7 @@ def compare(scores: Mapping[str, Mapping[str, pl.DataFrame]], resamples: int = R
     and Wu 1988, J. Am. Stat. Assoc. 83); of one seed only the examples vary. 95% intervals reach as many standard
     errors as Student's t asks for with so few (see `quantile`). The synthesizer is tuned and sampled once, so its own
     variation is not in them. Errors and intervals are null where models did not answer the same examples, or all
-    examples are one cluster. Raises ValueError when a model of
-    SCORED has no scores.
+    examples are one cluster. Raises ValueError when a model of SCORED has no scores.
     """
     if missing := [name for name in SCORED if not scores.get(name)]:
         raise ValueError(f"no scores of {', '.join(missing)}: a comparison needs {', '.join(SCORED)}")
@@ -144,8 +143,8 @@ def _row(task: str, metric: str, higher: bool, arms: Mapping[str, pl.DataFrame],
     row["share_of_oracle_gain"] = share_of_oracle_gain(deltas["delta_sbp"], deltas["delta_oracle"], higher)
     if not seeds or (sample := _samples(arms, seeds)) is None:
         return row
-    # With the seeds drawn, too, for the error; with the seeds as they are, to tell what part of it seeds make.
     clusters = len(sample[2])
+    # With the seeds drawn, too, for the error; with the seeds as they are, to tell what part of it seeds make.
     both, examples = (_statistics(drawn, higher) for drawn in _bootstrap(task, metric, *sample, resamples))
     for name, resampled in both.items():
         if np.mean(np.isnan(resampled)) > UNDEFINED_SHARE:

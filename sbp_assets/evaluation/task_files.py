@@ -7,7 +7,7 @@ import heapq
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,10 @@ def write_tasks(
         raise ValueError("no held-out documents to score: raise corpus.split.heldout or the number of documents")
     (directory / DATA).mkdir(exist_ok=True)
     shutil.copyfile(LOCAL_DATA, directory / LOCAL_DATA.name)
-
-    def known(name: str) -> dict[str, Any]:
-        return {"groups": (groups or {}).get(name, {}), "clusters": (clusters or {}).get(name, ())}
-
-    tasks = [_heldout(directory, heldout, **known(HELDOUT))]
+    tasks = [_heldout(directory, heldout)]
     problems: list[str] = []
     notes: list[str] = []
-    tasks += [_questions(directory, name, own, **known(name)) for name, own in (questions or {}).items() if own]
+    tasks += [_questions(directory, name, own) for name, own in (questions or {}).items() if own]
     for name in benchmarks:
         try:
             rows = benchmark_rows(name, benchmarks_dir, benchmark_limit)
@@ -70,6 +66,8 @@ def write_tasks(
             # One benchmark's data must not cost the scores of the rest; the checks report it.
             reason = str(error) if isinstance(error, BenchmarkDataError) else f"{type(error).__name__}: {error}"
             problems.append(f"{name}: {reason}")
+    groups, clusters = groups or {}, clusters or {}
+    tasks = [replace(task, groups=groups.get(task.name, {}), clusters=clusters.get(task.name, ())) for task in tasks]
     written = Tasks(tuple(tasks), tuple(problems), tuple(notes))
     (directory / MANIFEST).write_text(json.dumps(asdict(written), indent=2) + "\n", encoding="utf-8")
     (directory / README).write_text(readme(written), encoding="utf-8")
@@ -96,17 +94,17 @@ def sample_heldout(documents: Mapping[str, pl.LazyFrame], count: int) -> pl.Data
     return order.join(found, on="id", how="left", maintain_order="left")
 
 
-def _heldout(directory: Path, heldout: pl.DataFrame, **known: Any) -> Task:
+def _heldout(directory: Path, heldout: pl.DataFrame) -> Task:
     """Write the held-out documents; return their task."""
     metrics = ("perplexity", "nats_per_token", "bits_per_byte")
-    task = Task(HELDOUT, len(heldout), 0, metrics, rolling=True, **known)
+    task = Task(HELDOUT, len(heldout), 0, metrics, rolling=True)
     _write(directory, task, heldout.select("id", "text"))
     return task
 
 
-def _questions(directory: Path, name: str, questions: Sequence[Mapping[str, Any]], **known: Any) -> Task:
+def _questions(directory: Path, name: str, questions: Sequence[Mapping[str, Any]]) -> Task:
     """Write multiple-choice questions about the corpus' own facts; return their task."""
-    task = Task(name, len(questions), 0, ("perplexity", "acc"), rolling=False, **known)
+    task = Task(name, len(questions), 0, ("perplexity", "acc"), rolling=False)
     answers = [
         q["answer"] if isinstance(q["answer"], int) else list(q["choices"]).index(q["answer"]) for q in questions
     ]

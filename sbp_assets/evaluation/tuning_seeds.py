@@ -173,7 +173,9 @@ def _estimate(statistic: Any, means: dict[str, float], drawn: Drawn, counts: Map
     if max(float(np.mean(np.isnan(own))) for own in resampled.values()) > UNDEFINED_SHARE:
         return Estimate(value)
     variances = {kind: float(np.nanvar(own, ddof=1)) for kind, own in resampled.items()}
-    return Estimate(value, *interval(value, variances, *counts.values()))
+    return Estimate(
+        value, *interval(value, variances, counts["tuning_seeds"], counts["training_seeds"], counts["clusters"])
+    )
 
 
 def _means(task: str, of_models: Mapping[str, list[list[Any]]]) -> dict[str, float]:

@@ -43,9 +43,9 @@ def clusters_of_documents(world: ConceptWorld, texts: Sequence[str]) -> tuple[in
     return tuple(-1 - place if concept is None else concept for place, concept in enumerate(concepts))
 
 
-def groups_of_documents(world: ConceptWorld, texts: Sequence[str]) -> Groups:
-    """Return the documents of either view."""
-    return _groups([view_of(text) for text in texts], VIEWS, clusters_of_documents(world, texts))
+def groups_of_documents(texts: Sequence[str], clusters: Sequence[int]) -> Groups:
+    """Return the documents of either view, by their texts and `clusters_of_documents`."""
+    return _groups([view_of(text) for text in texts], VIEWS, clusters)
 
 
 def groups_of_questions(questions: Sequence[Question], seen: Mapping[int, set[str]]) -> Groups:

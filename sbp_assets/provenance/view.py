@@ -94,9 +94,10 @@ def _pair(trace: Trace, console: Console) -> None:
 
 def _earlier_pair(trace: Trace, console: Console) -> None:
     _title(console, trace["id"], "pair with a synthetic document of the earlier round")
-    seed, written = trace["seed"], trace["synthetic_document"]
-    _fact(console, "document of D", f"{seed['id']}, {seed['file']} line {seed['line']}")
-    _text(console, seed["text"])
+    written = trace["synthetic_document"]
+    if seed := trace["seed"]:
+        _fact(console, "document of D", f"{seed['id']}, {seed['file']} line {seed['line']}")
+        _text(console, seed["text"])
     _fact(console, "written from it", f"{written['id']} of {written['run']}")
     _text(console, written["text"])
     _fact(console, "tuning", _tuning(trace["tuning"]))

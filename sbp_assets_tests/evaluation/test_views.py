@@ -43,4 +43,5 @@ def test_documents_about_one_concept_are_a_cluster() -> None:
 
 def test_documents_are_grouped_by_view_and_those_about_one_concept_are_no_group() -> None:
     entries, inverted = [texts_about(concept, ENTRIES)[0] for concept in (0, 1)], texts_about(0, INVERTED)[:2]
-    assert groups_of_documents(WORLD, [entries[0], *inverted, "Neither.", entries[1]]) == {ENTRIES: (0, 4)}
+    texts = [entries[0], *inverted, "Neither.", entries[1]]
+    assert groups_of_documents(texts, clusters_of_documents(WORLD, texts)) == {ENTRIES: (0, 4)}
