@@ -12,7 +12,7 @@ SECTIONS = [kind for kind in vars(sbp_assets.settings).values() if isinstance(ki
 VERSIONS = {
     "tiny": "1-87160428119d",
     "demo": "1-756dd992513a",
-    "headline": "1-a75fbf9b698d",
+    "headline": "1-523819439a26",
     "five_tokens": "1-7769b60d6902",
     "paper_200b": "1-ab9360c03844",
     "paper_1t": "1-782338fcc513",
@@ -74,7 +74,8 @@ def test_a_judge_is_identity_and_where_it_answers_is_not_nor_holds_it_a_key():
 
 def test_headline_is_the_demos_world_at_a_larger_budget():
     demo, headline = (load_settings(name, {}).experiment for name in ("demo", "headline"))
-    own = ("seeds", "repetitions", "synthetic_share")
+    # Rate and decay are chosen at each budget.
+    own = ("seeds", "repetitions", "synthetic_share", "learning_rate", "weight_decay")
     pretraining = headline.pretraining.model_copy(update={key: getattr(demo.pretraining, key) for key in own})
     changed = {"name": demo.name, "pretraining": pretraining}
     assert headline.model_copy(update=changed) == demo
