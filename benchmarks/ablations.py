@@ -11,20 +11,18 @@ quality of the synthetic documents and, of concepts, the precision of the pairs 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from benchmarks.arguments import parser_with_profile
+from benchmarks.arguments import parser_with_profile, profile_settings
 from benchmarks.headline import other_models, quality, scores_of, share_text
 from sbp_assets.evaluation.comparison import oracle_gains
 from sbp_assets.evaluation.tuning_seeds import SHARED, compare_arms
 from sbp_assets.evaluation.views import FORWARD_BY_INVERTED, REVERSED_BY_ENTRIES
 from sbp_assets.instance.branch import run_branch
 from sbp_assets.pairing.ground_truth import OVERALL
-from sbp_assets.settings import load_settings
 
 OWN = "the data_dir of the profile"
 SYNTHESIS: dict[str, dict[str, Any]] = {
@@ -89,8 +87,7 @@ QUALITY = ("non_factual", "pair_irrelevance", "duplicates")
 def main(profile: str, names: list[str]) -> None:
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise SystemExit(f"no ablation {', '.join(unknown)}; there are {', '.join(ABLATIONS)}")
-    os.environ["SBP_PROFILE"] = profile
-    settings = load_settings()
+    settings = profile_settings(profile)
     found = {}
     for name in names or ABLATIONS:
         changed = {

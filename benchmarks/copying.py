@@ -19,19 +19,18 @@ the share of the pairs and of the synthetic documents whose d2 is an inverted fo
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from benchmarks.arguments import parser_with_profile
+from benchmarks.arguments import parser_with_profile, profile_settings
 from sbp_assets.corpus.concept_texts import INVERTED
 from sbp_assets.corpus.concepts import ConceptWorld, view_of
 from sbp_assets.corpus.split import UNIQUE
 from sbp_assets.evaluation.scores import bootstrap_stderr
-from sbp_assets.settings import Settings, load_settings
+from sbp_assets.settings import Settings
 
 MOST = 5
 Fact = tuple[int, str]  # concept, attribute
@@ -39,8 +38,7 @@ Fact = tuple[int, str]  # concept, attribute
 
 def concepts_run(profile: str) -> tuple[Settings, ConceptWorld, Path]:
     """Return the settings, the world and the data_dir of a run on the concepts corpus; SystemExit for another."""
-    os.environ["SBP_PROFILE"] = profile
-    settings = load_settings()
+    settings = profile_settings(profile)
     if not (source := settings.experiment.ground_truth):
         raise SystemExit(f"profile {profile}: the ground truth is known of source concepts alone")
     return settings, ConceptWorld(source), Path(settings.deployment.data_dir)

@@ -21,12 +21,11 @@ from pathlib import Path
 
 import polars as pl
 
-from benchmarks.arguments import parser_with_profile
+from benchmarks.arguments import parser_with_profile, profile_settings
 from sbp_assets.evaluation.comparison import SCORED, compare
 from sbp_assets.evaluation.comparison_table import render_markdown
 from sbp_assets.instance.branch import branch_environment, make_branch
 from sbp_assets.pretraining.budget import equal_total_compute
-from sbp_assets.settings import load_settings
 
 BRANCH = "equal_compute"
 STEPS = ("pretrain_baseline", "score_baseline", "score_early_stopped")
@@ -34,8 +33,7 @@ OF_BRANCH = ("baseline", "early_stopped")
 
 
 def main(profile: str) -> None:
-    os.environ["SBP_PROFILE"] = profile
-    settings = load_settings()
+    settings = profile_settings(profile)
     store = Path(settings.deployment.data_dir)
     table = store / "pretraining/token_budget.parquet"
     equal = equal_total_compute(pl.read_parquet(table)) if table.exists() else None

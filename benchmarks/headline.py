@@ -31,13 +31,13 @@ from typing import Any
 
 import polars as pl
 
-from benchmarks.arguments import parser_with_profile
+from benchmarks.arguments import parser_with_profile, profile_settings
 from sbp_assets.evaluation.comparison import PERPLEXITY, oracle_gains
 from sbp_assets.evaluation.comparison_table import BASELINE_NAMES, METRIC_NAMES, TASK_NAMES
 from sbp_assets.evaluation.scores import ACCURACIES
 from sbp_assets.evaluation.tuning_seeds import SHARED, compare_arms
 from sbp_assets.instance.branch import run_branch
-from sbp_assets.settings import Experiment, Settings, load_settings
+from sbp_assets.settings import Experiment, Settings
 
 SBP = "sbp"
 ARMS: dict[str, dict[str, Any]] = {
@@ -60,8 +60,7 @@ Run = tuple[str, int]  # An arm and its tuning seed.
 
 
 def main(profile: str, tuning_seeds: int, only: list[str], finished_alone: bool) -> int:
-    os.environ["SBP_PROFILE"] = profile
-    settings = load_settings()
+    settings = profile_settings(profile)
     record = Record(settings)
     runs = planned(tuning_seeds, only)
     for run in runs:

@@ -10,7 +10,6 @@ of the last 20 steps, and the processor time.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.arguments import parser_with_profile
+from benchmarks.arguments import parser_with_profile, profile_settings
 from benchmarks.machine import describe
 from sbp_assets.corpus.split import HELDOUT
 from sbp_assets.pretraining.assets import optimizer_of
 from sbp_assets.pretraining.budget import ARMS, Arm, plan_arm
-from sbp_assets.settings import Settings, load_settings
+from sbp_assets.settings import Settings
 from sbp_assets.settings.experiment import Pretraining
 from sbp_assets.training.loop import train
 from sbp_assets.training.parallel import World
@@ -31,8 +30,7 @@ from sbp_assets.training.spec import Source, TrainingSpec
 
 
 def main(profile: str, arms: list[Arm], tried: list[dict[str, Any]], seed: int) -> None:
-    os.environ["SBP_PROFILE"] = profile
-    settings = load_settings()
+    settings = profile_settings(profile)
     torch.set_num_threads(1)
     found = []
     for changes in tried:
