@@ -59,6 +59,11 @@ BUDGET: dict[str, dict[str, Any]] = {
     "weight_decay_01": {"pretraining.weight_decay": 0.1},
     "weight_decay_1": {"pretraining.learning_rate": 1e-2, "pretraining.weight_decay": 1.0},
     "weight_decay_2": {"pretraining.learning_rate": 1e-2, "pretraining.weight_decay": 2.0},
+    "weight_decay_2_readings_56": {
+        "pretraining.learning_rate": 1e-2,
+        "pretraining.weight_decay": 2.0,
+        "pretraining.repetitions": 56,
+    },
     "weight_decay_2_unconditional": {
         "pretraining.learning_rate": 1e-2,
         "pretraining.weight_decay": 2.0,
