@@ -51,7 +51,8 @@ SYNTHESIS: dict[str, dict[str, Any]] = {
     "filtered": {"synthesis.filter.max_copying": 0.5, "synthesis.filter.min_seed_similarity": 0.5},
     "second_round": {"synthesizer.earlier_round": OWN},
 }
-# Rate times decay is what decides (docs/log.md): headline's is 0.01, that of weight_decay_2 twice as much.
+# How strongly a setting regularises goes with rate times decay, roughly (docs/results.md). The profile's product is
+# that of weight_decay_1; that of weight_decay_2 is twice as much.
 # In readings_16 and readings_40 SBP reads D eight times, as configured: they change how much synthetic text it reads.
 BUDGET: dict[str, dict[str, Any]] = {
     "readings_16": {"pretraining.repetitions": 16, "pretraining.synthetic_share": 0.5},
