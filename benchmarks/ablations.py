@@ -52,8 +52,8 @@ SYNTHESIS: dict[str, dict[str, Any]] = {
     "second_round": {"synthesizer.earlier_round": OWN},
 }
 # How strongly a setting regularises goes with rate times decay, roughly (docs/results.md). The profile's product is
-# that of weight_decay_1; that of weight_decay_2 is twice as much.
-# In readings_16 and readings_40 SBP reads D eight times, as configured: they change how much synthetic text it reads.
+# that of weight_decay_1; that of weight_decay_2 is twice as much. In readings_16 and readings_40 SBP reads D eight
+# times, as configured: they change how much synthetic text it reads. In weight_decay_2_readings_56 all is doubled.
 BUDGET: dict[str, dict[str, Any]] = {
     "readings_16": {"pretraining.repetitions": 16, "pretraining.synthetic_share": 0.5},
     "readings_40": {"pretraining.repetitions": 40, "pretraining.synthetic_share": 0.8},
