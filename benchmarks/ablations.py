@@ -59,6 +59,7 @@ BUDGET: dict[str, dict[str, Any]] = {
     "readings_40": {"pretraining.repetitions": 40, "pretraining.synthetic_share": 0.8},
     "weight_decay_01": {"pretraining.weight_decay": 0.1},
     "weight_decay_1": {"pretraining.learning_rate": 1e-2, "pretraining.weight_decay": 1.0},
+    "twice_the_rate": {"pretraining.learning_rate": 2e-2, "pretraining.weight_decay": 1.0},
     "weight_decay_2": {"pretraining.learning_rate": 1e-2, "pretraining.weight_decay": 2.0},
     "weight_decay_2_readings_56": {
         "pretraining.learning_rate": 1e-2,
