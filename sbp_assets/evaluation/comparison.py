@@ -180,10 +180,7 @@ def quantile(parts: Iterable[tuple[float, int]]) -> float:
 def _statistics(drawn: dict[str, np.ndarray], higher: bool) -> dict[str, np.ndarray]:
     """Return resampled scores, deltas and share, (resamples,) each; the share is NaN where the oracle does not gain."""
     drawn = drawn | {f"delta_{arm}": drawn[arm] - drawn["baseline"] for arm in ("sbp", "oracle")}
-    gained = drawn["delta_oracle"] > ROUNDING if higher else drawn["delta_oracle"] < -ROUNDING
-    share = np.full(len(gained), np.nan)
-    np.divide(drawn["delta_sbp"], drawn["delta_oracle"], out=share, where=gained)
-    return drawn | {"share": share}
+    return drawn | {"share": shares_of_oracle_gain(drawn["delta_sbp"], drawn["delta_oracle"], higher)}
 
 
 def _samples(arms: Mapping[str, pl.DataFrame], seeds: list[str]) -> tuple[list[str], np.ndarray, np.ndarray] | None:
@@ -248,8 +245,17 @@ def share_of_oracle_gain(delta_sbp: float | None, delta_oracle: float | None, hi
     """Return delta_sbp / delta_oracle; None where the oracle does not beat the baseline, so gains nothing."""
     if delta_sbp is None or delta_oracle is None:
         return None
-    gain = delta_oracle if higher_is_better else -delta_oracle
-    return delta_sbp / delta_oracle if gain > ROUNDING else None
+    share = float(shares_of_oracle_gain(delta_sbp, delta_oracle, higher_is_better))
+    return None if math.isnan(share) else share
+
+
+def shares_of_oracle_gain(
+    delta_sbp: np.ndarray | float, delta_oracle: np.ndarray | float, higher_is_better: bool
+) -> np.ndarray:
+    """Return delta_sbp / delta_oracle, of the shape of both; NaN where the oracle gains no more than ROUNDING."""
+    gain = np.asarray(delta_oracle if higher_is_better else np.negative(delta_oracle))
+    gained = gain > ROUNDING
+    return np.where(gained, delta_sbp / np.where(gained, delta_oracle, 1.0), np.nan)
 
 
 def oracle_gains(row: Mapping[str, Any]) -> bool:

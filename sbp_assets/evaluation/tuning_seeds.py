@@ -16,11 +16,11 @@ import polars as pl
 from sbp_assets.evaluation.comparison import (
     AGAINST,
     RESAMPLES,
-    ROUNDING,
     UNDEFINED_SHARE,
     generator_of,
     quantile,
     resampled_means,
+    shares_of_oracle_gain,
 )
 from sbp_assets.evaluation.scores import sums_by_cluster
 
@@ -157,9 +157,7 @@ def _difference(arm: str, base: str) -> Any:
 
 def _share(arm: str, base: str, higher: bool) -> Any:
     def share(means: Mapping[str, Any]) -> Any:
-        gain = means["oracle"] - means[base]
-        gained = gain > ROUNDING if higher else gain < -ROUNDING
-        return np.where(gained, (means[arm] - means[base]) / np.where(gained, gain, 1.0), np.nan)
+        return shares_of_oracle_gain(means[arm] - means[base], means["oracle"] - means[base], higher)
 
     return share
 
