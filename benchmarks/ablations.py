@@ -51,22 +51,20 @@ SYNTHESIS: dict[str, dict[str, Any]] = {
     "filtered": {"synthesis.filter.max_copying": 0.5, "synthesis.filter.min_seed_similarity": 0.5},
     "second_round": {"synthesizer.earlier_round": OWN},
 }
-# How strongly a setting regularises goes with rate times decay, roughly (docs/results.md). The profile's product is
-# that of weight_decay_1; that of weight_decay_2 is twice as much. In readings_16 and readings_40 SBP reads D eight
-# times, as configured: they change how much synthetic text it reads. In weight_decay_2_readings_56 all is doubled.
+# In readings_16 and readings_40 SBP reads D eight times, as configured: they change how much synthetic text it reads. In
+# rate_001_decay_2_readings_56 all is doubled.
 BUDGET: dict[str, dict[str, Any]] = {
     "readings_16": {"pretraining.repetitions": 16, "pretraining.synthetic_share": 0.5},
     "readings_40": {"pretraining.repetitions": 40, "pretraining.synthetic_share": 0.8},
     "weight_decay_01": {"pretraining.weight_decay": 0.1},
-    "weight_decay_1": {"pretraining.learning_rate": 1e-2, "pretraining.weight_decay": 1.0},
-    "twice_the_rate": {"pretraining.learning_rate": 2e-2, "pretraining.weight_decay": 1.0},
-    "weight_decay_2": {"pretraining.learning_rate": 1e-2, "pretraining.weight_decay": 2.0},
-    "weight_decay_2_readings_56": {
+    "rate_002_decay_1": {"pretraining.learning_rate": 2e-2, "pretraining.weight_decay": 1.0},
+    "rate_001_decay_2": {"pretraining.learning_rate": 1e-2, "pretraining.weight_decay": 2.0},
+    "rate_001_decay_2_readings_56": {
         "pretraining.learning_rate": 1e-2,
         "pretraining.weight_decay": 2.0,
         "pretraining.repetitions": 56,
     },
-    "weight_decay_2_unconditional": {
+    "rate_001_decay_2_unconditional": {
         "pretraining.learning_rate": 1e-2,
         "pretraining.weight_decay": 2.0,
         "synthesis.condition": "none",
