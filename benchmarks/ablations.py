@@ -51,8 +51,8 @@ SYNTHESIS: dict[str, dict[str, Any]] = {
     "filtered": {"synthesis.filter.max_copying": 0.5, "synthesis.filter.min_seed_similarity": 0.5},
     "second_round": {"synthesizer.earlier_round": OWN},
 }
-# In readings_16 and readings_40 SBP reads D eight times, as configured: they change how much synthetic text it reads. In
-# rate_001_decay_2_readings_56 all is doubled.
+# In readings_16 and readings_40 SBP reads D eight times, as configured: they change how much synthetic text it reads.
+# In rate_001_decay_2_readings_56 all is doubled.
 BUDGET: dict[str, dict[str, Any]] = {
     "readings_16": {"pretraining.repetitions": 16, "pretraining.synthetic_share": 0.5},
     "readings_40": {"pretraining.repetitions": 40, "pretraining.synthetic_share": 0.8},
